@@ -1,0 +1,69 @@
+"""From a configuration to a model."""
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from archlab.check import BLOCKS, target
+from archlab.errors import UserError
+from archlab.model import Decoder
+
+
+def assemble(cfg: DictConfig) -> Decoder:
+    """The decoder a settled configuration describes, its weights not yet set."""
+    blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
+    return Decoder(
+        **cfg.size, **blocks, tied=cfg.embed.tied, embed_norm=cfg.embed.norm, embed_scale=cfg.embed.scale, dropout=cfg.dropout
+    )
+
+
+def assemble_without_weights(cfg: DictConfig) -> Decoder:
+    """The same on the meta device: every module and shape, no memory."""
+    with torch.device("meta"):
+        return assemble(cfg)
+
+
+def build(cfg: DictConfig) -> Decoder:
+    """The decoder with its initial weights, which depend on `seed` and on nothing drawn before."""
+    decoder = assemble(cfg)
+    instantiate(cfg.init)(decoder, cfg.seed)
+    return decoder
+
+
+def settle_size(cfg: DictConfig) -> None:
+    """Replaces what the size leaves to a rule by the number the rule gives."""
+    size = cfg.size
+    size.n_kv_heads = kv_heads(cfg)
+    size.head_dim = head_dim(cfg)
+    size.d_ff = d_ff(cfg)
+
+
+def kv_heads(cfg: DictConfig) -> int:
+    attention, n_heads, asked = target(cfg, "attn"), cfg.size.n_heads, cfg.size.n_kv_heads
+    default = attention.default_kv_heads(n_heads)
+    if asked is not None and not attention.admits(n_heads, asked):
+        raise UserError(
+            f"size.n_kv_heads={asked}: {attention.__name__} with size.n_heads={n_heads} has {default} of them;"
+            " leave it null, or use attn=gqa with a divisor of size.n_heads"
+        )
+    return default if asked is None else asked
+
+
+def head_dim(cfg: DictConfig) -> int:
+    d_model, n_heads, asked = cfg.size.d_model, cfg.size.n_heads, cfg.size.head_dim
+    if asked is None and d_model % n_heads:
+        raise UserError(
+            f"size.n_heads={n_heads}: does not divide size.d_model={d_model}; use a divisor of it, or set size.head_dim"
+        )
+    return d_model // n_heads if asked is None else asked
+
+
+def d_ff(cfg: DictConfig) -> int:
+    """4 d_model, or for a gated network, which has three matrices instead of two, 2/3 of that rounded up to a multiple of 8.
+
+    Source: arXiv:2002.05202, sec. 3.
+    """
+    if cfg.size.d_ff != "matched":
+        return cfg.size.d_ff
+    plain = 4 * cfg.size.d_model
+    return -(-plain * 2 // 3 // 8) * 8 if target(cfg, "ffn").gated else plain

@@ -1,0 +1,1 @@
+"""What a Transformer is made of. Start with `archlab.blocks.contracts`."""

@@ -1,0 +1,71 @@
+"""Masks: who may read whom. Each is one predicate over a query's position, a key's position and the prefix length."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from archlab.blocks.contracts import Mask
+from archlab.quantities import Count
+
+
+class Causal(Mask):
+    """key <= query: a position reads itself and what came before. Source: arXiv:1706.03762, sec. 3.2.3."""
+
+    causal = True
+
+    def may_read(
+        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+    ) -> Bool[Tensor, "#batch query key"]:
+        return key <= query
+
+    def reach(self, queries: slice, seq_len: int) -> slice:
+        return slice(0, queries.stop)
+
+
+class Prefix(Mask):
+    """key <= query or key < prefix_len: the prefix reads itself in both directions, the rest is causal.
+
+    A position inside the prefix sees its own target, so only what follows the prefix is scored.
+    Source: arXiv:2103.10360, sec. 2.1 (GLM: part A bidirectional, part B left to right).
+    """
+
+    uses_prefix = True
+
+    def may_read(
+        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+    ) -> Bool[Tensor, "#batch query key"]:
+        return (key <= query) | (key < prefix_len)
+
+
+class Window(Mask):
+    """query - window < key <= query: a position reads itself and the window - 1 before it.
+
+    Source: arXiv:2310.06825, sec. 2 (Mistral).
+    """
+
+    def __init__(self, window: Count):
+        super().__init__()
+        self.window = window
+
+    def may_read(
+        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+    ) -> Bool[Tensor, "#batch query key"]:
+        return (key <= query) & (key > query - self.window)
+
+    def reach(self, queries: slice, seq_len: int) -> slice:
+        return slice(max(0, queries.start - self.window + 1), queries.stop)
+
+
+class Full(Mask):
+    """Every position reads every other, as in an encoder; only the sequence's last target is unseen, and scored.
+
+    Source: arXiv:1810.04805, sec. 3.
+    """
+
+    bidirectional = True
+
+    def may_read(
+        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+    ) -> Bool[Tensor, "#batch query key"]:
+        shape = torch.broadcast_shapes(query.shape, key.shape)
+        return torch.ones(shape, dtype=torch.bool, device=query.device)

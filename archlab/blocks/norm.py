@@ -1,0 +1,119 @@
+"""Norms: which statistics a position's features are rescaled by.
+
+All share one form, y = gain * (x - mean) / sqrt(variance + eps) + shift, and differ in the axes over which mean and
+variance are taken (`reduces`), and in whether there is a mean at all. In a causal model only statistics over d_model
+alone are honest: any over seq or batch let a position see what comes later.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from archlab.blocks.contracts import Norm
+from archlab.blocks.precision import at_least_float32
+from archlab.quantities import Positive, Share
+
+
+class LayerNorm(Norm):
+    """Over the features of one position, with the biased variance.
+
+    y = gain * (x - mean(x)) / sqrt(var(x) + eps) + shift. `affine=false` leaves gain and shift out.
+    Source: arXiv:1607.06450, eq. 3; per position, as in arXiv:1706.03762, sec. 3.1.
+    """
+
+    def __init__(self, d_model: int, eps: Positive = 1e-5, affine: bool = True):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(d_model)) if affine else 1.0
+        self.shift = nn.Parameter(torch.zeros(d_model)) if affine else 0.0
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=self.eps)
+        return (self.gain * normed + self.shift).type_as(x)
+
+
+class RMSNorm(Norm):
+    """Over the features of one position, by their root mean square; no mean is taken out.
+
+    y = gain * x / sqrt(mean(x^2) + eps). Source: arXiv:1910.07467, eq. 4; eps inside the root, as LLaMA has it.
+    """
+
+    def __init__(self, d_model: int, eps: Positive = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return F.rms_norm(at_least_float32(x), x.shape[-1:], at_least_float32(self.gain), self.eps).type_as(x)
+
+
+class NoNorm(Norm):
+    """Leaves its input as it is."""
+
+    reduces = ()
+
+    def __init__(self, d_model: int):
+        super().__init__()
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return x
+
+
+class BatchNorm(Norm):
+    """Each feature over all positions of all sequences, as vision does over N, H and W.
+
+    In training the statistics are the batch's; in evaluation a running mean of those (`momentum` is the weight of the
+    newest batch). Source: arXiv:1502.03167, alg. 1 and 2; why it suits language badly: arXiv:2003.07845.
+    """
+
+    reduces = ("batch", "seq")
+
+    def __init__(self, d_model: int, eps: Positive = 1e-5, momentum: Share = 0.1):
+        super().__init__()
+        self.over_positions = nn.BatchNorm1d(d_model, eps=eps, momentum=momentum)
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        flat = self.over_positions(rearrange(x, "batch seq d_model -> (batch seq) d_model"))
+        return rearrange(flat, "(batch seq) d_model -> batch seq d_model", batch=x.shape[0])
+
+
+class InstanceNorm(Norm):
+    """Each feature over the positions of one sequence, as vision does over H and W.
+
+    Source: arXiv:1607.08022, eq. 4, with seq in the place of the image's axes.
+    """
+
+    reduces = ("seq",)
+
+    def __init__(self, d_model: int, eps: Positive = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(d_model))
+        self.shift = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        along_seq = rearrange(at_least_float32(x), "batch seq d_model -> batch d_model seq")
+        normed = rearrange(F.layer_norm(along_seq, along_seq.shape[-1:], eps=self.eps), "batch d_model seq -> batch seq d_model")
+        return (self.gain * normed + self.shift).type_as(x)
+
+
+class SequenceNorm(Norm):
+    """LayerNorm over all features of all positions of one sequence, as vision does over C, H and W.
+
+    The gain and the shift are per feature, so that the norm is defined at any length.
+    Source: arXiv:1803.08494, sec. 3, fig. 2, the "Layer Norm" of vision.
+    """
+
+    reduces = ("seq", "d_model")
+
+    def __init__(self, d_model: int, eps: Positive = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(d_model))
+        self.shift = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        normed = F.layer_norm(at_least_float32(x), x.shape[1:], eps=self.eps)
+        return (self.gain * normed + self.shift).type_as(x)

@@ -1,0 +1,123 @@
+"""Residual schemes: how a layer's branches join the residual stream, and where the norms sit.
+
+f is a branch, attention or the feed-forward network; N is the number of layers.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from archlab.blocks.contracts import Norm, Residual
+from archlab.quantities import Literal
+
+Branch = Callable[[Tensor], Tensor]
+MakeNorm = Callable[[], Norm]
+BRANCHES = 2
+
+
+class OneNormPerBranch(Residual):
+    """The schemes that add one branch after the other, each with a norm of its own; `join` says how."""
+
+    def __init__(self, norm: MakeNorm, n_layers: int):
+        super().__init__()
+        self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+        for norm, branch in zip(self.norms, branches, strict=True):
+            x = self.join(x, norm, branch)
+        return x
+
+    @abstractmethod
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor: ...
+
+
+class PreNorm(OneNormPerBranch):
+    """x + f(norm(x)): the stream itself is never normalised, so the model ends with a norm.
+
+    Source: arXiv:2002.04745, table 1.
+    """
+
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        return x + branch(norm(x))
+
+
+class PostNorm(OneNormPerBranch):
+    """norm(x + f(x)): the original Transformer. Source: arXiv:1706.03762, sec. 3.1."""
+
+    needs_final_norm = False
+    told_apart_by_norms = True
+
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        return norm(x + branch(x))
+
+
+class DeepNorm(OneNormPerBranch):
+    """norm(alpha * x + f(x)), with f's feed-forward, value and output projections initialised beta times as large.
+
+    `gains=deepnet`: alpha = (2N)^(1/4), beta = (8N)^(-1/4). Source: arXiv:2203.00555, fig. 2, "decoder-only".
+    `gains=glm`:     alpha = (2N)^(1/2), beta = (2N)^(-1/2). Source: arXiv:2210.02414, sec. 2.1.
+    """
+
+    needs_final_norm = False
+
+    def __init__(self, norm: MakeNorm, n_layers: int, gains: Literal["deepnet", "glm"] = "deepnet"):
+        super().__init__(norm, n_layers)
+        self.alpha, self.branch_gain = {
+            "deepnet": ((2 * n_layers) ** 0.25, (8 * n_layers) ** -0.25),
+            "glm": ((2 * n_layers) ** 0.5, (2 * n_layers) ** -0.5),
+        }[gains]
+
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        return norm(self.alpha * x + branch(x))
+
+
+class BranchNorm(OneNormPerBranch):
+    """x + norm(f(x)): a norm on what the branch adds, none on what it reads.
+
+    Source: arXiv:2501.00656, sec. 2.1 (OLMo 2).
+    """
+
+    told_apart_by_norms = True
+
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        return x + norm(branch(x))
+
+
+class NoResidual(OneNormPerBranch):
+    """f(norm(x)): no stream at all, each branch replaces what it read."""
+
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        return branch(norm(x))
+
+
+class Sandwich(Residual):
+    """x + norm'(f(norm(x))): a norm before and one after each branch. Source: arXiv:2105.13290, sec. 2.4 (CogView)."""
+
+    told_apart_by_norms = True
+
+    def __init__(self, norm: MakeNorm, n_layers: int):
+        super().__init__()
+        self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+        self.branch_norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+        for norm, branch_norm, branch in zip(self.norms, self.branch_norms, branches, strict=True):
+            x = x + branch_norm(branch(norm(x)))
+        return x
+
+
+class Parallel(Residual):
+    """x + attention(norm(x)) + ffn(norm(x)): both branches read the same stream through one norm, as in GPT-J.
+
+    Source: arXiv:2204.02311, sec. 2, "Parallel Layers".
+    """
+
+    def __init__(self, norm: MakeNorm, n_layers: int):
+        super().__init__()
+        self.norm = norm()
+
+    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+        read = self.norm(x)
+        return x + sum(branch(read) for branch in branches)

@@ -1,0 +1,217 @@
+"""Whether a configuration can be run: types first, then what goes together.
+
+Every refusal is one line that names the field, what was given, why it cannot be and what can.
+"""
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Ge
+from hydra.utils import get_class, get_object
+from omegaconf import DictConfig, OmegaConf
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from archlab.errors import UserError
+from archlab.evaluate.settings import EvalSettings
+from archlab.model import Decoder
+from archlab.quantities import Count, Counts, Fraction, Literal, Natural, Probability
+from archlab.train.settings import TrainSettings
+
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn")
+GROUPS = (*BLOCKS, "init", "size", "data")
+
+
+@dataclass(frozen=True)
+class TopLevel:
+    """The options that belong to no section."""
+
+    seed: Natural
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    dropout: Probability
+    prefix: list[Fraction] | None
+    allow_leak: bool
+    budget: Literal["chinchilla"] | None
+    output: str
+
+
+@dataclass(frozen=True)
+class Size:
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    n_kv_heads: Count | None
+    head_dim: Count | None
+    d_ff: Count | Literal["matched"]
+    vocab_size: Annotated[int, Ge(2)]
+
+
+@dataclass(frozen=True)
+class Embed:
+    tied: bool
+    norm: bool
+    scale: Literal["none", "sqrt_d_model"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    every: Count | None
+
+
+SECTIONS = {"": TopLevel, "size": Size, "embed": Embed, "train": TrainSettings, "probe": Probe, "eval": EvalSettings}
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Raises UserError at the first option whose value is not of its type or out of its range."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for section, kind in SECTIONS.items():
+        check_fields(section, plain[section] if section else plain, {f.name: f.type for f in fields(kind)})
+    for group in (*BLOCKS, "init", "data"):
+        check_block(group, plain[group])
+
+
+def check_block(path: str, node: Mapping[str, Any]) -> None:
+    """Holds a block's options to its constructor."""
+    constructor = get_object(node["_target_"])
+    hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor, include_extras=True)
+    check_fields(path, node, {name: hint for name, hint in hints.items() if name in node})
+
+
+def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    for name, hint in hints.items():
+        value = given[name]
+        if isinstance(value, dict) and "_target_" in value:
+            continue
+        try:
+            TypeAdapter(hint).validate_python(value, strict=True)
+        except PydanticUserError:
+            continue  # a hint that speaks of objects, such as a tensor, which no configuration file can hold
+        except ValidationError as error:
+            wanted = {e["msg"].removeprefix("Input should be ") for e in error.errors() if e["type"] != "none_required"}
+            where = f"{path}.{name}" if path else name
+            raise UserError(f"{where}={'null' if value is None else value}: should be {' or '.join(sorted(wanted))}") from None
+
+
+def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    """Raises UserError where options that are each fine cannot go together, or one leaves another without effect.
+
+    `explicit` holds the dotted names of the options that were asked for, as opposed to those that stand by default.
+    """
+    check_leaks(cfg)
+    check_norms(cfg)
+    check_position(cfg, decoder.position.limit)
+    check_prefix(cfg, explicit)
+    check_budget(cfg, explicit)
+    check_training(cfg)
+    check_evaluation(cfg)
+
+
+def target(cfg: DictConfig, group: str) -> Any:
+    return get_class(cfg[group]["_target_"])
+
+
+def option(cfg: DictConfig, group: str) -> str:
+    """How the user calls the option chosen for a group."""
+    return cfg.get("choices", {}).get(group, cfg[group]["_target_"])
+
+
+def leaks(cfg: DictConfig) -> bool:
+    """Whether a position can see its own target through the norm."""
+    sees_future = bool({"batch", "seq"} & set(target(cfg, "norm").reduces))
+    return sees_future and not target(cfg, "mask").bidirectional
+
+
+def check_leaks(cfg: DictConfig) -> None:
+    if leaks(cfg) and not cfg.allow_leak:
+        reduces = " and ".join(target(cfg, "norm").reduces)
+        raise UserError(
+            f"norm={option(cfg, 'norm')}: its statistics run over {reduces}, so under mask={option(cfg, 'mask')} a position"
+            " sees what comes later; use a norm over d_model alone, mask=full, or allow_leak=true to see the leak"
+        )
+
+
+def check_norms(cfg: DictConfig) -> None:
+    if target(cfg, "norm").reduces:
+        return
+    if target(cfg, "residual").told_apart_by_norms:
+        raise UserError(
+            f"residual={option(cfg, 'residual')}: differs from residual=pre only in where its norms sit, and norm={option(cfg, 'norm')} has"
+            " none; use residual=pre, or a norm"
+        )
+    if cfg.embed.norm:
+        raise UserError(f"embed.norm=true: changes nothing under norm={option(cfg, 'norm')}; leave it out, or use a norm")
+
+
+def check_position(cfg: DictConfig, limit: int | None) -> None:
+    if limit is not None and cfg.train.train_len > limit:
+        raise UserError(
+            f"train.train_len={cfg.train.train_len}: pos={option(cfg, 'pos')} is a table of {limit} positions; use at most"
+            " that many, or a larger pos.max_positions"
+        )
+
+
+def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
+    marks_its_own = "prefix" not in cfg.data
+    if marks_its_own:
+        if "prefix" in explicit and cfg.prefix is not None:
+            raise UserError(f"prefix={list(cfg.prefix)}: data={option(cfg, 'data')} marks its own prefix; leave it out")
+        return
+    if cfg.prefix is None:
+        if target(cfg, "mask").uses_prefix:
+            raise UserError("prefix=null: mask=prefix needs a prefix to read in both directions; give two shares, such as [0.25,0.75]")
+        return
+    if len(cfg.prefix) != 2 or not 0 <= cfg.prefix[0] <= cfg.prefix[1] < 1:
+        raise UserError(f"prefix={list(cfg.prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")
+    if target(cfg, "mask").bidirectional:
+        raise UserError(f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out")
+
+
+def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
+    asked = [
+        name
+        for name, given in {
+            "train.steps": "train.steps" in explicit,
+            "train.tokens": cfg.train.tokens is not None,
+            "budget": cfg.budget is not None,
+        }.items()
+        if given
+    ]
+    if len(asked) > 1:
+        raise UserError(f"{asked[-1]}={OmegaConf.select(cfg, asked[-1])}: {asked[0]} sets the length of the run too; keep one of them")
+
+
+def check_training(cfg: DictConfig) -> None:
+    train = cfg.train
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"train.accumulate={train.accumulate}: does not divide train.batch_size={train.batch_size} into equal"
+            " micro-batches; use a divisor of it"
+        )
+    if train.warmup is not None and train.warmup > train.steps:
+        raise UserError(f"train.warmup={train.warmup}: the run has only {train.steps} steps; use at most that many")
+    if train.patience is not None and train.eval_every is None:
+        raise UserError(
+            f"train.patience={train.patience}: counts validations, and there are none while training;"
+            " set train.eval_every, such as train.eval_every=50"
+        )
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    evaluation = cfg.eval
+    if evaluation.stride is not None and evaluation.protocol != "sliding":
+        raise UserError(
+            f"eval.stride={evaluation.stride}: windows slide only under eval.protocol=sliding; add that, or leave it out"
+        )
+    if evaluation.stride is not None and evaluation.stride > cfg.train.train_len * min(evaluation.lengths):
+        raise UserError(
+            f"eval.stride={evaluation.stride}: leaves tokens out between windows of"
+            f" {cfg.train.train_len * min(evaluation.lengths)}; use at most that"
+        )
+    if evaluation.protocol == "sliding" and "prefix" not in cfg.data:
+        raise UserError(
+            f"eval.protocol=sliding: data={option(cfg, 'data')} generates each sequence whole, so there is nothing to slide"
+            " over; use disjoint"
+        )

@@ -1,0 +1,299 @@
+"""The command line: `archlab [verb] name=value ...`, with every mistake answered in one line.
+
+Hydra does the work (`hydra.main`: composing, sweeping, launching, completing); this file stands on both sides of it.
+Before it, arguments are put into Hydra's spelling; after it, what went wrong becomes `archlab: ...` and status 2.
+Nothing here imports torch until a job starts.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import archlab
+from archlab.errors import UserError
+from archlab.overrides import FLAGS, conf_dir, did_you_mean, explain, normalise, split
+
+Action = Callable[[DictConfig, list[str]], Path | None]
+"""What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line: a line of help, and what is called with the words after it."""
+
+    help: str
+    act: Callable[[list[str]], None]
+
+
+# ---------------------------------------------------------------- entering and leaving
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point of `archlab` and of `python -m archlab`; leaves by SystemExit where the status is not 0."""
+    try:
+        try:
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        print("archlab:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone (`archlab --help | head`); a last flush into the closed pipe would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if "--version" in arguments or "-V" in arguments:
+        print("archlab", archlab.__version__)
+        return
+    verb, rest = _verb(arguments)
+    VERBS[verb].act(rest)
+
+
+def _verb(arguments: list[str]) -> tuple[str, list[str]]:
+    """The verb, `run` where none is given, and the words after it."""
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+        return "run", arguments
+    word, *rest = arguments
+    if word in VERBS:
+        return word, rest
+    raise UserError(
+        f"{word}: no such verb; {did_you_mean(word, VERBS)}verbs: {', '.join(VERBS)}; an override is name=value"
+    )
+
+
+# ---------------------------------------------------------------- verbs that work on one configuration
+
+
+def _with_configuration(action: Action, arguments: list[str]) -> None:
+    """Composes what the words describe and acts on it, or does what a flag asks for instead."""
+    flags, words = split(arguments)
+    if "--shell-completion" in flags:
+        return _complete(flags, words)
+    _check_flags(flags)
+    words = normalise(words, _own(flags))
+    jobs = Jobs(action)
+    if "--multirun" in flags and not any(word.startswith("hydra/sweeper") for word in words):
+        jobs.total = _rehearse(flags, words)
+    try:
+        _hydra(flags, words, jobs.run)
+    finally:
+        if "--multirun" in flags and jobs.directories:
+            print(*jobs.directories, sep="\n")
+    jobs.raise_errors()
+
+
+def _check_flags(flags: list[str]) -> None:
+    asked = [flag for flag in flags if flag in ("--multirun", "--cfg", "--info", "--shell-completion")]
+    if len(set(asked)) > 1:
+        raise UserError(f"{' '.join(asked)}: only one of these at a time")
+    if "--resolve" in flags and "--cfg" not in flags:
+        raise UserError("--resolve: only together with --cfg")
+
+
+def _own(flags: list[str]) -> list[Path]:
+    """The folder of the user's own options; the last one where several were given."""
+    return [Path(folder) for flag, folder in zip(flags, flags[1:]) if flag == "--config-dir"][-1:]
+
+
+@dataclass
+class Jobs:
+    """The jobs of one command, and what has come of them as far as they ran in this process."""
+
+    action: Action
+    total: int | None = None
+    directories: list[Path] = field(default_factory=list)
+    errors: list[UserError] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
+
+    def run(self, cfg: DictConfig) -> None:
+        """One job. Hydra prints a line of its own for an exception, so a user's error is kept for the end instead."""
+        try:
+            directory = self.action(_finished(cfg), self._announce())
+        except (UserError, InstantiationException) as error:
+            if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
+                raise
+            self.errors.append(explain(error))
+        except OmegaConfBaseException as error:
+            raise RuntimeError("a finished configuration was read wrongly") from error
+        else:
+            self.directories += [directory] if directory else []
+
+    def raise_errors(self) -> None:
+        if self.errors:
+            others = f" ({len(self.errors)} jobs failed; this is the first)" if len(self.errors) > 1 else ""
+            raise UserError(f"{self.errors[0]}{others}")
+
+    def _announce(self) -> list[str]:
+        """The job's overrides, printed where it is one of several."""
+        settings = HydraConfig.get()
+        overrides = list(settings.overrides.task)
+        if settings.mode == RunMode.MULTIRUN:
+            of = f"/{self.total}" if self.total else ""
+            print(f"[{settings.job.num + 1}{of}] {' '.join(overrides)}", flush=True)
+        return overrides
+
+
+def _finished(cfg: DictConfig) -> DictConfig:
+    from archlab import config
+
+    settings = HydraConfig.get()
+    try:
+        return config.finish(cfg, settings.runtime.choices, config.asked_for(list(settings.overrides.task)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def _rehearse(flags: list[str], words: list[str]) -> int:
+    """Composes and checks every job of a sweep before the first one starts; how many there are."""
+    outcomes: list[UserError | None] = []
+
+    def check(cfg: DictConfig) -> None:
+        try:
+            _finished(cfg)
+        except UserError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append(None)
+
+    # Checking is done here, whatever machine the jobs themselves are for.
+    here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+    _hydra(flags, here, check)
+    for error in filter(None, outcomes):
+        raise error
+    return len(outcomes)
+
+
+# ---------------------------------------------------------------- Hydra
+
+
+def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None]) -> None:
+    """Runs `hydra.main` as if the words were the process's arguments; its exceptions come out as they are."""
+    OmegaConf.register_new_resolver("archlab", _help_on, replace=True)
+    # --info prints through logging, which would answer a closed pipe (`| head`) with a page of its own.
+    logging.raiseExceptions = "--info" not in flags
+    application = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+    with _sweep_folder(flags, words) as folder, _process(["archlab", *flags, *words, *folder]):
+        try:
+            application()
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise explain(error) from error
+
+
+@contextmanager
+def _process(argv: list[str], **environment: str) -> Iterator[None]:
+    """The arguments and the environment of the process, put back afterwards."""
+    before = sys.argv, dict(os.environ)
+    sys.argv = argv
+    os.environ.update(environment, HYDRA_FULL_ERROR="1")
+    try:
+        yield
+    finally:
+        sys.argv = before[0]
+        for name in ("HYDRA_FULL_ERROR", *environment):
+            os.environ.pop(name, None)
+            if name in before[1]:
+                os.environ[name] = before[1][name]
+
+
+@contextmanager
+def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
+    """Where Hydra's sweeper leaves its multirun.yaml: thrown away, since each run records itself.
+
+    A launcher may keep what its jobs need there, so with one the folder stays where config.yaml puts it.
+    """
+    if "--multirun" not in flags or any(word.startswith(("hydra/launcher", "hydra.sweep.")) for word in words):
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="archlab-") as folder:
+        yield [f"hydra.sweep.dir='{folder}'"]
+
+
+def _help_on(what: str) -> str:
+    """The parts of --help that are made of tables in the code; Hydra reads a single $ in them as a placeholder."""
+    lines = {
+        "verbs": [f"  {name:26} {verb.help}" for name, verb in VERBS.items()],
+        "flags": [f"  {flag.usage:26} {flag.help}" for flag in FLAGS],
+    }
+    return "\n".join(lines[what]).replace("$", "$$")
+
+
+# ---------------------------------------------------------------- completion
+
+
+def _complete(flags: list[str], words: list[str]) -> None:
+    """`-sc install=bash` prints the shell's script, which asks `-sc query=bash` with COMP_LINE set."""
+    if not any(word.startswith("query=") for word in words):
+        return _hydra(flags, words, _no_job)
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split()[1:]
+    last = typed.pop() if typed and not line.endswith(" ") else ""
+    if typed and typed[0] in VERBS:
+        typed.pop(0)
+    elif not typed:
+        print(*(verb for verb in VERBS if verb.startswith(last)))
+    if last.startswith("-"):
+        return print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
+    sensible, own = _understood(typed)
+    with _process(sys.argv, COMP_LINE=" ".join(["archlab", *sensible, last])):
+        # Half a command line may well be wrong, and the cursor is no place to say so.
+        with suppress(UserError):
+            _hydra([*flags, *own], words, _no_job)
+
+
+def _understood(typed: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the cursor that make sense, and the flag that names the user's own options."""
+    try:
+        flags, words = split(typed)
+    except UserError:
+        return [], []
+    sensible = ["-m"] if "--multirun" in flags else []
+    for word in words:
+        with suppress(UserError):
+            sensible += normalise([word], _own(flags))
+    return sensible, [word for folder in _own(flags) for word in ("--config-dir", str(folder))]
+
+
+def _no_job(cfg: DictConfig) -> None:
+    raise AssertionError("completion runs nothing")
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    from archlab import lab
+
+    first = HydraConfig.get().job.get("num", 0) == 0
+    return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
+
+
+def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    from archlab import lab
+
+    lab.show(cfg, overrides)
+    return None
+
+
+VERBS = {
+    "run": Verb("train a model and measure it; this is the verb when none is given", partial(_with_configuration, _run)),
+    "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
+}

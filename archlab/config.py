@@ -1,0 +1,55 @@
+"""From what a user typed to a configuration that can be run."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from archlab.overrides import conf_dir, normalise
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration these overrides ask for, checked and settled; each is spelt as on the command line.
+
+    `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
+    """
+    own = [Path(config_dir).absolute()] if config_dir else []
+    words = normalise(overrides, own)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        if own:
+            words = [*words, f"hydra.searchpath=[file://{own[0]}]"]
+        whole = hydra_compose("config", overrides=words, return_hydra_config=True)
+    return finish(whole, whole.hydra.runtime.choices, asked_for(words))
+
+
+def finish(cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = ()) -> DictConfig:
+    """Checks a composed configuration and settles what it leaves to rules; the result holds no reference.
+
+    `choices` says which option of each group was chosen, `explicit` which options were asked for by name.
+    Raises UserError.
+    """
+    from archlab.assemble import assemble_without_weights, settle_size
+    from archlab.check import GROUPS, check_together, check_types
+    from archlab.describe import count_parameters
+    from archlab.train.budget import settle_steps
+
+    settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
+    OmegaConf.resolve(settled)
+    with open_dict(settled):
+        settled.choices = {group: choices[group] for group in GROUPS}
+    check_types(settled)
+    settle_size(settled)
+    decoder = assemble_without_weights(settled)
+    settle_steps(settled, count_parameters(decoder))
+    check_together(settled, decoder, explicit)
+    OmegaConf.set_struct(settled, True)
+    return settled
+
+
+def asked_for(words: Collection[str]) -> set[str]:
+    """The dotted names of the options that normalised overrides set."""
+    return {word.partition("=")[0].lstrip("+") for word in words}

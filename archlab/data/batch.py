@@ -1,0 +1,63 @@
+"""What every source of data yields, and what it promises. Read this file first.
+
+    tokens      ids of a sequence; its inputs are all but the last, its targets all but the first
+    seq_len     tokens of input, so a sequence takes seq_len + 1
+    prefix_len  how many input tokens the model is given: they may be read in both directions
+    scored      the targets that count in the loss
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from archlab.errors import UserError
+
+
+class TooLong(UserError):
+    """The data has no sequence of the length asked for; `longest` is the longest it has, in input tokens."""
+
+    def __init__(self, message: str, longest: int):
+        super().__init__(message)
+        self.longest = longest
+
+
+class Batch(NamedTuple):
+    """Sequences side by side: int64 tokens on the CPU."""
+
+    tokens: Int[Tensor, "batch seq_plus_1"]
+    prefix_len: Int[Tensor, " batch"] | None
+    """In input tokens; None where the data has no prefix."""
+
+    scored: Bool[Tensor, "batch seq"]
+    """Over targets. The target of the last prefix position is the first token after the prefix, so it counts."""
+
+
+class Source(ABC):
+    """Yields batches that depend on the arguments of the call and on nothing else: no state, no worker, no order."""
+
+    name: str
+    """What the user calls it: `data=name`."""
+
+    vocab_size: int
+    """Every id is below it."""
+
+    sha256: str
+    """Of the corpus; of a generated task, of the name and options that define it."""
+
+    exact: bool
+    """Whether there is one right answer, so that exact match means something."""
+
+    @abstractmethod
+    def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
+        """The batch of one optimiser step."""
+
+    @abstractmethod
+    def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
+        """Held-out data, the same at every call: about `n_tokens` tokens of it, at least one sequence.
+
+        The last batch may be smaller. With a `stride`, windows overlap and advance by that many tokens, and each
+        target is still scored once.
+        """

@@ -1,0 +1,148 @@
+"""Windows of one long run of tokens."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer
+
+from archlab.data.batch import Batch, Source, TooLong
+from archlab.errors import UserError
+
+
+class Corpus(Source):
+    """A training and a held-out part, both one-dimensional arrays of ids.
+
+    Training windows start anywhere in the training part with equal probability. Validation windows stand one after
+    another from the start of the held-out part, so that every seq_len which divides `n_tokens` scores the same tokens
+    (where the held-out part has that many).
+
+    With `prefix=[low, high]` each sequence draws its prefix_len uniformly from low * seq_len to high * seq_len tokens,
+    and only what follows the prefix is scored; without it everything is.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        train_part: Integer[np.ndarray, " train_tokens"],
+        valid_part: Integer[np.ndarray, " valid_tokens"],
+        vocab_size: int,
+        prefix: Sequence[float] | None,
+    ):
+        check_prefix(prefix)
+        self.train_part, self.valid_part = train_part, valid_part
+        self.vocab_size, self.prefix = vocab_size, prefix
+        self.sha256 = hash_of(train_part, valid_part)
+
+    def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
+        self._check_train_len(seq_len)
+        rng = np.random.default_rng([seed, step])
+        starts = rng.integers(0, len(self.train_part) - seq_len, batch_size)
+        if self.prefix is None:
+            return windows(self.train_part, starts, seq_len, np.ones_like(starts), None)
+        prefix_len = self._draw_prefix(rng, batch_size, seq_len)
+        return windows(self.train_part, starts, seq_len, prefix_len, prefix_len)
+
+    def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
+        self._check_eval_len(seq_len)
+        self._check_stride(stride, seq_len)
+        n_windows = max(1, min(n_tokens, len(self.valid_part) - 1) // seq_len)
+        starts, first_scored = sliding(seq_len, n_windows, stride or seq_len)
+        prefix_len = None
+        if self.prefix is not None:
+            prefix_len = first_scored = self._draw_prefix(np.random.default_rng(seq_len), len(starts), seq_len)
+        return (
+            windows(self.valid_part, starts[rows], seq_len, first_scored[rows], None if prefix_len is None else prefix_len[rows])
+            for rows in slices(len(starts), batch_size)
+        )
+
+    def _draw_prefix(self, rng: np.random.Generator, n: int, seq_len: int) -> Int[np.ndarray, " batch"]:
+        low, high = (min(max(round(share * seq_len), 1), max(seq_len - 1, 1)) for share in self.prefix)
+        return rng.integers(low, high, n, endpoint=True)
+
+    def _check_train_len(self, seq_len: int) -> None:
+        longest = max(len(self.train_part) - 1, 0)
+        if seq_len > longest:
+            raise TooLong(
+                f"train.train_len={seq_len}: data={self.name} has {len(self.train_part)} tokens to train on and a sequence "
+                f"takes {seq_len + 1}; use a train_len of at most {longest} or a longer corpus",
+                longest,
+            )
+
+    def _check_eval_len(self, seq_len: int) -> None:
+        longest = max(len(self.valid_part) - 1, 0)
+        if seq_len > longest:
+            raise TooLong(
+                f"eval.lengths: a length of {seq_len}: data={self.name} holds out {len(self.valid_part)} tokens and a "
+                f"sequence takes {seq_len + 1}; use a length of at most {longest}, a larger data.valid_share or a longer corpus",
+                longest,
+            )
+
+    def _check_stride(self, stride: int | None, seq_len: int) -> None:
+        if stride is None:
+            return
+        if not 1 <= stride <= seq_len:
+            raise UserError(f"eval.stride={stride}: windows of {seq_len} tokens would leave out targets; use 1 to {seq_len}")
+        if self.prefix is not None:
+            raise UserError(
+                f"eval.stride={stride}: sliding windows score every target and prefix={list(self.prefix)} only what follows "
+                "a prefix; use eval.protocol=disjoint or prefix=null"
+            )
+
+
+def windows(
+    part: Integer[np.ndarray, " tokens"],
+    starts: Int[np.ndarray, " batch"],
+    seq_len: int,
+    first_scored: Int[np.ndarray, " batch"],
+    prefix_len: Int[np.ndarray, " batch"] | None,
+) -> Batch:
+    """Cuts windows; a target is scored where its place in the window, 1 to seq_len, is at least `first_scored`."""
+    place = np.arange(seq_len + 1)
+    tokens = np.asarray(part[starts[:, None] + place], dtype=np.int64)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        prefix_len=None if prefix_len is None else torch.from_numpy(prefix_len),
+        scored=torch.from_numpy(place[1:] >= first_scored[:, None]),
+    )
+
+
+def sliding(seq_len: int, n_windows: int, stride: int) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
+    """Starts and first scored places of windows that cover the targets of `n_windows` disjoint ones.
+
+    A window scores as many targets as it stands further than the one before; the last may advance by less.
+    """
+    last = (n_windows - 1) * seq_len
+    starts = np.append(np.arange(0, last, stride), last)
+    advance = np.diff(starts, prepend=-seq_len)
+    return starts, seq_len - advance + 1
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """Cuts n rows into runs of `size`, the last one shorter where it must be."""
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def split(
+    tokens: Integer[np.ndarray, " tokens"], valid_share: float
+) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
+    """The first part to train on, the last `valid_share` of the tokens held out."""
+    if not 0 < valid_share < 1:
+        raise UserError(f"data.valid_share={valid_share}: leaves nothing to train on or nothing held out; use a share between 0 and 1")
+    n_train = len(tokens) - int(len(tokens) * valid_share)
+    return tokens[:n_train], tokens[n_train:]
+
+
+def hash_of(*parts: Integer[np.ndarray, " _"]) -> str:
+    """SHA-256 of the arrays' bytes, as of one file after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part))
+    return digest.hexdigest()
+
+
+def check_prefix(prefix: Sequence[float] | None) -> None:
+    if prefix is not None and not (len(prefix) == 2 and 0 <= prefix[0] <= prefix[1] <= 1):
+        raise UserError(f"prefix={list(prefix)}: not a range of shares of the sequence; use [low, high] with 0 <= low <= high <= 1")

@@ -1,0 +1,136 @@
+"""Text from a Hugging Face dataset, through one of their tokenizers. Needs the extra `hf`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from jaxtyping import Integer
+
+from archlab.data.corpus import Corpus, slices, split
+from archlab.data.text import N_BYTES
+from archlab.errors import UserError
+from archlab.quantities import Share
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+DOCUMENTS_AT_ONCE = 1000
+
+
+@final
+class HuggingFace(Corpus):
+    """The documents of one column of a dataset, one after the other, each followed by an end-of-text id.
+
+    `path` is a folder written by `save_to_disk`, or what `load_dataset` takes: a folder of data files or a name on
+    the hub. `tokenizer` is a tokenizer.json or a name on the hub; null reads UTF-8 bytes and ends a document with byte
+    0. A tokenizer without an end-of-text id joins documents with nothing. Without `valid_split`, the last
+    `valid_share` of the training split is held out. All documents are tokenised when the source is made.
+    """
+
+    name = "hf"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        split: str = "train",
+        valid_split: str | None = None,
+        column: str = "text",
+        tokenizer: str | None = None,
+        valid_share: Share = 0.1,
+        prefix: Sequence[float] | None = None,
+    ):
+        require_extra()
+        codec = Bytes() if tokenizer is None else Tokens(tokenizer)
+        train_part, valid_part = parts(path, split, valid_split, column, codec, valid_share)
+        super().__init__(train_part, valid_part, codec.vocab_size, prefix)
+
+
+class Bytes:
+    """Documents as UTF-8, each ended by byte 0, which no text uses."""
+
+    vocab_size = N_BYTES
+
+    def encode(self, documents: list[str]) -> Integer[np.ndarray, " tokens"]:
+        return np.frombuffer("".join(document + "\0" for document in documents).encode(), np.uint8)
+
+
+class Tokens:
+    """Documents as a tokenizer's ids, each ended by its end-of-text id where it has one."""
+
+    def __init__(self, tokenizer: str):
+        self.tokenizer = load_tokenizer(tokenizer)
+        known = self.tokenizer.get_vocab()
+        self.vocab_size = max(known.values()) + 1
+        self.end = [known[token] for token in END_OF_TEXT if token in known][:1]
+
+    def encode(self, documents: list[str]) -> Integer[np.ndarray, " tokens"]:
+        encoded = self.tokenizer.encode_batch(documents, add_special_tokens=False)
+        return np.array([token for document in encoded for token in document.ids + self.end], np.int32)
+
+
+def parts(
+    path: str | None, train_split: str, valid_split: str | None, column: str, codec: Bytes | Tokens, valid_share: float
+) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
+    """The training and the held-out part, as two splits or as two ends of one."""
+    train_part = encode(load_split(path, train_split), column, codec)
+    if valid_split is None:
+        return split(train_part, valid_share)
+    if valid_split == train_split:
+        raise UserError(f"data.valid_split={valid_split}: is the split to train on; use another or null")
+    return train_part, encode(load_split(path, valid_split), column, codec)
+
+
+def encode(dataset: "Dataset", column: str, codec: Bytes | Tokens) -> Integer[np.ndarray, " tokens"]:
+    texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    if column not in texts:
+        raise UserError(f"data.column={column}: the dataset has no text of this name; use one of {', '.join(texts) or 'another dataset'}")
+    runs = [codec.encode([text or "" for text in dataset[rows][column]]) for rows in slices(len(dataset), DOCUMENTS_AT_ONCE)]
+    return np.concatenate(runs) if runs else np.empty(0, np.uint8)
+
+
+def load_split(path: str | None, name: str) -> "Dataset":
+    from datasets import load_dataset, load_from_disk
+
+    if path is None:
+        raise UserError("data.path=null: data=hf does not know which dataset; give data.path=a folder or a name on the hub")
+    try:
+        if not saved_to_disk(Path(path)):
+            return load_dataset(path, split=name)
+        saved = load_from_disk(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.path={path}: cannot be loaded ({first_line(error)}); give a folder or a name on the hub") from error
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    if name not in splits:
+        raise UserError(f"data.path={path}: has no split {name}; use one of {', '.join(splits)}")
+    return splits[name]
+
+
+def saved_to_disk(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def load_tokenizer(tokenizer: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    load = Tokenizer.from_file if Path(tokenizer).exists() else Tokenizer.from_pretrained
+    try:
+        return load(tokenizer)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(
+            f"data.tokenizer={tokenizer}: cannot be loaded ({first_line(error)}); give a tokenizer.json, a name on the hub or null"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def require_extra() -> None:
+    try:
+        import datasets  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"data=hf: needs {error.name}, which is not installed; pip install 'archlab[hf]'") from error

@@ -1,0 +1,37 @@
+"""What a model is made of and what it costs, counted from the model itself, without running it."""
+
+import torch
+import torchinfo
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from archlab.model import Decoder
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in the model's parameters, each storage once however many names it has."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
+    """Floating-point operations of the matrix products of one forward pass, by token.
+
+    A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, as fused
+    kernels' formulas have it; the backward pass costs twice as much again. The decoder must be on the meta device.
+    """
+    tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        on_meta(tokens)
+    return counter.get_total_flops() / seq_len
+
+
+def kv_bytes_per_token(n_layers: int, n_kv_heads: int, head_dim: int, bytes_per_number: int) -> int:
+    """What a cache of keys and values grows by with each token of a sequence."""
+    return 2 * n_layers * n_kv_heads * head_dim * bytes_per_number
+
+
+def tree(model: nn.Module, depth: int = 3) -> str:
+    """torchinfo's tree of modules with their parameters; its totals, which count tied weights twice, are left out."""
+    lines = str(torchinfo.summary(model, depth=depth, verbose=0, col_names=("num_params",))).splitlines()
+    rules = [i for i, line in enumerate(lines) if set(line) == {"="}]
+    return "\n".join(lines[rules[1] + 1 : rules[2]])

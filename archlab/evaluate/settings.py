@@ -1,0 +1,15 @@
+"""What can be set about the evaluation."""
+
+from dataclasses import dataclass
+
+from archlab.quantities import Count, Counts, Literal
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """One field for each option of `eval`; conf/config.yaml says what each means."""
+
+    tokens: Count
+    lengths: Counts
+    protocol: Literal["disjoint", "sliding"]
+    stride: Count | None

@@ -1,0 +1,58 @@
+"""Whether a run was stable: its probes and losses in a handful of numbers."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from archlab.train.loop import Outcome
+
+SPIKE_SIGMAS = 6.0
+SPIKE_WINDOW = 128
+SPIKE_HISTORY = 16
+"""Steps before the first that can be called a spike."""
+
+
+def stability(outcome: Outcome, records: Sequence[dict], clip: float | None) -> dict[str, object]:
+    """Worst values over the run; what was not measured is None.
+
+    Gradient norms are of every step, what is inside the layers of the probed steps.
+    """
+    looks = [record["layers"] for record in records if "layers" in record]
+    norms = [norm for norm in outcome.grad_norms if math.isfinite(norm)]
+    return {
+        "max_grad_norm": max(norms, default=None),
+        "median_grad_norm": float(np.median(norms)) if norms else None,
+        "clipped_share": share_above(outcome.grad_norms, clip),
+        "loss_spike_score": spike_score(outcome.losses),
+        "max_activation_rms": worst(max, looks, "activation_rms"),
+        "max_update_ratio": worst(max, looks, "update_ratio"),
+        "min_attention_entropy": worst(min, looks, "attention_entropy"),
+        "max_attention_score": worst(max, looks, "max_score"),
+        "first_nonfinite": asdict(outcome.first_nonfinite) if outcome.first_nonfinite else None,
+    }
+
+
+def share_above(norms: Sequence[float], clip: float | None) -> float | None:
+    """Share of the steps whose gradient was clipped."""
+    return sum(norm > clip for norm in norms) / len(norms) if norms and clip is not None else None
+
+
+def spike_score(losses: Sequence[float]) -> float | None:
+    """Share of the steps whose loss lies more than 6 standard deviations above the mean of the up to 128 steps before.
+
+    Source: the spike score of OLMo 2, arXiv:2501.00656, sec. 3; window and threshold as in OLMo-core's monitor.
+    """
+    if len(losses) <= SPIKE_HISTORY:
+        return None
+    spikes = 0
+    for step in range(SPIKE_HISTORY, len(losses)):
+        before = np.asarray(losses[max(0, step - SPIKE_WINDOW) : step])
+        spikes += not losses[step] <= before.mean() + SPIKE_SIGMAS * before.std()
+    return spikes / (len(losses) - SPIKE_HISTORY)
+
+
+def worst(pick: Callable[[Iterable[float]], float], looks: Iterable[Sequence[dict]], quantity: str) -> float | None:
+    values = [layer[quantity] for look in looks for layer in look if math.isfinite(layer[quantity])]
+    return pick(values) if values else None

@@ -1,0 +1,162 @@
+"""What the verbs do: assemble and describe a model; train it, look at it, and write down what was seen."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from archlab import describe
+from archlab.assemble import assemble_without_weights, build
+from archlab.check import GROUPS, leaks
+from archlab.data.batch import Source
+from archlab.errors import UserError
+from archlab.evaluate.length import by_length, verdict
+from archlab.evaluate.settings import EvalSettings
+from archlab.evaluate.stability import stability
+from archlab.evaluate.validation import held_out
+from archlab.model import Decoder
+from archlab.train.loop import Record, train
+from archlab.train.precision import Machine, machine
+from archlab.train.settings import TrainSettings
+
+LAST_STEPS = 20
+"""train_loss is the mean over this many last steps."""
+
+
+def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Prints what a settled configuration assembles, without training it."""
+    where = machine(cfg.device, cfg.precision)
+    print_assembled(Console(), cfg, costs(cfg, where))
+
+
+def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = None) -> Path:
+    """Trains and evaluates what a settled configuration describes; returns the run's directory.
+
+    `started` is the time.time() from which the time to the first step counts.
+    """
+    from archlab.logbook import Logbook
+    from archlab.report import tables
+    from archlab.report.plots import draw_all
+    from archlab.report.progress import TrainingProgress
+
+    started = started or time.time()
+    console = Console()
+    where, settings = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
+    source = open_source(cfg)
+    source.train(cfg.seed, 1, settings.batch_size, settings.train_len)  # refuses a train_len the data can't serve
+    price = costs(cfg, where)
+    print_assembled(console, cfg, price)
+
+    decoder = build(cfg).to(where.device)
+    if settings.checkpoint:
+        decoder.recompute_activations()
+    validation = partial(held_out, decoder, source, where, settings.train_len, cfg.eval.tokens)
+    logbook = Logbook(cfg.output, cfg, overrides)
+    with TrainingProgress(settings.steps) as progress:
+        outcome = train(
+            decoder,
+            source,
+            settings,
+            where,
+            seed=cfg.seed,
+            probe_every=cfg.probe.every,
+            validate=lambda: validation().loss(),
+            report=logbook.step,
+            tick=progress.advance,
+        )
+    broken = outcome.status == "diverged" or outcome.interrupted
+    val_loss = None if broken else validation().loss()
+    lengths, positions = ([], []) if broken else evaluate(cfg, decoder, source, where)
+    summary = {
+        "status": outcome.status,
+        "leaking": leaks(cfg),
+        "choices": dict(cfg.choices),
+        **price,
+        "train_loss": mean(outcome.losses[-LAST_STEPS:]),
+        "val_loss": val_loss,
+        "length": lengths,
+        "length_verdict": verdict(lengths, settings.train_len, source.exact),
+        "stability": stability(outcome, logbook.metrics, settings.clip),
+        "tokens_per_second": outcome.tokens_per_second,
+        "first_step_seconds": outcome.first_step_at and outcome.first_step_at - started,
+        "seed": cfg.seed,
+        "device": str(where.device),
+        "dtype": str(where.dtype).removeprefix("torch."),
+        "train_len": settings.train_len,
+        "steps": len(outcome.losses),
+        "tokens": len(outcome.losses) * settings.tokens_per_step,
+        "corpus_sha256": source.sha256,
+        "threads": torch.get_num_threads(),
+        **provenance(),
+        "wall_seconds": time.time() - started,
+    }
+    draw_all(logbook.directory, logbook.metrics, summary, positions)
+    summary["wall_seconds"] = time.time() - started
+    logbook.close(summary, positions, decoder)
+    console.print(tables.result(summary))
+    print(logbook.directory)
+    return logbook.directory
+
+
+def open_source(cfg: DictConfig) -> Source:
+    """The data, refused where its ids don't fit the model's vocabulary."""
+    source = instantiate(cfg.data)
+    if source.vocab_size > cfg.size.vocab_size:
+        raise UserError(
+            f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
+            f" use size.vocab_size={source.vocab_size}"
+        )
+    return source
+
+
+def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Machine) -> tuple[list[Record], list[Record]]:
+    from archlab.report.progress import track
+
+    settings = section(cfg, "eval", EvalSettings)
+    multiples = track(settings.lengths, "evaluate", len(settings.lengths))
+    return by_length(decoder, source, where, settings, cfg.train.train_len, multiples)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def costs(cfg: DictConfig, where: Machine) -> dict[str, float]:
+    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len."""
+    on_meta, size = assemble_without_weights(cfg), cfg.size
+    forward = describe.forward_flops_per_token(on_meta, cfg.train.train_len)
+    return {
+        "n_params": describe.count_parameters(on_meta),
+        "flops_per_token": forward,
+        "train_flops_per_token": 3 * forward,
+        "kv_bytes_per_token": describe.kv_bytes_per_token(size.n_layers, size.n_kv_heads, size.head_dim, where.dtype.itemsize),
+    }
+
+
+def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, float]) -> None:
+    from archlab.report import tables
+
+    console.print(tables.assembled([(group, cfg.choices[group], options_of(cfg, group)) for group in GROUPS], price))
+    console.print(describe.tree(assemble_without_weights(cfg)), markup=False, highlight=False)
+
+
+def options_of(cfg: DictConfig, group: str) -> str:
+    """A group's options as they were settled, in one line."""
+    node = OmegaConf.to_container(cfg[group])
+    return ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict))
+
+
+def section(cfg: DictConfig, name: str, kind: type) -> Any:
+    return kind(**OmegaConf.to_container(cfg[name]))
+
+
+def provenance() -> dict[str, Any]:
+    from archlab.logbook import git_state, versions
+
+    return {"versions": versions(), "git": git_state()}

@@ -1,0 +1,114 @@
+"""A run's own directory: everything that is known of it, written as it becomes known.
+
+    config.yaml          the whole configuration, resolved
+    overrides.yaml       what was asked for on the command line
+    metrics.jsonl        one object a logged step
+    summary.json         how it ended
+    positions.json       held-out loss by position, one curve a length
+    model.safetensors    the weights
+    events.out.*         TensorBoard's
+    *.png                plots
+"""
+
+import itertools
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_model
+from torch import nn
+
+import archlab
+
+Record = dict[str, Any]
+
+
+class Logbook:
+    """Writes one run. Numbers that are not finite are written as null, so that the files are JSON."""
+
+    def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str]):
+        # Imported here: TensorBoard takes a second, which describing a model need not pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.directory = new_directory(Path(output), f"{datetime.now():%Y%m%d-%H%M%S}-{slug(overrides)}")
+        (self.directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (self.directory / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)))
+        self.metrics: list[Record] = []
+        self.lines = (self.directory / "metrics.jsonl").open("w", buffering=1)
+        self.events = SummaryWriter(str(self.directory))
+
+    def step(self, record: Record) -> None:
+        self.metrics.append(record)
+        self.lines.write(json.dumps(finite(record)) + "\n")
+        for name, value in scalars(record):
+            self.events.add_scalar(name, value, record["step"])
+
+    def close(self, summary: Record, positions: Sequence[Record], model: nn.Module) -> None:
+        self.lines.close()
+        self.events.close()
+        (self.directory / "positions.json").write_text(json.dumps(finite(positions)))
+        save_model(model, str(self.directory / "model.safetensors"))
+        (self.directory / "summary.json").write_text(json.dumps(finite(summary), indent=2) + "\n")
+
+
+def new_directory(parent: Path, name: str) -> Path:
+    """A directory nobody else has, even where two runs start in the same second."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise AssertionError("unreachable")
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """What was asked for, as part of a file name."""
+    words = "_".join(overrides) or "default"
+    return "".join(c if c.isalnum() or c in "._-=" else "-" for c in words)[:80]
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scalars(record: Record) -> list[tuple[str, float]]:
+    """A record's numbers under the names TensorBoard groups them by."""
+    flat = [(f"train/{name}", value) for name, value in record.items() if isinstance(value, (int, float)) and name != "step"]
+    for depth, layer in enumerate(record.get("layers", ())):
+        flat += [(f"{quantity}/layer_{depth}", value) for quantity, value in layer.items()]
+    return flat
+
+
+def versions() -> Record:
+    names = ("torch", "numpy", "einops", "hydra-core")
+    return {"archlab": archlab.__version__, "python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def git_state() -> Record | None:
+    """The commit archlab runs from and whether it was changed since; None where it isn't run from a checkout."""
+    here = Path(archlab.__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(git(here, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()

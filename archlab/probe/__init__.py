@@ -1,0 +1,1 @@
+"""What is measured inside a model while it trains."""

@@ -1,0 +1,255 @@
+"""Records of a run -> tables for a terminal or a file, and every way a number is written.
+
+The tables fit 80 columns; what may grow long wraps, and no number is cut short.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Record = Mapping[str, Any]
+
+VERDICTS = {
+    "improves": ("green", "longer sequences are predicted better than those of the training length"),
+    "holds": ("green", "longer sequences are predicted as well as those of the training length"),
+    "degrades": ("yellow", "longer sequences are predicted worse than those of the training length"),
+    "collapses": ("red", "prediction breaks down on sequences longer than those of training"),
+    "undecided": ("yellow", "these measurements do not tell how longer sequences are predicted"),
+}
+
+STATUSES = {
+    "completed": ("green", "Completed: every step was taken."),
+    "stopped": ("yellow", "Stopped: training ended before its last step."),
+    "diverged": ("red", "Diverged: a number was no longer finite, and training ended there."),
+}
+
+
+# Numbers.
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits: 0.0123, 1.23e+06; n/a for None."""
+    return "n/a" if value is None else f"{value:.{digits}g}"
+
+
+def nats(value: float | None, sign: str = "") -> str:
+    """Nats per token to four places, 2.3456, or, once too large for that, 1.23e+04; `sign="+"` always writes one."""
+    if value is None:
+        return "n/a"
+    return f"{value:{sign}.4f}" if abs(value) < 1000 or not math.isfinite(value) else f"{value:{sign}.3g}"
+
+
+def percent(share: float | None) -> str:
+    """A share of one: 12.5%."""
+    return "n/a" if share is None else f"{100 * share:.1f}%"
+
+
+def count(value: float | None) -> str:
+    """How many: 512, 12.3k, 1.23M."""
+    return _scaled(value, 1000, ("", "k", "M", "B", "T"))
+
+
+def flop(value: float | None) -> str:
+    """Floating-point operations: 4.5 GFLOP."""
+    return _scaled(value, 1000, (" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP", " PFLOP", " EFLOP", " ZFLOP"))
+
+
+def size(value: float | None) -> str:
+    """Bytes: 12.3 KiB."""
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def duration(seconds: float | None) -> str:
+    """1.23 s, 12.3 s, 4 min 5 s, 2 h 3 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return number(seconds)
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
+    """Three digits and the unit that leaves at most three before the point."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    # A number that would round up to the base is already one of the next unit.
+    place = next((i for i in range(len(units)) if abs(value) / base**i < min(base, 1000) - 0.5), len(units) - 1)
+    scaled = value / base**place
+    return (f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}") + units[place]
+
+
+# Tables.
+
+
+def assembled(rows: Iterable[tuple[str, str, str]], costs: Record | None = None) -> RenderableType:
+    """What a model is put together from: (group, option, what it is) rows, then what it costs."""
+    table = _table(("group", "left"), ("option", "left"))
+    table.add_column("what it is", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return _spaced([table, _pairs("Cost", _costs(costs))]) if costs else table
+
+
+def result(summary: Record) -> RenderableType:
+    """The whole of a run, as it is told when the run ends."""
+    parts = [
+        _leak(summary),
+        _status(summary),
+        Text(" ".join(f"{group}={option}" for group, option in (summary.get("choices") or {}).items())),
+        _pairs("Result", _outcome(summary) + _costs(summary) + _setting(summary)),
+        _pairs("Stability", _stability(summary.get("stability") or {})),
+        _lengths(summary.get("length") or [], summary.get("train_len")),
+        _verdict(summary.get("length_verdict")),
+    ]
+    return _spaced(part for part in parts if part)
+
+
+def divergence(first: Record) -> str:
+    """Where and when a number first ceased to be finite, in words."""
+    layer = re.fullmatch(r"layers\.(\d+)(?:\.(.+))?", str(first["where"]))
+    if layer is None:
+        place = "" if first["where"] == first["quantity"] else f" in {first['where']}"
+    else:
+        place = f" in the {layer[2] or 'output'} of layer {layer[1]} (counted from 0)"
+    return f"at step {first['step']} the {first['quantity']}{place} was no longer finite"
+
+
+def _leak(summary: Record) -> Text | None:
+    if not summary.get("leaking"):
+        return None
+    reason = "a norm of this model sees later positions, so its losses are too low to compare with any other run's."
+    return Text(f"LEAKING: {reason}", style="bold red")
+
+
+def _status(summary: Record) -> Text:
+    color, words = STATUSES.get(summary["status"], ("yellow", str(summary["status"])))
+    first = (summary.get("stability") or {}).get("first_nonfinite")
+    if summary["status"] == "diverged" and first:
+        words = f"Diverged: {divergence(first)}, and training ended there."
+    return Text(words, style=color)
+
+
+def _outcome(summary: Record) -> list[tuple[str, str]]:
+    rows = [
+        ("training loss", _in("nats per token", nats(summary.get("train_loss")))),
+        ("validation loss", _in("nats per token", nats(summary.get("val_loss")))),
+        ("speed", _in("tokens/s", count(summary.get("tokens_per_second")))),
+    ]
+    wall, first = summary.get("wall_seconds"), summary.get("first_step_seconds")
+    return [*rows, ("time", f"{duration(wall)}, of which the first step {duration(first)}")]
+
+
+def _costs(record: Record) -> list[tuple[str, str]]:
+    return [
+        ("parameters", count(record.get("n_params"))),
+        ("forward pass", _in("per token", flop(record.get("flops_per_token")))),
+        ("forward + backward", _in("per token", flop(record.get("train_flops_per_token")))),
+        ("key-value cache", _in("per token", size(record.get("kv_bytes_per_token")))),
+    ]
+
+
+def _setting(summary: Record) -> list[tuple[str, str]]:
+    rows = [
+        ("trained on", _in("tokens a sequence", f"{summary.get('train_len', 'n/a')}")),
+        ("ran on", f"{summary.get('device', 'n/a')}, {summary.get('dtype', 'n/a')}, seed {summary.get('seed', 'n/a')}"),
+    ]
+    corpus = summary.get("corpus_sha256")
+    return [*rows, ("corpus (sha256)", corpus[:16])] if corpus else rows
+
+
+def _stability(stability: Record) -> list[tuple[str, str]]:
+    """The quantities known by name, then any other single number under its own."""
+    known: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "max_grad_norm": ("largest gradient norm", number),
+        "clipped_share": ("steps that were clipped", percent),
+        "loss_spike_score": ("loss spike score", number),
+        "max_activation_rms": ("largest activation RMS", number),
+        "min_attention_entropy": ("smallest attention entropy", lambda value: _in("nats", number(value))),
+        "max_attention_score": ("largest attention score", number),
+        "first_nonfinite": ("first not finite", lambda first: divergence(first) if first else "none"),
+    }
+    rows = [(words, write(stability[key])) for key, (words, write) in known.items() if key in stability]
+    others = {key: value for key, value in stability.items() if key not in known}
+    return rows + [(key.replace("_", " "), number(value)) for key, value in others.items() if _is_number(value)]
+
+
+def _lengths(length: Sequence[Record], train_len: int | None) -> RenderableType | None:
+    """A row for each evaluation length, and below them why some hold no numbers."""
+    if not length:
+        return None
+    protocols = dict.fromkeys(str(record["protocol"]) for record in length if record.get("protocol"))
+    title = Text(f"Held-out loss by length ({', '.join([*protocols, ''])}nats per token)", style="bold")
+    table = _table(*((words, "right") for words in ("tokens", "x train", "loss", "at the end", "vs 1x")))
+    shares = {key: words for key, words in (("exact_match", "exact"), ("token_accuracy", "tokens right")) if _any(length, key)}
+    for words in shares.values():
+        table.add_column(words, justify="right", no_wrap=True)
+    base = next((record.get("loss") for record in length if record["eval_len"] == train_len), None)
+    for record in length:
+        table.add_row(*_length_row(record, base, train_len), *(percent(record.get(key)) for key in shares))
+    notes = dict.fromkeys(record["note"] for record in length if record.get("note"))
+    return Group(title, table, *(Text(f"{_tokens_with(length, note)} tokens: {note}") for note in notes))
+
+
+def _length_row(record: Record, base: float | None, train_len: int | None) -> list[str]:
+    value = record.get("loss")
+    change = None if value is None or base is None else value - base
+    multiple = f"{record['eval_len'] / train_len:g}x" if train_len else "n/a"
+    return [f"{record['eval_len']}", multiple, nats(value), nats(record.get("loss_last")), nats(change, "+")]
+
+
+def _tokens_with(length: Sequence[Record], note: str) -> str:
+    return ", ".join(str(record["eval_len"]) for record in length if record.get("note") == note)
+
+
+def _verdict(verdict: Record | None) -> Text | None:
+    if not verdict:
+        return None
+    color, words = VERDICTS.get(verdict["verdict"], ("yellow", "a verdict without words of its own"))
+    ratio = "" if verdict.get("ratio") is None else f" (the ratio that decided: {number(verdict['ratio'], 4)})"
+    reason = f" {verdict['reason']}" if verdict.get("reason") else ""
+    return Text.assemble((f"Length {verdict['verdict']}", f"bold {color}"), f": {words}{ratio}.{reason}")
+
+
+def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group | None:
+    """Names on the left, values on the right; long values wrap."""
+    if not rows:
+        return None
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return Group(Text(title, style="bold"), table)
+
+
+def _table(*columns: tuple[str, Any]) -> Table:
+    """A table whose (heading, alignment) columns never give up a character."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for heading, alignment in columns:
+        table.add_column(heading, justify=alignment, no_wrap=True)
+    return table
+
+
+def _spaced(parts: Iterable[RenderableType]) -> Group:
+    """The parts with an empty line after each."""
+    return Group(*(piece for part in parts for piece in (part, "")))
+
+
+def _in(unit: str, written: str) -> str:
+    """What is written, with its unit if there is a number."""
+    return written if written == "n/a" else f"{written} {unit}"
+
+
+def _any(records: Sequence[Record], key: str) -> bool:
+    return any(record.get(key) is not None for record in records)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

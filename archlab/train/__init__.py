@@ -1,0 +1,1 @@
+"""How a model learns: settings, schedule, optimiser, precision, and the loop that reads top to bottom."""

@@ -1,0 +1,220 @@
+"""The training loop, to be read from top to bottom."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from archlab.data.batch import Batch, Source
+from archlab.model import Decoder
+from archlab.probe.look import Look
+from archlab.probe.nonfinite import NonFinite, first_nonfinite
+from archlab.train.objective import scored_targets, token_losses
+from archlab.train.optimizer import adamw
+from archlab.train.precision import Machine
+from archlab.train.schedule import learning_rate
+from archlab.train.settings import TrainSettings
+
+Record = dict[str, object]
+
+
+@dataclass
+class Outcome:
+    """How a run ended. Losses and gradient norms are by step, in nats per token."""
+
+    status: str = "completed"
+    """completed, diverged, or stopped: by early stopping or by the user."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    first_nonfinite: NonFinite | None = None
+    interrupted: bool = False
+    """Whether it was the user who stopped it."""
+
+    best_step: int | None = None
+    """With early stopping: the step whose weights were kept."""
+
+    first_step_at: float | None = None
+    """time.time() when the first step was done."""
+
+    tokens_per_second: float | None = None
+    """Over the steps after the first, without the time spent on validation."""
+
+
+def train(
+    decoder: Decoder,
+    source: Source,
+    settings: TrainSettings,
+    machine: Machine,
+    *,
+    seed: int,
+    probe_every: int | None = None,
+    validate: Callable[[], float],
+    report: Callable[[Record], None],
+    tick: Callable[[int, float, float, float], None],
+) -> Outcome:
+    """Trains in place.
+
+    `validate` gives the held-out loss, `report` is handed each logged step's record, `tick` each step's number, loss,
+    gradient norm and tokens per second. A loss or gradient that is not finite ends the run before it reaches the
+    weights.
+    """
+    torch.manual_seed(seed)
+    optimizer, scaler = adamw(decoder, settings), machine.scaler()
+    outcome, patience, clock = Outcome(), Patience(settings.patience), Clock(settings.tokens_per_step)
+    decoder.train()
+    try:
+        for step in range(1, settings.steps + 1):
+            batch = source.train(seed, step, settings.batch_size, settings.train_len)
+            look = Look(decoder) if falls_on(step, probe_every, settings.steps) else None
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, settings)
+
+            optimizer.zero_grad(set_to_none=True)
+            loss = backward(decoder, batch, settings.accumulate, machine, scaler, look)
+            scaler.unscale_(optimizer)
+            if look:
+                look.gradients()
+            grad_norm = float(clip_grad_norm_(decoder.parameters(), settings.clip or math.inf))
+            outcome.losses.append(loss)
+            outcome.grad_norms.append(grad_norm)
+
+            if broke(loss, grad_norm, scaler):
+                outcome.status = "diverged"
+                outcome.first_nonfinite = locate(decoder, batch, machine, step)
+            else:
+                with look.update() if look else nullcontext():
+                    scaler.step(optimizer)
+                    scaler.update()
+            clock.step_done()
+            tick(step, loss, grad_norm, clock.tokens_per_second)
+
+            record: Record = {
+                "step": step,
+                "tokens": step * settings.tokens_per_step,
+                "loss": loss,
+                "lr": learning_rate(step, settings),
+                "grad_norm": grad_norm,
+                "clipped": settings.clip is not None and grad_norm > settings.clip,
+                "tokens_per_second": clock.tokens_per_second,
+            }
+            if look and outcome.status != "diverged":
+                record["layers"] = look.by_layer()
+            if settings.eval_every and step % settings.eval_every == 0 and outcome.status != "diverged":
+                with clock.paused():
+                    record["val_loss"] = validate()
+                patience.see(step, record["val_loss"], decoder)
+                outcome.status = "stopped" if patience.over else "completed"
+            if len(record) > 7 or outcome.status != "completed" or falls_on(step, settings.log_every, settings.steps):
+                report(record)
+            if outcome.status != "completed":
+                break
+    except KeyboardInterrupt:
+        outcome.status, outcome.interrupted = "stopped", True
+    outcome.best_step = patience.restore(decoder) if outcome.status != "diverged" else None
+    outcome.first_step_at, outcome.tokens_per_second = clock.first_step_at, clock.tokens_per_second
+    return outcome
+
+
+def backward(
+    decoder: Decoder, batch: Batch, pieces: int, machine: Machine, scaler: torch.amp.GradScaler, look: Look | None
+) -> float:
+    """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time; returns that loss."""
+    n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
+    total = torch.zeros((), device=machine.device)
+    for i, piece in enumerate(split(batch, pieces)):
+        with machine.autocast(), look.forward() if look and i == 0 else nullcontext():
+            loss = token_losses(decoder, piece).total / n_scored.to(machine.device)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return float(total)
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    columns = [x.chunk(pieces) if x is not None else [None] * pieces for x in batch]
+    return [Batch(*column) for column in zip(*columns, strict=True)]
+
+
+def broke(loss: float, grad_norm: float, scaler: torch.amp.GradScaler) -> bool:
+    """Under loss scaling an overflowing gradient is an ordinary event: the step is skipped and the scale lowered."""
+    if scaler.is_enabled():
+        return not math.isfinite(loss) or scaler.get_scale() < 1
+    return not (math.isfinite(loss) and math.isfinite(grad_norm))
+
+
+def locate(decoder: Decoder, batch: Batch, machine: Machine, step: int) -> NonFinite:
+    def loss() -> Tensor:
+        with machine.autocast():
+            return token_losses(decoder, batch).total
+
+    return first_nonfinite(decoder, loss, step)
+
+
+def falls_on(step: int, every: int | None, last: int) -> bool:
+    """The first step, every so many, and the last."""
+    return every is not None and (step in (1, last) or step % every == 0)
+
+
+class Patience:
+    """Remembers the best validation loss and its weights; over when it has not improved for `limit` validations."""
+
+    def __init__(self, limit: int | None):
+        self.limit = limit
+        self.best_loss, self.best_step, self.waited = math.inf, None, 0
+        self.best_weights: dict[str, Tensor] = {}
+
+    def see(self, step: int, loss: float, decoder: Decoder) -> None:
+        if self.limit is None:
+            return
+        self.waited += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.waited = loss, step, 0
+            self.best_weights = copy.deepcopy(decoder.state_dict())
+
+    @property
+    def over(self) -> bool:
+        return self.limit is not None and self.waited >= self.limit
+
+    def restore(self, decoder: Decoder) -> int | None:
+        if self.best_weights:
+            decoder.load_state_dict(self.best_weights)
+        return self.best_step
+
+
+class Clock:
+    """Tokens per second from the second step on: the first one pays for warming up."""
+
+    def __init__(self, tokens_per_step: int):
+        self.tokens_per_step = tokens_per_step
+        self.steps = 0
+        self.first_step_at: float | None = None
+        self.started = 0.0
+
+    def step_done(self) -> None:
+        self.steps += 1
+        if self.first_step_at is None:
+            self.first_step_at, self.started = time.time(), time.perf_counter()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
+
+    def paused(self) -> "Pause":
+        return Pause(self)
+
+
+class Pause:
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.since = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.clock.started += time.perf_counter() - self.since

@@ -1,0 +1,41 @@
+"""What is minimised: the cross-entropy of the targets that count."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from archlab.data.batch import Batch
+from archlab.model import Decoder
+
+
+class TokenLosses(NamedTuple):
+    """By target: its loss in nats, whether it counts, and whether the likeliest token was the right one."""
+
+    nats: Float[Tensor, "batch seq"]
+    scored: Bool[Tensor, "batch seq"]
+    right: Bool[Tensor, "batch seq"]
+
+    @property
+    def total(self) -> Tensor:
+        """Nats over all scored targets."""
+        return self.nats[self.scored].sum()
+
+
+def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
+    """A target counts where the data scores it and the mask does not let its position read it. float32."""
+    device = decoder.embedding.weight.device
+    tokens, scored = batch.tokens.to(device, non_blocking=True), scored_targets(decoder, batch).to(device, non_blocking=True)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
+    logits = decoder(inputs, prefix_len=prefix_len).float()
+    nats = F.cross_entropy(rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none")
+    return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets)
+
+
+def scored_targets(decoder: Decoder, batch: Batch) -> Bool[Tensor, "batch seq"]:
+    prefix_len = torch.zeros(len(batch.tokens), dtype=torch.long) if batch.prefix_len is None else batch.prefix_len
+    return batch.scored & decoder.mask.may_score(batch.scored.shape[1], prefix_len)

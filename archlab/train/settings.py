@@ -1,0 +1,39 @@
+"""What can be set about a training run, with its units."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from archlab.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One field for each option of `train`; conf/config.yaml says what each means."""
+
+    steps: Count
+    tokens: Count | None
+    train_len: Annotated[int, Ge(2)]
+    batch_size: Count
+    accumulate: Count
+    lr: Positive
+    min_lr: Fraction
+    warmup: Natural | None
+    weight_decay: NonNegative
+    beta1: Probability
+    beta2: Probability
+    clip: Positive | None
+    checkpoint: bool
+    eval_every: Count | None
+    patience: Count | None
+    log_every: Count
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.train_len
+
+    @property
+    def warmup_steps(self) -> int:
+        """A tenth of the steps where nothing else is said."""
+        return self.steps // 10 if self.warmup is None else self.warmup
