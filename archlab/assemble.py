@@ -1,20 +1,35 @@
 """From a configuration to a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from archlab.check import BLOCKS, target
+from archlab.check import BLOCKS, option, target
 from archlab.errors import UserError
 from archlab.model import Decoder
 
 
+@contextmanager
+def in_the_users_words() -> Iterator[None]:
+    """Hydra wraps what a constructor raises; a UserError comes out of this as it was raised."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
 def assemble(cfg: DictConfig) -> Decoder:
     """The decoder a settled configuration describes, its weights not yet set."""
-    blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
-    return Decoder(
-        **cfg.size, **blocks, tied=cfg.embed.tied, embed_norm=cfg.embed.norm, embed_scale=cfg.embed.scale, dropout=cfg.dropout
-    )
+    with in_the_users_words():
+        blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
+        embedding = {"tied": cfg.embed.tied, "embed_norm": cfg.embed.norm, "embed_scale": cfg.embed.scale, "dropout": cfg.dropout}
+        return Decoder(**cfg.size, **blocks, **embedding)
 
 
 def assemble_without_weights(cfg: DictConfig) -> Decoder:
@@ -43,7 +58,7 @@ def kv_heads(cfg: DictConfig) -> int:
     default = attention.default_kv_heads(n_heads)
     if asked is not None and not attention.admits(n_heads, asked):
         raise UserError(
-            f"size.n_kv_heads={asked}: {attention.__name__} with size.n_heads={n_heads} has {default} of them;"
+            f"size.n_kv_heads={asked}: attn={option(cfg, 'attn')} with size.n_heads={n_heads} has {default} of them;"
             " leave it null, or use attn=gqa with a divisor of size.n_heads"
         )
     return default if asked is None else asked
@@ -61,7 +76,7 @@ def head_dim(cfg: DictConfig) -> int:
 def d_ff(cfg: DictConfig) -> int:
     """4 d_model, or for a gated network, which has three matrices instead of two, 2/3 of that rounded up to a multiple of 8.
 
-    Source: arXiv:2002.05202, sec. 3.
+    Source: arXiv:2002.05202, sec. 2.
     """
     if cfg.size.d_ff != "matched":
         return cfg.size.d_ff

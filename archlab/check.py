@@ -90,9 +90,9 @@ def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         except PydanticUserError:
             continue  # a hint that speaks of objects, such as a tensor, which no configuration file can hold
         except ValidationError as error:
-            wanted = {e["msg"].removeprefix("Input should be ") for e in error.errors() if e["type"] != "none_required"}
+            wanted = {e["msg"].removeprefix("Input ").lower() for e in error.errors() if e["type"] != "none_required"}
             where = f"{path}.{name}" if path else name
-            raise UserError(f"{where}={'null' if value is None else value}: should be {' or '.join(sorted(wanted))}") from None
+            raise UserError(f"{where}={'null' if value is None else value}: {' or '.join(sorted(wanted))}") from None
 
 
 def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:

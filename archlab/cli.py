@@ -130,7 +130,7 @@ class Jobs:
             directory = self.action(_finished(cfg), self._announce())
         except (UserError, InstantiationException) as error:
             if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
-                raise
+                raise explain(error) from None
             self.errors.append(explain(error))
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
@@ -138,6 +138,7 @@ class Jobs:
             self.directories += [directory] if directory else []
 
     def raise_errors(self) -> None:
+        """One line for all of them."""
         if self.errors:
             others = f" ({len(self.errors)} jobs failed; this is the first)" if len(self.errors) > 1 else ""
             raise UserError(f"{self.errors[0]}{others}")
@@ -239,9 +240,16 @@ def _help_on(what: str) -> str:
 # ---------------------------------------------------------------- completion
 
 
+SHELLS = ("bash", "fish", "zsh")
+
+
 def _complete(flags: list[str], words: list[str]) -> None:
     """`-sc install=bash` prints the shell's script, which asks `-sc query=bash` with COMP_LINE set."""
-    if not any(word.startswith("query=") for word in words):
+    command, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    if command not in ("install", "uninstall", "query") or shell not in SHELLS:
+        shells = " or ".join(SHELLS)
+        raise UserError(f"--shell-completion: write install=SHELL or uninstall=SHELL, where SHELL is {shells}")
+    if command != "query":
         return _hydra(flags, words, _no_job)
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()[1:]
@@ -294,6 +302,6 @@ def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
 
 VERBS = {
-    "run": Verb("train a model and measure it; this is the verb when none is given", partial(_with_configuration, _run)),
+    "run": Verb("train a model and measure it; the verb when none is given", partial(_with_configuration, _run)),
     "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
 }

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from archlab import describe
-from archlab.assemble import assemble_without_weights, build
+from archlab.assemble import assemble_without_weights, build, in_the_users_words
 from archlab.check import GROUPS, leaks
 from archlab.data.batch import Source
 from archlab.errors import UserError
@@ -106,7 +106,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
 
 def open_source(cfg: DictConfig) -> Source:
     """The data, refused where its ids don't fit the model's vocabulary."""
-    source = instantiate(cfg.data)
+    with in_the_users_words():
+        source = instantiate(cfg.data)
     if source.vocab_size > cfg.size.vocab_size:
         raise UserError(
             f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"

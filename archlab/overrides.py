@@ -15,9 +15,21 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import ListConfig
-from omegaconf.errors import ConfigAttributeError, ConfigIndexError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigIndexError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+)
 
 from archlab.errors import UserError
 
@@ -183,7 +195,7 @@ def _normalise(word: str, known: Known) -> str:
     bare = word.lstrip("+~")
     key, equals, value = bare.partition("=")
     head = key.split(".")[0]
-    if head == "hydra" or head.startswith("hydra/"):
+    if key.startswith(("hydra.", "hydra/")):
         return word
     if not equals and not word.startswith("~"):
         raise UserError(f"{word}: an override is written name=value; a verb comes first")
@@ -283,6 +295,10 @@ def explain(error: Exception) -> UserError:
         case ConfigCompositionException() if "--multirun" in str(error) and "'" in str(error):
             word = str(error).splitlines()[0].partition("'")[2].rpartition("'")[0]
             return UserError(_sweep(word))
+        case InterpolationKeyError():
+            where = f"{error.full_key}: " if error.full_key else ""
+            name = str(error).partition("'")[2].partition("'")[0]
+            return UserError(f"{where}${{{name}}} refers to nothing; between the braces goes a field, as in ${{seed}}")
         case OmegaConfBaseException():
             where = f"{error.full_key}: " if error.full_key else ""
             return UserError(where + _one_line(str(error).partition("full_key:")[0]))

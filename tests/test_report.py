@@ -80,7 +80,10 @@ DIVERGED = SUMMARY | {
     "val_loss": NAN,
     "length": [],
     "length_verdict": None,
-    "stability": {"max_grad_norm": INF, "first_nonfinite": {"step": 37, "where": "layers.2.ffn", "quantity": "activation"}},
+    "stability": {
+        "max_grad_norm": INF,
+        "first_nonfinite": {"step": 37, "where": "layers.2.ffn", "quantity": "activation"},
+    },
 }
 
 
@@ -134,7 +137,10 @@ class TestNumbers:
     def test_is_written_as(self, written, expected):
         assert written == expected
 
-    @pytest.mark.parametrize("write", [tables.count, tables.flop, tables.size, tables.percent, tables.nats, tables.number, tables.duration])
+    @pytest.mark.parametrize(
+        "write",
+        [tables.count, tables.flop, tables.size, tables.percent, tables.nats, tables.number, tables.duration],
+    )
     def test_every_way_of_writing_copes_with_what_is_no_number(self, write):
         assert write(None) == "n/a"
         assert write(NAN).startswith("nan")
@@ -188,7 +194,8 @@ class TestResult:
 
     @pytest.mark.parametrize("verdict", ["improves", "holds", "degrades", "collapses", "undecided"])
     def test_every_verdict_has_words(self, verdict):
-        text = flat(told(tables.result(SUMMARY | {"length_verdict": {"verdict": verdict, "ratio": None, "reason": ""}})))
+        bare = {"verdict": verdict, "ratio": None, "reason": ""}
+        text = flat(told(tables.result(SUMMARY | {"length_verdict": bare})))
         assert f"Length {verdict}: " in text
         assert "ratio" not in text.split(f"Length {verdict}: ")[1]
 
@@ -205,7 +212,11 @@ class TestResult:
         [
             ("loss", "loss", "at step 1 the loss was no longer finite"),
             ("head", "gradient", "at step 1 the gradient in head was no longer finite"),
-            ("layers.0", "activation", "at step 1 the activation in the output of layer 0 (counted from 0) was no longer finite"),
+            (
+                "layers.0",
+                "activation",
+                "at step 1 the activation in the output of layer 0 (counted from 0) was no longer finite",
+            ),
         ],
     )
     def test_divergence_outside_a_branch(self, where, quantity, expected):
@@ -272,6 +283,11 @@ class TestPlots:
         assert lower.lines[1].get_xydata().tolist() == [[1, 4.0], [10, 1.5]]
         assert (upper.get_yscale(), lower.get_yscale()) == ("linear", "log")
 
+    def test_a_validation_loss_of_zero_is_a_point_and_a_lost_one_is_not(self):
+        metrics = [*METRICS, step_record(40, val_loss=0.0), step_record(50, val_loss=None)]
+        upper, _ = plots.training_figure(metrics).axes
+        assert upper.lines[1].get_xydata().tolist() == [[20, 3.2], [40, 0.0]]
+
     def test_training_marks_what_is_not_finite(self):
         upper, lower = plots.training_figure(DIVERGING).axes
         for axes in (upper, lower):
@@ -315,6 +331,11 @@ class TestPlots:
         assert (means == 3.0).tolist() == (centres > 8).tolist()
         # A quarter of a doubling above 8 ends at 9.51, 11.31, 13.45 and 16.
         assert np.allclose(centres[centres > 8], [9, 110**0.5, 156**0.5, (14 * 15 * 16) ** (1 / 3)])
+
+    def test_no_positions_make_no_bins(self):
+        centres, means = plots.binned([], [], train_len=8)
+        assert len(centres) == len(means) == 0
+        assert plots.by_position_figure([{"eval_len": 8, "position": [], "loss": []}], 8) is None
 
     def test_a_bin_with_a_lost_number_is_lost(self):
         _, means = plots.binned([0, 1, 14, 15], [1.0, 2.0, None, 3.0], train_len=8)
@@ -372,10 +393,11 @@ class TestProgress:
         assert [line.split()[1] for line in console.file.getvalue().splitlines()] == ["100/100"]
 
     def test_in_a_terminal_one_line_holds_everything_at_80_columns(self):
-        console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+        terminal = {"TERM": "xterm"}
+        console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ=terminal)
         with progress.TrainingProgress(400, console=console) as bar:
             bar.advance(123, 3.12345, 12.345, 21234.5)
-        last = console.file.getvalue().splitlines()[-1]
+        last = [line for line in console.file.getvalue().splitlines() if "train" in line][-1]
         assert "123/400  loss 3.1235  grad 12.3  21.2k tok/s  ETA" in last
         assert "…" not in last
 

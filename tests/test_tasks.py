@@ -65,7 +65,7 @@ def check_recall(question, answer, scored):
 
 def rows(batch):
     """Question, answer with its scored flags, padding of each row: the answer ends where the padding begins."""
-    for tokens, prefix_len, scored in zip(batch.tokens.tolist(), batch.prefix_len.tolist(), batch.scored.tolist(), strict=True):
+    for tokens, prefix_len, scored in zip(*(column.tolist() for column in batch), strict=True):
         end = 1 + max(i for i, counts in enumerate(scored, start=1) if counts)
         assert not any(scored[: prefix_len - 1])
         yield tokens[:prefix_len], tokens[prefix_len:end], scored[prefix_len - 1 : end - 1], tokens[end:]
@@ -103,21 +103,23 @@ def test_training_asks_all_sizes_and_validation_the_largest(task):
 @every_task
 def test_sizes_grow_with_the_length(task):
     short, long = (next(task().validation(seq_len, 1, 1)).prefix_len.item() for seq_len in (48, 48 * 16))
-    grows = {"recall": (26, 130), "dyck": (40, 760)}  # recall has 64 keys to tell; the eight to be closed stay eight
-    assert (short, long) == grows.get(task.name, (task.name == "odd_one_out") and (48, 768) or (25, 385))
+    halves = (25, 385)  # as many symbols as their answers, and a separator
+    others = {"recall": (26, 130), "dyck": (40, 760), "odd_one_out": (48, 768)}  # recall has told its 64 keys
+    assert (short, long) == others.get(task.name, halves)
 
 
 @every_task
 def test_no_question_is_both_trained_and_held_out(task):
     source, seq_len = task(), 24
     trained = set(questions(source.train(seed, step, 64, seq_len) for seed in range(3) for step in range(30)))
-    held_out = set(questions(batch for length in range(18, seq_len + 1) for batch in source.validation(length, 200 * length, 64)))
+    asked = (batch for length in range(18, seq_len + 1) for batch in source.validation(length, 200 * length, 64))
+    held_out = set(questions(asked))
     assert len(held_out) > 60 and trained.isdisjoint(held_out)
 
 
 def test_the_split_is_the_same_for_every_size_and_order():
     """All 256 questions of 8 bits: each is on one side, about one in eight held out."""
-    source = Parity()
+    source = Parity(smallest=8)
     trained = set(questions(source.train(0, step, 64, 16) for step in range(60)))
     held_out = set(questions(source.validation(16, 16 * 2000, 50)))
     assert trained.isdisjoint(held_out) and len(trained | held_out) == 256
@@ -188,9 +190,9 @@ def test_dyck_sees_every_depth_and_kind():
         (lambda: Copy(symbols=255), "data.symbols=255"),
         (lambda: Recall(keys=200, values=55), "data.keys=200, data.values=55"),
         (lambda: ModAdd(modulus=300), "data.*modulus=300"),
-        (lambda: Parity(smallest=3), "data.smallest=3"),
-        (lambda: Copy(symbols=1), "data.smallest=2"),
-        (lambda: OddOneOut(symbols=1), "data.smallest=2"),
+        (lambda: Parity(smallest=5), "data.smallest=5: .* at least 6"),
+        (lambda: Copy(symbols=1), "data.symbols=1: data=copy has too few"),
+        (lambda: OddOneOut(symbols=1), "data.symbols=1: data=odd_one_out has too few"),
         (lambda: Copy().train(0, 0, 1, 3), "train.train_len=3: .* takes 4"),
         (lambda: Copy().validation(3, 1, 1), "eval.lengths: a length of 3: .* takes 4"),
         (lambda: Copy().validation(40, 1, 1, 20), "eval.stride=20"),

@@ -29,7 +29,7 @@ class Attention(nn.Module):
     head_dim on queries and keys before they are turned. `softcap` keeps the scores within +-softcap. `kernel` computes
     the attention where there is no softcap.
 
-    Source: arXiv:1706.03762, eq. 1; arXiv:2302.05442, sec. 2.2 (qk_norm); arXiv:2408.00118, sec. 2 (softcap).
+    Source: arXiv:1706.03762, eq. 1; arXiv:2302.05442, "QK Normalization" (qk_norm); arXiv:2408.00118, sec. 2 (softcap).
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class Gated(FeedForward):
 
 
 class SquaredReLU(nn.Module):
-    """max(0, x)^2. Source: arXiv:2109.08668, sec. 3 (Primer)."""
+    """max(0, x)^2. Source: arXiv:2109.08668 (Primer)."""
 
     def forward(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         return torch.relu(x).square()

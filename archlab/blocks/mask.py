@@ -40,7 +40,7 @@ class Prefix(Mask):
 class Window(Mask):
     """query - window < key <= query: a position reads itself and the window - 1 before it.
 
-    Source: arXiv:2310.06825, sec. 2 (Mistral).
+    Source: arXiv:2310.06825, fig. 1 (Mistral).
     """
 
     def __init__(self, window: Count):

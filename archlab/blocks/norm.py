@@ -82,7 +82,7 @@ class BatchNorm(Norm):
 class InstanceNorm(Norm):
     """Each feature over the positions of one sequence, as vision does over H and W.
 
-    Source: arXiv:1607.08022, eq. 4, with seq in the place of the image's axes.
+    Source: arXiv:1607.08022, with seq in the place of the image's axes.
     """
 
     reduces = ("seq",)
@@ -103,7 +103,7 @@ class SequenceNorm(Norm):
     """LayerNorm over all features of all positions of one sequence, as vision does over C, H and W.
 
     The gain and the shift are per feature, so that the norm is defined at any length.
-    Source: arXiv:1803.08494, sec. 3, fig. 2, the "Layer Norm" of vision.
+    Source: arXiv:1803.08494, fig. 2, the "Layer Norm" of vision.
     """
 
     reduces = ("seq", "d_model")

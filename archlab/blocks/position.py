@@ -14,7 +14,7 @@ from archlab.quantities import Count, Literal, Positive, Share
 
 
 class NoPosition(Position):
-    """Nothing: order reaches the model through its mask alone. Source: arXiv:2305.19466, sec. 2."""
+    """Nothing: order reaches the model through its mask alone. Source: arXiv:2305.19466."""
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int):
         super().__init__()
@@ -117,7 +117,7 @@ class ALiBi(Position):
 class LearnedPosition(Position):
     """Adds a learned vector for each position, from a table of `max_positions` rows; undefined beyond it.
 
-    Source: arXiv:1810.04805, sec. 3.2; GPT-2 has 1024 rows.
+    Source: arXiv:1810.04805v1, sec. 3.2; GPT-2 has 1024 rows.
     """
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int, max_positions: Count = 512):

@@ -111,7 +111,7 @@ class Sandwich(Residual):
 class Parallel(Residual):
     """x + attention(norm(x)) + ffn(norm(x)): both branches read the same stream through one norm, as in GPT-J.
 
-    Source: arXiv:2204.02311, sec. 2, "Parallel Layers".
+    Source: arXiv:2204.02311, "Parallel Layers".
     """
 
     def __init__(self, norm: MakeNorm, n_layers: int):

@@ -48,15 +48,17 @@ class Corpus(Source):
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
         self._check_eval_len(seq_len)
         self._check_stride(stride, seq_len)
+        return self._held_out_windows(seq_len, n_tokens, batch_size, stride or seq_len)
+
+    def _held_out_windows(self, seq_len: int, n_tokens: int, batch_size: int, stride: int) -> Iterator[Batch]:
         n_windows = max(1, min(n_tokens, len(self.valid_part) - 1) // seq_len)
-        starts, first_scored = sliding(seq_len, n_windows, stride or seq_len)
+        starts, first_scored = sliding(seq_len, n_windows, stride)
         prefix_len = None
         if self.prefix is not None:
             prefix_len = first_scored = self._draw_prefix(np.random.default_rng(seq_len), len(starts), seq_len)
-        return (
-            windows(self.valid_part, starts[rows], seq_len, first_scored[rows], None if prefix_len is None else prefix_len[rows])
-            for rows in slices(len(starts), batch_size)
-        )
+        for rows in slices(len(starts), batch_size):
+            given = None if prefix_len is None else prefix_len[rows]
+            yield windows(self.valid_part, starts[rows], seq_len, first_scored[rows], given)
 
     def _draw_prefix(self, rng: np.random.Generator, n: int, seq_len: int) -> Int[np.ndarray, " batch"]:
         low, high = (min(max(round(share * seq_len), 1), max(seq_len - 1, 1)) for share in self.prefix)
@@ -66,8 +68,8 @@ class Corpus(Source):
         longest = max(len(self.train_part) - 1, 0)
         if seq_len > longest:
             raise TooLong(
-                f"train.train_len={seq_len}: data={self.name} has {len(self.train_part)} tokens to train on and a sequence "
-                f"takes {seq_len + 1}; use a train_len of at most {longest} or a longer corpus",
+                f"train.train_len={seq_len}: data={self.name} has {len(self.train_part)} tokens to train on and a "
+                f"sequence takes {seq_len + 1}; use a train_len of at most {longest} or a longer corpus",
                 longest,
             )
 
@@ -76,7 +78,8 @@ class Corpus(Source):
         if seq_len > longest:
             raise TooLong(
                 f"eval.lengths: a length of {seq_len}: data={self.name} holds out {len(self.valid_part)} tokens and a "
-                f"sequence takes {seq_len + 1}; use a length of at most {longest}, a larger data.valid_share or a longer corpus",
+                f"sequence takes {seq_len + 1}; use a length of at most {longest}, a larger data.valid_share "
+                "or a longer corpus",
                 longest,
             )
 
@@ -84,11 +87,13 @@ class Corpus(Source):
         if stride is None:
             return
         if not 1 <= stride <= seq_len:
-            raise UserError(f"eval.stride={stride}: windows of {seq_len} tokens would leave out targets; use 1 to {seq_len}")
+            raise UserError(
+                f"eval.stride={stride}: windows of {seq_len} tokens would leave out targets; use 1 to {seq_len}"
+            )
         if self.prefix is not None:
             raise UserError(
-                f"eval.stride={stride}: sliding windows score every target and prefix={list(self.prefix)} only what follows "
-                "a prefix; use eval.protocol=disjoint or prefix=null"
+                f"eval.stride={stride}: sliding windows score every target and prefix={list(self.prefix)} only what "
+                "follows a prefix; use eval.protocol=disjoint or prefix=null"
             )
 
 
@@ -109,7 +114,9 @@ def windows(
     )
 
 
-def sliding(seq_len: int, n_windows: int, stride: int) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
+def sliding(
+    seq_len: int, n_windows: int, stride: int
+) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
     """Starts and first scored places of windows that cover the targets of `n_windows` disjoint ones.
 
     A window scores as many targets as it stands further than the one before; the last may advance by less.
@@ -130,7 +137,9 @@ def split(
 ) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
     """The first part to train on, the last `valid_share` of the tokens held out."""
     if not 0 < valid_share < 1:
-        raise UserError(f"data.valid_share={valid_share}: leaves nothing to train on or nothing held out; use a share between 0 and 1")
+        raise UserError(
+            f"data.valid_share={valid_share}: leaves one of the two parts empty; use a share between 0 and 1"
+        )
     n_train = len(tokens) - int(len(tokens) * valid_share)
     return tokens[:n_train], tokens[n_train:]
 
@@ -145,4 +154,6 @@ def hash_of(*parts: Integer[np.ndarray, " _"]) -> str:
 
 def check_prefix(prefix: Sequence[float] | None) -> None:
     if prefix is not None and not (len(prefix) == 2 and 0 <= prefix[0] <= prefix[1] <= 1):
-        raise UserError(f"prefix={list(prefix)}: not a range of shares of the sequence; use [low, high] with 0 <= low <= high <= 1")
+        raise UserError(
+            f"prefix={list(prefix)}: not a range of shares of the sequence; use [low, high] with 0 <= low <= high <= 1"
+        )

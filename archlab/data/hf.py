@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+TEXT_TYPES = ("string", "large_string")
 DOCUMENTS_AT_ONCE = 1000
 
 
@@ -84,24 +85,26 @@ def parts(
 
 
 def encode(dataset: "Dataset", column: str, codec: Bytes | Tokens) -> Integer[np.ndarray, " tokens"]:
-    texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
+    texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in TEXT_TYPES]
     if column not in texts:
-        raise UserError(f"data.column={column}: the dataset has no text of this name; use one of {', '.join(texts) or 'another dataset'}")
-    runs = [codec.encode([text or "" for text in dataset[rows][column]]) for rows in slices(len(dataset), DOCUMENTS_AT_ONCE)]
-    return np.concatenate(runs) if runs else np.empty(0, np.uint8)
+        raise UserError(f"data.column={column}: the dataset has no such text; it has {', '.join(texts) or 'none'}")
+    runs = (dataset[rows][column] for rows in slices(len(dataset), DOCUMENTS_AT_ONCE))
+    encoded = [codec.encode([text or "" for text in run]) for run in runs]
+    return np.concatenate(encoded) if encoded else np.empty(0, np.uint8)
 
 
 def load_split(path: str | None, name: str) -> "Dataset":
     from datasets import load_dataset, load_from_disk
 
     if path is None:
-        raise UserError("data.path=null: data=hf does not know which dataset; give data.path=a folder or a name on the hub")
+        raise UserError("data.path=null: data=hf does not know which dataset; give a folder or a name on the hub")
     try:
         if not saved_to_disk(Path(path)):
             return load_dataset(path, split=name)
         saved = load_from_disk(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"data.path={path}: cannot be loaded ({first_line(error)}); give a folder or a name on the hub") from error
+        reason = first_line(error)
+        raise UserError(f"data.path={path}: cannot be loaded ({reason}); give a folder or a name on the hub") from error
     splits = saved if isinstance(saved, dict) else {"train": saved}
     if name not in splits:
         raise UserError(f"data.path={path}: has no split {name}; use one of {', '.join(splits)}")
@@ -119,8 +122,9 @@ def load_tokenizer(tokenizer: str) -> "Tokenizer":
     try:
         return load(tokenizer)
     except Exception as error:  # tokenizers raises nothing narrower
+        reason = first_line(error)
         raise UserError(
-            f"data.tokenizer={tokenizer}: cannot be loaded ({first_line(error)}); give a tokenizer.json, a name on the hub or null"
+            f"data.tokenizer={tokenizer}: cannot be loaded ({reason}); give a tokenizer.json, a name on the hub or null"
         ) from error
 
 

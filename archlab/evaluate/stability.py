@@ -42,7 +42,7 @@ def share_above(norms: Sequence[float], clip: float | None) -> float | None:
 def spike_score(losses: Sequence[float]) -> float | None:
     """Share of the steps whose loss lies more than 6 standard deviations above the mean of the up to 128 steps before.
 
-    Source: the spike score of OLMo 2, arXiv:2501.00656, sec. 3; window and threshold as in OLMo-core's monitor.
+    Source: the spike score of OLMo 2, arXiv:2501.00656, sec. 3.2; window and threshold as in OLMo-core's monitor.
     """
     if len(losses) <= SPIKE_HISTORY:
         return None

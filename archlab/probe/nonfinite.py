@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,15 @@ def note_into(broken: list[str], name: str) -> Callable[[nn.Module, tuple, objec
 
 
 def first_broken_gradient(model: nn.Module, loss: Tensor) -> str:
-    """The name of the parameter, counted from the head down as the backward pass goes, whose gradient broke first."""
-    names, parameters = zip(*reversed(list(model.named_parameters())), strict=True)
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    broken = [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None and not gradient.isfinite().all()]
+    """The name of the parameter whose gradient broke first as the backward pass goes down."""
+    broken: list[str] = []
+    hooks = [parameter.register_hook(partial(note_gradient, broken, name)) for name, parameter in model.named_parameters()]
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
     return broken[0] if broken else "all parameters together"
+
+
+def note_gradient(broken: list[str], name: str, gradient: Tensor) -> None:
+    if not gradient.isfinite().all():
+        broken.append(name)

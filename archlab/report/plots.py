@@ -40,6 +40,7 @@ STYLE = {
 
 BINS_PER_DOUBLING = 4
 FEW_POINTS = 40
+WIDE = 20  # losses this many times apart need a log axis to be seen together
 
 
 def draw_all(directory: Path, metrics: Records, summary: Mapping[str, Any], positions: Records) -> list[Path]:
@@ -85,16 +86,18 @@ def training_figure(metrics: Records, leaking: bool = False) -> Figure | None:
         return None
     figure, (upper, lower) = _panels("Loss and gradient norm while training", leaking, rows=2, sharex=True)
     _line(upper, steps, losses, color=BLUE, label="training")
-    _points(upper, _having(metrics, "val_loss"), "val_loss", "D", color=VERMILLION, label="validation")
+    _points(upper, metrics, "val_loss", "D", color=VERMILLION, label="validation")
     _line(lower, steps, norms, color=BLUE, label="gradient norm")
-    clipped = _having(metrics, "clipped")
-    _points(lower, clipped, "grad_norm", "v", color=VERMILLION, label=f"clipped ({len(clipped)} of {len(metrics)} logged)")
+    clipped = [record for record in metrics if record.get("clipped")]
+    share = f"clipped ({len(clipped)} of {len(metrics)} logged)"
+    _points(lower, clipped, "grad_norm", "v", color=VERMILLION, label=share)
 
     upper.set_ylabel("loss (nats per token)")
     lower.set_ylabel("gradient norm\nbefore clipping")
     lower.set_xlabel(f"step ({count(metrics[-1]['tokens'])} tokens by the last)")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
-    if _widely_spread(losses):
+    lowest, highest = _positive_range(losses)
+    if highest > WIDE * lowest:
         _log_y(upper, losses)
     _log_y(lower, norms)
     _legend(upper, lower)
@@ -189,10 +192,15 @@ def _draw_lengths(axes: Axes, length: Records, names: Mapping[str, str]) -> None
         _cross(axes, np.array(where), GREY, note)
 
 
-def _panels(title: str, leaking: bool, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+def _panels(
+    title: str, leaking: bool, rows: int = 1, columns: int = 1, sharex: bool = False
+) -> tuple[Figure, list[Axes]]:
     """An empty figure that says what it will show, and its panels."""
     figure = Figure(figsize=(8, 3.2 * rows + 1.6), layout="constrained")
-    figure.suptitle(f"LEAKING: {title}" if leaking else title, color=VERMILLION if leaking else "black", weight="bold" if leaking else "normal")
+    if leaking:
+        figure.suptitle(f"LEAKING: {title}", color=VERMILLION, weight="bold")
+    else:
+        figure.suptitle(title)
     return figure, list(figure.subplots(rows, columns, sharex=sharex, squeeze=False).flat)
 
 
@@ -217,7 +225,8 @@ def _points(axes: Axes, records: Records, key: str, marker: str, color: str, lab
     values = _column(records, key)
     finite = np.isfinite(values)
     if finite.any():
-        axes.plot(_column(records, "step")[finite], values[finite], marker, color=color, markersize=5, label=label, zorder=3)
+        steps = _column(records, "step")[finite]
+        axes.plot(steps, values[finite], marker, color=color, markersize=5, label=label, zorder=3)
 
 
 def _length_axis(axes: Axes, ticks: Sequence[int], train_len: int) -> None:
@@ -245,16 +254,16 @@ def _mark_train_len(axes: Axes, train_len: int) -> None:
     axes.set_xlim(left, max(right, train_len))
 
 
-def _widely_spread(values: np.ndarray) -> bool:
+def _positive_range(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The least and the largest of the finite values above zero; (1, 1) where there are none."""
+    values = np.asarray(values)
     positive = values[np.isfinite(values) & (values > 0)]
-    return positive.size > 0 and positive.max() > 20 * positive.min()
+    return (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
 
 
 def _log_y(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
     """A log10 axis around the positive values, at least a factor of four high, with plain numbers at its ticks."""
-    values = np.asarray(values)
-    positive = values[np.isfinite(values) & (values > 0)]
-    low, high = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
+    low, high = _positive_range(values)
     margin = max((high / low) ** 0.08, (4 * low / high) ** 0.5)
     axes.set_yscale("log")
     axes.set_ylim(low / margin, high * margin)
@@ -281,10 +290,6 @@ def _legend(*panels: Axes) -> None:
 def _ordered_colors(n: int) -> list[Any]:
     """Colours from dark to light; the palest, which white paper swallows, are left out."""
     return [matplotlib.colormaps[ORDERED](share) for share in np.linspace(0, 0.85, n)]
-
-
-def _having(records: Records, key: str) -> Records:
-    return [record for record in records if record.get(key)]
 
 
 def _column(records: Records, key: str) -> np.ndarray:

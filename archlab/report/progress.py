@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -47,14 +47,6 @@ def track(iterable: Iterable[Item], description: str, total: int, console: Conso
         display.close()
 
 
-class _Display(Protocol):
-    def open(self) -> None: ...
-
-    def show(self, done: int, status: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class _Bar:
     """A line that is drawn over again by a thread of its own, so that `show` only stores what is to be seen."""
 
@@ -65,7 +57,7 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn(" {task.fields[status]}"),
             TextColumn(" ETA"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TimeRemainingColumn(compact=True),
             console=console,
             expand=True,
             refresh_per_second=REFRESHES_PER_SECOND,
@@ -118,7 +110,7 @@ class _Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _display(description: str, total: int, start: int, n_lines: int, console: Console | None) -> _Display:
+def _display(description: str, total: int, start: int, n_lines: int, console: Console | None) -> _Bar | _Lines:
     console = console or Console(stderr=True)
     if console.is_interactive:
         return _Bar(description, total, start, console)

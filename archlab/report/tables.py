@@ -187,9 +187,10 @@ def _lengths(length: Sequence[Record], train_len: int | None) -> RenderableType 
     protocols = dict.fromkeys(str(record["protocol"]) for record in length if record.get("protocol"))
     title = Text(f"Held-out loss by length ({', '.join([*protocols, ''])}nats per token)", style="bold")
     table = _table(*((words, "right") for words in ("tokens", "x train", "loss", "at the end", "vs 1x")))
-    shares = {key: words for key, words in (("exact_match", "exact"), ("token_accuracy", "tokens right")) if _any(length, key)}
-    for words in shares.values():
-        table.add_column(words, justify="right", no_wrap=True)
+    headings = {"exact_match": "exact", "token_accuracy": "tokens right"}
+    shares = [key for key in headings if any(record.get(key) is not None for record in length)]
+    for key in shares:
+        table.add_column(headings[key], justify="right", no_wrap=True)
     base = next((record.get("loss") for record in length if record["eval_len"] == train_len), None)
     for record in length:
         table.add_row(*_length_row(record, base, train_len), *(percent(record.get(key)) for key in shares))
@@ -245,10 +246,6 @@ def _spaced(parts: Iterable[RenderableType]) -> Group:
 def _in(unit: str, written: str) -> str:
     """What is written, with its unit if there is a number."""
     return written if written == "n/a" else f"{written} {unit}"
-
-
-def _any(records: Sequence[Record], key: str) -> bool:
-    return any(record.get(key) is not None for record in records)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,155 @@
+"""What the block tests share: sizes that all differ, every option of conf/, and formulas written a second way.
+
+Nothing here asks archlab what to expect: the formulas are plain loops in float64 over indices.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from archlab.blocks.kernel import Reading, fused_kernel
+from archlab.model import Decoder
+
+CONF = Path(__file__).parents[1] / "conf"
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn")
+
+BATCH, SEQ, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 2, 7, 6, 3, 10, 4
+D_MODEL, D_FF, VOCAB = 48, 88, 61
+WINDOW = 4
+
+SIZES = dict(d_model=D_MODEL, n_layers=LAYERS, n_heads=HEADS, head_dim=HEAD_DIM, d_ff=D_FF, vocab_size=VOCAB)
+PLAIN = dict(norm="rms", residual="pre", ffn="swiglu", pos="rope", mask="causal", attn="mha")
+
+
+# --- options of conf/ ---------------------------------------------------------------------------
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def every_option(*groups: str) -> list[tuple[str, str]]:
+    return [(group, name) for group in groups for name in options(group)]
+
+
+def node(group: str, name: str):
+    """An option's yaml with what it refers to filled in: no dropout, a window shorter than a sequence."""
+    loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
+    own = loaded[group] if group in loaded else loaded  # an option that speaks of the whole configuration
+    whole = OmegaConf.create({"dropout": 0.0, "train": {"train_len": WINDOW}, group: own})
+    OmegaConf.resolve(whole)
+    return whole[group]
+
+
+def make(group: str, name: str, **changes) -> partial:
+    """What the Decoder is given for an option: it makes a block each time it is called."""
+    own = OmegaConf.to_container(node(group, name))
+    block = get_class(own.pop("_target_"))
+    assert own.pop("_partial_"), f"conf/{group}/{name}.yaml: each layer makes an instance of its own"
+    return partial(block, **{**instantiate(own, _convert_="all"), **changes})
+
+
+# --- blocks with random weights -----------------------------------------------------------------
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Weights that keep a signal's size, gains around one and biases around zero, so that each of them counts."""
+    for name, weight in module.named_parameters():
+        with torch.no_grad():
+            weight.normal_().mul_(0.3 if weight.dim() == 1 else weight.shape[-1] ** -0.5)
+            if weight.dim() == 1 and not name.endswith(("bias", "shift")):
+                weight.add_(1)
+    return module
+
+
+def build(dtype=torch.float64, **choices) -> Decoder:
+    """A decoder of the sizes above; a block is an option's name or what `make` returns, anything else a size."""
+    chosen = {**PLAIN, **choices}
+    parts = {group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS}
+    sizes = {**SIZES, **{key: value for key, value in chosen.items() if key not in BLOCKS}}
+    sizes.setdefault("n_kv_heads", parts["attn"].func.default_kv_heads(sizes["n_heads"]))
+    return randomise(Decoder(**sizes, **parts)).to(dtype)
+
+
+def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS) -> Reading:
+    pos = make("pos", pos) if isinstance(pos, str) else pos
+    mask = make("mask", mask) if isinstance(mask, str) else mask
+    position = pos(d_model=D_MODEL, n_heads=n_heads, head_dim=HEAD_DIM)
+    return Reading(position, mask(), seq_len, torch.as_tensor(prefix_len).view(-1))
+
+
+def make_attention(name: str, pos="none", mask="causal", n_heads=HEADS, d_model=D_MODEL, head_dim=HEAD_DIM, **changes):
+    part = make("attn", name, **changes)
+    pos = make("pos", pos)(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
+    kernel = fused_kernel(pos, make("mask", mask)())
+    kv_heads = part.func.default_kv_heads(n_heads)
+    return randomise(part(d_model=d_model, n_heads=n_heads, n_kv_heads=kv_heads, head_dim=head_dim, kernel=kernel))
+
+
+def draw_tokens(batch: int = BATCH, seq: int = SEQ, vocab: int = VOCAB) -> Tensor:
+    return torch.randint(vocab, (batch, seq))
+
+
+def embeddings_of(decoder: Decoder) -> list[Tensor]:
+    """Fills, at the next forward pass, with the token embeddings, which then keep their gradient."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    decoder.embedding.register_forward_hook(keep)
+    return kept
+
+
+# --- formulas, a second time --------------------------------------------------------------------
+
+MAY_READ: dict[str, Callable[[int, int, int], bool]] = {
+    "causal": lambda query, key, prefix: key <= query,
+    "prefix": lambda query, key, prefix: key <= query or key < prefix,
+    "window": lambda query, key, prefix: 0 <= query - key <= WINDOW - 1,
+    "full": lambda query, key, prefix: True,
+}
+
+LOG2_SLOPES = {
+    6: [-2, -4, -6, -8, -1, -3],
+    12: [-1, -2, -3, -4, -5, -6, -7, -8, -0.5, -1.5, -2.5, -3.5],
+    40: [-0.25 * h for h in range(1, 33)] + [-0.125 - 0.25 * h for h in range(8)],
+}
+
+BIAS: dict[str, Callable[[int, int, int], float]] = {
+    "none": lambda head, query, key: 0.0,
+    "alibi": lambda head, query, key: -(2.0 ** LOG2_SLOPES[HEADS][head]) * abs(query - key),
+}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, may_read, bias, softcap: float | None = None) -> Tensor:
+    """Attention query by query, over the keys it may read and no others; query head h reads kv head h // group.
+
+    q, k, v are (batch, heads, seq, head_dim); may_read(sequence, query, key); bias(head, query, key).
+    """
+    batch, heads, seq, head_dim = q.shape
+    group = heads // k.shape[1]
+    read = torch.zeros(batch, heads, seq, head_dim, dtype=torch.float64)
+    for b, h, i in product(range(batch), range(heads), range(seq)):
+        keys = [j for j in range(seq) if may_read(b, i, j)]
+        scores = k[b, h // group, keys].double() @ q[b, h, i].double() / math.sqrt(head_dim)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores + torch.tensor([bias(h, i, j) for j in keys], dtype=torch.float64)
+        weights = torch.exp(scores - scores.max().detach())
+        read[b, h, i] = (weights / weights.sum()) @ v[b, h // group, keys].double()
+    return read
+
+
+def gradients(output: Tensor, inputs, seed: int = 5) -> tuple[Tensor, ...]:
+    """Of a random direction of the output, the same one for every output of one shape."""
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.autograd.grad((output * direction.to(output.dtype)).sum(), list(inputs))

@@ -1,0 +1,426 @@
+"""The command line: every spelling that should work, and every mistake answered in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from archlab import cli, lab
+from archlab.cli import VERBS, Verb, main
+from archlab.errors import UserError
+from archlab.overrides import FLAGS, conf_dir, groups, normalise, split
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Answer:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class Session:
+    """Runs commands in this process; instead of training, jobs are written down."""
+
+    answer: Callable[..., Answer]
+    jobs: list[tuple[DictConfig, list[str]]]
+
+    def __call__(self, *words: str) -> Answer:
+        return self.answer(*words)
+
+    @property
+    def norms(self) -> list[str]:
+        return [cfg.choices.norm for cfg, _ in self.jobs]
+
+
+@pytest.fixture
+def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Session]:
+    jobs: list[tuple[DictConfig, list[str]]] = []
+
+    def stand_in(cfg: DictConfig, overrides: Sequence[str], started: float | None = None) -> Path:
+        jobs.append((cfg, list(overrides)))
+        return Path(cfg.output) / f"run-{len(jobs)}"
+
+    def answer(*words: str) -> Answer:
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        status = 0
+        try:
+            main(list(words))
+        except SystemExit as leaving:
+            assert leaving.code is None or isinstance(leaving.code, int)
+            status = leaving.code or 0
+        return Answer(status, *capsys.readouterr())
+
+    monkeypatch.setattr(lab, "run", stand_in)
+    monkeypatch.setattr(lab, "show", stand_in)
+    monkeypatch.chdir(tmp_path)
+    yield Session(answer, jobs)
+    GlobalHydra.instance().clear()
+
+
+def shell(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+# ---------------------------------------------------------------- spellings
+
+
+@pytest.mark.parametrize("spelling", ["norm=layer", "+norm=layer", "++norm=layer", "norm='layer'"])
+def test_a_group_is_chosen_in_every_spelling(archlab: Session, spelling: str) -> None:
+    assert archlab(spelling).status == 0
+    assert archlab.norms == ["layer"]
+
+
+@pytest.mark.parametrize("spelling", ["norm.eps=1e-3", "+norm.eps=1e-3", "++norm.eps=1e-3", "norm={eps:1e-3}"])
+def test_a_field_is_set_in_every_spelling(archlab: Session, spelling: str) -> None:
+    assert archlab(spelling).status == 0
+    assert archlab.jobs[0][0].norm.eps == 1e-3
+
+
+def test_a_field_may_be_named_before_its_group(archlab: Session) -> None:
+    assert archlab("norm.eps=1e-3", "+norm=layer").status == 0
+    cfg, overrides = archlab.jobs[0]
+    assert (cfg.choices.norm, cfg.norm.eps) == ("layer", 1e-3)
+    assert overrides == ["norm.eps=1e-3", "norm=layer"]
+
+
+def test_the_last_word_wins(archlab: Session) -> None:
+    archlab("norm=rms", "+norm=layer")
+    assert archlab.norms == ["layer"]
+
+
+def test_a_sweep_is_one_job_for_every_combination(archlab: Session) -> None:
+    answer = archlab("-m", "+norm=layer,rms", "seed=0,1")
+    assert answer.status == 0
+    jobs = [(cfg.choices.norm, cfg.seed) for cfg, _ in archlab.jobs]
+    assert jobs == [("layer", 0), ("layer", 1), ("rms", 0), ("rms", 1)]
+    assert "[1/4] norm=layer seed=0" in answer.out
+    assert answer.out.splitlines()[-4:] == [f"experiments/runs/run-{number}" for number in (1, 2, 3, 4)]
+
+
+def test_flags_may_stand_anywhere(archlab: Session) -> None:
+    assert archlab("+norm=rms", "pos=alibi", "-m", "norm=layer,rms").status == 0
+    assert archlab.norms == ["layer", "rms"]
+    assert {cfg.choices.pos for cfg, _ in archlab.jobs} == {"alibi"}
+
+
+@pytest.mark.parametrize("sweep", ["norm=choice(layer,rms)", "+norm=glob(*,exclude=[none,batch,sequence,instance])"])
+def test_hydras_own_sweeps_work(archlab: Session, sweep: str) -> None:
+    assert archlab("-m", sweep).status == 0
+    assert archlab.norms == ["layer", "rms"]
+
+
+def test_a_users_own_option(archlab: Session, tmp_path: Path) -> None:
+    option = tmp_path / "my" / "norm" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: archlab.blocks.norm.RMSNorm\n_partial_: true\neps: 0.25\n")
+    assert archlab("--config-dir", "my", "+norm=mine").status == 0
+    assert archlab("norm=mine,rms", "-m", "-cd=my").status == 0
+    assert archlab.norms == ["mine", "mine", "rms"]
+    assert archlab.jobs[0][0].norm.eps == 0.25
+
+
+def test_verbs(archlab: Session) -> None:
+    assert archlab("show", "+norm=layer").status == 0
+    assert archlab("run", "norm=layer").status == 0
+    assert archlab().status == 0
+    assert archlab.norms == ["layer", "layer", "rms"]
+
+
+def test_a_new_verb_is_one_entry(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setitem(VERBS, "echo", Verb("say it again", heard.extend))
+    assert archlab("echo", "two", "words").status == 0
+    assert heard == ["two", "words"]
+    assert "say it again" in archlab("--help").out
+
+
+def test_hydra_leaves_nothing_behind(archlab: Session, tmp_path: Path) -> None:
+    for words in (["seed=1"], ["-m", "seed=1,2"], ["--help"], ["--cfg", "all"]):
+        assert archlab(*words).status == 0
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path
+
+
+def test_arguments_and_environment_are_put_back(archlab: Session) -> None:
+    before = list(sys.argv), dict(os.environ)
+    archlab("show")
+    archlab("norm.epss=1")
+    assert (sys.argv, dict(os.environ)) == before
+
+
+# ---------------------------------------------------------------- flags that print
+
+
+def test_help_names_verbs_flags_groups_and_options(archlab: Session) -> None:
+    out = archlab("--help").out
+    for verb in VERBS.values():
+        assert verb.help in out
+    for flag in FLAGS:
+        assert flag.name in out and flag.help in out
+    for group, options in groups().items():
+        assert f"{group}: {', '.join(options)}" in out
+
+
+def test_cfg_prints_the_configuration(archlab: Session) -> None:
+    out = archlab("--cfg", "job", "+norm=layer", "train.steps=7").out
+    assert "archlab.blocks.norm.LayerNorm" in out and "steps: 7" in out
+    assert archlab("seed=1", "--cfg=job", "--resolve").out.startswith("seed: 1\n")
+    assert archlab.jobs == []
+
+
+def test_version(archlab: Session) -> None:
+    import archlab as package
+
+    assert archlab("--version").out == f"archlab {package.__version__}\n"
+
+
+# ---------------------------------------------------------------- mistakes
+
+NORMS = "options: batch, instance, layer, none, rms, sequence"
+
+MISTAKES = {
+    "norm=rsm": f"norm=rsm: no such option; did you mean rms? {NORMS}",
+    "+norm=rsm": f"norm=rsm: no such option; did you mean rms? {NORMS}",
+    "-m norm=layer,rsm": f"norm=layer,rsm: no such option 'rsm'; did you mean rms? {NORMS}",
+    "-m seed=0,1 +norm=choice(layer,rsm)": f"no such option 'rsm'; did you mean rms? {NORMS}",
+    "-m norm=glob(z*)": f"norm=glob(z*): matches no option; {NORMS}",
+    "norm=null": f"norm=null: norm cannot be empty; {NORMS}",
+    "norm=": f"norm=: norm cannot be empty; {NORMS}",
+    "norm=[layer,rms]": f"norm takes one option, not a list; to run each write -m norm=layer,rms; {NORMS}",
+    "~norm": f"~norm: norm cannot be left out, only set; {NORMS}",
+    "~norm=rms": "norm cannot be left out",
+    "~seed": "~seed: seed cannot be left out, only set; write seed=...",
+    "nrom=rms": "nrom=rms: nothing is called nrom; did you mean norm? there are allow_leak, attn,",
+    "+nrom=rms": "+nrom=rms: nothing is called nrom; did you mean norm?",
+    "nrom.eps=1": "nothing is called nrom; did you mean norm?",
+    "lr=1e-3": "lr=1e-3: nothing is called lr; did you mean train.lr?",
+    "d_model=64": "did you mean size.d_model?",
+    "norm@other=rms": "norm@other=rms: nothing is called norm@other; did you mean norm?",
+    "=3": "=3: nothing is called that",
+    "hydra=3": "hydra=3: nothing is called hydra",
+    "train=3": "train=3: train is a section, not a field; set one of train.steps,",
+    "norm.epss=1": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
+    "+norm.epss=1": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
+    "-m norm.epss=1,2": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
+    "train={stepz:3}": "train has no option 'stepz'; did you mean steps?",
+    "norm.eps.x=1": "norm.eps.x: norm.eps has no options of its own, so no 'x'",
+    "eval.lengths.9=1": "eval.lengths[9]: there are 5 items, counted from 0",
+    "eval.lengths.x=1": "eval.lengths is a list, whose items have numbers",
+    "norm.eps=[": "norm.eps=[: cannot be read; write name=value",
+    "norm=a=b": "norm=a=b: cannot be read",
+    "seed=${nope}": "${nope} refers to nothing",
+    "--cfg job --resolve seed=${nope}": "${nope} refers to nothing",
+    "seed=0,1": "seed=0,1: several values are several runs, which -m asks for; a list is written seed=[0,1]",
+    "norm=layer,rms": "norm=layer,rms: several values are several runs, which -m asks for",
+    "norm.eps=abc": "norm.eps=abc:",
+    "hydra/launcher=nope": "hydra/launcher/nope: not found; options: basic",
+    "hydra.jub=1": "hydra.jub: hydra has no option 'jub'; did you mean job?",
+    "--config-dir nowhere": "--config-dir nowhere: no such folder",
+    "--config-dir": "--config-dir: a value is missing; write -cd, --config-dir FOLDER",
+    "--confg-dir my": "--confg-dir: no such flag; did you mean --config-dir?",
+    "--cfg jbo": "--cfg jbo: no such choice; did you mean job? choices: job, hydra, all",
+    "--info deflts": "deflts: an override is written name=value",
+    "-sc": "--shell-completion: write install=SHELL or uninstall=SHELL, where SHELL is bash or fish or zsh",
+    "-sc install=tcsh": "--shell-completion: write install=SHELL",
+    "--multirun=3": "--multirun takes no value",
+    "-m --cfg job": "--multirun --cfg: only one of these at a time",
+    "--resolve": "--resolve: only together with --cfg",
+    "shwo": "shwo: no such verb; did you mean show? verbs: run, show",
+    "norm": "norm: no such verb; verbs: run, show; an override is name=value",
+    "norm=rms show": "show: an override is written name=value; a verb comes first",
+    "-m norm=rms,batch": "norm=batch:",
+    "-m seed=1,2 size.d_model=128,7": "size.d_model=7",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_answered_in_one_line(archlab: Session, words: str, tmp_path: Path) -> None:
+    answer = archlab(*words.split())
+    assert answer.status == 2
+    assert answer.err.startswith("archlab: ") and answer.err.endswith("\n") and answer.err.count("\n") == 1
+    assert MISTAKES[words] in answer.err
+    assert answer.out == ""
+    assert archlab.jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_option_of_the_users_own(archlab: Session, tmp_path: Path) -> None:
+    option = tmp_path / "my" / "norm" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("eps: [1\n")
+    answer = archlab("--config-dir", "my", "norm=mine")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "mine.yaml" in answer.err
+
+
+def test_what_a_job_refuses_is_one_line_too(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+        if cfg.seed:
+            raise UserError(f"seed={cfg.seed}: not today")
+        return Path("a-run")
+
+    monkeypatch.setattr(lab, "run", refuse)
+    assert archlab("seed=1").err == "archlab: seed=1: not today\n"
+    answer = archlab("-m", "seed=1,0,2")
+    assert (answer.status, answer.err) == (2, "archlab: seed=1: not today (2 jobs failed; this is the first)\n")
+    assert answer.out.splitlines()[-1] == "a-run"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+        return cfg.no_such_field
+
+    monkeypatch.setattr(lab, "run", stumble)
+    with pytest.raises(RuntimeError, match="read wrongly"):
+        archlab("seed=1")
+
+
+def test_interrupted(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab, "run", interrupt)
+    answer = archlab("-m", "seed=1,2")
+    assert (answer.status, answer.err) == (130, "")
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def test_normalise_moves_flags_forward_and_spells_them_out() -> None:
+    words = ["+norm=rms", "-m", "pos=alibi,rope", "-c", "job", "--info"]
+    assert normalise(words) == ["--multirun", "--cfg", "job", "--info", "all", "norm=rms", "pos=alibi,rope"]
+
+
+def test_normalise_adds_the_plus_that_hydra_wants(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "modern.yaml").write_text("# @package _global_\nseed: 3\n")
+    for spelling in ("preset=modern", "+preset=modern", "++preset=modern"):
+        assert normalise([spelling], [tmp_path]) == ["+preset=modern"]
+    with pytest.raises(UserError, match=r"preset=modren: no such option; did you mean modern\? options: modern"):
+        normalise(["preset=modren"], [tmp_path])
+
+
+def test_normalise_leaves_hydras_own_names_alone() -> None:
+    words = ["hydra/launcher=joblib", "+hydra.job.env_set.A=1", "~hydra.callbacks.x", "hydra.launcher.n_jobs=2"]
+    assert normalise(words) == words
+
+
+def test_a_group_is_a_folder_and_an_option_a_file() -> None:
+    assert set(groups()) == {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    assert groups()["norm"] == ["batch", "instance", "layer", "none", "rms", "sequence"]
+
+
+def test_split_reads_a_flags_value() -> None:
+    assert split(["-cd", "my", "a=1"]) == split(["a=1", "--config-dir=my"]) == (["--config-dir", "my"], ["a=1"])
+    assert split(["-i", "defaults", "a=1"]) == (["--info", "defaults"], ["a=1"])
+    assert split(["-i", "a=1"]) == (["--info", "all"], ["a=1"])
+
+
+# ---------------------------------------------------------------- completion
+
+COMPLETIONS = {
+    "archlab norm=": "norm=batch norm=instance norm=layer norm=none norm=rms norm=sequence",
+    "archlab +no": "+norm=",
+    "archlab show norm=r": "norm=rms",
+    "archlab sh": "show",
+    "archlab --mul": "--multirun",
+    "archlab +pos=alibi -m norm=layer,rms see": "seed=",
+    "archlab norm=rsm pos=al": "pos=alibi",
+    "archlab norm.e": "norm.eps=",
+    "archlab --config-dir nowhere norm=": "",
+}
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_completion(archlab: Session, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    answer = archlab("-sc", "query=bash")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out.split() == COMPLETIONS[line].split()
+
+
+def test_completion_in_a_shell(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    script = tmp_path / "archlab"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m archlab "$@"\n')
+    script.chmod(0o755)
+    ask = 'eval "$(archlab -sc install=bash)"; COMP_LINE="archlab +norm=l" COMP_CWORD=1; hydra_bash_completion'
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    answer = shell(bash, "-c", f'{ask}; echo "${{COMPREPLY[@]}}"', cwd=tmp_path, PATH=path)
+    assert answer.stdout.split() == ["+norm=layer"]
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def test_what_needs_no_model_does_not_import_torch(tmp_path: Path) -> None:
+    commands = [
+        "--help",
+        "--version",
+        "--cfg job",
+        "--info defaults +norm=layer",
+        "shwo",
+        "nrom=rms",
+        "-m norm=layer,rsm",
+        "norm.epss=1",
+        "-sc install=bash",
+        "-sc query=bash",
+    ]
+    program = f"""
+import sys
+from archlab.cli import main
+for words in {commands}:
+    try:
+        main(words.split())
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, words
+"""
+    answer = shell(sys.executable, "-c", program, cwd=tmp_path, COMP_LINE="archlab norm=")
+    assert answer.returncode == 0, answer.stderr
+    assert "| norm/layer" in answer.stdout
+
+
+def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
+    answer = shell(sys.executable, "-m", "archlab", "+norm=rsm", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr == f"archlab: {MISTAKES['norm=rsm']}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    for flags in (["--help"], ["--info", "all"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "archlab", *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.wait(timeout=60)
+        process.stderr.close()
+
+
+def test_one_name_for_the_module_and_the_script() -> None:
+    assert cli.main is main

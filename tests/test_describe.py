@@ -1,0 +1,59 @@
+"""Counts and costs, against Hugging Face's models and formulas written out by hand."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import archlab
+from archlab.assemble import assemble_without_weights
+from archlab.describe import count_parameters, forward_flops_per_token, kv_bytes_per_token, tree
+
+
+def test_parameters_of_a_llama():
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(
+            LlamaConfig(vocab_size=211, hidden_size=48, intermediate_size=104, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2)
+        )
+    ours = archlab.build(
+        "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "attn=gqa", "size.n_kv_heads=2", "size.d_ff=104", "size.vocab_size=211"
+    )
+    assert count_parameters(ours) == theirs.num_parameters()
+
+
+def test_parameters_of_a_gpt2_with_its_tied_head_counted_once():
+    with torch.device("meta"):
+        theirs = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=6, n_positions=37))
+    ours = archlab.build(
+        "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "size.vocab_size=211", "norm=layer", "ffn=gelu_tanh", "ffn.bias=true",
+        "attn.qkv_bias=true", "attn.out_bias=true", "pos=learned", "pos.max_positions=37", "train.train_len=37", "embed.tied=true",
+    )  # fmt: skip
+    assert count_parameters(ours) == theirs.num_parameters()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("pos=alibi",), ("attn=mqa",), ("attn.softcap=30",), ("mask=prefix",), ("ffn=relu",), ("pos=alibi", "train.train_len=640")],
+)
+def test_flops_by_hand(overrides):
+    cfg = archlab.compose("size=nano", *overrides)
+    size, seq = cfg.size, cfg.train.train_len
+    matrices = 3 if "ffn=relu" not in overrides else 2
+    projections = 2 * size.d_model * size.n_heads * size.head_dim + 2 * size.d_model * size.n_kv_heads * size.head_dim
+    layer = 2 * (projections + matrices * size.d_model * size.d_ff)
+    attention = 4 * seq * size.n_heads * size.head_dim  # scores and their sum over all pairs
+    if "train.train_len=640" in overrides:
+        # In blocks of 512 queries the first block reads its own 512 keys alone.
+        attention = 4 * (512 * 512 + 128 * 640) / 640 * size.n_heads * size.head_dim
+    expected = size.n_layers * (layer + attention) + 2 * size.d_model * size.vocab_size
+    assert forward_flops_per_token(assemble_without_weights(cfg), seq) == expected
+
+
+def test_kv_cache_of_llama_2_70b():
+    # 80 layers, 8 key-value heads of 128, float16: 2 * 80 * 8 * 128 * 2 bytes.
+    assert kv_bytes_per_token(80, 8, 128, 2) == 327_680
+
+
+def test_the_tree_names_modules_and_leaves_totals_out():
+    text = tree(archlab.build("size=nano", "embed.tied=true"))
+    assert "MultiHead" in text and "RMSNorm" in text
+    assert "Total" not in text and "====" not in text

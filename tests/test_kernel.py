@@ -1,0 +1,152 @@
+"""Kernels: each computes what plain loops in float64 compute, whole or block by block, forwards and backwards."""
+
+import pytest
+import torch
+from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, gradients, make, make_reading, options
+
+from archlab.blocks import kernel as kernels
+from archlab.blocks.attention import leave
+from archlab.blocks.kernel import biased_kernel, causal_kernel, explicit_kernel, fused_kernel, masked_kernel
+
+SEQ = 13
+PREFIXES = (4, 9)  # one for each sequence
+EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout; sums in another order
+
+KERNELS = {
+    # kernel, the masks it is for, the position schemes it is for
+    "causal": (causal_kernel, {"causal"}, {"none"}),
+    "masked": (masked_kernel, set(MAY_READ), {"none"}),
+    "biased": (biased_kernel, set(MAY_READ), set(BIAS)),
+    "explicit": (explicit_kernel(leave), set(MAY_READ), set(BIAS)),
+}
+EVERY_USE = [
+    (name, mask, pos) for name, (_, masks, positions) in KERNELS.items() for mask in sorted(masks) for pos in sorted(positions)
+]
+
+
+def draw_qkv(kv_heads: int, seq: int = SEQ, heads: int = HEADS, batch: int = BATCH):
+    shapes = (batch, heads, seq, HEAD_DIM), (batch, kv_heads, seq, HEAD_DIM), (batch, kv_heads, seq, HEAD_DIM)
+    return tuple(torch.randn(shape, dtype=torch.float64).mul(2).requires_grad_() for shape in shapes)
+
+
+def read_of(pos: str, mask: str, seq: int = SEQ):
+    return make_reading(pos, mask, seq, PREFIXES if mask == "prefix" else 0)
+
+
+def by_loops(qkv, pos: str, mask: str, softcap=None):
+    return attend(*qkv, lambda b, i, j: MAY_READ[mask](i, j, PREFIXES[b]), BIAS[pos], softcap)
+
+
+@pytest.mark.parametrize("block", [512, 5], ids=["one-block", "blocks-of-5"])
+@pytest.mark.parametrize("kv_heads", [6, 3, 1])
+@pytest.mark.parametrize(("name", "mask", "pos"), EVERY_USE)
+def test_agrees_with_loops(name, mask, pos, kv_heads, block, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", block)
+    qkv, kernel = draw_qkv(kv_heads), KERNELS[name][0]
+    read, expected = kernel(*qkv, read_of(pos, mask), 0.0), by_loops(qkv, pos, mask)
+    torch.testing.assert_close(read, expected, **EXACT)
+    torch.testing.assert_close(gradients(read, qkv), gradients(expected, qkv), **EXACT)
+
+
+@pytest.mark.parametrize("block", [512, 5], ids=["one-block", "blocks-of-5"])
+@pytest.mark.parametrize("mask", MAY_READ)
+@pytest.mark.parametrize("pos", BIAS)
+def test_scores_are_squashed_before_the_bias(pos, mask, block, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", block)
+    qkv, kernel = draw_qkv(kv_heads=3), explicit_kernel(lambda scores: 1.5 * torch.tanh(scores / 1.5))
+    read, expected = kernel(*qkv, read_of(pos, mask), 0.0), by_loops(qkv, pos, mask, softcap=1.5)
+    torch.testing.assert_close(read, expected, **EXACT)
+    torch.testing.assert_close(gradients(read, qkv), gradients(expected, qkv), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("pos", "mask", "expected"),
+    [
+        ("none", "causal", causal_kernel),
+        ("rope", "causal", causal_kernel),
+        ("none", "prefix", masked_kernel),
+        ("sinusoidal", "window", masked_kernel),
+        ("learned", "full", masked_kernel),
+        ("alibi", "causal", biased_kernel),
+        ("alibi", "prefix", biased_kernel),
+    ],
+)
+def test_the_cheapest_kernel_that_will_do(pos, mask, expected):
+    reading = make_reading(pos, mask, SEQ)
+    assert fused_kernel(reading.position, reading.mask) is expected
+
+
+@pytest.mark.parametrize("mask", options("mask"))
+@pytest.mark.parametrize("pos", options("pos"))
+def test_the_fused_kernel_computes_what_the_explicit_one_does(pos, mask, monkeypatch):
+    """For every option of conf/, one with no row above too."""
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", 5)
+    qkv, reading = draw_qkv(kv_heads=3), read_of(pos, mask)
+    fused, explicit = fused_kernel(reading.position, reading.mask), explicit_kernel(leave)
+    read, expected = fused(*qkv, reading, 0.0), explicit(*qkv, reading, 0.0)
+    torch.testing.assert_close(read, expected, **EXACT)
+    torch.testing.assert_close(gradients(read, qkv), gradients(expected, qkv), **EXACT)
+
+
+def far_apart(rounded: bool):
+    """Keys that grow with their distance from the last query exactly as fast as ALiBi's bias of the first head falls.
+
+    Query and keys are exact in bfloat16; between keys the weights turn on the small rest, which a bias in bfloat16 loses.
+    """
+    seq, slope = 700, 2.0 ** -2
+    distance = torch.arange(seq - 1, -1, -1).double()
+    q, k = (torch.zeros(1, HEADS, seq, HEAD_DIM, dtype=torch.float64) for _ in range(2))
+    q[:, :, -1, 0] = 1
+    k[..., 0] = (slope * distance * HEAD_DIM**0.5).bfloat16().double()
+    v = torch.randn(1, HEADS, seq, HEAD_DIM, dtype=torch.float64).bfloat16().double()
+    bias = -slope * distance
+    bias = bias.bfloat16().double() if rounded else bias
+    weights = (k[0, 0, :, 0] / HEAD_DIM**0.5 + bias).softmax(dim=0)
+    return q, k, v, weights @ v[0, 0]
+
+
+@pytest.mark.parametrize("name", ["biased", "explicit"])
+def test_a_bias_stays_float32_under_bfloat16_autocast(name):
+    q, k, v, expected = far_apart(rounded=False)
+    assert (far_apart(rounded=True)[-1] * 0 + 1).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        read = KERNELS[name][0](q.bfloat16(), k.bfloat16(), v.bfloat16(), make_reading("alibi", "causal", q.shape[2]), 0.0)
+    assert read.dtype == torch.bfloat16
+    # one rounding of the result, and of the weights where the values are summed in bfloat16
+    torch.testing.assert_close(read[0, 0, -1].double(), expected, rtol=2**-7, atol=5e-3)
+
+
+def test_a_bias_in_bfloat16_would_show():
+    torch.manual_seed(0)
+    *_, expected = far_apart(rounded=False)
+    torch.manual_seed(0)
+    *_, rounded = far_apart(rounded=True)
+    assert (expected - rounded).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("name", "mask", "pos"), EVERY_USE)
+def test_keeps_the_dtype(name, mask, pos, dtype):
+    q, k, v = (x.to(dtype) for x in draw_qkv(kv_heads=3))
+    assert KERNELS[name][0](q, k, v, read_of(pos, mask), 0.0).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_bias_is_float32_at_least(dtype):
+    q, k, _ = (x.to(dtype) for x in draw_qkv(kv_heads=3))
+    rows = make_reading("alibi", "causal", SEQ).everything
+    assert rows.bias.dtype == torch.float32
+    assert kernels.explicit_scores(q, k, rows, leave).dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_dropout_is_of_the_weights(name):
+    """With values of one, each row reads the sum of its weights; the mean over many draws is one again."""
+    kernel, rate = KERNELS[name][0], 0.4
+    q, k, _ = draw_qkv(kv_heads=6, batch=200)
+    v, reading = torch.ones_like(q), make_reading("none", "causal", SEQ)
+    first, last = kernel(q, k, v, reading, rate)[:, :, [0, -1], 0].unbind(dim=-1)
+    torch.testing.assert_close(first.unique(), torch.tensor([0.0, 1 / (1 - rate)]).double())  # the first row has one weight
+    # 1200 draws of a variable of a standard deviation of at most 0.82: five of the mean's
+    assert abs(first.mean() - 1) < 0.12 and abs(last.mean() - 1) < 0.12
+    assert torch.equal(kernel(q, k, v, reading, 0.0), kernel(q, k, v, reading, 0.0))

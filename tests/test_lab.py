@@ -1,0 +1,189 @@
+"""A whole run: what it prints, what it writes, and how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import archlab
+from archlab import lab
+from archlab.cli import main
+from archlab.errors import UserError
+from archlab.logbook import new_directory, slug
+
+NANO = ("size=nano", "train.steps=6", "train.batch_size=4", "train.train_len=16", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=3")
+KEYS = {
+    "status", "choices", "n_params", "flops_per_token", "train_loss", "val_loss", "length", "stability", "tokens_per_second",
+    "wall_seconds", "first_step_seconds", "seed", "device", "dtype", "versions", "git", "corpus_sha256",
+}  # fmt: skip
+
+
+def run(tmp_path, *overrides):
+    words = [*NANO, *overrides, f"output={tmp_path}/runs"]
+    directory = lab.run(archlab.compose(*words), words)
+    return directory, json.loads((directory / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("default"))
+
+
+def test_a_run_writes_everything_it_promises(default):
+    directory, summary = default
+    names = {file.name for file in directory.iterdir()}
+    assert {"config.yaml", "overrides.yaml", "metrics.jsonl", "summary.json", "positions.json", "model.safetensors"} <= names
+    assert {"loss.png", "layers.png", "positions.png", "lengths.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert set(summary) >= KEYS
+
+
+def test_the_summary_says_what_was_run(default):
+    _, summary = default
+    assert summary["status"] == "completed" and summary["leaking"] is False
+    assert summary["choices"] == {
+        "norm": "rms", "residual": "pre", "ffn": "swiglu", "pos": "rope", "mask": "causal", "attn": "mha", "init": "xavier",
+        "size": "nano", "data": "text",
+    }  # fmt: skip
+    assert (summary["seed"], summary["device"], summary["dtype"]) == (0, "cpu" if not torch.cuda.is_available() else "cuda", "float32")
+    assert [record["eval_len"] for record in summary["length"]] == [16, 32]
+    assert all(set(record) >= {"eval_len", "loss", "loss_last", "protocol"} for record in summary["length"])
+    assert summary["val_loss"] == pytest.approx(summary["length"][0]["loss"])
+    assert summary["versions"]["torch"] == torch.__version__
+    assert 2 < summary["train_loss"] < 7 and len(summary["corpus_sha256"]) == 64
+    assert 0 < summary["first_step_seconds"] <= summary["wall_seconds"]
+
+
+def test_metrics_are_one_json_object_a_logged_step(default):
+    lines = [json.loads(line) for line in (default[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3, 6]
+    assert all(len(line["layers"]) == 2 for line in lines)
+
+
+def test_the_configuration_is_resolved_and_the_overrides_as_asked(default):
+    config = yaml.safe_load((default[0] / "config.yaml").read_text())
+    assert (config["size"]["d_ff"], config["size"]["n_kv_heads"], config["size"]["head_dim"]) == (176, 4, 16)
+    assert config["train"]["steps"] == 6
+    assert yaml.safe_load((default[0] / "overrides.yaml").read_text())[:2] == ["size=nano", "train.steps=6"]
+
+
+def test_the_saved_weights_are_the_trained_ones(default):
+    weights = load_file(default[0] / "model.safetensors")
+    fresh = archlab.build(*NANO)
+    assert set(weights) == set(fresh.state_dict())
+    assert not torch.equal(weights["head.weight"], fresh.head.weight)
+    fresh.load_state_dict(weights)
+
+
+def test_tensorboard_reads_the_loss(default):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(default[0])).Reload()
+    lines = [json.loads(line) for line in (default[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_the_last_line_of_standard_output_is_the_directory(tmp_path, capsys):
+    main([*NANO, f"output={tmp_path}/runs", "train.steps=2"])
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert Path(printed[-1]).is_dir() and Path(printed[-1]).parent == tmp_path / "runs"
+    assert any("validation loss" in line for line in printed)
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path, capsys):
+    directory, summary = run(tmp_path, "train.lr=1e30", "train.clip=null", "norm=none", "train.warmup=0")
+    assert summary["status"] == "diverged"
+    first = summary["stability"]["first_nonfinite"]
+    assert first["step"] == summary["steps"] and first["where"] and first["quantity"]
+    assert summary["val_loss"] is None and summary["length_verdict"]["verdict"] == "undecided"
+    assert json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])["step"] == first["step"]
+    assert (directory / "loss.png").exists() and (directory / "model.safetensors").exists()
+    assert "Diverged" in capsys.readouterr().out
+
+
+def test_a_run_the_user_stops_is_written_down(tmp_path, monkeypatch):
+    def interrupt(self, step, *rest):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("archlab.report.progress.TrainingProgress.advance", interrupt)
+    _, summary = run(tmp_path)
+    assert (summary["status"], summary["steps"], summary["length"]) == ("stopped", 4, [])
+
+
+def test_a_leaking_run_says_so_everywhere(tmp_path, capsys):
+    directory, summary = run(tmp_path, "norm=sequence", "allow_leak=true")
+    assert summary["leaking"] is True
+    assert "leak" in capsys.readouterr().out.lower()
+    assert yaml.safe_load((directory / "config.yaml").read_text())["allow_leak"] is True
+
+
+def test_a_task_is_scored_by_exact_match(tmp_path):
+    _, summary = run(tmp_path, "data=copy", "train.train_len=32", "eval.tokens=256")
+    assert all(0 <= record["exact_match"] <= record["token_accuracy"] <= 1 for record in summary["length"])
+
+
+def test_sliding_is_named_in_the_output(tmp_path):
+    _, summary = run(tmp_path, "eval.protocol=sliding")
+    assert {record["protocol"] for record in summary["length"]} == {"sliding"}
+
+
+def test_chinchilla_trains_on_twenty_tokens_a_parameter():
+    cfg = archlab.compose("size=nano", "budget=chinchilla")
+    n_params = sum(p.numel() for p in archlab.build(cfg).parameters())
+    assert (cfg.train.steps - 1) * 16 * 128 < 20 * n_params <= cfg.train.steps * 16 * 128
+    assert archlab.compose("train.tokens=5000").train.steps == 3  # 2048 tokens a step
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    first, second = (run(tmp_path / name, "dropout=0.1")[1] for name in "ab")
+    assert first["train_loss"] == second["train_loss"] and first["length"] == second["length"]
+
+
+def test_runs_of_the_same_second_have_their_own_directories(tmp_path):
+    assert len({new_directory(tmp_path, "20260101-000000-norm=rms") for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "default"), (["norm=rms", "data.path=/a b"], "norm=rms_data.path=-a-b"), (["x" * 200], "x" * 80)])
+def test_slugs_are_file_names(words, name):
+    assert slug(words) == name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("data=file", "data.path=/nowhere/at/all"), "/nowhere/at/all"),
+        (("train.train_len=9000000",), "train.train_len=9000000"),
+        (("size.vocab_size=100",), "size.vocab_size=100"),
+    ],
+)
+def test_what_the_data_cannot_serve_is_refused_before_anything_is_written(tmp_path, overrides, says):
+    with pytest.raises(UserError, match=says):
+        run(tmp_path, *overrides)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_show_trains_nothing_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lab.show(archlab.compose("norm=layer", "attn=gqa"))
+    printed = capsys.readouterr().out
+    assert "layer" in printed and "parameters" in printed and "GroupedQuery" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bfloat16_run_on_the_cpu(tmp_path):
+    _, summary = run(tmp_path, "precision=bf16", "pos=alibi")
+    assert summary["status"] == "completed" and summary["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_the_default_run_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "archlab", "+norm=rms", "+pos=alibi", f"output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True)
+    summary = json.loads((Path(done.stdout.strip().splitlines()[-1]) / "summary.json").read_text())
+    assert summary["val_loss"] < 2.2 and summary["length_verdict"]["verdict"] in ("holds", "improves")

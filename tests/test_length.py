@@ -1,0 +1,163 @@
+"""Held-out loss and length extrapolation, against a plain loop; the verdict, by hand-made figures."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import archlab
+from archlab.data.batch import Batch, Source, TooLong
+from archlab.evaluate.length import by_length, verdict
+from archlab.evaluate.settings import EvalSettings
+from archlab.evaluate.stability import spike_score
+from archlab.evaluate.validation import held_out
+from archlab.train.precision import Machine
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+SIZE = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=23")
+
+
+class Tape(Source):
+    """One held-out tape of 200 tokens in disjoint windows; every third target does not count; a length limit."""
+
+    name, vocab_size, sha256, exact = "tape", 23, "1" * 64, False
+    longest = 60
+
+    def __init__(self):
+        self.tape = torch.randint(0, 23, (200,), generator=torch.Generator().manual_seed(8))
+
+    def train(self, seed, step, batch_size, seq_len):
+        raise AssertionError("evaluation draws no training batch")
+
+    def validation(self, seq_len, n_tokens, batch_size, stride=None):
+        if seq_len > self.longest:
+            raise TooLong("too long", self.longest)
+        starts = range(0, min(n_tokens, 199) - seq_len + 1, seq_len)
+        for i in range(0, len(starts), batch_size):
+            tokens = torch.stack([self.tape[s : s + seq_len + 1] for s in starts[i : i + batch_size]])
+            scored = (torch.arange(seq_len) % 3 != 0).expand(len(tokens), -1)
+            yield Batch(tokens, None, scored)
+
+
+def settings(**changed):
+    return EvalSettings(**(dict(tokens=150, lengths=[1, 2], protocol="disjoint", stride=None) | changed))
+
+
+def losses_written_out(decoder, source, seq_len, n_tokens):
+    rows = []
+    for batch in source.validation(seq_len, n_tokens, 1):
+        logits = decoder(batch.tokens[:, :-1])[0]
+        rows.append([float(F.cross_entropy(logits[t : t + 1], batch.tokens[0, t + 1 : t + 2])) for t in range(seq_len)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_losses_against_a_plain_loop():
+    decoder, source = archlab.build(*SIZE).eval(), Tape()
+    expected = losses_written_out(decoder, source, 20, 150)
+    seen = held_out(decoder, source, CPU, 20, 150)
+    counts = torch.arange(20) % 3 != 0
+    assert seen.n_sequences == 7
+    assert seen.loss() == pytest.approx(float(expected[:, counts].mean()), rel=1e-6)
+    assert seen.loss(last=5) == pytest.approx(float(expected[:, 15:][:, counts[15:]].mean()), rel=1e-6)
+
+
+@torch.no_grad()
+def test_records_and_curves_by_length():
+    decoder, source = archlab.build(*SIZE).eval(), Tape()
+    lengths, curves = by_length(decoder, source, CPU, settings(), 10, [1, 2, 16])
+    assert [r["eval_len"] for r in lengths] == [10, 20, 160]
+    assert all(r["protocol"] == "disjoint" for r in lengths)
+    assert lengths[2]["loss"] is None and lengths[2]["note"] == "the data has nothing longer than 60"
+    expected = losses_written_out(decoder, source, 20, 150)
+    assert curves[1]["position"] == [t for t in range(20) if t % 3]
+    assert curves[1]["loss"] == pytest.approx([float(expected[:, t].mean()) for t in range(20) if t % 3], rel=1e-6)
+    last = [t for t in range(15, 20) if t % 3]  # half of train_len
+    assert lengths[1]["loss_last"] == pytest.approx(float(expected[:, last].mean()), rel=1e-6)
+
+
+def test_a_learned_table_ends_in_a_note_and_no_crash():
+    decoder = archlab.build(*SIZE, "pos=learned", "pos.max_positions=20", "train.train_len=10")
+    lengths, _ = by_length(decoder, Tape(), CPU, settings(), 10, [1, 2, 4])
+    assert [r.get("note") for r in lengths] == [None, None, "not defined beyond 20"]
+    assert lengths[2]["loss"] is None and math.isfinite(lengths[1]["loss"])
+
+
+def test_evaluation_leaves_the_model_in_its_mode_and_without_gradients():
+    decoder = archlab.build(*SIZE, "dropout=0.5").train()
+    first, second = (held_out(decoder, Tape(), CPU, 10, 150).loss() for _ in range(2))
+    assert decoder.training and first == second
+    assert all(p.grad is None for p in decoder.parameters())
+
+
+class LargestTensor(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi", "none", "sinusoidal"])
+@pytest.mark.parametrize("mask", ["causal", "window", "prefix"])
+def test_memory_is_linear_in_length(pos, mask):
+    """The largest tensor of a forward pass doubles when the length does; a table of pairs would quadruple."""
+    decoder = archlab.build(*SIZE, f"pos={pos}", f"mask={mask}").eval()
+    largest = []
+    for seq_len in (2048, 4096):
+        with torch.no_grad(), LargestTensor() as seen:
+            decoder(torch.zeros(1, seq_len, dtype=torch.long))
+        largest.append(seen.numel)
+    assert largest[1] <= 2 * largest[0]
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def text(*losses, train_len=64):
+    return [{"eval_len": train_len * 2**i, "loss": loss, "loss_last": loss, "protocol": "disjoint"} for i, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "word", "ratio"),
+    [
+        ((2.0, 1.95, 1.9), "improves", 0.95),
+        ((2.0, 3.5, 2.02), "holds", 1.01),
+        ((2.0, 2.1, 2.6), "degrades", 1.3),
+        ((1.66, 1.95, 3.62), "collapses", 2.18),
+        ((2.0, 2.2, None), "degrades", 1.1),
+    ],
+)
+def test_the_verdict_is_the_ratio_at_the_longest_defined_length(losses, word, ratio):
+    said = verdict(text(*losses), 64, exact=False)
+    assert said["verdict"] == word and said["ratio"] == pytest.approx(ratio, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("exact_match", "word"), [((0.9, 0.88), "holds"), ((0.9, 0.5), "degrades"), ((0.9, 0.1), "collapses"), ((0.05, 0.05), "undecided")]
+)
+def test_the_verdict_on_a_task_goes_by_exact_match(exact_match, word):
+    lengths = [r | {"exact_match": e} for r, e in zip(text(0.1, 0.1), exact_match, strict=True)]
+    assert verdict(lengths, 64, exact=True)["verdict"] == word
+
+
+@pytest.mark.parametrize("lengths", [[], text(2.0), text(None, 2.0), text(2.0, None)])
+def test_without_two_figures_there_is_no_verdict(lengths):
+    said = verdict(lengths, 64, exact=False)
+    assert said["verdict"] == "undecided" and said["ratio"] is None and said["reason"]
+
+
+# ---------------------------------------------------------------- spikes
+
+
+def test_a_spike_is_counted_once_and_a_falling_loss_is_none():
+    falling = [5 * 0.99**i + 0.01 * (-1) ** i for i in range(100)]
+    assert spike_score(falling) == 0
+    assert spike_score([*falling[:60], 9.0, *falling[61:]]) == pytest.approx(1 / 84)  # 100 steps, 16 of history
+    assert spike_score([*falling[:99], math.nan]) == pytest.approx(1 / 84)
+    assert spike_score(falling[:10]) is None

@@ -1,0 +1,105 @@
+"""Probes: what they report is what a plain computation beside the model gives."""
+
+import math
+
+import pytest
+import torch
+
+import archlab
+from archlab.probe.look import Look
+
+SIZE = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.n_layers=3", "size.vocab_size=19")
+BATCH, SEQ = 4, 13
+
+
+def probed(decoder, prefix_len=None):
+    tokens = torch.randint(0, 19, (BATCH, SEQ), generator=torch.Generator().manual_seed(5))
+    optimizer = torch.optim.SGD(decoder.parameters(), lr=0.5)
+    look = Look(decoder)
+    with look.forward():
+        logits = decoder(tokens, prefix_len=prefix_len)
+    logits.square().mean().backward()
+    look.gradients()
+    with look.update():
+        optimizer.step()
+    return look.by_layer(), tokens
+
+
+def test_activation_rms_is_that_of_the_stream_after_each_layer():
+    decoder = archlab.build(*SIZE)
+    streams = []
+    for layer in decoder.layers:
+        layer.register_forward_hook(lambda module, inputs, output: streams.append(output.detach().double()))
+    seen, _ = probed(decoder)
+    expected = [float((x.pow(2).sum() / x.numel()).sqrt()) for x in streams]
+    assert [layer["activation_rms"] for layer in seen] == pytest.approx(expected, rel=1e-5)  # float32 sums
+
+
+def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
+    decoder = archlab.build(*SIZE)
+    for layer in decoder.layers:
+        torch.nn.init.zeros_(layer.attention.q_proj.weight)
+    seen, _ = probed(decoder)
+    uniform = sum(math.log(n) for n in range(1, SEQ + 1)) / SEQ  # position i reads i + 1 tokens
+    for layer in seen:
+        assert layer["attention_entropy"] == pytest.approx(uniform, rel=1e-5)
+        assert layer["max_score"] == 0
+
+
+@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("attn=gqa", "attn.qk_norm=true"), ("attn.softcap=2",)])
+def test_scores_and_entropy_against_attention_written_out(overrides):
+    decoder = archlab.build(*SIZE, *overrides)
+    for layer in decoder.layers:
+        layer.attention.q_proj.weight.data *= 5
+    before = archlab.build(*SIZE, *overrides)
+    before.load_state_dict(decoder.state_dict())
+    seen, tokens = probed(decoder)
+    attention, captured = before.layers[0].attention, {}
+    attention.register_forward_pre_hook(lambda module, inputs, options: captured.update(x=inputs[0], **options), with_kwargs=True)
+    before(tokens[:1])
+    q, k = attention.queries_and_keys(captured["x"], captured["reading"])
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    largest, entropies = -math.inf, []
+    for head in range(3):
+        for i in range(SEQ):
+            scores = [float(q[0, head, i] @ k[0, head, j]) / math.sqrt(8) for j in range(i + 1)]
+            if "attn.softcap=2" in overrides:
+                scores = [2 * math.tanh(s / 2) for s in scores]
+            if "pos=alibi" in overrides:
+                slope = [2**-4, 2**-8, 2**-2][head]  # three heads: two of the power below, one from between
+                scores = [s - slope * (i - j) for j, s in enumerate(scores)]
+            total = sum(math.exp(s) for s in scores)
+            weights = [math.exp(s) / total for s in scores]
+            entropies.append(-sum(w * math.log(w) for w in weights if w > 0))
+            largest = max(largest, *scores)
+    assert seen[0]["max_score"] == pytest.approx(largest, rel=1e-4)  # float32 against float64 sums
+    assert seen[0]["attention_entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+
+
+def test_the_probe_sees_the_prefix_of_its_sequence():
+    decoder = archlab.build(*SIZE, "mask=prefix")
+    for layer in decoder.layers:
+        torch.nn.init.zeros_(layer.attention.q_proj.weight)
+    seen, _ = probed(decoder, prefix_len=torch.tensor([6, 2, 3, 4]))
+    readable = [6] * 6 + list(range(7, SEQ + 1))
+    assert seen[0]["attention_entropy"] == pytest.approx(sum(math.log(n) for n in readable) / SEQ, rel=1e-5)
+
+
+def test_gradient_norms_and_update_ratios_by_layer():
+    decoder = archlab.build(*SIZE)
+    before = {name: p.detach().clone().double() for name, p in decoder.named_parameters()}
+    seen, _ = probed(decoder)
+    for depth, layer in enumerate(seen):
+        names = [name for name in before if name.startswith(f"layers.{depth}.")]
+        parameters = dict(decoder.named_parameters())
+        gradient = math.sqrt(sum(float(parameters[name].grad.double().square().sum()) for name in names))
+        change = math.sqrt(sum(float((parameters[name].double() - before[name]).square().sum()) for name in names))
+        weights = math.sqrt(sum(float(before[name].square().sum()) for name in names))
+        assert layer["grad_norm"] == pytest.approx(gradient, rel=1e-5)
+        assert layer["update_ratio"] == pytest.approx(change / weights, rel=1e-3)  # a small difference of float32 numbers
+
+
+def test_a_look_leaves_no_hook_behind():
+    decoder = archlab.build(*SIZE)
+    probed(decoder)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())

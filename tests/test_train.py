@@ -1,0 +1,251 @@
+"""Training: schedule, optimiser, accumulation, checkpointing, precision, early stopping, divergence."""
+
+import math
+
+import pytest
+import torch
+
+import archlab
+from archlab.data.batch import Batch, Source
+from archlab.train.loop import Patience, backward, train
+from archlab.train.objective import scored_targets, token_losses
+from archlab.train.optimizer import adamw
+from archlab.train.precision import Machine
+from archlab.train.schedule import learning_rate
+from archlab.train.settings import TrainSettings
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+SMALL = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=17")
+
+
+def settings(**changed):
+    plain = dict(
+        steps=5, tokens=None, train_len=11, batch_size=6, accumulate=1, lr=1e-2, min_lr=0.1, warmup=0, weight_decay=0.1,
+        beta1=0.9, beta2=0.95, clip=1.0, checkpoint=False, eval_every=None, patience=None, log_every=1,
+    )  # fmt: skip
+    return TrainSettings(**(plain | changed))
+
+
+class Counting(Source):
+    """Sequences that count upwards modulo 17; some targets do not count."""
+
+    name, vocab_size, sha256, exact = "counting", 17, "0" * 64, False
+
+    def train(self, seed, step, batch_size, seq_len):
+        generator = torch.Generator().manual_seed(1000 * seed + step)
+        start = torch.randint(0, 17, (batch_size, 1), generator=generator)
+        scored = torch.rand(batch_size, seq_len, generator=generator) < torch.linspace(0.2, 1.0, batch_size)[:, None]
+        return Batch((start + torch.arange(seq_len + 1)) % 17, None, scored)
+
+    def validation(self, seq_len, n_tokens, batch_size, stride=None):
+        yield self.train(999, 1, batch_size, seq_len)
+
+
+def run(decoder, changed=None, machine=CPU, validate=lambda: 1.0, seed=3, probe_every=None):
+    records = []
+    outcome = train(
+        decoder, Counting(), settings(**(changed or {})), machine, seed=seed, probe_every=probe_every,
+        validate=validate, report=records.append, tick=lambda *_: None,
+    )  # fmt: skip
+    return outcome, records
+
+
+# ---------------------------------------------------------------- schedule and optimiser
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    # lr 1e-2, 10 warm-up steps of 110, down to a tenth: the cosine's quarter points are exact by hand.
+    [(1, 1e-3), (5, 5e-3), (10, 1e-2), (60, 5.5e-3), (110, 1e-3)],
+)
+def test_schedule_at_hand_computed_steps(step, expected):
+    assert learning_rate(step, settings(steps=110, warmup=10)) == pytest.approx(expected)
+
+
+def test_schedule_without_warmup_starts_near_the_top_and_by_default_warms_up_a_tenth():
+    assert learning_rate(1, settings(steps=1000, warmup=0)) == pytest.approx(1e-2, rel=1e-4)
+    assert settings(steps=70, warmup=None).warmup_steps == 7
+
+
+def test_weight_decay_is_on_matrices_only():
+    decoder = archlab.build(*SMALL, "norm=layer", "ffn.bias=true", "attn.qkv_bias=true")
+    decaying, still = adamw(decoder, settings(weight_decay=0.3)).param_groups
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
+    assert all(p.ndim == 2 for p in decaying["params"]) and all(p.ndim == 1 for p in still["params"])
+    assert len(decaying["params"]) + len(still["params"]) == len(list(decoder.parameters()))
+    assert decaying["fused"] is True
+
+
+def test_one_step_is_torchs_adamw_on_the_clipped_gradient():
+    ours, theirs = (archlab.build(*SMALL) for _ in range(2))
+    run(ours, {"steps": 1, "clip": 0.05, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)  # the cosine ends at a tenth of 1e-2
+    batch = Counting().train(3, 1, 6, 11)
+    logits = theirs(batch.tokens[:, :-1])
+    torch.nn.functional.cross_entropy(logits[batch.scored], batch.tokens[:, 1:][batch.scored]).backward()
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+    optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)  # float32, and another order of summation
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def gradients(decoder):
+    return {name: p.grad.clone() for name, p in decoder.named_parameters()}
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 6])
+def test_accumulation_gives_the_gradients_of_the_whole_batch(pieces):
+    batch, found = Counting().train(0, 1, 6, 11), []
+    for n in (1, pieces):
+        decoder = archlab.build(*SMALL).double()
+        loss = backward(decoder, batch, n, CPU, CPU.scaler(), None)
+        found.append((loss, gradients(decoder)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)  # the total is kept in float32
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_the_pieces_weigh_by_their_scored_targets():
+    """A mean of means would be wrong here: the fixture scores more targets in later sequences."""
+    batch = Counting().train(0, 1, 6, 11)
+    counts = [int(piece.sum()) for piece in batch.scored.chunk(3)]
+    assert len(set(counts)) == 3
+
+
+def test_recomputing_activations_changes_no_gradient():
+    batch, found = Counting().train(0, 1, 6, 11), []
+    for recompute in (False, True):
+        decoder = archlab.build(*SMALL)
+        if recompute:
+            decoder.recompute_activations()
+        backward(decoder, batch, 1, CPU, CPU.scaler(), None)
+        found.append(gradients(decoder))
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=0, msg=name)
+
+
+def test_recomputing_activations_keeps_fewer_tensors():
+    kept = []
+    for recompute in (False, True):
+        decoder = archlab.build(*SMALL)
+        if recompute:
+            decoder.recompute_activations()
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+            token_losses(decoder, Counting().train(0, 1, 6, 11))
+        kept.append(sum(saved))
+    assert kept[1] < kept[0] / 2
+
+
+def test_targets_inside_a_prefix_are_not_scored_and_the_causal_arm_scores_the_same():
+    tokens = torch.arange(8).repeat(2, 1)
+    batch = Batch(tokens, torch.tensor([3, 5]), torch.ones(2, 7, dtype=torch.bool))
+    decoder = archlab.build(*SMALL, "mask=prefix")
+    # Position 2 of a prefix of 3 predicts token 3, the first it cannot read.
+    assert scored_targets(decoder, batch).int().tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_under_a_full_mask_only_the_last_target_is_scored():
+    batch = Batch(torch.arange(8).repeat(2, 1), None, torch.ones(2, 7, dtype=torch.bool))
+    assert scored_targets(archlab.build(*SMALL, "mask=full"), batch).int().tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_the_same_seed_gives_the_same_losses_and_probing_changes_none():
+    losses = [run(archlab.build(*SMALL, "dropout=0.1"), {"steps": 7}, probe_every=every)[0].losses for every in (None, None, 2)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_it_learns_to_count():
+    outcome, _ = run(archlab.build(*SMALL), {"steps": 60, "batch_size": 16})
+    assert outcome.losses[0] > 2.5 and outcome.losses[-1] < 0.5
+
+
+def test_records_of_logged_probed_and_validated_steps():
+    _, records = run(archlab.build(*SMALL), {"steps": 9, "log_every": 4, "eval_every": 3}, probe_every=5)
+    assert [r["step"] for r in records] == [1, 3, 4, 5, 6, 8, 9]
+    assert [r["step"] for r in records if "layers" in r] == [1, 5, 9]
+    assert [r["step"] for r in records if "val_loss" in r] == [3, 6, 9]
+    assert records[-1]["tokens"] == 9 * 6 * 11
+
+
+def test_the_logged_gradient_norm_is_the_one_before_clipping():
+    outcome, records = run(archlab.build(*SMALL), {"steps": 2, "clip": 1e-3})
+    assert min(outcome.grad_norms) > 0.1 and all(r["clipped"] for r in records)
+    assert not any(r["clipped"] for r in run(archlab.build(*SMALL), {"steps": 2, "clip": None})[1])
+
+
+def test_early_stopping_keeps_the_best_weights():
+    losses = iter([3.0, 2.0, 2.5, 2.4, 1.0])
+    decoder, seen = archlab.build(*SMALL), []
+
+    def validate():
+        seen.append(decoder.head.weight.detach().clone())
+        return next(losses)
+
+    outcome, _ = run(decoder, {"steps": 10, "eval_every": 2, "patience": 2}, validate=validate)
+    assert (outcome.status, outcome.best_step, len(outcome.losses)) == ("stopped", 4, 8)
+    torch.testing.assert_close(decoder.head.weight, seen[1], rtol=0, atol=0)
+
+
+def test_without_patience_nothing_is_kept():
+    patience = Patience(None)
+    patience.see(1, 0.5, archlab.build(*SMALL))
+    assert not patience.over and patience.best_weights == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains_and_keeps_float32_weights(dtype):
+    decoder = archlab.build(*SMALL, "pos=alibi", "attn.qk_norm=true")
+    outcome, _ = run(decoder, {"steps": 40, "batch_size": 16}, machine=Machine(torch.device("cpu"), dtype))
+    assert outcome.status == "completed" and outcome.losses[-1] < 0.6 * outcome.losses[0]
+    assert {p.dtype for p in decoder.parameters()} == {torch.float32}
+
+
+def test_loss_scaling_is_on_for_float16_alone():
+    enabled = [Machine(torch.device("cpu"), dtype).scaler().is_enabled() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    assert enabled == [False, False, True]
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize(
+    ("break_it", "where", "quantity"),
+    [
+        (lambda d: d.layers[1].ffn.up_proj.weight.data[3].fill_(float("inf")), "layers.1.ffn.up_proj.weight", "weight"),
+        (lambda d: d.layers[0].attention.v_proj.weight.data.fill_(3e38), "layers.0.attention.v_proj", "activation"),
+        (lambda d: d.head.weight.data.fill_(3e38), "head", "activation"),
+    ],
+)
+def test_divergence_names_step_layer_and_quantity(break_it, where, quantity):
+    decoder = archlab.build(*SMALL)
+    break_it(decoder)
+    outcome, records = run(decoder, {"steps": 4})
+    assert (outcome.status, len(outcome.losses)) == ("diverged", 1)
+    found = outcome.first_nonfinite
+    assert (found.step, found.where, found.quantity) == (1, where, quantity)
+    assert records[-1]["step"] == 1
+
+
+def test_a_broken_gradient_is_told_from_a_broken_loss():
+    decoder = archlab.build(*SMALL)
+    decoder.layers[0].ffn.register_full_backward_pre_hook(lambda module, grad: (grad[0] * float("nan"),))
+    outcome, _ = run(decoder, {"steps": 4})
+    found = outcome.first_nonfinite
+    assert math.isfinite(outcome.losses[0])
+    assert (found.quantity, found.where) == ("gradient", "layers.0.ffn.down_proj.weight")
+
+
+def test_the_step_that_breaks_does_not_reach_the_weights():
+    decoder = archlab.build(*SMALL)
+    decoder.layers[0].ffn.register_full_backward_pre_hook(lambda module, grad: (grad[0] * float("nan"),))
+    before = {name: p.clone() for name, p in decoder.named_parameters()}
+    run(decoder, {"steps": 4})
+    for name, p in decoder.named_parameters():
+        torch.testing.assert_close(p, before[name], rtol=0, atol=0, msg=name)
