@@ -1,8 +1,8 @@
 """archlab: an architecture explorer for decoder-only Transformers.
 
-    archlab.compose("norm=rms", "pos=alibi")   -> a configuration, checked and settled
-    archlab.build("norm=rms", "pos=alibi")     -> a Decoder with its initial weights
-    decoder(tokens, prefix_len=...)            -> logits
+archlab.compose("norm=rms", "pos=alibi")   -> a configuration, checked and settled
+archlab.build("norm=rms", "pos=alibi")     -> a Decoder with its initial weights
+decoder(tokens, prefix_len=...)            -> logits
 """
 
 import time

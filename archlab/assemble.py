@@ -28,7 +28,12 @@ def assemble(cfg: DictConfig) -> Decoder:
     """The decoder a settled configuration describes, its weights not yet set."""
     with in_the_users_words():
         blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
-        embedding = {"tied": cfg.embed.tied, "embed_norm": cfg.embed.norm, "embed_scale": cfg.embed.scale, "dropout": cfg.dropout}
+        embedding = {
+            "tied": cfg.embed.tied,
+            "embed_norm": cfg.embed.norm,
+            "embed_scale": cfg.embed.scale,
+            "dropout": cfg.dropout,
+        }
         return Decoder(**cfg.size, **blocks, **embedding)
 
 

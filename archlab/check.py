@@ -4,23 +4,30 @@ Every refusal is one line that names the field, what was given, why it cannot be
 """
 
 import inspect
+import pydoc
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge
-from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from archlab.blocks.attention import Attention
+from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
+from archlab.data.batch import Source
 from archlab.errors import UserError
 from archlab.evaluate.settings import EvalSettings
+from archlab.init import Init
 from archlab.model import Decoder
-from archlab.quantities import Count, Counts, Fraction, Literal, Natural, Probability
+from archlab.quantities import Count, Fraction, Literal, Natural, Probability
 from archlab.train.settings import TrainSettings
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn")
 GROUPS = (*BLOCKS, "init", "size", "data")
+KINDS: dict[str, type] = {
+    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "attn": Attention, "init": Init, "data": Source
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,35 @@ def check_types(cfg: DictConfig) -> None:
         check_block(group, plain[group])
 
 
-def check_block(path: str, node: Mapping[str, Any]) -> None:
-    """Holds a block's options to its constructor."""
-    constructor = get_object(node["_target_"])
-    hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor, include_extras=True)
-    check_fields(path, node, {name: hint for name, hint in hints.items() if name in node})
+def check_block(group: str, node: Any) -> None:
+    """Holds a block's class to its kind and its options to the class's constructor."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(
+            f"{group}: an option of it is a yaml with a _target_, the class to make, such as _target_: mine.Mine"
+        )
+    kind, block = KINDS[group], locate(group, node["_target_"])
+    if not (inspect.isclass(block) and issubclass(block, kind)):
+        raise UserError(
+            f"{group}._target_={node['_target_']}: is no {kind.__name__}; derive it from {kind.__module__}.{kind.__name__}"
+        )
+    takes = inspect.signature(block).parameters
+    for name in node:
+        if name not in takes and not name.startswith("_"):
+            raise UserError(f"{group}.{name}: {block.__name__} takes no such option; it takes {', '.join(takes)}")
+    hints = get_type_hints(block.__init__, include_extras=True)
+    check_fields(group, node, {name: hint for name, hint in hints.items() if name in node})
+
+
+def locate(group: str, path: str) -> Any:
+    try:
+        found = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{group}._target_={path}: its module cannot be imported: {error.value}") from None
+    if found is None:
+        raise UserError(
+            f"{group}._target_={path}: not found; name a class by its module, as in mine.Mine, in the folder you run from"
+        )
+    return found
 
 
 def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
@@ -110,7 +141,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
 
 
 def target(cfg: DictConfig, group: str) -> Any:
-    return get_class(cfg[group]["_target_"])
+    return locate(group, cfg[group]["_target_"])
 
 
 def option(cfg: DictConfig, group: str) -> str:
@@ -142,7 +173,9 @@ def check_norms(cfg: DictConfig) -> None:
             " none; use residual=pre, or a norm"
         )
     if cfg.embed.norm:
-        raise UserError(f"embed.norm=true: changes nothing under norm={option(cfg, 'norm')}; leave it out, or use a norm")
+        raise UserError(
+            f"embed.norm=true: changes nothing under norm={option(cfg, 'norm')}; leave it out, or use a norm"
+        )
 
 
 def check_position(cfg: DictConfig, limit: int | None) -> None:
@@ -161,12 +194,16 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
         return
     if cfg.prefix is None:
         if target(cfg, "mask").uses_prefix:
-            raise UserError("prefix=null: mask=prefix needs a prefix to read in both directions; give two shares, such as [0.25,0.75]")
+            raise UserError(
+                "prefix=null: mask=prefix needs a prefix to read in both directions; give two shares, such as [0.25,0.75]"
+            )
         return
     if len(cfg.prefix) != 2 or not 0 <= cfg.prefix[0] <= cfg.prefix[1] < 1:
         raise UserError(f"prefix={list(cfg.prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")
     if target(cfg, "mask").bidirectional:
-        raise UserError(f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out")
+        raise UserError(
+            f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out"
+        )
 
 
 def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
@@ -180,7 +217,9 @@ def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
         if given
     ]
     if len(asked) > 1:
-        raise UserError(f"{asked[-1]}={OmegaConf.select(cfg, asked[-1])}: {asked[0]} sets the length of the run too; keep one of them")
+        raise UserError(
+            f"{asked[-1]}={OmegaConf.select(cfg, asked[-1])}: {asked[0]} sets the length of the run too; keep one of them"
+        )
 
 
 def check_training(cfg: DictConfig) -> None:

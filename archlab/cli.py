@@ -24,8 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
+from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
-from archlab.overrides import FLAGS, conf_dir, did_you_mean, explain, normalise, split
+from archlab.flags import FLAGS, split
+from archlab.overrides import conf_dir, normalise
 
 Action = Callable[[DictConfig, list[str]], Path | None]
 """What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""

@@ -6,8 +6,12 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from archlab.complaints import explain
 from archlab.overrides import conf_dir, normalise
 
 
@@ -18,11 +22,13 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     """
     own = [Path(config_dir).absolute()] if config_dir else []
     words = normalise(overrides, own)
+    searched = [f"hydra.searchpath=[file://{folder}]" for folder in own]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        if own:
-            words = [*words, f"hydra.searchpath=[file://{own[0]}]"]
-        whole = hydra_compose("config", overrides=words, return_hydra_config=True)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            whole = hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise explain(error) from error
     return finish(whole, whole.hydra.runtime.choices, asked_for(words))
 
 

@@ -38,7 +38,8 @@ def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = None) -> Path:
     """Trains and evaluates what a settled configuration describes; returns the run's directory.
 
-    `started` is the time.time() from which the time to the first step counts.
+    `started` is the time.time() from which the time to the first step counts. A run the user interrupts is written
+    down like any other before KeyboardInterrupt goes on.
     """
     from archlab.logbook import Logbook
     from archlab.report import tables
@@ -101,6 +102,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
     logbook.close(summary, positions, decoder)
     console.print(tables.result(summary))
     print(logbook.directory)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
     return logbook.directory
 
 
@@ -136,7 +139,9 @@ def costs(cfg: DictConfig, where: Machine) -> dict[str, float]:
         "n_params": describe.count_parameters(on_meta),
         "flops_per_token": forward,
         "train_flops_per_token": 3 * forward,
-        "kv_bytes_per_token": describe.kv_bytes_per_token(size.n_layers, size.n_kv_heads, size.head_dim, where.dtype.itemsize),
+        "kv_bytes_per_token": describe.kv_bytes_per_token(
+            size.n_layers, size.n_kv_heads, size.head_dim, where.dtype.itemsize
+        ),
     }
 
 
@@ -150,7 +155,9 @@ def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, float
 def options_of(cfg: DictConfig, group: str) -> str:
     """A group's options as they were settled, in one line."""
     node = OmegaConf.to_container(cfg[group])
-    return ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict))
+    return ", ".join(
+        f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
+    )
 
 
 def section(cfg: DictConfig, name: str, kind: type) -> Any:

@@ -1,13 +1,13 @@
 """A run's own directory: everything that is known of it, written as it becomes known.
 
-    config.yaml          the whole configuration, resolved
-    overrides.yaml       what was asked for on the command line
-    metrics.jsonl        one object a logged step
-    summary.json         how it ended
-    positions.json       held-out loss by position, one curve a length
-    model.safetensors    the weights
-    events.out.*         TensorBoard's
-    *.png                plots
+config.yaml          the whole configuration, resolved
+overrides.yaml       what was asked for on the command line
+metrics.jsonl        one object a logged step
+summary.json         how it ended
+positions.json       held-out loss by position, one curve a length
+model.safetensors    the weights
+events.out.*         TensorBoard's
+*.png                plots
 """
 
 import itertools
@@ -87,7 +87,9 @@ def finite(value: Any) -> Any:
 
 def scalars(record: Record) -> list[tuple[str, float]]:
     """A record's numbers under the names TensorBoard groups them by."""
-    flat = [(f"train/{name}", value) for name, value in record.items() if isinstance(value, (int, float)) and name != "step"]
+    flat = [
+        (f"train/{name}", value) for name, value in record.items() if isinstance(value, (int, float)) and name != "step"
+    ]
     for depth, layer in enumerate(record.get("layers", ())):
         flat += [(f"{quantity}/layer_{depth}", value) for quantity, value in layer.items()]
     return flat
@@ -95,7 +97,11 @@ def scalars(record: Record) -> list[tuple[str, float]]:
 
 def versions() -> Record:
     names = ("torch", "numpy", "einops", "hydra-core")
-    return {"archlab": archlab.__version__, "python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {
+        "archlab": archlab.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
 
 
 def git_state() -> Record | None:

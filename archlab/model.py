@@ -12,7 +12,10 @@ from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
 from archlab.blocks.kernel import Reading, fused_kernel
 from archlab.errors import UserError
 
-EMBED_SCALES: dict[str, Callable[[int], float]] = {"none": lambda d_model: 1.0, "sqrt_d_model": lambda d_model: d_model**0.5}
+EMBED_SCALES: dict[str, Callable[[int], float]] = {
+    "none": lambda d_model: 1.0,
+    "sqrt_d_model": lambda d_model: d_model**0.5,
+}
 """What the token embeddings are multiplied by. sqrt_d_model: arXiv:1706.03762, sec. 3.4."""
 
 
@@ -101,7 +104,9 @@ class Decoder(nn.Module):
         if prefix_len is None:
             prefix_len = 0
         elif not self.mask.uses_prefix:
-            raise ValueError(f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix")
+            raise ValueError(
+                f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
+            )
         return Reading(self.position, self.mask, seq_len, torch.as_tensor(prefix_len, device=tokens.device).view(-1))
 
     def recompute_activations(self) -> None:

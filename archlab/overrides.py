@@ -5,9 +5,7 @@ the others, and a misspelt `+nrom=rms` quietly becomes a new field. Here every s
 and an unreal one is an error, for the command line and for `archlab.config.compose` alike.
 """
 
-import difflib
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,11 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
-from omegaconf import ListConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigIndexError,
-    ConfigKeyError,
-    InterpolationKeyError,
-    OmegaConfBaseException,
-)
+from hydra.errors import OverrideParseException
 
+from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
+from archlab.flags import split
 
 # ---------------------------------------------------------------- what there is to choose from
 
@@ -102,80 +88,6 @@ class Known:
 
 def _read(file: Path) -> Any:
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-
-
-# ---------------------------------------------------------------- flags
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One of Hydra's flags. `values` is None for a switch and empty where any value will do."""
-
-    name: str
-    short: str
-    help: str
-    values: tuple[str, ...] | None = None
-    default: str | None = None
-
-    @property
-    def usage(self) -> str:
-        names = ", ".join(filter(None, (self.short, self.name)))
-        if self.values is None:
-            return names
-        return f"{names} {'[WHAT]' if self.default else '|'.join(self.values) or 'FOLDER'}"
-
-
-FLAGS = (
-    Flag("--help", "-h", "this page"),
-    Flag("--version", "-V", "archlab's version"),
-    Flag("--multirun", "-m", "one run for every combination of the comma-separated values"),
-    Flag("--cfg", "-c", "print the configuration instead of running", ("job", "hydra", "all")),
-    Flag("--resolve", "", "with --cfg: references replaced by their values"),
-    Flag("--info", "-i", "print how the configuration came about",
-         ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"), "all"),
-    Flag("--config-dir", "-cd", "a folder with options of your own, as in my/norm/mine.yaml", ()),
-    Flag("--shell-completion", "-sc", 'completion: eval "$(archlab -sc install=bash)"'),
-    Flag("--hydra-help", "", "Hydra's own help"),
-)  # fmt: skip
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags, written out in full with their values, and the other words, wherever they stood."""
-    flags, words, queue = [], [], deque(arguments)
-    while queue:
-        word = queue.popleft()
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        name, _, attached = word.partition("=")
-        flag = _flag(name)
-        flags.append(flag.name)
-        if flag.values is not None:
-            flags.append(_value(flag, attached, queue))
-        elif attached:
-            raise UserError(f"{word}: {flag.name} takes no value")
-    return flags, words
-
-
-def _flag(name: str) -> Flag:
-    for flag in FLAGS:
-        if name in (flag.name, flag.short):
-            return flag
-    names = [flag.name for flag in FLAGS]
-    raise UserError(f"{name}: no such flag; {did_you_mean(name, names)}flags: {', '.join(names)}")
-
-
-def _value(flag: Flag, attached: str, queue: deque[str]) -> str:
-    follows = queue[0] if queue and not queue[0].startswith("-") else ""
-    if not attached and flag.default is not None and follows not in (flag.values or ()):
-        return flag.default
-    value = attached or (queue.popleft() if follows else "")
-    if not value:
-        raise UserError(f"{flag.name}: a value is missing; write {flag.usage}")
-    if flag.values and value not in flag.values:
-        hint = did_you_mean(value, flag.values)
-        raise UserError(f"{flag.name} {value}: no such choice; {hint}choices: {', '.join(flag.values)}")
-    return value
 
 
 # ---------------------------------------------------------------- overrides
@@ -265,71 +177,3 @@ def parse(word: str) -> Override:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
         raise explain(error) from error
-
-
-# ---------------------------------------------------------------- one line for what Hydra finds later
-
-
-def explain(error: Exception) -> UserError:
-    """What Hydra or OmegaConf says in several lines, in one."""
-    cause = error.__cause__
-    match error:
-        case UserError():
-            return error
-        case InstantiationException() if isinstance(cause, UserError):
-            return cause
-        case OverrideParseException():
-            return UserError(
-                f"{error.override}: cannot be read; write name=value, a list as name=[1,2], "
-                f"and text with special characters in quotes, as in \"name='a=b'\""
-            )
-        case ConfigKeyError() | ConfigAttributeError() | ConfigIndexError():
-            return _no_such_field(error)
-        case MissingConfigException(missing_cfg_file=str(name)) if error.options:
-            hint = did_you_mean(name.rpartition("/")[2], error.options)
-            return UserError(f"{name}: not found; {hint}options: {', '.join(error.options)}")
-        case MissingConfigException():
-            return UserError(_one_line(str(error).partition("Config search path")[0]))
-        case ConfigCompositionException() if isinstance(cause, OmegaConfBaseException):
-            return explain(cause)
-        case ConfigCompositionException() if "--multirun" in str(error) and "'" in str(error):
-            word = str(error).splitlines()[0].partition("'")[2].rpartition("'")[0]
-            return UserError(_sweep(word))
-        case InterpolationKeyError():
-            where = f"{error.full_key}: " if error.full_key else ""
-            name = str(error).partition("'")[2].partition("'")[0]
-            return UserError(f"{where}${{{name}}} refers to nothing; between the braces goes a field, as in ${{seed}}")
-        case OmegaConfBaseException():
-            where = f"{error.full_key}: " if error.full_key else ""
-            return UserError(where + _one_line(str(error).partition("full_key:")[0]))
-        case HydraException() | yaml.YAMLError():
-            return UserError(_one_line(str(error)))
-        case _:
-            raise error
-
-
-def _sweep(word: str) -> str:
-    key, _, value = word.partition("=")
-    plain = value if "(" not in value else "..."
-    return f"{word}: several values are several runs, which -m asks for; a list is written {key}=[{plain}]"
-
-
-def _no_such_field(error: OmegaConfBaseException) -> UserError:
-    parent, key, path = error.parent_node, str(error.key), str(error.full_key)
-    if isinstance(parent, ListConfig):
-        return UserError(f"{path}: there are {len(parent)} items, counted from 0")
-    place = path.removesuffix(key).rstrip(".") or "the configuration"
-    inside = [str(name) for name in parent or () if not str(name).startswith("_") and name != "hydra"]
-    if not inside:
-        return UserError(f"{path}: {place} has no options of its own, so no '{key}'")
-    return UserError(f"{path}: {place} has no option '{key}'; {did_you_mean(key, inside)}it has: {', '.join(inside)}")
-
-
-def did_you_mean(name: str, real: Iterable[str]) -> str:
-    """A half sentence with the nearest real name, or nothing where none is near."""
-    close = difflib.get_close_matches(name, list(real), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}? " if close else ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -69,13 +69,17 @@ def randomise(module: nn.Module) -> nn.Module:
     return module
 
 
-def build(dtype=torch.float64, **choices) -> Decoder:
-    """A decoder of the sizes above; a block is an option's name or what `make` returns, anything else a size."""
+def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
+    """A decoder of the sizes above; a block is an option's name or what `make` returns, anything else a size.
+
+    Its weights are random in every place, unless it is to be `fresh`.
+    """
     chosen = {**PLAIN, **choices}
     parts = {group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS}
     sizes = {**SIZES, **{key: value for key, value in chosen.items() if key not in BLOCKS}}
     sizes.setdefault("n_kv_heads", parts["attn"].func.default_kv_heads(sizes["n_heads"]))
-    return randomise(Decoder(**sizes, **parts)).to(dtype)
+    decoder = Decoder(**sizes, **parts)
+    return (decoder if fresh else randomise(decoder)).to(dtype)
 
 
 def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS) -> Reading:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from archlab import cli, lab
 from archlab.cli import VERBS, Verb, main
 from archlab.errors import UserError
-from archlab.overrides import FLAGS, conf_dir, groups, normalise, split
+from archlab.flags import FLAGS, split
+from archlab.overrides import conf_dir, groups, normalise
 
 ROOT = Path(__file__).parent.parent
 

@@ -93,7 +93,7 @@ def far_apart(rounded: bool):
 
     Query and keys are exact in bfloat16; between keys the weights turn on the small rest, which a bias in bfloat16 loses.
     """
-    seq, slope = 700, 2.0 ** -2
+    seq, slope = 700, 2.0**-2
     distance = torch.arange(seq - 1, -1, -1).double()
     q, k = (torch.zeros(1, HEADS, seq, HEAD_DIM, dtype=torch.float64) for _ in range(2))
     q[:, :, -1, 0] = 1
@@ -108,7 +108,6 @@ def far_apart(rounded: bool):
 @pytest.mark.parametrize("name", ["biased", "explicit"])
 def test_a_bias_stays_float32_under_bfloat16_autocast(name):
     q, k, v, expected = far_apart(rounded=False)
-    assert (far_apart(rounded=True)[-1] * 0 + 1).all()
     with torch.autocast("cpu", torch.bfloat16):
         read = KERNELS[name][0](q.bfloat16(), k.bfloat16(), v.bfloat16(), make_reading("alibi", "causal", q.shape[2]), 0.0)
     assert read.dtype == torch.bfloat16

@@ -112,7 +112,10 @@ def test_a_run_the_user_stops_is_written_down(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("archlab.report.progress.TrainingProgress.advance", interrupt)
-    _, summary = run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    (written,) = (tmp_path / "runs").glob("*/summary.json")
+    summary = json.loads(written.read_text())
     assert (summary["status"], summary["steps"], summary["length"]) == ("stopped", 4, [])
 
 

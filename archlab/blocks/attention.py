@@ -71,14 +71,18 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch seq d_model"], reading: Reading) -> Float[Tensor, "batch seq d_model"]:
         q, k = self.queries_and_keys(x, reading)
         read = self.kernel(q, k, self.heads(self.v_proj(x)), reading, self.dropout * self.training)
-        return self.out_dropout(self.out_proj(rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)")))
+        return self.out_dropout(
+            self.out_proj(rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)"))
+        )
 
     def queries_and_keys(self, x: Float[Tensor, "batch seq d_model"], reading: Reading) -> tuple[Tensor, Tensor]:
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and turned."""
         q, k = self.q_norm(self.heads(self.q_proj(x))), self.k_norm(self.heads(self.k_proj(x)))
         return reading.rotate(q), reading.rotate(k)
 
-    def scores(self, x: Float[Tensor, "batch seq d_model"], reading: Reading, rows: Rows) -> Float[Tensor, "batch heads query key"]:
+    def scores(
+        self, x: Float[Tensor, "batch seq d_model"], reading: Reading, rows: Rows
+    ) -> Float[Tensor, "batch heads query key"]:
         """What the softmax of these rows is taken of, float32; -inf where reading is forbidden."""
         q, k = self.queries_and_keys(x, reading)
         return explicit_scores(q, k, rows, self.squash)

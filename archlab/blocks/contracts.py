@@ -71,7 +71,9 @@ class Position(nn.Module):
     limit: int | None = None
     biases_scores: bool = False
 
-    def embed(self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]) -> Float[Tensor, "batch seq d_model"]:
+    def embed(
+        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
+    ) -> Float[Tensor, "batch seq d_model"]:
         """Adds to the token embeddings."""
         return x
 
@@ -107,7 +109,10 @@ class Mask(nn.Module):
 
     @abstractmethod
     def may_read(
-        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+        self,
+        query: Int[Tensor, "#batch query 1"],
+        key: Int[Tensor, "#batch #query key"],
+        prefix_len: Int[Tensor, "#batch 1 1"],
     ) -> Bool[Tensor, "#batch query key"]:
         """True where the query position may read the key position; every query may read something."""
 

@@ -22,7 +22,12 @@ class Plain(FeedForward):
     """
 
     def __init__(
-        self, d_model: int, d_ff: int, activation: Callable[[], Activation], bias: bool = False, dropout: Probability = 0.0
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[[], Activation],
+        bias: bool = False,
+        dropout: Probability = 0.0,
     ):
         super().__init__()
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
@@ -44,7 +49,12 @@ class Gated(FeedForward):
     gated = True
 
     def __init__(
-        self, d_model: int, d_ff: int, activation: Callable[[], Activation], bias: bool = False, dropout: Probability = 0.0
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[[], Activation],
+        bias: bool = False,
+        dropout: Probability = 0.0,
     ):
         super().__init__()
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)

@@ -32,7 +32,9 @@ class Reading:
         self.rotation = position.rotation(self.positions)
         self.everything = Rows(self, slice(0, seq_len), slice(0, seq_len))
 
-    def rotate(self, x: Float[Tensor, "batch some_heads seq head_dim"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
+    def rotate(
+        self, x: Float[Tensor, "batch some_heads seq head_dim"]
+    ) -> Float[Tensor, "batch some_heads seq head_dim"]:
         return self.position.rotate(x, self.rotation)
 
     def blocks(self) -> Iterator["Rows"]:
@@ -72,7 +74,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Reading, float], Tensor]
 """(queries, keys, values, reading, dropout) -> what the heads read; all (batch, heads, seq, head_dim)."""
 
 
-def share_heads(x: Float[Tensor, "batch kv_heads seq head_dim"], n_heads: int) -> Float[Tensor, "batch heads seq head_dim"]:
+def share_heads(
+    x: Float[Tensor, "batch kv_heads seq head_dim"], n_heads: int
+) -> Float[Tensor, "batch heads seq head_dim"]:
     """Hands each key-value head to the consecutive query heads that share it."""
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
@@ -93,7 +97,9 @@ def masked_kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: fl
 
     def attend(rows: Rows) -> Tensor:
         q_rows, k_rows, v_rows = q[:, :, rows.queries], k[:, :, rows.keys], v[:, :, rows.keys]
-        return F.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=rows.may_read[:, None], dropout_p=dropout)
+        return F.scaled_dot_product_attention(
+            q_rows, k_rows, v_rows, attn_mask=rows.may_read[:, None], dropout_p=dropout
+        )
 
     return over_blocks(attend, reading)
 

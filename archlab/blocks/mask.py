@@ -14,7 +14,10 @@ class Causal(Mask):
     causal = True
 
     def may_read(
-        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+        self,
+        query: Int[Tensor, "#batch query 1"],
+        key: Int[Tensor, "#batch #query key"],
+        prefix_len: Int[Tensor, "#batch 1 1"],
     ) -> Bool[Tensor, "#batch query key"]:
         return key <= query
 
@@ -32,7 +35,10 @@ class Prefix(Mask):
     uses_prefix = True
 
     def may_read(
-        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+        self,
+        query: Int[Tensor, "#batch query 1"],
+        key: Int[Tensor, "#batch #query key"],
+        prefix_len: Int[Tensor, "#batch 1 1"],
     ) -> Bool[Tensor, "#batch query key"]:
         return (key <= query) | (key < prefix_len)
 
@@ -48,7 +54,10 @@ class Window(Mask):
         self.window = window
 
     def may_read(
-        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+        self,
+        query: Int[Tensor, "#batch query 1"],
+        key: Int[Tensor, "#batch #query key"],
+        prefix_len: Int[Tensor, "#batch 1 1"],
     ) -> Bool[Tensor, "#batch query key"]:
         return (key <= query) & (key > query - self.window)
 
@@ -65,7 +74,10 @@ class Full(Mask):
     bidirectional = True
 
     def may_read(
-        self, query: Int[Tensor, "#batch query 1"], key: Int[Tensor, "#batch #query key"], prefix_len: Int[Tensor, "#batch 1 1"]
+        self,
+        query: Int[Tensor, "#batch query 1"],
+        key: Int[Tensor, "#batch #query key"],
+        prefix_len: Int[Tensor, "#batch 1 1"],
     ) -> Bool[Tensor, "#batch query key"]:
         shape = torch.broadcast_shapes(query.shape, key.shape)
         return torch.ones(shape, dtype=torch.bool, device=query.device)

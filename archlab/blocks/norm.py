@@ -95,7 +95,9 @@ class InstanceNorm(Norm):
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         along_seq = rearrange(at_least_float32(x), "batch seq d_model -> batch d_model seq")
-        normed = rearrange(F.layer_norm(along_seq, along_seq.shape[-1:], eps=self.eps), "batch d_model seq -> batch seq d_model")
+        normed = rearrange(
+            F.layer_norm(along_seq, along_seq.shape[-1:], eps=self.eps), "batch d_model seq -> batch seq d_model"
+        )
         return (self.gain * normed + self.shift).type_as(x)
 
 

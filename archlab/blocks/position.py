@@ -125,7 +125,9 @@ class LearnedPosition(Position):
         self.limit = max_positions
         self.table = nn.Embedding(max_positions, d_model)
 
-    def embed(self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]) -> Float[Tensor, "batch seq d_model"]:
+    def embed(
+        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
+    ) -> Float[Tensor, "batch seq d_model"]:
         return x + self.table(positions)
 
 
@@ -140,7 +142,9 @@ class SinusoidalPosition(Position):
         self.base = base
         self.d_model = d_model
 
-    def embed(self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]) -> Float[Tensor, "batch seq d_model"]:
+    def embed(
+        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
+    ) -> Float[Tensor, "batch seq d_model"]:
         feature = torch.arange(0, self.d_model, 2, device=positions.device, dtype=torch.float32)
         angles = positions.float()[:, None] * self.base ** (-feature / self.d_model)
         waves = rearrange([angles.sin(), angles.cos()], "two seq pairs -> seq (pairs two)")[:, : self.d_model]

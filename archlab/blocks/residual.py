@@ -24,7 +24,9 @@ class OneNormPerBranch(Residual):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
+    ) -> Float[Tensor, "batch seq d_model"]:
         for norm, branch in zip(self.norms, branches, strict=True):
             x = self.join(x, norm, branch)
         return x
@@ -102,7 +104,9 @@ class Sandwich(Residual):
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
         self.branch_norms = nn.ModuleList(norm() for _ in range(BRANCHES))
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
+    ) -> Float[Tensor, "batch seq d_model"]:
         for norm, branch_norm, branch in zip(self.norms, self.branch_norms, branches, strict=True):
             x = x + branch_norm(branch(norm(x)))
         return x
@@ -118,6 +122,8 @@ class Parallel(Residual):
         super().__init__()
         self.norm = norm()
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
+    ) -> Float[Tensor, "batch seq d_model"]:
         read = self.norm(x)
         return x + sum(branch(read) for branch in branches)

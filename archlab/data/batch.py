@@ -1,9 +1,9 @@
 """What every source of data yields, and what it promises. Read this file first.
 
-    tokens      ids of a sequence; its inputs are all but the last, its targets all but the first
-    seq_len     tokens of input, so a sequence takes seq_len + 1
-    prefix_len  how many input tokens the model is given: they may be read in both directions
-    scored      the targets that count in the loss
+tokens      ids of a sequence; its inputs are all but the last, its targets all but the first
+seq_len     tokens of input, so a sequence takes seq_len + 1
+prefix_len  how many input tokens the model is given: they may be read in both directions
+scored      the targets that count in the loss
 """
 
 from abc import ABC, abstractmethod

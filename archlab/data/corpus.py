@@ -114,9 +114,7 @@ def windows(
     )
 
 
-def sliding(
-    seq_len: int, n_windows: int, stride: int
-) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
+def sliding(seq_len: int, n_windows: int, stride: int) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
     """Starts and first scored places of windows that cover the targets of `n_windows` disjoint ones.
 
     A window scores as many targets as it stands further than the one before; the last may advance by less.

@@ -81,9 +81,7 @@ class Task(Source):
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
         """As many problems as there are sequences in `n_tokens`."""
         if stride is not None:
-            raise UserError(
-                f"eval.stride={stride}: data={self.name} asks whole problems; use eval.protocol=disjoint"
-            )
+            raise UserError(f"eval.stride={stride}: data={self.name} asks whole problems; use eval.protocol=disjoint")
         largest = self._largest("eval.lengths: a length of ", seq_len)
         sizes = np.full(max(1, n_tokens // seq_len), largest)
         whole = self._lay_out(self._draw_from(True, np.random.default_rng(seq_len), sizes, largest), seq_len)

@@ -93,7 +93,15 @@ def judge_loss(at_train_len: Record, longest: Record, multiple: int) -> Record:
     if not before or after is None:
         return {"verdict": "undecided", "ratio": None, "reason": "no late position is scored"}
     ratio = after / before
-    word = "improves" if ratio <= IMPROVES else "holds" if ratio <= HOLDS else "degrades" if ratio <= DEGRADES else "collapses"
+    word = (
+        "improves"
+        if ratio <= IMPROVES
+        else "holds"
+        if ratio <= HOLDS
+        else "degrades"
+        if ratio <= DEGRADES
+        else "collapses"
+    )
     reason = f"late loss {after:.3f} at {multiple}x train_len against {before:.3f} at 1x"
     return {"verdict": word, "ratio": ratio, "reason": reason}
 
@@ -103,5 +111,11 @@ def judge_exact_match(at_train_len: Record, longest: Record, multiple: int) -> R
     if before < LEARNED:
         return {"verdict": "undecided", "ratio": None, "reason": f"not learned: exact match {before:.2f} at train_len"}
     ratio = after / before
-    word = "improves" if ratio > 1 / KEEPS else "holds" if ratio >= KEEPS else "degrades" if ratio >= SOME else "collapses"
-    return {"verdict": word, "ratio": ratio, "reason": f"exact match {after:.2f} at {multiple}x train_len against {before:.2f} at 1x"}
+    word = (
+        "improves" if ratio > 1 / KEEPS else "holds" if ratio >= KEEPS else "degrades" if ratio >= SOME else "collapses"
+    )
+    return {
+        "verdict": word,
+        "ratio": ratio,
+        "reason": f"exact match {after:.2f} at {multiple}x train_len against {before:.2f} at 1x",
+    }

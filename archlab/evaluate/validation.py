@@ -55,7 +55,9 @@ def held_out(
         with machine.autocast():
             losses = token_losses(decoder, batch)
         right = losses.right & losses.scored
-        sums += torch.stack([(losses.nats * losses.scored).double().sum(0), losses.scored.double().sum(0), right.double().sum(0)])
+        sums += torch.stack(
+            [(losses.nats * losses.scored).double().sum(0), losses.scored.double().sum(0), right.double().sum(0)]
+        )
         n_sequences += len(right)
         n_exact += int((right == losses.scored).all(dim=1).sum())
     decoder.train(was_training)

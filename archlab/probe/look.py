@@ -33,7 +33,10 @@ class Look:
         for kept in ("activation_rms", "attention_entropy", "max_score"):
             self.seen[kept] = []
         hooks = [layer.register_forward_hook(self.see_stream) for layer in self.decoder.layers]
-        hooks += [layer.attention.register_forward_pre_hook(self.see_attention, with_kwargs=True) for layer in self.decoder.layers]
+        hooks += [
+            layer.attention.register_forward_pre_hook(self.see_attention, with_kwargs=True)
+            for layer in self.decoder.layers
+        ]
         try:
             yield
         finally:

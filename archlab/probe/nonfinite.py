@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 
@@ -50,7 +49,9 @@ def note_into(broken: list[str], name: str) -> Callable[[nn.Module, tuple, objec
 def first_broken_gradient(model: nn.Module, loss: Tensor) -> str:
     """The name of the parameter whose gradient broke first as the backward pass goes down."""
     broken: list[str] = []
-    hooks = [parameter.register_hook(partial(note_gradient, broken, name)) for name, parameter in model.named_parameters()]
+    hooks = [
+        parameter.register_hook(partial(note_gradient, broken, name)) for name, parameter in model.named_parameters()
+    ]
     loss.backward()
     for hook in hooks:
         hook.remove()

@@ -203,7 +203,9 @@ class Clock:
 
     @property
     def tokens_per_second(self) -> float | None:
-        return (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
+        return (
+            (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
+        )
 
     def paused(self) -> "Pause":
         return Pause(self)

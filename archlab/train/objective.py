@@ -28,11 +28,16 @@ class TokenLosses(NamedTuple):
 def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
     """A target counts where the data scores it and the mask does not let its position read it. float32."""
     device = decoder.embedding.weight.device
-    tokens, scored = batch.tokens.to(device, non_blocking=True), scored_targets(decoder, batch).to(device, non_blocking=True)
+    tokens, scored = (
+        batch.tokens.to(device, non_blocking=True),
+        scored_targets(decoder, batch).to(device, non_blocking=True),
+    )
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
     logits = decoder(inputs, prefix_len=prefix_len).float()
-    nats = F.cross_entropy(rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none")
+    nats = F.cross_entropy(
+        rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none"
+    )
     return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets)
 
 

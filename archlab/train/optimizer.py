@@ -14,5 +14,8 @@ def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        fused=True,
     )

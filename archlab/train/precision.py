@@ -42,13 +42,17 @@ def find_device(device: str) -> torch.device:
         # Apple's GPU is taken only where it is asked for by name: nothing here has been run on one.
         return torch.device("cuda" if "cuda" in available else "cpu")
     if device not in available:
-        raise UserError(f"device={device}: this machine has none that torch can use; use {' or '.join(available)}, or auto")
+        raise UserError(
+            f"device={device}: this machine has none that torch can use; use {' or '.join(available)}, or auto"
+        )
     return torch.device(device)
 
 
 def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"precision=fp16: needs the loss scaling of a CUDA device, and this run is on {device.type}; use bf16 or fp32")
+        raise UserError(
+            f"precision=fp16: needs the loss scaling of a CUDA device, and this run is on {device.type}; use bf16 or fp32"
+        )
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return DTYPES[precision]

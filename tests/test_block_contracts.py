@@ -1,0 +1,245 @@
+"""What every option of conf/ must hold, found by listing the folder: a new yaml is covered with no test edited."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import (
+    BATCH,
+    BLOCKS,
+    D_FF,
+    D_MODEL,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    SEQ,
+    VOCAB,
+    build,
+    draw_tokens,
+    embeddings_of,
+    every_option,
+    make,
+    make_attention,
+    make_reading,
+    node,
+    options,
+    randomise,
+)
+from torch import nn
+
+from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
+from archlab.blocks.attention import Attention
+
+CONTRACTS = {"norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "attn": Attention}
+PREFIX = 3
+
+each_option = pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+
+
+def logits_of(decoder, tokens):
+    return decoder(tokens, PREFIX if decoder.mask.uses_prefix else None)
+
+
+# --- what kind of thing an option is ------------------------------------------------------------
+
+
+@each_option
+def test_is_a_final_block_of_its_kind_with_a_source(group, name):
+    block = make(group, name).func
+    assert issubclass(block, CONTRACTS[group])
+    assert not block.__subclasses__(), "behaviour varies by wrapping, not by deriving from a concrete class"
+    assert block.__doc__ and (group in ("norm", "residual") or "Source" in block.__doc__)
+
+
+@each_option
+def test_sizes_come_from_the_decoder_and_not_from_the_yaml(group, name):
+    sizes = {"d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "kernel", "norm"}
+    assert not sizes & set(node(group, name))
+
+
+# --- shape and dtype ----------------------------------------------------------------------------
+
+
+def run_norm(name, dtype):
+    return make("norm", name)(d_model=D_MODEL).to(dtype)
+
+
+def run_ffn(name, dtype):
+    return make("ffn", name)(d_model=D_MODEL, d_ff=D_FF).to(dtype)
+
+
+def run_residual(name, dtype):
+    scheme = make("residual", name)(norm=partial(make("norm", "rms"), d_model=D_MODEL), n_layers=LAYERS).to(dtype)
+    return lambda x: scheme(x, (torch.tanh, torch.sin))
+
+
+def run_attn(name, dtype):
+    return partial(make_attention(name).to(dtype), reading=make_reading("none", "causal", SEQ))
+
+
+def run_pos(name, dtype):
+    position = make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM).to(dtype)
+    return lambda x: position.embed(x, torch.arange(SEQ))
+
+
+def run_mask(name, dtype):
+    attention = make_attention("mha", mask=name).to(dtype)
+    return partial(attention, reading=make_reading("none", name, SEQ, PREFIX))
+
+
+RUN = {"norm": run_norm, "ffn": run_ffn, "residual": run_residual, "attn": run_attn, "pos": run_pos, "mask": run_mask}
+
+
+@each_dtype
+@each_option
+def test_keeps_shape_and_dtype(group, name, dtype):
+    x = torch.randn(BATCH, SEQ, D_MODEL).to(dtype)
+    out = RUN[group](name, dtype)(x)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", options("pos"))
+def test_turning_keeps_shape_and_dtype_and_norm(name, dtype):
+    position, q = make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM), torch.randn(BATCH, HEADS, SEQ, HEAD_DIM).to(dtype)
+    turned = position.rotate(q, position.rotation(torch.arange(SEQ)))
+    assert (turned.shape, turned.dtype) == (q.shape, q.dtype)
+    rounding = 2**-7 if dtype == torch.bfloat16 else 1e-5  # of the features; of float32 cosines
+    torch.testing.assert_close(turned.double().norm(dim=-1), q.double().norm(dim=-1), rtol=rounding, atol=0)
+
+
+@each_dtype
+@each_option
+def test_a_decoder_of_it_gives_finite_logits(group, name, dtype):
+    logits = logits_of(build(dtype, **{group: name}), draw_tokens())
+    assert (logits.shape, logits.dtype) == ((BATCH, SEQ, VOCAB), dtype)
+    assert logits.isfinite().all()
+
+
+@each_option
+def test_half_precision_follows_double(group, name):
+    """A decoder in bfloat16 is the same function, to what eight bits keep through four layers."""
+    wide, tokens = build(torch.float32, fresh=True, **{group: name}).eval(), draw_tokens()
+    expected = logits_of(wide, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        close = logits_of(wide, tokens)
+    assert (close.float() - expected).norm() < 0.1 * expected.norm()
+
+
+@each_option
+def test_shapes_can_be_tried_without_memory(group, name):
+    with torch.device("meta"):
+        decoder = build(torch.float32, fresh=True, **{group: name})
+        assert logits_of(decoder, torch.zeros(BATCH, SEQ, dtype=torch.long)).shape == (BATCH, SEQ, VOCAB)
+
+
+@each_option
+def test_weights_survive_a_state_dict(group, name):
+    """What a block computes depends on its options and on what its state dict holds, and on nothing else."""
+    decoder, twin, tokens = build(**{group: name}).eval(), build(**{group: name}).eval(), draw_tokens()
+    twin.load_state_dict(decoder.state_dict())
+    assert torch.equal(logits_of(decoder, tokens), logits_of(twin, tokens))
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+@each_option
+def test_gradients_reach_every_parameter(group, name):
+    decoder, tokens = build(**{group: name}).eval(), draw_tokens()
+    F.cross_entropy(logits_of(decoder, tokens).flatten(0, 1), draw_tokens().flatten()).backward()
+    for weight_name, weight in decoder.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), weight_name
+        assert weight.grad.any(), weight_name
+
+
+@each_option
+def test_a_layer_shares_no_parameter_with_another(group, name):
+    layers = build(**{group: name}).layers
+    places = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
+    assert len(set(places)) == len(places) == sum(1 for layer in layers for _ in layer.named_parameters(remove_duplicate=False))
+    modules = [id(module) for layer in layers for module in layer.modules()]
+    assert len(set(modules)) == len(modules)
+
+
+@each_option
+def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
+    """Logits of each position that may be scored have no gradient towards later tokens; unless the norm says it leaks."""
+    decoder, tokens = build(**{group: name}), draw_tokens()
+    kept = embeddings_of(decoder)
+    logits = logits_of(decoder, tokens)
+    scored = decoder.mask.may_score(SEQ, torch.full((BATCH,), PREFIX if decoder.mask.uses_prefix else 0))
+    leak = 0.0
+    for position in range(SEQ):
+        chosen = logits[scored[:, position], position]
+        if chosen.numel() and position + 1 < SEQ:
+            (gradient,) = torch.autograd.grad(chosen.square().sum(), kept, retain_graph=True)
+            leak = max(leak, gradient[:, position + 1 :].abs().max().item())
+    sees_future = any(norm.sees_future for norm in decoder.modules() if isinstance(norm, Norm))
+    assert leak > 1e-6 if sees_future else leak == 0
+
+
+@each_option
+def test_sequences_do_not_touch_each_other(group, name):
+    decoder, tokens = build(**{group: name}), draw_tokens()
+    kept = embeddings_of(decoder)
+    (gradient,) = torch.autograd.grad(logits_of(decoder, tokens)[0].square().sum(), kept)
+    across = any("batch" in norm.reduces for norm in decoder.modules() if isinstance(norm, Norm))
+    assert gradient[1].any() == across
+
+
+# --- by kind ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", options("ffn"))
+def test_a_network_transforms_each_position_alone(name):
+    ffn = randomise(make("ffn", name)(d_model=D_MODEL, d_ff=D_FF)).eval().double()
+    x = torch.randn(BATCH, SEQ, D_MODEL).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(ffn(x)[0, 2].square().sum(), x)
+    touched = gradient.any(dim=-1)
+    assert touched.nonzero().tolist() == [[0, 2]]
+    assert ffn.gated == hasattr(ffn, "gate_proj")
+
+
+@pytest.mark.parametrize("name", options("pos"))
+def test_a_position_scheme_is_defined_at_any_position_or_names_its_limit(name):
+    position = make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM)
+    last = 1_000_000 if position.limit is None else position.limit - 1
+    positions = torch.tensor([last])
+    assert position.embed(torch.randn(1, 1, D_MODEL), positions).isfinite().all()
+    q = torch.randn(1, HEADS, 1, HEAD_DIM)
+    assert position.rotate(q, position.rotation(positions)).isfinite().all()
+    assert position.bias(positions.view(1, 1), torch.zeros(1, 1, dtype=torch.long)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", options("pos"))
+def test_a_bias_is_float32_and_announced(name):
+    position = make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM)
+    bias = position.bias(torch.arange(SEQ).view(-1, 1), torch.arange(SEQ).view(1, -1))
+    assert bias.dtype == torch.float32
+    assert position.biases_scores == bool(bias.any())
+
+
+@pytest.mark.parametrize("name", options("residual"))
+def test_a_scheme_that_says_norms_alone_tell_it_from_pre_is_pre_without_them(name):
+    def run(scheme):
+        residual = make("residual", scheme)(norm=nn.Identity, n_layers=LAYERS)
+        return residual(torch.linspace(-1, 1, D_MODEL).view(1, 1, -1), (torch.tanh, torch.cos))
+
+    same = torch.equal(run(name), run("pre"))
+    assert make("residual", name).func.told_apart_by_norms == (same and name != "pre")
+
+
+@pytest.mark.parametrize("group", BLOCKS)
+def test_no_two_options_of_a_group_are_the_same(group):
+    """Two options differ in the parameters they have or in what they compute with the same ones."""
+
+    def fingerprint(name):
+        torch.manual_seed(0)
+        decoder = build(**{group: name}).eval()
+        return (*(weight.shape for weight in decoder.parameters()), *logits_of(decoder, torch.arange(SEQ)[None]).flatten().tolist())
+
+    names = options(group)
+    assert len({fingerprint(name) for name in names}) == len(names)
