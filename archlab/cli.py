@@ -46,6 +46,8 @@ class Verb:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point of `archlab` and of `python -m archlab`; leaves by SystemExit where the status is not 0."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, "")  # a console script, unlike python -m, does not find the user's own blocks beside them
     try:
         try:
             _dispatch(list(sys.argv[1:] if argv is None else argv))

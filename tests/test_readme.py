@@ -1,6 +1,11 @@
 """The README's two commands do everything on a fresh machine, and are what it says they are."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -40,3 +45,23 @@ def test_every_option_of_every_group_is_in_the_readme():
 def test_the_readme_names_files_that_exist():
     for path in re.findall(r"`((?:archlab|conf|experiments|tests)/[\w./]+)`", README):
         assert (ROOT / path).exists() or path.startswith("experiments/runs"), path
+
+
+def test_a_norm_of_your_own_in_three_steps(tmp_path):
+    """The README's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched."""
+    steps = README.split("### A norm of your own in three steps")[1].split("## ")[0]
+    module, option = (textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", steps, re.DOTALL)[1]) for kind in ("python", "yaml"))
+    command = re.search(r"`python -m archlab (.*?)`", steps)[1].split()
+    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "my" / "norm").mkdir(parents=True)
+    (tmp_path / "my" / "norm" / "scale.yaml").write_text(option)
+    small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    console_script = [sys.executable, "-c", "import sys; sys.path.remove(''); from archlab.cli import main; main()"]
+    for archlab_command in ([sys.executable, "-m", "archlab"], console_script):
+        done = subprocess.run(
+            [*archlab_command, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / done.stdout.strip().splitlines()[-1] / "summary.json").read_text())
+        assert summary["choices"]["norm"] == "scale" and summary["status"] == "completed"

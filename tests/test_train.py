@@ -7,9 +7,10 @@ import torch
 
 import archlab
 from archlab.data.batch import Batch, Source
-from archlab.train.loop import Patience, backward, train
+from archlab.train.loop import backward, train
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import adamw
+from archlab.train.patience import Patience
 from archlab.train.precision import Machine
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings

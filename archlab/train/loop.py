@@ -1,8 +1,6 @@
 """The training loop, to be read from top to bottom."""
 
-import copy
 import math
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,8 +13,10 @@ from archlab.data.batch import Batch, Source
 from archlab.model import Decoder
 from archlab.probe.look import Look
 from archlab.probe.nonfinite import NonFinite, first_nonfinite
+from archlab.train.clock import Clock
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import adamw
+from archlab.train.patience import Patience
 from archlab.train.precision import Machine
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
@@ -73,8 +73,7 @@ def train(
         for step in range(1, settings.steps + 1):
             batch = source.train(seed, step, settings.batch_size, settings.train_len)
             look = Look(decoder) if falls_on(step, probe_every, settings.steps) else None
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
+            rate = set_learning_rate(optimizer, step, settings)
 
             optimizer.zero_grad(set_to_none=True)
             loss = backward(decoder, batch, settings.accumulate, machine, scaler, look)
@@ -86,8 +85,7 @@ def train(
             outcome.grad_norms.append(grad_norm)
 
             if broke(loss, grad_norm, scaler):
-                outcome.status = "diverged"
-                outcome.first_nonfinite = locate(decoder, batch, machine, step)
+                outcome.status, outcome.first_nonfinite = "diverged", locate(decoder, batch, machine, step)
             else:
                 with look.update() if look else nullcontext():
                     scaler.step(optimizer)
@@ -95,24 +93,22 @@ def train(
             clock.step_done()
             tick(step, loss, grad_norm, clock.tokens_per_second)
 
-            record: Record = {
-                "step": step,
-                "tokens": step * settings.tokens_per_step,
-                "loss": loss,
-                "lr": learning_rate(step, settings),
-                "grad_norm": grad_norm,
-                "clipped": settings.clip is not None and grad_norm > settings.clip,
-                "tokens_per_second": clock.tokens_per_second,
-            }
+            seen: Record = {}
             if look and outcome.status != "diverged":
-                record["layers"] = look.by_layer()
+                seen["layers"] = look.by_layer()
             if settings.eval_every and step % settings.eval_every == 0 and outcome.status != "diverged":
                 with clock.paused():
-                    record["val_loss"] = validate()
-                patience.see(step, record["val_loss"], decoder)
+                    seen["val_loss"] = validate()
+                patience.see(step, seen["val_loss"], decoder)
                 outcome.status = "stopped" if patience.over else "completed"
-            if len(record) > 7 or outcome.status != "completed" or falls_on(step, settings.log_every, settings.steps):
-                report(record)
+            if seen or outcome.status != "completed" or falls_on(step, settings.log_every, settings.steps):
+                report(
+                    {
+                        **measured(step, loss, grad_norm, rate, settings),
+                        "tokens_per_second": clock.tokens_per_second,
+                        **seen,
+                    }
+                )
             if outcome.status != "completed":
                 break
     except KeyboardInterrupt:
@@ -120,6 +116,25 @@ def train(
     outcome.best_step = patience.restore(decoder) if outcome.status != "diverged" else None
     outcome.first_step_at, outcome.tokens_per_second = clock.first_step_at, clock.tokens_per_second
     return outcome
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> float:
+    rate = learning_rate(step, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def measured(step: int, loss: float, grad_norm: float, rate: float, settings: TrainSettings) -> Record:
+    """What is known of every step."""
+    return {
+        "step": step,
+        "tokens": step * settings.tokens_per_step,
+        "loss": loss,
+        "lr": rate,
+        "grad_norm": grad_norm,
+        "clipped": settings.clip is not None and grad_norm > settings.clip,
+    }
 
 
 def backward(
@@ -159,64 +174,3 @@ def locate(decoder: Decoder, batch: Batch, machine: Machine, step: int) -> NonFi
 def falls_on(step: int, every: int | None, last: int) -> bool:
     """The first step, every so many, and the last."""
     return every is not None and (step in (1, last) or step % every == 0)
-
-
-class Patience:
-    """Remembers the best validation loss and its weights; over when it has not improved for `limit` validations."""
-
-    def __init__(self, limit: int | None):
-        self.limit = limit
-        self.best_loss, self.best_step, self.waited = math.inf, None, 0
-        self.best_weights: dict[str, Tensor] = {}
-
-    def see(self, step: int, loss: float, decoder: Decoder) -> None:
-        if self.limit is None:
-            return
-        self.waited += 1
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.waited = loss, step, 0
-            self.best_weights = copy.deepcopy(decoder.state_dict())
-
-    @property
-    def over(self) -> bool:
-        return self.limit is not None and self.waited >= self.limit
-
-    def restore(self, decoder: Decoder) -> int | None:
-        if self.best_weights:
-            decoder.load_state_dict(self.best_weights)
-        return self.best_step
-
-
-class Clock:
-    """Tokens per second from the second step on: the first one pays for warming up."""
-
-    def __init__(self, tokens_per_step: int):
-        self.tokens_per_step = tokens_per_step
-        self.steps = 0
-        self.first_step_at: float | None = None
-        self.started = 0.0
-
-    def step_done(self) -> None:
-        self.steps += 1
-        if self.first_step_at is None:
-            self.first_step_at, self.started = time.time(), time.perf_counter()
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return (
-            (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
-        )
-
-    def paused(self) -> "Pause":
-        return Pause(self)
-
-
-class Pause:
-    def __init__(self, clock: Clock):
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.since = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.clock.started += time.perf_counter() - self.since
