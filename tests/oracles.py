@@ -75,7 +75,9 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
     Its weights are random in every place, unless it is to be `fresh`.
     """
     chosen = {**PLAIN, **choices}
-    parts = {group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS}
+    parts = {
+        group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS
+    }
     sizes = {**SIZES, **{key: value for key, value in chosen.items() if key not in BLOCKS}}
     sizes.setdefault("n_kv_heads", parts["attn"].func.default_kv_heads(sizes["n_heads"]))
     decoder = Decoder(**sizes, **parts)

@@ -86,7 +86,9 @@ def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     x, reading = draw_input(), read_of(pos, mask)
     scores = attention.scores(x, reading, reading.everything)
     assert torch.equal(scores.isneginf().any(dim=1), ~reading.everything.may_read.expand(BATCH, SEQ, SEQ))
-    v = attention.heads(attention.v_proj(x)).repeat_interleave(HEADS // KV_HEADS_OF.get(name, attention.k_proj.out_features // HEAD_DIM), dim=1)
+    v = attention.heads(attention.v_proj(x)).repeat_interleave(
+        HEADS // KV_HEADS_OF.get(name, attention.k_proj.out_features // HEAD_DIM), dim=1
+    )
     joined = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x, reading), attention.out_proj(joined), **EXACT)
 
@@ -107,7 +109,10 @@ def test_scores_are_float32_in_a_bfloat16_model():
 
 def test_softcap_keeps_scores_within_it_and_little_ones_as_they_were():
     x, reading = draw_input(), make_reading("none", "full", SEQ)
-    plain, capped = make_attention("mha", mask="full").double(), make_attention("mha", mask="full", softcap=2.0).double()
+    plain, capped = (
+        make_attention("mha", mask="full").double(),
+        make_attention("mha", mask="full", softcap=2.0).double(),
+    )
     capped.load_state_dict(plain.state_dict())
     scores, squashed = (attention.scores(50 * x, reading, reading.everything) for attention in (plain, capped))
     assert scores.abs().max() > 100 and squashed.abs().max() <= 2.0
@@ -161,11 +166,17 @@ def test_qk_norm_is_an_rms_norm_of_each_head_before_it_is_turned(name):
 
 
 def test_qk_norm_makes_the_size_of_queries_and_keys_immaterial():
-    attention, x, reading = make_attention("gqa", qk_norm=True).double(), draw_input(), make_reading("none", "causal", SEQ)
+    attention, x, reading = (
+        make_attention("gqa", qk_norm=True).double(),
+        draw_input(),
+        make_reading("none", "causal", SEQ),
+    )
     before = attention(x, reading)
     attention.q_proj.weight.data *= 70
     attention.k_proj.weight.data *= 300
-    torch.testing.assert_close(attention(x, reading), before, rtol=1e-4, atol=1e-4)  # eps weighs 1e-6 before and nothing after
+    torch.testing.assert_close(
+        attention(x, reading), before, rtol=1e-4, atol=1e-4
+    )  # eps weighs 1e-6 before and nothing after
 
 
 # --- dropout ------------------------------------------------------------------------------------

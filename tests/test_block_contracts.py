@@ -28,14 +28,16 @@ from oracles import (
 )
 from torch import nn
 
-from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
 from archlab.blocks.attention import Attention
+from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
 
 CONTRACTS = {"norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "attn": Attention}
 PREFIX = 3
 
 each_option = pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:]
+)
 
 
 def logits_of(decoder, tokens):
@@ -103,7 +105,10 @@ def test_keeps_shape_and_dtype(group, name, dtype):
 @each_dtype
 @pytest.mark.parametrize("name", options("pos"))
 def test_turning_keeps_shape_and_dtype_and_norm(name, dtype):
-    position, q = make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM), torch.randn(BATCH, HEADS, SEQ, HEAD_DIM).to(dtype)
+    position, q = (
+        make("pos", name)(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM),
+        torch.randn(BATCH, HEADS, SEQ, HEAD_DIM).to(dtype),
+    )
     turned = position.rotate(q, position.rotation(torch.arange(SEQ)))
     assert (turned.shape, turned.dtype) == (q.shape, q.dtype)
     rounding = 2**-7 if dtype == torch.bfloat16 else 1e-5  # of the features; of float32 cosines
@@ -159,14 +164,18 @@ def test_gradients_reach_every_parameter(group, name):
 def test_a_layer_shares_no_parameter_with_another(group, name):
     layers = build(**{group: name}).layers
     places = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
-    assert len(set(places)) == len(places) == sum(1 for layer in layers for _ in layer.named_parameters(remove_duplicate=False))
+    assert (
+        len(set(places))
+        == len(places)
+        == sum(1 for layer in layers for _ in layer.named_parameters(remove_duplicate=False))
+    )
     modules = [id(module) for layer in layers for module in layer.modules()]
     assert len(set(modules)) == len(modules)
 
 
 @each_option
 def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
-    """Logits of each position that may be scored have no gradient towards later tokens; unless the norm says it leaks."""
+    """What may be scored has no gradient towards later tokens, unless the norm says that it leaks."""
     decoder, tokens = build(**{group: name}), draw_tokens()
     kept = embeddings_of(decoder)
     logits = logits_of(decoder, tokens)
@@ -239,7 +248,10 @@ def test_no_two_options_of_a_group_are_the_same(group):
     def fingerprint(name):
         torch.manual_seed(0)
         decoder = build(**{group: name}).eval()
-        return (*(weight.shape for weight in decoder.parameters()), *logits_of(decoder, torch.arange(SEQ)[None]).flatten().tolist())
+        return (
+            *(weight.shape for weight in decoder.parameters()),
+            *logits_of(decoder, torch.arange(SEQ)[None]).flatten().tolist(),
+        )
 
     names = options(group)
     assert len({fingerprint(name) for name in names}) == len(names)

@@ -11,8 +11,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from oracles import BATCH, BLOCKS, D_FF, D_MODEL, HEAD_DIM, HEADS, KV_HEADS, VOCAB, build, draw_tokens, embeddings_of, make, node, options
 from omegaconf import OmegaConf
+from oracles import (
+    BATCH,
+    BLOCKS,
+    D_FF,
+    D_MODEL,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    VOCAB,
+    build,
+    draw_tokens,
+    embeddings_of,
+    make,
+    node,
+    options,
+)
 from torch import nn
 
 from archlab.check import check_leaks, check_norms
@@ -66,7 +81,11 @@ def rms_norm(ours: str, theirs: str):
 
 def projections(theirs: str, out: str = "o_proj"):
     names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": out}
-    return [row for ours, name in names.items() for row in same(f"layers.{{}}.attention.{ours}.weight", f"{theirs}.{name}.weight")]
+    return [
+        row
+        for ours, name in names.items()
+        for row in same(f"layers.{{}}.attention.{ours}.weight", f"{theirs}.{name}.weight")
+    ]
 
 
 LAYER = "model.layers.{}"
@@ -105,7 +124,9 @@ GEMMA2 = [
 ]  # fmt: skip
 GLM = [
     *EMBEDDING_AND_ATTENTION, *HEAD,
-    *(row for which in "qkv" for row in same(f"layers.{{}}.attention.{which}_proj.bias", f"{LAYER}.self_attn.{which}_proj.bias")),
+    *same("layers.{}.attention.q_proj.bias", f"{LAYER}.self_attn.q_proj.bias"),
+    *same("layers.{}.attention.k_proj.bias", f"{LAYER}.self_attn.k_proj.bias"),
+    *same("layers.{}.attention.v_proj.bias", f"{LAYER}.self_attn.v_proj.bias"),
     *same("layers.{}.ffn.gate_proj.weight", f"{LAYER}.mlp.gate_up_proj.weight", half(0)),
     *same("layers.{}.ffn.up_proj.weight", f"{LAYER}.mlp.gate_up_proj.weight", half(1)),
     *same("layers.{}.ffn.down_proj.weight", f"{LAYER}.mlp.down_proj.weight"),
@@ -116,7 +137,11 @@ GPT2 = [
     *same("embedding.weight", "transformer.wte.weight"),
     *same("head.weight", "transformer.wte.weight"),
     *same("position.table.weight", "transformer.wpe.weight"),
-    *(row for i, which in enumerate("qkv") for row in linear(f"layers.{{}}.attention.{which}_proj", "transformer.h.{}.attn.c_attn", third(i))),
+    *(
+        row
+        for i, which in enumerate("qkv")
+        for row in linear(f"layers.{{}}.attention.{which}_proj", "transformer.h.{}.attn.c_attn", third(i))
+    ),
     *linear("layers.{}.attention.out_proj", "transformer.h.{}.attn.c_proj", transposed),
     *linear("layers.{}.ffn.up_proj", "transformer.h.{}.mlp.c_fc", transposed),
     *linear("layers.{}.ffn.down_proj", "transformer.h.{}.mlp.c_proj", transposed),
@@ -141,7 +166,9 @@ def fused_by_head(layer: str, attention: str, mlp: str = "mlp"):
         *(
             row
             for i, which in enumerate("qkv")
-            for row in linear(f"layers.{{}}.attention.{which}_proj", f"{layer}.{attention}.query_key_value", third_of_each_head(i))
+            for row in linear(
+                f"layers.{{}}.attention.{which}_proj", f"{layer}.{attention}.query_key_value", third_of_each_head(i)
+            )
         ),
         *linear("layers.{}.attention.out_proj", f"{layer}.{attention}.dense"),
         *linear("layers.{}.ffn.up_proj", f"{layer}.mlp.dense_h_to_4h"),
@@ -178,14 +205,34 @@ def translate(rows, theirs: dict) -> dict:
 # --- published models ---------------------------------------------------------------------------
 
 LLAMA_SIZES = dict(
-    vocab_size=VOCAB, hidden_size=D_MODEL, intermediate_size=D_FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-    head_dim=HEAD_DIM, num_key_value_heads=KV_HEADS, rms_norm_eps=1e-6, max_position_embeddings=128, tie_word_embeddings=False,
-    pad_token_id=None, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=D_MODEL,
+    intermediate_size=D_FF,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    head_dim=HEAD_DIM,
+    num_key_value_heads=KV_HEADS,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+    pad_token_id=None,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 GPT_SIZES = dict(
-    vocab_size=VOCAB, n_embd=SQUARE, n_inner=D_FF, n_layer=LAYERS, n_head=HEADS, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0,
-    attn_pdrop=0.0, pad_token_id=None, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    n_embd=SQUARE,
+    n_inner=D_FF,
+    n_layer=LAYERS,
+    n_head=HEADS,
+    n_positions=128,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+    pad_token_id=None,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 SQUARE_SIZES = dict(d_model=SQUARE)
 BIASED = dict(qkv_bias=True, out_bias=True)
 
@@ -195,56 +242,111 @@ PUBLISHED = {
     "llama-mha": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=HEADS), dict(attn="mha"), LLAMA),
     "llama-mqa": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=1), dict(attn="mqa"), LLAMA),
     "llama-base": (
-        "Llama", LLAMA_SIZES | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)),
-        dict(attn="gqa", pos=("rope", dict(base=500.0))), LLAMA,
+        "Llama",
+        LLAMA_SIZES | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)),
+        dict(attn="gqa", pos=("rope", dict(base=500.0))),
+        LLAMA,
     ),
-    "mistral": ("Mistral", LLAMA_SIZES | dict(sliding_window=4), dict(attn="gqa", mask=("window", dict(window=4))), LLAMA),
+    "mistral": (
+        "Mistral",
+        LLAMA_SIZES | dict(sliding_window=4),
+        dict(attn="gqa", mask=("window", dict(window=4))),
+        LLAMA,
+    ),
     "qwen3": ("Qwen3", LLAMA_SIZES, dict(attn=("gqa", dict(qk_norm=True))), QWEN3),
     "olmo2": (
-        "Olmo2", LLAMA_SIZES | dict(hidden_size=SQUARE), dict(residual="branch_norm", attn="gqa", d_model=SQUARE), OLMO2,
+        "Olmo2",
+        LLAMA_SIZES | dict(hidden_size=SQUARE),
+        dict(residual="branch_norm", attn="gqa", d_model=SQUARE),
+        OLMO2,
     ),
     "gemma2": (
         "Gemma2",
-        LLAMA_SIZES | dict(
-            attn_logit_softcapping=3.0, final_logit_softcapping=None, query_pre_attn_scalar=HEAD_DIM, hidden_activation="gelu",
-            tie_word_embeddings=True, attn_implementation="eager", layer_types=["full_attention"] * LAYERS,
+        LLAMA_SIZES
+        | dict(
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=None,
+            query_pre_attn_scalar=HEAD_DIM,
+            hidden_activation="gelu",
+            tie_word_embeddings=True,
+            attn_implementation="eager",
+            layer_types=["full_attention"] * LAYERS,
         ),
-        dict(residual="sandwich", ffn="geglu", attn=("gqa", dict(softcap=3.0)), embed_scale="sqrt_d_model", tied=True), GEMMA2,
+        dict(residual="sandwich", ffn="geglu", attn=("gqa", dict(softcap=3.0)), embed_scale="sqrt_d_model", tied=True),
+        GEMMA2,
     ),
     "glm4": (
-        "Glm", LLAMA_SIZES | dict(
-            attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.4),
+        "Glm",
+        LLAMA_SIZES
+        | dict(
+            attention_bias=True,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.4),
         ),
-        dict(attn=("gqa", dict(qkv_bias=True)), pos=("rope", dict(layout="interleaved", fraction=0.4)), mask="prefix"), GLM,
+        dict(attn=("gqa", dict(qkv_bias=True)), pos=("rope", dict(layout="interleaved", fraction=0.4)), mask="prefix"),
+        GLM,
     ),
     "gpt2": (
-        "GPT2", GPT_SIZES,
-        dict(norm="layer", ffn=("gelu_tanh", dict(bias=True)), pos=("learned", dict(max_positions=128)), attn=("mha", BIASED), tied=True)
-        | SQUARE_SIZES, GPT2,
+        "GPT2",
+        GPT_SIZES,
+        dict(
+            norm="layer",
+            ffn=("gelu_tanh", dict(bias=True)),
+            pos=("learned", dict(max_positions=128)),
+            attn=("mha", BIASED),
+            tied=True,
+        )
+        | SQUARE_SIZES,
+        GPT2,
     ),
     "gptj": (
-        "GPTJ", GPT_SIZES | dict(rotary_dim=4, attn_implementation="eager"),
-        dict(norm="layer", residual="parallel", ffn=("gelu_tanh", dict(bias=True)), pos=("rope", dict(layout="interleaved", fraction=0.4)))
-        | SQUARE_SIZES, GPTJ,
+        "GPTJ",
+        GPT_SIZES | dict(rotary_dim=4, attn_implementation="eager"),
+        dict(
+            norm="layer",
+            residual="parallel",
+            ffn=("gelu_tanh", dict(bias=True)),
+            pos=("rope", dict(layout="interleaved", fraction=0.4)),
+        )
+        | SQUARE_SIZES,
+        GPTJ,
     ),
     "neox": (
         "GPTNeoX",
-        LLAMA_SIZES | dict(
-            hidden_size=SQUARE, use_parallel_residual=False,
+        LLAMA_SIZES
+        | dict(
+            hidden_size=SQUARE,
+            use_parallel_residual=False,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.4),
         ),
-        dict(norm="layer", ffn=("gelu", dict(bias=True)), pos=("rope", dict(fraction=0.4)), attn=("mha", BIASED)) | SQUARE_SIZES, NEOX,
+        dict(norm="layer", ffn=("gelu", dict(bias=True)), pos=("rope", dict(fraction=0.4)), attn=("mha", BIASED))
+        | SQUARE_SIZES,
+        NEOX,
     ),
     "bloom": (
         "Bloom",
         dict(
-            vocab_size=VOCAB, hidden_size=SQUARE, n_layer=LAYERS, n_head=HEADS, pad_token_id=None, bos_token_id=0, eos_token_id=0,
+            vocab_size=VOCAB,
+            hidden_size=SQUARE,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            pad_token_id=None,
+            bos_token_id=0,
+            eos_token_id=0,
             attn_implementation="eager",
         ),
-        dict(norm="layer", ffn=("gelu_tanh", dict(bias=True)), pos="alibi", attn=("mha", BIASED), embed_norm=True, tied=True,
-             d_ff=4 * SQUARE) | SQUARE_SIZES, BLOOM,
+        dict(
+            norm="layer",
+            ffn=("gelu_tanh", dict(bias=True)),
+            pos="alibi",
+            attn=("mha", BIASED),
+            embed_norm=True,
+            tied=True,
+            d_ff=4 * SQUARE,
+        )
+        | SQUARE_SIZES,
+        BLOOM,
     ),
-}  # fmt: skip
+}
 
 
 def published(family: str, sizes: dict) -> nn.Module:
@@ -270,7 +372,10 @@ def published(family: str, sizes: dict) -> nn.Module:
 
 
 def ours(choices: dict, weights: dict, family: str) -> Decoder:
-    parts = {key: make(key, choice[0], **choice[1]) if isinstance(choice, tuple) else choice for key, choice in choices.items()}
+    parts = {
+        key: make(key, choice[0], **choice[1]) if isinstance(choice, tuple) else choice
+        for key, choice in choices.items()
+    }
     decoder = build(n_layers=LAYERS, **parts)
     if family == "Gemma2":
         weights = {name: weight + 1 if name.endswith("gain") else weight for name, weight in weights.items()}
@@ -280,7 +385,9 @@ def ours(choices: dict, weights: dict, family: str) -> Decoder:
 
 def close(actual, expected, name: str):
     """Theirs take norms, angles and some softmaxes in float32: 6e-8 of each, and some hundred such roundings."""
-    scale = max(1.0, expected.abs().max().item())  # what is zero but for rounding, as a key's bias has it, is zero beside one
+    scale = max(
+        1.0, expected.abs().max().item()
+    )  # what is zero but for rounding, as a key's bias has it, is zero beside one
     assert (actual - expected).abs().max().item() < 2e-5 * scale, name
 
 
@@ -326,7 +433,9 @@ def part(group: str, name: str):
 @cache
 def refusal(norm: str, residual: str, mask: str) -> str | None:
     """What archlab has against these together."""
-    cfg = OmegaConf.create({"allow_leak": False, "embed": {"norm": False}, "choices": {"norm": norm, "residual": residual, "mask": mask}})
+    cfg = OmegaConf.create(
+        {"allow_leak": False, "embed": {"norm": False}, "choices": {"norm": norm, "residual": residual, "mask": mask}}
+    )
     cfg.norm, cfg.residual, cfg.mask = node("norm", norm), node("residual", residual), node("mask", mask)
     try:
         check_leaks(cfg)
@@ -355,7 +464,9 @@ def indistinct(norm: str, residual: str) -> bool:
     x = torch.randn(1, SHORT, 8)
 
     def run(scheme):
-        return part("residual", scheme)(norm=lambda: part("norm", norm)(d_model=8), n_layers=3)(x, (torch.sin, torch.cos))
+        return part("residual", scheme)(norm=lambda: part("norm", norm)(d_model=8), n_layers=3)(
+            x, (torch.sin, torch.cos)
+        )
 
     return residual != "pre" and torch.equal(run(residual), run("pre"))
 

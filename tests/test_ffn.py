@@ -2,13 +2,14 @@
 
 import math
 
-import archlab
 import pytest
 import torch
 from oracles import BATCH, D_FF, D_MODEL, SEQ, gradients, make, options, randomise
 from transformers import GPT2Config, LlamaConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
+
+import archlab
 
 EXACT = dict(rtol=1e-10, atol=1e-10)  # float64, sums of 88 terms
 

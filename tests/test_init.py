@@ -1,12 +1,13 @@
-"""Initial weights, against a table of standard deviations written by hand and the promise that arms share their weights."""
+"""Initial weights, against standard deviations written by hand and the promise that arms share their weights."""
 
 from functools import cache
 
-import archlab
 import pytest
 import torch
 from hydra.utils import instantiate
 from oracles import VOCAB, build, every_option, make, node, options
+
+import archlab
 
 N, D, F, V, Q, KV = 6, 144, 200, 160, 6 * 26, 3 * 26  # layers, d_model, d_ff, vocabulary, width of queries, of keys
 LARGE = dict(n_layers=N, d_model=D, d_ff=F, vocab_size=V, head_dim=26, attn="gqa", pos="learned")
@@ -55,9 +56,13 @@ def test_every_matrix_has_the_spread_its_scheme_says(init, residual):
     for name, weight in decoder.named_parameters():
         if weight.dim() < 2:
             continue
-        kind = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("layers") else name.removesuffix(".weight")
+        kind = (
+            name.removesuffix(".weight").split(".", 2)[-1]
+            if name.startswith("layers")
+            else name.removesuffix(".weight")
+        )
         seen.add(kind)
-        # Five standard errors of what n draws say about the spread, sigma / sqrt(2n), and about the mean, sigma / sqrt(n).
+        # Five standard errors of the spread of n draws, sigma / sqrt(2n), and of their mean, sigma / sqrt(n).
         n, std = weight.numel(), expected[kind]
         assert weight.std().item() == pytest.approx(std, rel=5 / (2 * n) ** 0.5), name
         assert abs(weight.mean().item()) < 5 * std / n**0.5, name
@@ -103,9 +108,27 @@ def test_same_seed_same_weights_other_seed_others(init):
 
 
 def test_a_configurations_seed_is_the_schemes():
-    small = ("size.n_layers=2", "size.d_model=32", "size.n_heads=4", "size.d_ff=40", "size.vocab_size=50", "pos=learned")
+    small = (
+        "size.n_layers=2",
+        "size.d_model=32",
+        "size.n_heads=4",
+        "size.d_ff=40",
+        "size.vocab_size=50",
+        "pos=learned",
+    )
     whole = archlab.build(*small, "init=normal", "residual=deep", "seed=5")
-    drawn = start("normal", 5, residual="deep", n_layers=2, d_model=32, n_heads=4, head_dim=8, d_ff=40, vocab_size=50, pos="learned")
+    drawn = start(
+        "normal",
+        5,
+        residual="deep",
+        n_layers=2,
+        d_model=32,
+        n_heads=4,
+        head_dim=8,
+        d_ff=40,
+        vocab_size=50,
+        pos="learned",
+    )
     for name, weight in whole.named_parameters():
         if weight.dim() >= 2:
             assert torch.equal(weight, drawn.get_parameter(name))
@@ -124,7 +147,14 @@ def test_weights_do_not_depend_on_the_dtype():
     assert torch.equal(wide.head.weight, start().head.weight.double())
 
 
-PLACE = {"norm": "residual", "residual": "residual", "ffn": "ffn", "pos": "position", "mask": "mask", "attn": "attention"}
+PLACE = {
+    "norm": "residual",
+    "residual": "residual",
+    "ffn": "ffn",
+    "pos": "position",
+    "mask": "mask",
+    "attn": "attention",
+}
 
 
 @cache
@@ -144,7 +174,9 @@ def test_arms_that_differ_in_one_block_share_all_other_weights(group, name):
     for key in elsewhere:
         gained = group == "residual" and name in BETA and ("ffn" in key or "v_proj" in key or "out_proj" in key)
         ratio = BETA[name] if gained else 1.0
-        torch.testing.assert_close(arm[key], ratio * default[key], rtol=1e-5 if gained else 0, atol=0)  # beta to six digits
+        torch.testing.assert_close(
+            arm[key], ratio * default[key], rtol=1e-5 if gained else 0, atol=0
+        )  # beta to six digits
 
 
 def test_a_tied_head_is_the_embedding_table():

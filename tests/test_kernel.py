@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, gradients, make, make_reading, options
+from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, gradients, make_reading, options
 
 from archlab.blocks import kernel as kernels
 from archlab.blocks.attention import leave
@@ -20,7 +20,10 @@ KERNELS = {
     "explicit": (explicit_kernel(leave), set(MAY_READ), set(BIAS)),
 }
 EVERY_USE = [
-    (name, mask, pos) for name, (_, masks, positions) in KERNELS.items() for mask in sorted(masks) for pos in sorted(positions)
+    (name, mask, pos)
+    for name, (_, masks, positions) in KERNELS.items()
+    for mask in sorted(masks)
+    for pos in sorted(positions)
 ]
 
 
@@ -91,7 +94,7 @@ def test_the_fused_kernel_computes_what_the_explicit_one_does(pos, mask, monkeyp
 def far_apart(rounded: bool):
     """Keys that grow with their distance from the last query exactly as fast as ALiBi's bias of the first head falls.
 
-    Query and keys are exact in bfloat16; between keys the weights turn on the small rest, which a bias in bfloat16 loses.
+    Query and keys are exact in bfloat16; the weights turn on the small rest, which a bias in bfloat16 loses.
     """
     seq, slope = 700, 2.0**-2
     distance = torch.arange(seq - 1, -1, -1).double()
@@ -109,7 +112,9 @@ def far_apart(rounded: bool):
 def test_a_bias_stays_float32_under_bfloat16_autocast(name):
     q, k, v, expected = far_apart(rounded=False)
     with torch.autocast("cpu", torch.bfloat16):
-        read = KERNELS[name][0](q.bfloat16(), k.bfloat16(), v.bfloat16(), make_reading("alibi", "causal", q.shape[2]), 0.0)
+        read = KERNELS[name][0](
+            q.bfloat16(), k.bfloat16(), v.bfloat16(), make_reading("alibi", "causal", q.shape[2]), 0.0
+        )
     assert read.dtype == torch.bfloat16
     # one rounding of the result, and of the weights where the values are summed in bfloat16
     torch.testing.assert_close(read[0, 0, -1].double(), expected, rtol=2**-7, atol=5e-3)
@@ -145,7 +150,9 @@ def test_dropout_is_of_the_weights(name):
     q, k, _ = draw_qkv(kv_heads=6, batch=200)
     v, reading = torch.ones_like(q), make_reading("none", "causal", SEQ)
     first, last = kernel(q, k, v, reading, rate)[:, :, [0, -1], 0].unbind(dim=-1)
-    torch.testing.assert_close(first.unique(), torch.tensor([0.0, 1 / (1 - rate)]).double())  # the first row has one weight
+    torch.testing.assert_close(
+        first.unique(), torch.tensor([0.0, 1 / (1 - rate)]).double()
+    )  # the first row has one weight
     # 1200 draws of a variable of a standard deviation of at most 0.82: five of the mean's
     assert abs(first.mean() - 1) < 0.12 and abs(last.mean() - 1) < 0.12
     assert torch.equal(kernel(q, k, v, reading, 0.0), kernel(q, k, v, reading, 0.0))

@@ -12,7 +12,7 @@ from archlab.data.batch import Batch, Source, TooLong
 from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
-from archlab.evaluate.validation import held_out
+from archlab.evaluate.validation import HeldOut, held_out
 from archlab.train.precision import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -59,7 +59,7 @@ def test_losses_against_a_plain_loop():
     expected = losses_written_out(decoder, source, 20, 150)
     seen = held_out(decoder, source, CPU, 20, 150)
     counts = torch.arange(20) % 3 != 0
-    assert seen.n_sequences == 7
+    assert len(seen.nats) == 7
     assert seen.loss() == pytest.approx(float(expected[:, counts].mean()), rel=1e-6)
     assert seen.loss(last=5) == pytest.approx(float(expected[:, 15:][:, counts[15:]].mean()), rel=1e-6)
 
@@ -119,8 +119,17 @@ def test_memory_is_linear_in_length(pos, mask):
 # ---------------------------------------------------------------- verdicts
 
 
-def text(*losses, train_len=64):
-    return [{"eval_len": train_len * 2**i, "loss": loss, "loss_last": loss, "protocol": "disjoint"} for i, loss in enumerate(losses)]
+def text(*losses, train_len=64, base=2.0):
+    return [
+        {
+            "eval_len": train_len * 2**i,
+            "loss": loss,
+            "loss_last": loss,
+            "late_ratio": None if loss is None else loss / base,
+            "protocol": "disjoint",
+        }
+        for i, loss in enumerate(losses)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -129,13 +138,39 @@ def text(*losses, train_len=64):
         ((2.0, 1.95, 1.9), "improves", 0.95),
         ((2.0, 3.5, 2.02), "holds", 1.01),
         ((2.0, 2.1, 2.6), "degrades", 1.3),
-        ((1.66, 1.95, 3.62), "collapses", 2.18),
+        ((2.0, 2.1, 4.36), "collapses", 2.18),
         ((2.0, 2.2, None), "degrades", 1.1),
     ],
 )
 def test_the_verdict_is_the_ratio_at_the_longest_defined_length(losses, word, ratio):
     said = verdict(text(*losses), 64, exact=False)
     assert said["verdict"] == word and said["ratio"] == pytest.approx(ratio, abs=0.005)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("multiple", [2, 3])
+def test_the_ratio_compares_the_same_tokens(multiple):
+    """Late targets of the longer windows, against those very tokens in windows of train_len, one token at a time."""
+    decoder, source, train_len = archlab.build(*SIZE, "pos=sinusoidal").eval(), Tape(), 10
+    lengths, _ = by_length(decoder, source, CPU, settings(tokens=199), train_len, [1, multiple])
+    eval_len, before, after = multiple * train_len, [], []
+    short, long = (losses_written_out(decoder, source, n, 199) for n in (train_len, eval_len))
+    for window in range(len(long)):
+        for position in range(eval_len - train_len // 2, eval_len):
+            token = window * eval_len + position
+            if position % 3 and token % train_len % 3:
+                after.append(float(long[window, position]))
+                before.append(float(short[token // train_len, token % train_len]))
+    assert lengths[1]["late_ratio"] == pytest.approx(sum(after) / sum(before), rel=1e-6)
+    assert lengths[0]["late_ratio"] == 1
+
+
+@torch.no_grad()
+def test_sliding_windows_are_laid_out_by_their_stride():
+    nats = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 6], [0, 0, 7, 8]])
+    scored = torch.tensor([[True] * 4, [False, False, True, True], [False, False, True, True]])
+    seen = HeldOut(nats, scored, scored, step=2)
+    assert seen.along_the_tokens(nats.where(scored, torch.nan)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masks, against matrices written by hand: who may read whom, which targets may be scored, which keys may be left out."""
+"""Masks, against matrices written by hand: who may read whom, what may be scored, which keys may be left out."""
 
 import pytest
 import torch
@@ -153,7 +153,8 @@ def test_blocks_hold_every_query_once_and_every_key_it_may_read(name, block, mon
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("causal", slice(0, 9)), ("window", slice(5 - WINDOW + 1, 9)), ("full", slice(0, 13)), ("prefix", slice(0, 13))]
+    ("name", "expected"),
+    [("causal", slice(0, 9)), ("window", slice(5 - WINDOW + 1, 9)), ("full", slice(0, 13)), ("prefix", slice(0, 13))],
 )
 def test_reach(name, expected):
     assert make("mask", name)().reach(slice(5, 9), 13) == expected
@@ -167,7 +168,9 @@ def test_a_prefix_mask_at_its_ends_is_another_mask(other, prefix_len):
     prefix, tokens = build(mask="prefix"), draw_tokens()
     twin = build(mask=other)
     twin.load_state_dict(prefix.state_dict())
-    torch.testing.assert_close(prefix(tokens, prefix_len), twin(tokens), rtol=1e-10, atol=1e-10)  # two kernels in float64
+    torch.testing.assert_close(
+        prefix(tokens, prefix_len), twin(tokens), rtol=1e-10, atol=1e-10
+    )  # two kernels in float64
 
 
 def test_without_a_prefix_length_the_prefix_is_empty():

@@ -32,7 +32,9 @@ TORCH = {
     "layer": lambda gain, shift: copied(nn.LayerNorm(D_MODEL, eps=EPS), gain, shift),
     "rms": lambda gain, shift: copied(nn.RMSNorm(D_MODEL, eps=EPS), gain, shift),
     "batch": lambda gain, shift: channels_first(copied(nn.BatchNorm1d(D_MODEL, eps=EPS), gain, shift)),
-    "instance": lambda gain, shift: channels_first(copied(nn.InstanceNorm1d(D_MODEL, eps=EPS, affine=True), gain, shift)),
+    "instance": lambda gain, shift: channels_first(
+        copied(nn.InstanceNorm1d(D_MODEL, eps=EPS, affine=True), gain, shift)
+    ),
     "sequence": over_whole_sequence,
 }
 
@@ -70,7 +72,9 @@ def test_agrees_with_the_papers_formula(name, centred):
     norm, x = ours(name, eps=EPS), draw_input()
     gain, shift = gain_and_shift(norm)
     expected = gain * torch.tensor([[by_hand(row, centred) for row in sequence] for sequence in x.tolist()]).double()
-    torch.testing.assert_close(norm(x), expected + (0 if shift is None else shift), rtol=1e-6, atol=1e-6)  # lists pass through float32
+    torch.testing.assert_close(
+        norm(x), expected + (0 if shift is None else shift), rtol=1e-6, atol=1e-6
+    )  # lists pass through float32
 
 
 def test_without_affine_layer_norm_learns_nothing():
@@ -114,7 +118,9 @@ def test_takes_its_statistics_over_these_axes(name):
 def test_says_which_axes_it_reduces_over(name):
     features, positions, sequences = reads(name)
     norm = ours(name)
-    assert set(norm.reduces) == {axis for axis, read in zip(("d_model", "seq", "batch"), (features, positions, sequences), strict=True) if read}
+    assert set(norm.reduces) == {
+        axis for axis, read in zip(("d_model", "seq", "batch"), (features, positions, sequences), strict=True) if read
+    }
     assert norm.sees_future == (positions or sequences)
 
 
@@ -159,7 +165,9 @@ def test_statistics_of_a_half_precision_input_are_taken_in_float32(name):
     x = (1000 * torch.randn(BATCH, SEQ, D_MODEL) + 100).half()
     norm = make("norm", name)(d_model=D_MODEL)
     assert norm(x).dtype == torch.float16
-    torch.testing.assert_close(norm(x).double(), norm.double()(x.double()), rtol=2**-10, atol=2**-10)  # the last rounding alone
+    torch.testing.assert_close(
+        norm(x).double(), norm.double()(x.double()), rtol=2**-10, atol=2**-10
+    )  # the last rounding alone
 
 
 def test_batch_norm_too_takes_half_precision_statistics_in_float32():
@@ -172,7 +180,9 @@ def test_layer_norm_of_bfloat16_far_from_zero():
     x = (100 + torch.randn(BATCH, SEQ, D_MODEL)).bfloat16()
     norm = make("norm", "layer")(d_model=D_MODEL)
     expected = F.layer_norm(x.double(), (D_MODEL,), eps=1e-5)
-    torch.testing.assert_close(norm(x).double(), expected, rtol=2**-8, atol=2**-8)  # a mean in bfloat16 would be off by 0.25
+    torch.testing.assert_close(
+        norm(x).double(), expected, rtol=2**-8, atol=2**-8
+    )  # a mean in bfloat16 would be off by 0.25
 
 
 def test_batch_norm_evaluates_with_running_statistics():

@@ -4,7 +4,20 @@ import math
 
 import pytest
 import torch
-from oracles import BATCH, D_MODEL, HEAD_DIM, HEADS, KV_HEADS, LOG2_SLOPES, SEQ, build, draw_tokens, make, make_attention, make_reading
+from oracles import (
+    BATCH,
+    D_MODEL,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LOG2_SLOPES,
+    SEQ,
+    build,
+    draw_tokens,
+    make,
+    make_attention,
+    make_reading,
+)
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as rotate_as_gptj
@@ -89,12 +102,16 @@ def test_rope_scores_depend_on_the_distance_alone(layout, fraction):
     torch.testing.assert_close(scores(0), scores(131), rtol=0, atol=1e-3)
     unturned = q @ k.mT
     assert (scores(0) - unturned).abs().max() > 1
-    torch.testing.assert_close(scores(0).diagonal(dim1=-2, dim2=-1), unturned.diagonal(dim1=-2, dim2=-1), **FLOAT32_ANGLES)
+    torch.testing.assert_close(
+        scores(0).diagonal(dim1=-2, dim2=-1), unturned.diagonal(dim1=-2, dim2=-1), **FLOAT32_ANGLES
+    )
 
 
 def test_rope_keeps_every_norm():
     x = draw_heads()
-    torch.testing.assert_close(turn(make_position("rope"), x, range(50, 50 + SEQ)).norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        turn(make_position("rope"), x, range(50, 50 + SEQ)).norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
@@ -103,7 +120,9 @@ def test_rope_layouts_are_equal_up_to_a_permutation(fraction):
     rotated, x = round(fraction * HEAD_DIM), draw_heads()
     order = [i for pair in zip(range(rotated // 2), range(rotated // 2, rotated), strict=True) for i in pair]
     order += range(rotated, HEAD_DIM)  # interleaved feature n is half's feature order[n]
-    torch.testing.assert_close(turn(interleaved, x[..., order], range(SEQ)), turn(half, x, range(SEQ))[..., order], **EXACT)
+    torch.testing.assert_close(
+        turn(interleaved, x[..., order], range(SEQ)), turn(half, x, range(SEQ))[..., order], **EXACT
+    )
     assert (turn(interleaved, x, range(SEQ)) - turn(half, x, range(SEQ))).abs().max() > 0.1
 
 
@@ -113,14 +132,18 @@ def test_rope_half_is_llamas():
     cos, sin = LlamaRotaryEmbedding(config)(x, positions[None])
     rope = make_position("rope")
     theirs = rotate_as_llama(x, k, cos, sin)
-    torch.testing.assert_close((turn(rope, x, positions), turn(rope, k, positions)), theirs, rtol=0, atol=1e-4)  # angles of up to 37
+    torch.testing.assert_close(
+        (turn(rope, x, positions), turn(rope, k, positions)), theirs, rtol=0, atol=1e-4
+    )  # angles of up to 37
 
 
 def test_rope_interleaved_is_gptjs():
     x, positions = draw_heads(), torch.arange(30, 30 + SEQ)
     sin, cos = create_sinusoidal_positions(64, HEAD_DIM)[positions].double()[None].chunk(2, dim=-1)
     theirs = rotate_as_gptj(x.transpose(1, 2), sin, cos).transpose(1, 2)
-    torch.testing.assert_close(turn(make_position("rope", layout="interleaved"), x, positions), theirs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        turn(make_position("rope", layout="interleaved"), x, positions), theirs, rtol=0, atol=1e-4
+    )
 
 
 def test_rope_angles_stay_float32_under_a_bfloat16_model():
@@ -148,7 +171,9 @@ def test_rope_turns_features_in_pairs_or_says_so(fraction):
 
 @pytest.mark.parametrize("n_heads", LOG2_SLOPES)
 def test_alibi_slopes_by_hand(n_heads):
-    assert [math.log2(slope) for slope in alibi_slopes(n_heads)] == pytest.approx(LOG2_SLOPES[n_heads], rel=1e-12)  # float64
+    assert [math.log2(slope) for slope in alibi_slopes(n_heads)] == pytest.approx(
+        LOG2_SLOPES[n_heads], rel=1e-12
+    )  # float64
 
 
 @pytest.mark.parametrize("n_heads", range(1, 129))
@@ -161,7 +186,9 @@ def test_alibi_slopes_are_blooms_and_mpts(n_heads):
 
 def test_alibi_bias_is_minus_slope_times_distance_both_ways():
     rows = make_reading("alibi", "full", SEQ).everything
-    expected = [[[-(2.0 ** LOG2_SLOPES[HEADS][h]) * abs(i - j) for j in range(SEQ)] for i in range(SEQ)] for h in range(HEADS)]
+    expected = [
+        [[-(2.0 ** LOG2_SLOPES[HEADS][h]) * abs(i - j) for j in range(SEQ)] for i in range(SEQ)] for h in range(HEADS)
+    ]
     assert torch.equal(rows.bias, torch.tensor([expected]))
 
 
@@ -188,10 +215,13 @@ def test_alibi_rewards_no_key_for_being_far_even_ahead():
 def test_sinusoidal_formula(d_model, base):
     x, positions = torch.randn(BATCH, SEQ, d_model).double(), range(3, 3 + SEQ)
     waves = [
-        [(math.sin if f % 2 == 0 else math.cos)(p / base ** ((f - f % 2) / d_model)) for f in range(d_model)] for p in positions
+        [(math.sin if f % 2 == 0 else math.cos)(p / base ** ((f - f % 2) / d_model)) for f in range(d_model)]
+        for p in positions
     ]
     out = make_position("sinusoidal", d_model=d_model, base=base).embed(x, torch.tensor(positions))
-    torch.testing.assert_close(out, x + torch.tensor(waves, dtype=torch.float64), rtol=0, atol=2e-6)  # float32 angles up to 9
+    torch.testing.assert_close(
+        out, x + torch.tensor(waves, dtype=torch.float64), rtol=0, atol=2e-6
+    )  # float32 angles up to 9
 
 
 def test_sinusoidal_angles_stay_float32_under_bfloat16():

@@ -126,7 +126,9 @@ def test_the_model_ends_with_a_norm_of_its_own_where_the_stream_does_not(name):
     last_norm = decoder.final_norm if ENDS_WITH_A_NORM[name] else decoder.layers[-1].residual.norms[-1]
     decoder(draw_tokens())
     # Either way the head reads gain * (something of root mean square one), up to eps.
-    torch.testing.assert_close((seen[0] / last_norm.gain).square().mean(dim=-1), torch.ones(BATCH, SEQ).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        (seen[0] / last_norm.gain).square().mean(dim=-1), torch.ones(BATCH, SEQ).double(), rtol=1e-4, atol=0
+    )
 
 
 # --- torch's own Transformer --------------------------------------------------------------------
@@ -181,7 +183,9 @@ def test_agrees_with_torchs_transformer(residual, norm_first, activation):
     named = dict(theirs.named_parameters())
     theirs_gradients = as_ours(dict(zip(named, gradients(expected, named.values()), strict=True)), n_layers)
     mine = dict(decoder.named_parameters())
-    ours_gradients = dict(zip(theirs_gradients, gradients(logits, [mine[name] for name in theirs_gradients]), strict=True))
+    ours_gradients = dict(
+        zip(theirs_gradients, gradients(logits, [mine[name] for name in theirs_gradients]), strict=True)
+    )
     torch.testing.assert_close(ours_gradients, theirs_gradients, **MANY_LAYERS)
 
 

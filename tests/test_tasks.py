@@ -55,10 +55,10 @@ SOLVERS = {
 
 
 def check_recall(question, answer, scored):
-    """Values follow queried keys; keys are 0 to 63, values 64 to 127, the separator 128."""
+    """Values follow queried keys; keys are 0 to 7, values 8 to 23, the separator 24."""
     *pairs, separator, first_query = question
     told = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    assert separator == 128 and len(told) == len(pairs) // 2
+    assert separator == 24 and set(told) <= set(range(8)) and len(told) == len(pairs) // 2
     assert [told[query] for query in [first_query, *answer[1::2]]] == answer[::2]
     assert scored == [i % 2 == 0 for i in range(len(answer))]
 
@@ -104,7 +104,7 @@ def test_training_asks_all_sizes_and_validation_the_largest(task):
 def test_sizes_grow_with_the_length(task):
     short, long = (next(task().validation(seq_len, 1, 1)).prefix_len.item() for seq_len in (48, 48 * 16))
     halves = (25, 385)  # as many symbols as their answers, and a separator
-    others = {"recall": (26, 130), "dyck": (40, 760), "odd_one_out": (48, 768)}  # recall has told its 64 keys
+    others = {"recall": (18, 18), "dyck": (40, 760), "odd_one_out": (48, 768)}  # recall has 8 keys to tell
     assert (short, long) == others.get(task.name, halves)
 
 

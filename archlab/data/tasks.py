@@ -75,7 +75,7 @@ class Recall(Task):
     name = "recall"
     scores_every = 2
 
-    def __init__(self, keys: Count = 64, values: Count = 64, smallest: Count | None = None, varied: bool = True):
+    def __init__(self, keys: Count = 8, values: Count = 16, smallest: Count | None = None, varied: bool = True):
         self.keys, self.values = keys, values
         super().__init__(keys + values + 2, smallest, varied, keys=keys, values=values)
 

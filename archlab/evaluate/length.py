@@ -8,6 +8,8 @@ Protocols:
 
 from collections.abc import Iterable
 
+import torch
+
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import HeldOut, held_out
@@ -17,7 +19,7 @@ from archlab.train.precision import Machine
 Record = dict[str, object]
 
 IMPROVES, HOLDS, DEGRADES = 0.99, 1.05, 1.5
-"""Upper limits of the ratio of the late loss at the longest length to that at train_len; beyond the last it collapses."""
+"""Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
 
 LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 """For tasks, of exact match: the least at train_len that counts as learned, and lower limits of the ratio."""
@@ -29,6 +31,7 @@ def by_length(
     """One record a length, and one curve of loss by position a length; a length without a meaning says so in a note."""
     lengths: list[Record] = []
     curves: list[Record] = []
+    at_train_len: HeldOut | None = None
     for multiple in multiples:
         eval_len = multiple * train_len
         try:
@@ -38,7 +41,12 @@ def by_length(
         except TooLong as refusal:
             lengths.append(undefined(eval_len, settings, f"the data has nothing longer than {refusal.longest}"))
         else:
-            lengths.append(measured(eval_len, settings, source, seen, train_len))
+            at_train_len = seen if multiple == 1 else at_train_len
+            lengths.append(measured(eval_len, settings, seen, train_len))
+            if source.exact:
+                lengths[-1] |= {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}
+            elif at_train_len is not None:
+                lengths[-1] |= against(at_train_len, seen, train_len)
             curves.append(curve(eval_len, seen))
     return lengths, curves
 
@@ -49,18 +57,23 @@ def stride(settings: EvalSettings, train_len: int) -> int | None:
     return settings.stride or train_len // 2
 
 
-def measured(eval_len: int, settings: EvalSettings, source: Source, seen: HeldOut, train_len: int) -> Record:
+def measured(eval_len: int, settings: EvalSettings, seen: HeldOut, train_len: int) -> Record:
     """`loss` over all scored targets, `loss_last` over the last train_len / 2 positions; nats per token."""
-    record: Record = {
+    return {
         "eval_len": eval_len,
         "loss": seen.loss(),
         "loss_last": seen.loss(last=train_len // 2),
         "protocol": settings.protocol,
-        "n_sequences": seen.n_sequences,
+        "n_sequences": len(seen.nats),
     }
-    if source.exact:
-        record |= {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}
-    return record
+
+
+def against(at_train_len: HeldOut, seen: HeldOut, train_len: int) -> Record:
+    """The late targets' loss over the loss the same targets have in windows of train_len."""
+    late = torch.zeros_like(seen.scored)
+    late[:, -(train_len // 2) :] = True
+    before, after = at_train_len.loss_at(late, seen)
+    return {"late_ratio": after / before if before and after is not None else None}
 
 
 def undefined(eval_len: int, settings: EvalSettings, note: str) -> Record:
@@ -69,53 +82,47 @@ def undefined(eval_len: int, settings: EvalSettings, note: str) -> Record:
 
 def curve(eval_len: int, seen: HeldOut) -> Record:
     """Mean loss at each position that has a scored target."""
-    there = seen.scored.nonzero().flatten()
-    return {"eval_len": eval_len, "position": there.tolist(), "loss": (seen.nats[there] / seen.scored[there]).tolist()}
+    counts = seen.scored.sum(dim=0)
+    there = counts.nonzero().flatten()
+    means = (seen.nats * seen.scored).double().sum(dim=0)[there] / counts[there]
+    return {"eval_len": eval_len, "position": there.tolist(), "loss": means.tolist()}
 
 
 def verdict(lengths: list[Record], train_len: int, exact: bool) -> Record:
     """improves, holds, degrades or collapses at the longest length there is a figure for, with the ratio that decided it.
 
-    For text the ratio is of `loss_last`, for tasks of exact match, each against the figure at train_len. `undecided`
-    where there is nothing to compare.
+    For text it is the ratio of the late targets' loss there to the loss of the very same targets at train_len, for
+    tasks the ratio of exact match. `undecided` where there is nothing to compare.
     """
     defined = [record for record in lengths if record["loss"] is not None]
     at_train_len = next((record for record in defined if record["eval_len"] == train_len), None)
     longest = max(defined, key=lambda record: record["eval_len"], default=None)
     if at_train_len is None or longest is at_train_len:
-        return {"verdict": "undecided", "ratio": None, "reason": "no figure both at train_len and beyond it"}
-    by = judge_exact_match if exact else judge_loss
-    return by(at_train_len, longest, longest["eval_len"] // train_len)
+        return undecided("no figure both at train_len and beyond it")
+    multiple = longest["eval_len"] // train_len
+    if exact:
+        return judge_exact_match(at_train_len["exact_match"], longest["exact_match"], multiple)
+    return judge_loss(longest["loss_last"], longest["late_ratio"], multiple)
 
 
-def judge_loss(at_train_len: Record, longest: Record, multiple: int) -> Record:
-    before, after = at_train_len["loss_last"], longest["loss_last"]
-    if not before or after is None:
-        return {"verdict": "undecided", "ratio": None, "reason": "no late position is scored"}
-    ratio = after / before
-    word = (
-        "improves"
-        if ratio <= IMPROVES
-        else "holds"
-        if ratio <= HOLDS
-        else "degrades"
-        if ratio <= DEGRADES
-        else "collapses"
-    )
-    reason = f"late loss {after:.3f} at {multiple}x train_len against {before:.3f} at 1x"
+def undecided(reason: str) -> Record:
+    return {"verdict": "undecided", "ratio": None, "reason": reason}
+
+
+def judge_loss(late_loss: float | None, ratio: float | None, multiple: int) -> Record:
+    if ratio is None:
+        return undecided("no late target is scored at both lengths")
+    limits = {"improves": IMPROVES, "holds": HOLDS, "degrades": DEGRADES}
+    word = next((word for word, limit in limits.items() if ratio <= limit), "collapses")
+    reason = f"late loss {late_loss:.3f} at {multiple}x train_len, {ratio:.3f} times that of the same targets at 1x"
     return {"verdict": word, "ratio": ratio, "reason": reason}
 
 
-def judge_exact_match(at_train_len: Record, longest: Record, multiple: int) -> Record:
-    before, after = at_train_len["exact_match"], longest["exact_match"]
+def judge_exact_match(before: float, after: float, multiple: int) -> Record:
     if before < LEARNED:
-        return {"verdict": "undecided", "ratio": None, "reason": f"not learned: exact match {before:.2f} at train_len"}
+        return undecided(f"not learned: exact match {before:.2f} at train_len")
     ratio = after / before
-    word = (
-        "improves" if ratio > 1 / KEEPS else "holds" if ratio >= KEEPS else "degrades" if ratio >= SOME else "collapses"
-    )
-    return {
-        "verdict": word,
-        "ratio": ratio,
-        "reason": f"exact match {after:.2f} at {multiple}x train_len against {before:.2f} at 1x",
-    }
+    limits = {"improves": 1 / KEEPS, "holds": KEEPS, "degrades": SOME}
+    word = next((word for word, limit in limits.items() if ratio >= limit), "collapses")
+    reason = f"exact match {after:.2f} at {multiple}x train_len against {before:.2f} at 1x"
+    return {"verdict": word, "ratio": ratio, "reason": reason}

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from archlab.data.batch import Source
 from archlab.model import Decoder
-from archlab.train.objective import token_losses
+from archlab.train.objective import TokenLosses, token_losses
 from archlab.train.precision import Machine
 
 TOKENS_AT_ONCE = 8192
@@ -17,29 +17,54 @@ TOKENS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sums over held-out sequences of one length, by position of the target."""
+    """By window and position of its targets: the loss in nats, whether it counts, whether the likeliest token was right.
 
-    nats: Float[Tensor, " seq"]
-    scored: Float[Tensor, " seq"]
-    right: Float[Tensor, " seq"]
-    n_sequences: int
-    n_exact: int
+    Windows of one length follow each other along the same held-out tokens, `step` tokens apart.
+    """
+
+    nats: Float[Tensor, "window seq"]
+    scored: Bool[Tensor, "window seq"]
+    right: Bool[Tensor, "window seq"]
+    step: int
 
     def loss(self, last: int | None = None) -> float | None:
-        """Nats per scored token, over all positions or the last few; None where none of them is scored."""
+        """Nats per scored target, over all positions or the last few; None where none of them is scored."""
         part = slice(None) if last is None else slice(-last, None)
-        scored = float(self.scored[part].sum())
-        return float(self.nats[part].sum()) / scored if scored else None
+        return mean(self.nats[:, part][self.scored[:, part]])
+
+    def loss_at(self, targets: Bool[Tensor, "window seq"], longer: "HeldOut") -> tuple[float | None, float | None]:
+        """Nats on those of a longer evaluation's targets that are scored here too: here, and there.
+
+        The same tokens are compared, so what is left is what the length does.
+        """
+        here = self.along_the_tokens(self.nats.where(self.scored, torch.nan))
+        there = longer.along_the_tokens(longer.nats.where(longer.scored & targets, torch.nan))
+        n = min(len(here), len(there))
+        both = here[:n].isfinite() & there[:n].isfinite()
+        return mean(here[:n][both]), mean(there[:n][both])
+
+    def along_the_tokens(self, values: Float[Tensor, "window seq"]) -> Float[Tensor, " token"]:
+        """Values laid out by the token they belong to; NaN where it has none."""
+        n_windows, seq_len = values.shape
+        token = self.step * torch.arange(n_windows)[:, None] + torch.arange(seq_len)
+        laid_out = torch.full((self.step * (n_windows - 1) + seq_len,), torch.nan)
+        there = values.isfinite()
+        laid_out[token[there]] = values[there]
+        return laid_out
 
     @property
     def token_accuracy(self) -> float:
         """Share of the scored targets that were the likeliest token."""
-        return float(self.right.sum() / self.scored.sum())
+        return float(self.right[self.scored].double().mean())
 
     @property
     def exact_match(self) -> float:
-        """Share of the sequences whose every scored target was the likeliest token."""
-        return self.n_exact / self.n_sequences
+        """Share of the windows whose every scored target was the likeliest token."""
+        return float((self.right | ~self.scored).all(dim=1).double().mean())
+
+
+def mean(values: Tensor) -> float | None:
+    return float(values.double().mean()) if len(values) else None
 
 
 @torch.no_grad()
@@ -49,16 +74,9 @@ def held_out(
     """Runs about n_tokens held-out tokens through the model, in windows of seq_len."""
     was_training = decoder.training
     decoder.eval()
-    sums = torch.zeros(3, seq_len, dtype=torch.float64, device=machine.device)
-    n_sequences = n_exact = 0
+    pieces: list[TokenLosses] = []
     for batch in source.validation(seq_len, n_tokens, max(1, TOKENS_AT_ONCE // seq_len), stride):
         with machine.autocast():
-            losses = token_losses(decoder, batch)
-        right = losses.right & losses.scored
-        sums += torch.stack(
-            [(losses.nats * losses.scored).double().sum(0), losses.scored.double().sum(0), right.double().sum(0)]
-        )
-        n_sequences += len(right)
-        n_exact += int((right == losses.scored).all(dim=1).sum())
+            pieces.append(TokenLosses(*(column.cpu() for column in token_losses(decoder, batch))))
     decoder.train(was_training)
-    return HeldOut(*sums.cpu(), n_sequences, n_exact)
+    return HeldOut(*(torch.cat(column) for column in zip(*pieces, strict=True)), stride or seq_len)

@@ -1,0 +1,180 @@
+"""What is refused: each refusal names field, value and remedy, and what it proposes is accepted."""
+
+import re
+
+import pytest
+import torch
+from oracles import every_option
+
+import archlab
+from archlab.errors import UserError
+
+# what is asked for, what the message must hold, what it proposes
+WRONG_TYPES = [
+    (["norm.eps=abc"], ["norm.eps=abc", "valid number"], ["norm.eps=1e-4"]),
+    (["norm.eps=0"], ["norm.eps=0", "greater than 0"], ["norm.eps=1e-12"]),
+    (
+        ["norm=batch", "mask=full", "norm.momentum=0"],
+        ["norm.momentum=0", "greater than 0"],
+        ["norm=batch", "mask=full"],
+    ),
+    (
+        ["residual=deep", "residual.gains=deepest"],
+        ["residual.gains=deepest", "'deepnet'", "'glm'"],
+        ["residual=deep", "residual.gains=glm"],
+    ),
+    (["ffn.bias=perhaps"], ["ffn.bias=perhaps", "boolean"], ["ffn.bias=true"]),
+    (["ffn.dropout=1.0"], ["ffn.dropout=1.0", "less than 1"], ["ffn.dropout=0.5"]),
+    (["pos.layout=thirds"], ["pos.layout=thirds", "'half'", "'interleaved'"], ["pos.layout=interleaved"]),
+    (["pos.fraction=1.5"], ["pos.fraction=1.5", "less than or equal to 1"], ["pos.fraction=1.0"]),
+    (["pos.base=-1"], ["pos.base=-1", "greater than 0"], ["pos.base=500000"]),
+    (["pos=learned", "pos.max_positions=0"], ["pos.max_positions=0", "greater than or equal to 1"], ["pos=learned"]),
+    (
+        ["mask=window", "mask.window=0"],
+        ["mask.window=0", "greater than or equal to 1"],
+        ["mask=window", "mask.window=1"],
+    ),
+    (["attn.softcap=0"], ["attn.softcap=0", "greater than 0"], ["attn.softcap=null"]),
+    (["attn.dropout=-0.1"], ["attn.dropout=-0.1", "greater than or equal to 0"], ["attn.dropout=0.0"]),
+    (["init=normal", "init.std=0"], ["init.std=0", "greater than 0"], ["init=normal", "init.std=0.01"]),
+    (["init.gain=wide"], ["init.gain=wide", "valid number"], ["init.gain=2"]),
+    (["size.d_model=0"], ["size.d_model=0", "greater than or equal to 1"], ["size.d_model=64"]),
+    (["size.d_model=64.5"], ["size.d_model=64.5", "integer"], ["size.d_model=64"]),
+    (["size.d_model=null"], ["size.d_model=null", "integer"], ["size.d_model=64"]),
+    (["size.d_ff=wide"], ["size.d_ff=wide", "'matched'"], ["size.d_ff=matched"]),
+    (["size.vocab_size=1"], ["size.vocab_size=1", "greater than or equal to 2"], ["size.vocab_size=300"]),
+    (["embed.scale=double"], ["embed.scale=double", "'none'", "'sqrt_d_model'"], ["embed.scale=none"]),
+    (["embed.tied=1"], ["embed.tied=1", "boolean"], ["embed.tied=true"]),
+    (["seed=-1"], ["seed=-1", "greater than or equal to 0"], ["seed=0"]),
+    (["dropout=1"], ["dropout=1", "less than 1"], ["dropout=0.9"]),
+    (["precision=fp8"], ["precision=fp8", "'bf16'", "'fp16'"], ["precision=bf16"]),
+    (["device=tpu"], ["device=tpu", "'cuda'"], ["device=cpu"]),
+    (["train.steps=0"], ["train.steps=0", "greater than or equal to 1"], ["train.steps=1"]),
+    (["probe.every=0"], ["probe.every=0", "greater than or equal to 1"], ["probe.every=null"]),
+    (["eval.lengths=[]"], ["eval.lengths=[]", "at least 1 item"], ["eval.lengths=[1]"]),
+    (["prefix=[0.5,1.5]"], ["prefix=[0.5, 1.5]", "less than or equal to 1"], ["prefix=[0.5,0.75]"]),
+]
+
+DO_NOT_GO_TOGETHER = [
+    # norms
+    (
+        ["norm=batch"],
+        ["norm=batch", "batch and seq", "mask=causal", "mask=full", "allow_leak=true"],
+        ["norm=batch", "allow_leak=true"],
+    ),
+    (
+        ["norm=instance", "mask=window"],
+        ["norm=instance", "seq", "mask=window", "mask=full"],
+        ["norm=instance", "mask=full"],
+    ),
+    (["norm=sequence", "mask=prefix"], ["norm=sequence", "mask=prefix"], ["norm=layer", "mask=prefix"]),
+    (["norm=none", "residual=post"], ["residual=post", "norm=none", "residual=pre"], ["norm=none", "residual=pre"]),
+    (
+        ["norm=none", "residual=sandwich"],
+        ["residual=sandwich", "norm=none", "or a norm"],
+        ["norm=rms", "residual=sandwich"],
+    ),
+    (["norm=none", "residual=branch_norm"], ["residual=branch_norm", "norm=none"], ["norm=none", "residual=deep"]),
+    (["norm=none", "embed.norm=true"], ["embed.norm=true", "norm=none", "leave it out"], ["norm=none"]),
+    # sizes
+    (
+        ["size.n_heads=7"],
+        ["size.n_heads=7", "size.d_model=128", "size.head_dim"],
+        ["size.n_heads=7", "size.head_dim=12"],
+    ),
+    (["attn=mha", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "attn=gqa", "null"], ["attn=gqa", "size.n_kv_heads=2"]),
+    (["attn=mqa", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "attn=gqa"], ["attn=mqa", "size.n_kv_heads=null"]),
+    (
+        ["attn=gqa", "size.n_kv_heads=3"],
+        ["size.n_kv_heads=3", "divisor", "size.n_heads=4"],
+        ["attn=gqa", "size.n_kv_heads=4"],
+    ),
+    # positions
+    (["pos.fraction=0.01"], ["pos.fraction=0.01", "pairs", "0.0625"], ["pos.fraction=0.0625"]),
+    (
+        ["pos=learned", "train.train_len=600"],
+        ["train.train_len=600", "512", "pos.max_positions"],
+        ["pos=learned", "train.train_len=600", "pos.max_positions=600"],
+    ),
+    # prefix
+    (["data=copy", "prefix=[0.25,0.5]"], ["prefix=[0.25, 0.5]", "data=copy", "leave it out"], ["data=copy"]),
+    (
+        ["mask=prefix", "prefix=null"],
+        ["prefix=null", "mask=prefix", "[0.25,0.75]"],
+        ["mask=prefix", "prefix=[0.25,0.75]"],
+    ),
+    (["prefix=[0.5,0.25]"], ["prefix=[0.5, 0.25]", "low <= high < 1"], ["prefix=[0.25,0.5]"]),
+    (["prefix=[0.5,1.0]"], ["prefix=[0.5, 1.0]", "low <= high < 1"], ["prefix=[0.5,0.9]"]),
+    (["prefix=[0.5]"], ["prefix=[0.5]", "two shares"], ["prefix=[0.5,0.5]"]),
+    (["mask=full", "prefix=[0.25,0.5]"], ["prefix=[0.25, 0.5]", "mask=full", "leave it out"], ["mask=full"]),
+    # length of the run
+    (["train.steps=10", "train.tokens=5000"], ["train.tokens=5000", "train.steps", "keep one"], ["train.tokens=5000"]),
+    (["train.steps=10", "budget=chinchilla"], ["budget=chinchilla", "train.steps", "keep one"], ["budget=chinchilla"]),
+    (
+        ["train.tokens=5000", "budget=chinchilla"],
+        ["budget=chinchilla", "train.tokens", "keep one"],
+        ["train.tokens=5000"],
+    ),
+    # training
+    (["train.accumulate=3"], ["train.accumulate=3", "train.batch_size=16", "divisor"], ["train.accumulate=4"]),
+    (["train.warmup=500"], ["train.warmup=500", "400 steps", "at most"], ["train.warmup=400"]),
+    (["train.patience=2"], ["train.patience=2", "train.eval_every=50"], ["train.patience=2", "train.eval_every=50"]),
+    # evaluation
+    (["eval.stride=8"], ["eval.stride=8", "eval.protocol=sliding"], ["eval.stride=8", "eval.protocol=sliding"]),
+    (
+        ["eval.protocol=sliding", "eval.stride=129"],
+        ["eval.stride=129", "128"],
+        ["eval.protocol=sliding", "eval.stride=128"],
+    ),
+    (
+        ["eval.protocol=sliding", "data=copy"],
+        ["eval.protocol=sliding", "data=copy", "disjoint"],
+        ["eval.protocol=disjoint", "data=copy"],
+    ),
+]
+
+
+def named(row) -> str:
+    return " ".join(row[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "proposed"), WRONG_TYPES + DO_NOT_GO_TOGETHER, ids=map(named, WRONG_TYPES + DO_NOT_GO_TOGETHER)
+)
+def test_is_refused_in_one_line_that_names_field_value_and_remedy(asked, told, proposed):
+    with pytest.raises(UserError) as refused:
+        archlab.compose(*asked)
+    message = str(refused.value)
+    assert message.startswith(told[0] + ":") and "\n" not in message
+    for words in told:
+        assert words in message
+    archlab.compose(*proposed)
+
+
+@pytest.mark.parametrize("asked", [row[0] for row in WRONG_TYPES[:1] + DO_NOT_GO_TOGETHER[:1]], ids=" ".join)
+def test_building_refuses_what_composing_does(asked):
+    with pytest.raises(UserError, match=re.escape(asked[0])):
+        archlab.build(*asked)
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), every_option("norm", "residual", "ffn", "pos", "mask", "attn", "init", "size")
+)
+def test_every_option_is_accepted_beside_the_defaults(group, name):
+    cfg = archlab.compose(
+        f"{group}={name}", *(["allow_leak=true"] if name in ("batch", "instance", "sequence") else [])
+    )
+    assert cfg.choices[group] == name
+
+
+def test_what_a_size_leaves_open_is_settled():
+    size = archlab.compose("attn=gqa", "ffn=gelu", "size.d_model=96", "size.n_heads=6").size
+    assert (size.n_kv_heads, size.head_dim, size.d_ff) == (3, 16, 384)
+    size = archlab.compose("attn=mqa", "ffn=swiglu", "size.d_model=96", "size.n_heads=6", "size.head_dim=24").size
+    assert (size.n_kv_heads, size.head_dim, size.d_ff) == (1, 24, 256)
+
+
+def test_a_configuration_builds_what_its_overrides_build():
+    small = ("size=nano", "pos=alibi", "residual=deep", "seed=7")
+    tokens = torch.arange(12).view(1, -1)
+    assert torch.equal(archlab.build(archlab.compose(*small))(tokens), archlab.build(*small)(tokens))
