@@ -254,3 +254,8 @@ def check_evaluation(cfg: DictConfig) -> None:
             f"eval.protocol=sliding: data={option(cfg, 'data')} generates each sequence whole, so there is nothing to slide"
             " over; use disjoint"
         )
+    if evaluation.protocol == "sliding" and cfg.prefix is not None:
+        raise UserError(
+            f"eval.protocol=sliding: prefix={list(cfg.prefix)} leaves targets out by window, so overlapping windows would"
+            " score some twice and some never; use disjoint"
+        )

@@ -136,6 +136,11 @@ def test_sliding_is_named_in_the_output(tmp_path):
     assert {record["protocol"] for record in summary["length"]} == {"sliding"}
 
 
+def test_sliding_windows_and_a_prefix_are_refused_before_training():
+    with pytest.raises(UserError, match="eval.protocol=sliding: prefix="):
+        archlab.compose("eval.protocol=sliding", "mask=prefix")
+
+
 def test_chinchilla_trains_on_twenty_tokens_a_parameter():
     cfg = archlab.compose("size=nano", "budget=chinchilla")
     n_params = sum(p.numel() for p in archlab.build(cfg).parameters())

@@ -50,6 +50,11 @@ def percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.1f}%"
 
 
+def ratio(value: float | None) -> str:
+    """How many times as large, to three places: 1.012."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
 def count(value: float | None) -> str:
     """How many: 512, 12.3k, 1.23M."""
     return _scaled(value, 1000, ("", "k", "M", "B", "T"))
@@ -168,9 +173,11 @@ def _stability(stability: Record) -> list[tuple[str, str]]:
     """The quantities known by name, then any other single number under its own."""
     known: dict[str, tuple[str, Callable[[Any], str]]] = {
         "max_grad_norm": ("largest gradient norm", number),
+        "median_grad_norm": ("median gradient norm", number),
         "clipped_share": ("steps that were clipped", percent),
         "loss_spike_score": ("loss spike score", number),
         "max_activation_rms": ("largest activation RMS", number),
+        "max_update_ratio": ("largest update/weight ratio", number),
         "min_attention_entropy": ("smallest attention entropy", lambda value: _in("nats", number(value))),
         "max_attention_score": ("largest attention score", number),
         "first_nonfinite": ("first not finite", lambda first: divergence(first) if first else "none"),
@@ -186,23 +193,24 @@ def _lengths(length: Sequence[Record], train_len: int | None) -> RenderableType 
         return None
     protocols = dict.fromkeys(str(record["protocol"]) for record in length if record.get("protocol"))
     title = Text(f"Held-out loss by length ({', '.join([*protocols, ''])}nats per token)", style="bold")
-    table = _table(*((words, "right") for words in ("tokens", "x train", "loss", "at the end", "vs 1x")))
-    headings = {"exact_match": "exact", "token_accuracy": "tokens right"}
-    shares = [key for key in headings if any(record.get(key) is not None for record in length)]
-    for key in shares:
-        table.add_column(headings[key], justify="right", no_wrap=True)
-    base = next((record.get("loss") for record in length if record["eval_len"] == train_len), None)
+    table = _table(*((words, "right") for words in ("tokens", "x train", "loss", "at the end")))
+    optional: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "late_ratio": ("same tokens vs 1x", ratio),
+        "exact_match": ("exact", percent),
+        "token_accuracy": ("tokens right", percent),
+    }
+    there = {key: column for key, column in optional.items() if any(record.get(key) is not None for record in length)}
+    for heading, _ in there.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for record in length:
-        table.add_row(*_length_row(record, base, train_len), *(percent(record.get(key)) for key in shares))
+        table.add_row(*_length_row(record, train_len), *(write(record.get(key)) for key, (_, write) in there.items()))
     notes = dict.fromkeys(record["note"] for record in length if record.get("note"))
     return Group(title, table, *(Text(f"{_tokens_with(length, note)} tokens: {note}") for note in notes))
 
 
-def _length_row(record: Record, base: float | None, train_len: int | None) -> list[str]:
-    value = record.get("loss")
-    change = None if value is None or base is None else value - base
+def _length_row(record: Record, train_len: int | None) -> list[str]:
     multiple = f"{record['eval_len'] / train_len:g}x" if train_len else "n/a"
-    return [f"{record['eval_len']}", multiple, nats(value), nats(record.get("loss_last")), nats(change, "+")]
+    return [f"{record['eval_len']}", multiple, nats(record.get("loss")), nats(record.get("loss_last"))]
 
 
 def _tokens_with(length: Sequence[Record], note: str) -> str:
@@ -213,9 +221,8 @@ def _verdict(verdict: Record | None) -> Text | None:
     if not verdict:
         return None
     color, words = VERDICTS.get(verdict["verdict"], ("yellow", "a verdict without words of its own"))
-    ratio = "" if verdict.get("ratio") is None else f" (the ratio that decided: {number(verdict['ratio'], 4)})"
-    reason = f" {verdict['reason']}" if verdict.get("reason") else ""
-    return Text.assemble((f"Length {verdict['verdict']}", f"bold {color}"), f": {words}{ratio}.{reason}")
+    reason = f" ({verdict['reason']})" if verdict.get("reason") else ""
+    return Text.assemble((f"Length {verdict['verdict']}", f"bold {color}"), f": {words}{reason}.")
 
 
 def _pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group | None:
