@@ -255,3 +255,34 @@ def test_no_two_options_of_a_group_are_the_same(group):
 
     names = options(group)
     assert len({fingerprint(name) for name in names}) == len(names)
+
+
+# --- the decoder around the blocks --------------------------------------------------------------
+
+
+@each_option
+def test_recomputing_activations_changes_no_number(group, name):
+    decoder, tokens = build(**{group: name}).eval(), draw_tokens()
+
+    def gradients():
+        decoder.zero_grad()
+        logits_of(decoder, tokens).square().sum().backward()
+        return [weight.grad.clone() for weight in decoder.parameters()]
+
+    kept = gradients()
+    decoder.recompute_activations()
+    assert all(torch.equal(again, before) for again, before in zip(gradients(), kept, strict=True))
+
+
+def test_embeddings_are_scaled_then_placed_then_normed_then_dropped_out():
+    decoder = build(pos="learned", norm="layer", embed_norm=True, embed_scale="sqrt_d_model", dropout=0.4)
+    tokens, seen = draw_tokens(batch=20), []
+    decoder.layers[0].register_forward_pre_hook(lambda layer, arguments: seen.append(arguments[0]))
+    decoder.eval()(tokens)
+    raw = decoder.embedding.weight[tokens] * 48**0.5 + decoder.position.table.weight[:SEQ]
+    expected = F.layer_norm(raw, (D_MODEL,), decoder.embed_norm.gain, decoder.embed_norm.shift)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=1e-12)  # float64
+    decoder.train()(tokens)
+    kept = seen[1] != 0
+    torch.testing.assert_close(seen[1][kept], expected[kept] / 0.6, rtol=1e-12, atol=1e-12)
+    assert 0.57 < kept.double().mean() < 0.63  # 6720 draws: a standard deviation of 0.006
