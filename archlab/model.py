@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual
+from archlab.blocks.contracts import FeedForward, Mask, Norm, Position, Residual, Stream
 from archlab.blocks.kernel import Reading, fused_kernel
 from archlab.errors import UserError
 
@@ -28,7 +28,7 @@ class Layer(nn.Module):
         self.ffn = ffn
         self.residual = residual
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"], reading: Reading) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, reading: Reading) -> Stream:
         return self.residual(x, (partial(self.attention, reading=reading), self.ffn))
 
 

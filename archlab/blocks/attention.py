@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archlab.blocks.contracts import Stream
 from archlab.blocks.kernel import Kernel, Reading, Rows, explicit_kernel, explicit_scores
 from archlab.blocks.norm import RMSNorm
 from archlab.quantities import Positive, Probability
@@ -68,21 +69,19 @@ class Attention(nn.Module):
         """Whether so many key-value heads are still this kind of attention."""
         return n_heads % n_kv_heads == 0
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"], reading: Reading) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, reading: Reading) -> Stream:
         q, k = self.queries_and_keys(x, reading)
         read = self.kernel(q, k, self.heads(self.v_proj(x)), reading, self.dropout * self.training)
         return self.out_dropout(
             self.out_proj(rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)"))
         )
 
-    def queries_and_keys(self, x: Float[Tensor, "batch seq d_model"], reading: Reading) -> tuple[Tensor, Tensor]:
+    def queries_and_keys(self, x: Stream, reading: Reading) -> tuple[Tensor, Tensor]:
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and turned."""
         q, k = self.q_norm(self.heads(self.q_proj(x))), self.k_norm(self.heads(self.k_proj(x)))
         return reading.rotate(q), reading.rotate(k)
 
-    def scores(
-        self, x: Float[Tensor, "batch seq d_model"], reading: Reading, rows: Rows
-    ) -> Float[Tensor, "batch heads query key"]:
+    def scores(self, x: Stream, reading: Reading, rows: Rows) -> Float[Tensor, "batch heads query key"]:
         """What the softmax of these rows is taken of, float32; -inf where reading is forbidden."""
         q, k = self.queries_and_keys(x, reading)
         return explicit_scores(q, k, rows, self.squash)

@@ -25,6 +25,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+Stream = Float[Tensor, "batch seq d_model"]
+Queries = Int[Tensor, "#batch query 1"]
+Keys = Int[Tensor, "#batch #query key"]
+PrefixLen = Int[Tensor, "#batch 1 1"]
+Readable = Bool[Tensor, "#batch query key"]
+
 
 class Norm(nn.Module):
     """Rescales its input by statistics of it: (batch, seq, d_model) -> the same shape and dtype.
@@ -41,7 +47,7 @@ class Norm(nn.Module):
         return bool({"batch", "seq"} & set(self.reduces))
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]: ...
+    def forward(self, x: Stream) -> Stream: ...
 
 
 class FeedForward(nn.Module):
@@ -57,7 +63,7 @@ class FeedForward(nn.Module):
     """The projection back to the residual stream."""
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]: ...
+    def forward(self, x: Stream) -> Stream: ...
 
 
 class Position(nn.Module):
@@ -71,9 +77,7 @@ class Position(nn.Module):
     limit: int | None = None
     biases_scores: bool = False
 
-    def embed(
-        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def embed(self, x: Stream, positions: Int[Tensor, " seq"]) -> Stream:
         """Adds to the token embeddings."""
         return x
 
@@ -108,12 +112,7 @@ class Mask(nn.Module):
     """Whether `may_read` depends on prefix_len."""
 
     @abstractmethod
-    def may_read(
-        self,
-        query: Int[Tensor, "#batch query 1"],
-        key: Int[Tensor, "#batch #query key"],
-        prefix_len: Int[Tensor, "#batch 1 1"],
-    ) -> Bool[Tensor, "#batch query key"]:
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         """True where the query position may read the key position; every query may read something."""
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -143,7 +142,5 @@ class Residual(nn.Module):
     """Without norms this scheme would be x + f(x), no other than pre-norm without them."""
 
     @abstractmethod
-    def forward(
-        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Callable[[Tensor], Tensor]]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, branches: Sequence[Callable[[Tensor], Tensor]]) -> Stream:
         """Adds the branches, attention first, to the stream."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import FeedForward
+from archlab.blocks.contracts import FeedForward, Stream
 from archlab.quantities import Probability
 
 Activation = Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ class Plain(FeedForward):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream) -> Stream:
         return self.dropout(self.down_proj(self.activation(self.up_proj(x))))
 
 
@@ -63,7 +63,7 @@ class Gated(FeedForward):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream) -> Stream:
         return self.dropout(self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x)))
 
 

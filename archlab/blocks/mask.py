@@ -1,10 +1,8 @@
 """Masks: who may read whom. Each is one predicate over a query's position, a key's position and the prefix length."""
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
-from archlab.blocks.contracts import Mask
+from archlab.blocks.contracts import Keys, Mask, PrefixLen, Queries, Readable
 from archlab.quantities import Count
 
 
@@ -13,12 +11,7 @@ class Causal(Mask):
 
     causal = True
 
-    def may_read(
-        self,
-        query: Int[Tensor, "#batch query 1"],
-        key: Int[Tensor, "#batch #query key"],
-        prefix_len: Int[Tensor, "#batch 1 1"],
-    ) -> Bool[Tensor, "#batch query key"]:
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         return key <= query
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -34,12 +27,7 @@ class Prefix(Mask):
 
     uses_prefix = True
 
-    def may_read(
-        self,
-        query: Int[Tensor, "#batch query 1"],
-        key: Int[Tensor, "#batch #query key"],
-        prefix_len: Int[Tensor, "#batch 1 1"],
-    ) -> Bool[Tensor, "#batch query key"]:
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         return (key <= query) | (key < prefix_len)
 
 
@@ -53,12 +41,7 @@ class Window(Mask):
         super().__init__()
         self.window = window
 
-    def may_read(
-        self,
-        query: Int[Tensor, "#batch query 1"],
-        key: Int[Tensor, "#batch #query key"],
-        prefix_len: Int[Tensor, "#batch 1 1"],
-    ) -> Bool[Tensor, "#batch query key"]:
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         return (key <= query) & (key > query - self.window)
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -73,11 +56,6 @@ class Full(Mask):
 
     bidirectional = True
 
-    def may_read(
-        self,
-        query: Int[Tensor, "#batch query 1"],
-        key: Int[Tensor, "#batch #query key"],
-        prefix_len: Int[Tensor, "#batch 1 1"],
-    ) -> Bool[Tensor, "#batch query key"]:
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         shape = torch.broadcast_shapes(query.shape, key.shape)
         return torch.ones(shape, dtype=torch.bool, device=query.device)

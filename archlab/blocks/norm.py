@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import Norm
+from archlab.blocks.contracts import Norm, Stream
 from archlab.blocks.precision import at_least_float32
 from archlab.quantities import Positive, Share
 
@@ -74,7 +74,7 @@ class BatchNorm(Norm):
         super().__init__()
         self.over_positions = nn.BatchNorm1d(d_model, eps=eps, momentum=momentum)
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream) -> Stream:
         flat = self.over_positions(rearrange(x, "batch seq d_model -> (batch seq) d_model"))
         return rearrange(flat, "(batch seq) d_model -> batch seq d_model", batch=x.shape[0])
 
@@ -93,7 +93,7 @@ class InstanceNorm(Norm):
         self.gain = nn.Parameter(torch.ones(d_model))
         self.shift = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream) -> Stream:
         along_seq = rearrange(at_least_float32(x), "batch seq d_model -> batch d_model seq")
         normed = rearrange(
             F.layer_norm(along_seq, along_seq.shape[-1:], eps=self.eps), "batch d_model seq -> batch seq d_model"
@@ -116,6 +116,6 @@ class SequenceNorm(Norm):
         self.gain = nn.Parameter(torch.ones(d_model))
         self.shift = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream) -> Stream:
         normed = F.layer_norm(at_least_float32(x), x.shape[1:], eps=self.eps)
         return (self.gain * normed + self.shift).type_as(x)

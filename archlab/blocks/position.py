@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import Position
+from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.precision import at_least_float32
 from archlab.errors import UserError
 from archlab.quantities import Count, Literal, Positive, Share
@@ -125,9 +125,7 @@ class LearnedPosition(Position):
         self.limit = max_positions
         self.table = nn.Embedding(max_positions, d_model)
 
-    def embed(
-        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def embed(self, x: Stream, positions: Int[Tensor, " seq"]) -> Stream:
         return x + self.table(positions)
 
 
@@ -142,9 +140,7 @@ class SinusoidalPosition(Position):
         self.base = base
         self.d_model = d_model
 
-    def embed(
-        self, x: Float[Tensor, "batch seq d_model"], positions: Int[Tensor, " seq"]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def embed(self, x: Stream, positions: Int[Tensor, " seq"]) -> Stream:
         feature = torch.arange(0, self.d_model, 2, device=positions.device, dtype=torch.float32)
         angles = positions.float()[:, None] * self.base ** (-feature / self.d_model)
         waves = rearrange([angles.sin(), angles.cos()], "two seq pairs -> seq (pairs two)")[:, : self.d_model]

@@ -6,10 +6,9 @@ f is a branch, attention or the feed-forward network; N is the number of layers.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import Norm, Residual
+from archlab.blocks.contracts import Norm, Residual, Stream
 from archlab.quantities import Literal
 
 Branch = Callable[[Tensor], Tensor]
@@ -24,9 +23,7 @@ class OneNormPerBranch(Residual):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
 
-    def forward(
-        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, branch in zip(self.norms, branches, strict=True):
             x = self.join(x, norm, branch)
         return x
@@ -104,9 +101,7 @@ class Sandwich(Residual):
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
         self.branch_norms = nn.ModuleList(norm() for _ in range(BRANCHES))
 
-    def forward(
-        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, branch_norm, branch in zip(self.norms, self.branch_norms, branches, strict=True):
             x = x + branch_norm(branch(norm(x)))
         return x
@@ -122,8 +117,6 @@ class Parallel(Residual):
         super().__init__()
         self.norm = norm()
 
-    def forward(
-        self, x: Float[Tensor, "batch seq d_model"], branches: Sequence[Branch]
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         read = self.norm(x)
         return x + sum(branch(read) for branch in branches)
