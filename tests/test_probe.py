@@ -57,7 +57,8 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
     attention, captured = before.layers[0].attention, {}
     attention.register_forward_pre_hook(lambda module, inputs, options: captured.update(x=inputs[0], **options), with_kwargs=True)
     before(tokens[:1])
-    q, k = attention.queries_and_keys(captured["x"], captured["reading"])
+    with torch.no_grad():
+        q, k = attention.queries_and_keys(captured["x"], captured["reading"])
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     largest, entropies = -math.inf, []
     for head in range(3):
