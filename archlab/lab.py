@@ -43,7 +43,6 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
     """
     from archlab.logbook import Logbook
     from archlab.report import tables
-    from archlab.report.plots import draw_all
     from archlab.report.progress import TrainingProgress
 
     started = started or time.time()
@@ -97,6 +96,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
         **provenance(),
         "wall_seconds": time.time() - started,
     }
+    from archlab.report.plots import draw_all  # here, so that training need not wait for matplotlib
+
     draw_all(logbook.directory, logbook.metrics, summary, positions)
     summary["wall_seconds"] = time.time() - started
     logbook.close(summary, positions, decoder)

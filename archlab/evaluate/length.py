@@ -18,7 +18,7 @@ from archlab.train.precision import Machine
 
 Record = dict[str, object]
 
-IMPROVES, HOLDS, DEGRADES = 0.99, 1.05, 1.5
+IMPROVES, HOLDS, DEGRADES = 0.99, 1.02, 1.5
 """Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
 
 LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5

@@ -13,6 +13,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from archlab.evaluate.length import verdict
+
 HERE = Path(__file__).parent
 Curves = dict[str, dict[int, list[float]]]
 
@@ -23,20 +25,24 @@ def main(directories: list[str]) -> None:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
+    draw(gather(rows, "loss_last"), rows[0]["train_len"])
+    print(markdown(gather(rows, "loss_last"), rows, 3), markdown(gather(rows, "late_ratio"), rows, 4), sep="\n\n")
+
+
+def gather(rows: list[dict], quantity: str) -> Curves:
     by_seed: Curves = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        by_seed[row["pos"]][row["eval_len"]].append(row["loss_last"])
-    draw(by_seed, rows[0]["train_len"])
-    print(markdown(by_seed, rows))
+        by_seed[row["pos"]][row["eval_len"]].append(row[quantity])
+    return by_seed
 
 
 def lengths(directory: Path) -> list[dict]:
     summary = json.loads((directory / "summary.json").read_text())
     shared = {"pos": summary["choices"]["pos"], "seed": summary["seed"], "train_len": summary["train_len"]}
-    verdict = summary["length_verdict"]
+    said = verdict(summary["length"], summary["train_len"], exact=False)
     return [
         {**shared, **{key: record[key] for key in ("eval_len", "protocol", "loss", "loss_last", "late_ratio")}}
-        | {"verdict": verdict["verdict"], "commit": summary["git"]["commit"], "corpus_sha256": summary["corpus_sha256"]}
+        | {"verdict": said["verdict"], "commit": summary["git"]["commit"], "corpus_sha256": summary["corpus_sha256"]}
         for record in summary["length"]
     ]
 
@@ -61,12 +67,12 @@ def draw(by_seed: Curves, train_len: int) -> None:
     figure.savefig(HERE / "lengths.png", dpi=150)
 
 
-def markdown(by_seed: Curves, rows: list[dict]) -> str:
+def markdown(by_seed: Curves, rows: list[dict], digits: int) -> str:
     ticks = list(next(iter(by_seed.values())))
     lines = ["| pos | " + " | ".join(f"{n}" for n in ticks) + " | verdict by seed |", "|---" * (len(ticks) + 2) + "|"]
     for pos, curve in by_seed.items():
         verdicts = ", ".join(row["verdict"] for row in rows if row["pos"] == pos and row["eval_len"] == ticks[0])
-        cells = (f"{statistics.mean(seeds):.3f} ({min(seeds):.2f} to {max(seeds):.2f})" for seeds in curve.values())
+        cells = (f"{statistics.mean(seeds):.{digits}f} ({min(seeds):.{digits}f} to {max(seeds):.{digits}f})" for seeds in curve.values())
         lines.append(f"| {pos} | " + " | ".join(cells) + f" | {verdicts} |")
     return "\n".join(lines)
 
