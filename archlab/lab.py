@@ -41,11 +41,11 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
     `started` is the time.time() from which the time to the first step counts. A run the user interrupts is written
     down like any other before KeyboardInterrupt goes on.
     """
-    from archlab.logbook import Logbook
+    from archlab.logbook import Logbook, git_state, versions
     from archlab.report import tables
     from archlab.report.progress import TrainingProgress
 
-    started = started or time.time()
+    started, provenance = started or time.time(), {"versions": versions(), "git": git_state()}
     console = Console()
     where, settings = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
     source = open_source(cfg)
@@ -93,7 +93,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
         "tokens": len(outcome.losses) * settings.tokens_per_step,
         "corpus_sha256": source.sha256,
         "threads": torch.get_num_threads(),
-        **provenance(),
+        **provenance,
         "wall_seconds": time.time() - started,
     }
     from archlab.report.plots import draw_all  # here, so that training need not wait for matplotlib
@@ -163,9 +163,3 @@ def options_of(cfg: DictConfig, group: str) -> str:
 
 def section(cfg: DictConfig, name: str, kind: type) -> Any:
     return kind(**OmegaConf.to_container(cfg[name]))
-
-
-def provenance() -> dict[str, Any]:
-    from archlab.logbook import git_state, versions
-
-    return {"versions": versions(), "git": git_state()}

@@ -17,6 +17,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,12 @@ def versions() -> Record:
     }
 
 
+@cache
 def git_state() -> Record | None:
-    """The commit archlab runs from and whether it was changed since; None where it isn't run from a checkout."""
+    """The commit archlab runs from and whether it was changed since; None where it isn't run from a checkout.
+
+    Asked once, when the first run starts: what the checkout becomes later is not what this process has loaded.
+    """
     here = Path(archlab.__file__).parent.parent
     if not (here / ".git").exists():
         return None
