@@ -32,10 +32,11 @@ def by_length(
     lengths: list[Record] = []
     curves: list[Record] = []
     at_train_len: HeldOut | None = None
+    n_tokens = max(settings.tokens, train_len * max(settings.lengths))  # the same tokens at every length
     for multiple in multiples:
         eval_len = multiple * train_len
         try:
-            seen = held_out(decoder, source, machine, eval_len, settings.tokens, stride(settings, train_len))
+            seen = held_out(decoder, source, machine, eval_len, n_tokens, stride(settings, train_len))
         except PositionLimit as refusal:
             lengths.append(undefined(eval_len, settings, f"not defined beyond {refusal.limit}"))
         except TooLong as refusal:
