@@ -27,6 +27,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 import archlab
+from archlab.errors import UserError
 
 Record = dict[str, Any]
 
@@ -61,15 +62,21 @@ class Logbook:
 
 def new_directory(parent: Path, name: str) -> Path:
     """A directory nobody else has, even where two runs start in the same second."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        directory = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            continue
-        return directory
-    raise AssertionError("unreachable")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        return next(directory for directory in (parent / n for n in names) if made(directory))
+    except OSError as error:
+        raise UserError(f"output={parent}: no run can be written there: {error.strerror}; give another folder") from None
+
+
+def made(directory: Path) -> bool:
+    """Whether it was this call that made the directory."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def slug(overrides: Sequence[str]) -> str:

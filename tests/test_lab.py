@@ -157,6 +157,12 @@ def test_runs_of_the_same_second_have_their_own_directories(tmp_path):
     assert len({new_directory(tmp_path, "20260101-000000-norm=rms") for _ in range(3)}) == 3
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="output=.*runs: no run can be written there: "):
+        run(tmp_path)
+
+
 @pytest.mark.parametrize(("words", "name"), [([], "default"), (["norm=rms", "data.path=/a b"], "norm=rms_data.path=-a-b"), (["x" * 200], "x" * 80)])
 def test_slugs_are_file_names(words, name):
     assert slug(words) == name
