@@ -86,6 +86,10 @@ def check_block(group: str, node: Any) -> None:
         raise UserError(
             f"{group}: an option of it is a yaml with a _target_, the class to make, such as _target_: mine.Mine"
         )
+    if group in BLOCKS and node.get("_partial_") is not True:
+        raise UserError(
+            f"{group}._partial_: should be true, since every layer makes a block of its own; add _partial_: true"
+        )
     kind, block = KINDS[group], locate(group, node["_target_"])
     if not (inspect.isclass(block) and issubclass(block, kind)):
         raise UserError(

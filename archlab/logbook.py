@@ -67,7 +67,9 @@ def new_directory(parent: Path, name: str) -> Path:
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
         return next(directory for directory in (parent / n for n in names) if made(directory))
     except OSError as error:
-        raise UserError(f"output={parent}: no run can be written there: {error.strerror}; give another folder") from None
+        raise UserError(
+            f"output={parent}: no run can be written there: {error.strerror}; give another folder"
+        ) from None
 
 
 def made(directory: Path) -> bool:

@@ -178,3 +178,10 @@ def test_a_configuration_builds_what_its_overrides_build():
     small = ("size=nano", "pos=alibi", "residual=deep", "seed=7")
     tokens = torch.arange(12).view(1, -1)
     assert torch.equal(archlab.build(archlab.compose(*small))(tokens), archlab.build(*small)(tokens))
+
+
+def test_a_users_block_without_partial_is_told_what_is_missing(tmp_path):
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text("_target_: archlab.blocks.norm.RMSNorm\n")
+    with pytest.raises(UserError, match="norm._partial_: should be true"):
+        archlab.compose("norm=mine", config_dir=str(tmp_path))
