@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
@@ -20,7 +20,7 @@ from archlab.errors import UserError
 from archlab.evaluate.settings import EvalSettings
 from archlab.init import Init
 from archlab.model import Decoder
-from archlab.quantities import Count, Fraction, Literal, Natural, Probability
+from archlab.quantities import Count, Fraction, Literal, Probability
 from archlab.train.settings import TrainSettings
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn")
@@ -34,14 +34,14 @@ KINDS: dict[str, type] = {
 class TopLevel:
     """The options that belong to no section."""
 
-    seed: Natural
+    seed: Annotated[int, Interval(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     dropout: Probability
     prefix: list[Fraction] | None
     allow_leak: bool
     budget: Literal["chinchilla"] | None
-    output: str
+    output: Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,11 @@ def check_position(cfg: DictConfig, limit: int | None) -> None:
 
 def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     marks_its_own = "prefix" not in cfg.data
+    if target(cfg, "mask").bidirectional and cfg.data.get("varied"):
+        raise UserError(
+            "data.varied=true: mask=full scores the last target alone, and where problems vary in size that is mostly"
+            " padding; use data.varied=false, or another mask"
+        )
     if marks_its_own:
         if "prefix" in explicit and cfg.prefix is not None:
             raise UserError(f"prefix={list(cfg.prefix)}: data={option(cfg, 'data')} marks its own prefix; leave it out")
@@ -244,6 +249,9 @@ def check_training(cfg: DictConfig) -> None:
 
 def check_evaluation(cfg: DictConfig) -> None:
     evaluation = cfg.eval
+    if list(evaluation.lengths) != sorted(set(evaluation.lengths)):
+        rising = ",".join(map(str, sorted(set(evaluation.lengths))))
+        raise UserError(f"eval.lengths={list(evaluation.lengths)}: should rise from one to the next; use [{rising}]")
     if evaluation.stride is not None and evaluation.protocol != "sliding":
         raise UserError(
             f"eval.stride={evaluation.stride}: windows slide only under eval.protocol=sliding; add that, or leave it out"

@@ -19,7 +19,7 @@ from archlab.errors import UserError
 from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import stability
-from archlab.evaluate.validation import held_out
+from archlab.evaluate.validation import held_out, unigram_entropy
 from archlab.model import Decoder
 from archlab.train.loop import Record, train
 from archlab.train.precision import Machine, machine
@@ -70,6 +70,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
             report=logbook.step,
             tick=progress.advance,
         )
+    unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     broken = outcome.status == "diverged" or outcome.interrupted
     val_loss = None if broken else validation().loss()
     lengths, positions = ([], []) if broken else evaluate(cfg, decoder, source, where)
@@ -80,8 +81,10 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
         **price,
         "train_loss": mean(outcome.losses[-LAST_STEPS:]),
         "val_loss": val_loss,
+        "unigram_loss": unigram,
+        "best_step": outcome.best_step,
         "length": lengths,
-        "length_verdict": verdict(lengths, settings.train_len, source.exact),
+        "length_verdict": verdict(lengths, settings.train_len, source.exact, unigram),
         "stability": stability(outcome, logbook.metrics, settings.clip),
         "tokens_per_second": outcome.tokens_per_second,
         "first_step_seconds": outcome.first_step_at and outcome.first_step_at - started,

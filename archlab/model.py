@@ -101,6 +101,8 @@ class Decoder(nn.Module):
         seq_len = tokens.shape[1]
         if self.position.limit is not None and seq_len > self.position.limit:
             raise PositionLimit(seq_len, self.position.limit)
+        if isinstance(prefix_len, int) and not 0 <= prefix_len <= seq_len:
+            raise ValueError(f"prefix_len={prefix_len}: should be from 0 to the {seq_len} tokens of the sequence")
         if prefix_len is None:
             prefix_len = 0
         elif not self.mask.uses_prefix:

@@ -1,8 +1,9 @@
 """The kinds of number an option may hold, named once and checked wherever a configuration is read."""
 
+import math
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]
 """At least one of something: layers, heads, steps."""
@@ -10,10 +11,10 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 """Zero or more of something: warm-up steps, a seed."""
 
-Positive = Annotated[float, Gt(0)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
 """A number above zero: a learning rate, an epsilon."""
 
-NonNegative = Annotated[float, Ge(0)]
+NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 """A number that may be zero: a weight decay."""
 
 Probability = Annotated[float, Interval(ge=0, lt=1)]

@@ -141,6 +141,26 @@ def test_sliding_windows_and_a_prefix_are_refused_before_training():
         archlab.compose("eval.protocol=sliding", "mask=prefix")
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("eval.lengths=[2,1]", r"use \[1,2\]"),
+        ("eval.lengths=[1,1,2]", r"use \[1,2\]"),
+        ("norm.eps=1e400", "norm.eps=inf: should be less than inf"),
+        ("seed=9223372036854775808", "seed=9223372036854775808: should be less than"),
+    ],
+)
+def test_what_would_break_after_training_is_refused_before(override, says):
+    with pytest.raises(UserError, match=says):
+        archlab.compose(override)
+
+
+def test_a_full_mask_over_varied_problems_is_refused():
+    with pytest.raises(UserError, match="data.varied=true: mask=full"):
+        archlab.compose("mask=full", "data=copy")
+    archlab.compose("mask=full", "data=copy", "data.varied=false")
+
+
 def test_chinchilla_trains_on_twenty_tokens_a_parameter():
     cfg = archlab.compose("size=nano", "budget=chinchilla")
     n_params = sum(p.numel() for p in archlab.build(cfg).parameters())

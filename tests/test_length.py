@@ -12,7 +12,7 @@ from archlab.data.batch import Batch, Source, TooLong
 from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
-from archlab.evaluate.validation import HeldOut, held_out
+from archlab.evaluate.validation import HeldOut, held_out, unigram_entropy
 from archlab.train.precision import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -143,7 +143,7 @@ def text(*losses, train_len=64, base=2.0):
     ],
 )
 def test_the_verdict_is_the_ratio_at_the_longest_defined_length(losses, word, ratio):
-    said = verdict(text(*losses), 64, exact=False)
+    said = verdict(text(*losses), 64, exact=False, unigram=5.0)
     assert said["verdict"] == word and said["ratio"] == pytest.approx(ratio, abs=0.005)
 
 
@@ -178,12 +178,12 @@ def test_sliding_windows_are_laid_out_by_their_stride():
 )
 def test_the_verdict_on_a_task_goes_by_exact_match(exact_match, word):
     lengths = [r | {"exact_match": e} for r, e in zip(text(0.1, 0.1), exact_match, strict=True)]
-    assert verdict(lengths, 64, exact=True)["verdict"] == word
+    assert verdict(lengths, 64, exact=True, unigram=5.0)["verdict"] == word
 
 
 @pytest.mark.parametrize("lengths", [[], text(2.0), text(None, 2.0), text(2.0, None)])
 def test_without_two_figures_there_is_no_verdict(lengths):
-    said = verdict(lengths, 64, exact=False)
+    said = verdict(lengths, 64, exact=False, unigram=5.0)
     assert said["verdict"] == "undecided" and said["ratio"] is None and said["reason"]
 
 
@@ -196,3 +196,18 @@ def test_a_spike_is_counted_once_and_a_falling_loss_is_none():
     assert spike_score([*falling[:60], 9.0, *falling[61:]]) == pytest.approx(1 / 84)  # 100 steps, 16 of history
     assert spike_score([*falling[:99], math.nan]) == pytest.approx(1 / 84)
     assert spike_score(falling[:10]) is None
+
+
+def test_a_model_that_knows_frequencies_alone_gets_no_verdict():
+    said = verdict(text(2.0, 2.0), 64, exact=False, unigram=2.04)
+    assert said["verdict"] == "undecided" and said["reason"].startswith("not learned: loss 2.000")
+    assert verdict(text(2.0, 2.0), 64, exact=False, unigram=2.06)["verdict"] == "holds"
+
+
+def test_unigram_entropy_by_hand():
+    class Coin(Tape):
+        def validation(self, seq_len, n_tokens, batch_size, stride=None):
+            yield Batch(torch.tensor([[9, 1, 1, 1, 2, 5]]), None, torch.tensor([[True, True, True, True, False]]))
+
+    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))  # three ones and a two; the five does not count
+    assert unigram_entropy(Coin(), 5, 5) == pytest.approx(expected)

@@ -21,6 +21,9 @@ Record = dict[str, object]
 IMPROVES, HOLDS, DEGRADES = 0.99, 1.02, 1.5
 """Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
 
+PLATEAU = 0.05
+"""Nats: a loss no further than this below that of token frequencies alone is a model that has not learned."""
+
 LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 """For tasks, of exact match: the least at train_len that counts as learned, and lower limits of the ratio."""
 
@@ -89,17 +92,21 @@ def curve(eval_len: int, seen: HeldOut) -> Record:
     return {"eval_len": eval_len, "position": there.tolist(), "loss": means.tolist()}
 
 
-def verdict(lengths: list[Record], train_len: int, exact: bool) -> Record:
+def verdict(lengths: list[Record], train_len: int, exact: bool, unigram: float) -> Record:
     """improves, holds, degrades or collapses at the longest length there is a figure for, with the ratio that decided it.
 
     For text it is the ratio of the late targets' loss there to the loss of the very same targets at train_len, for
-    tasks the ratio of exact match. `undecided` where there is nothing to compare.
+    tasks the ratio of exact match. `undecided` where there is nothing to compare: no second figure, or a model that has
+    not learned. That is exact match below 0.1, or a loss within 0.05 nats of `unigram`, the held-out targets' entropy.
     """
     defined = [record for record in lengths if record["loss"] is not None]
     at_train_len = next((record for record in defined if record["eval_len"] == train_len), None)
     longest = max(defined, key=lambda record: record["eval_len"], default=None)
     if at_train_len is None or longest is at_train_len:
         return undecided("no figure both at train_len and beyond it")
+    if at_train_len["loss"] > unigram - PLATEAU:
+        loss = at_train_len["loss"]
+        return undecided(f"not learned: loss {loss:.3f} at train_len, {unigram:.3f} for token frequencies alone")
     multiple = longest["eval_len"] // train_len
     if exact:
         return judge_exact_match(at_train_len["exact_match"], longest["exact_match"], multiple)

@@ -63,6 +63,13 @@ class HeldOut:
         return float((self.right | ~self.scored).all(dim=1).double().mean())
 
 
+def unigram_entropy(source: Source, seq_len: int, n_tokens: int) -> float:
+    """The loss, nats per target, of knowing nothing but how often each held-out target occurs."""
+    scored = [batch.tokens[:, 1:][batch.scored] for batch in source.validation(seq_len, n_tokens, n_tokens)]
+    shares = torch.bincount(torch.cat(scored)).double()
+    return float(torch.special.entr(shares / shares.sum()).sum())
+
+
 def mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 

@@ -5,6 +5,7 @@
 
 import csv
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -39,7 +40,7 @@ def gather(rows: list[dict], quantity: str) -> Curves:
 def lengths(directory: Path) -> list[dict]:
     summary = json.loads((directory / "summary.json").read_text())
     shared = {"pos": summary["choices"]["pos"], "seed": summary["seed"], "train_len": summary["train_len"]}
-    said = verdict(summary["length"], summary["train_len"], exact=False)
+    said = verdict(summary["length"], summary["train_len"], exact=False, unigram=summary.get("unigram_loss", math.inf))
     return [
         {**shared, **{key: record[key] for key in ("eval_len", "protocol", "loss", "loss_last", "late_ratio")}}
         | {"verdict": said["verdict"], "commit": summary["git"]["commit"], "corpus_sha256": summary["corpus_sha256"]}
