@@ -49,7 +49,9 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
     console = Console()
     where, settings = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
     source = open_source(cfg)
-    source.train(cfg.seed, 1, settings.batch_size, settings.train_len)  # refuses a train_len the data can't serve
+    # Both also refuse, before anything is written, a train_len that the data can't serve.
+    source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
+    unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     price = costs(cfg, where)
     print_assembled(console, cfg, price)
 
@@ -70,7 +72,6 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
             report=logbook.step,
             tick=progress.advance,
         )
-    unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     broken = outcome.status == "diverged" or outcome.interrupted
     val_loss = None if broken else validation().loss()
     lengths, positions = ([], []) if broken else evaluate(cfg, decoder, source, where)

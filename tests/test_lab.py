@@ -177,6 +177,13 @@ def test_runs_of_the_same_second_have_their_own_directories(tmp_path):
     assert len({new_directory(tmp_path, "20260101-000000-norm=rms") for _ in range(3)}) == 3
 
 
+def test_a_file_with_too_little_to_hold_out_is_refused_before_training(tmp_path):
+    (tmp_path / "short.txt").write_text("a few words, and of them too few are held out " * 3)
+    with pytest.raises(UserError, match="train.train_len=16"):
+        run(tmp_path, "data=file", f"data.path={tmp_path}/short.txt")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_place_where_nothing_can_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="output=.*runs: no run can be written there: "):
