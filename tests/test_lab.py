@@ -179,7 +179,7 @@ def test_runs_of_the_same_second_have_their_own_directories(tmp_path):
 
 def test_a_file_with_too_little_to_hold_out_is_refused_before_training(tmp_path):
     (tmp_path / "short.txt").write_text("a few words, and of them too few are held out " * 3)
-    with pytest.raises(UserError, match="train.train_len=16"):
+    with pytest.raises(UserError, match="a length of 16: data=file holds out 13 tokens"):  # a tenth of 138
         run(tmp_path, "data=file", f"data.path={tmp_path}/short.txt")
     assert not (tmp_path / "runs").exists()
 
