@@ -18,6 +18,7 @@ from hydra.errors import OverrideParseException
 from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
 from archlab.flags import split
+from archlab.presets import expand
 
 # ---------------------------------------------------------------- what there is to choose from
 
@@ -101,12 +102,13 @@ def _read(file: Path) -> Any:
 
 
 def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
-    """The same request in Hydra's spelling: flags first, `+` where and only where Hydra wants it.
+    """The same request in Hydra's spelling: flags first, a preset spelt out, `+` where and only where Hydra wants it.
 
     `own` are folders with options of the user's own. Raises UserError.
     """
     flags, words = split(arguments)
     known = Known.within(own)
+    words = expand(words, known.groups.get("preset", ()), known.config_dirs)
     return flags + [_normalise(word, known) for word in words]
 
 

@@ -31,11 +31,12 @@ ACTIVATIONS = {
     "silu": lambda x: x / (1 + math.exp(-x)),
     "swiglu": lambda x: x / (1 + math.exp(-x)),
     "geglu": gelu,
+    "geglu_tanh": gelu_tanh,
     "reglu": lambda x: max(0.0, x),
     "glu": lambda x: 1 / (1 + math.exp(-x)),
     "bilinear": lambda x: x,
 }
-GATED = ("swiglu", "geglu", "reglu", "glu", "bilinear")
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu", "glu", "bilinear")
 
 
 def make_ffn(name: str, **changes):

@@ -26,7 +26,7 @@ FLOORS = (
     ("compare",),
     ("report", "complaints"),
     ("draw",),
-    ("flags",),
+    ("flags", "presets"),
     ("overrides", "arguments"),
     ("config", "logbook"),
     ("loaded",),

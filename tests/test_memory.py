@@ -7,6 +7,8 @@ Torch's eager dropout keeps its mask in the activations' dtype here, so dropout 
 
 from dataclasses import replace
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,7 +88,8 @@ class OneByteDropout(torch.autograd.Function):
 
 ACTIVATIONS = {
     "gelu": (F.gelu, False), "relu": (F.relu, False), "silu": (F.silu, False), "relu2": (lambda x: F.relu(x).square(), False),
-    "swiglu": (F.silu, True), "geglu": (F.gelu, True), "reglu": (F.relu, True), "glu": (torch.sigmoid, True), "bilinear": (lambda x: x, True),
+    "swiglu": (F.silu, True), "geglu": (F.gelu, True),
+    "geglu_tanh": (partial(F.gelu, approximate="tanh"), True), "reglu": (F.relu, True), "glu": (torch.sigmoid, True), "bilinear": (lambda x: x, True),
 }  # fmt: skip
 
 

@@ -1,0 +1,50 @@
+"""Named models: a preset is a list of overrides, which stand wherever the command line says nothing else."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import yaml
+
+from archlab.complaints import did_you_mean
+from archlab.errors import UserError
+
+FOLLOWS_SIZE = ("embed.width", "mask.every", "pos.every")
+"""What a preset sets for its own width and depth; left to its default where another size is chosen."""
+
+
+def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Path]) -> list[str]:
+    """The words with preset=NAME replaced by what its file holds and no other word overrules.
+
+    A choice for a group overrules the preset's fields inside that group too: with size=tiny the blocks stay and the
+    numbers go, and with another attn the number of key-value heads goes. `folders` are searched in turn for
+    preset/NAME.yaml. Raises UserError where there is no such preset, or more than one is named.
+    """
+    named = [word for word in words if key_of(word) == "preset" and "=" in word]
+    if not named:
+        return list(words)
+    name = named[0].partition("=")[2]
+    if len(named) > 1 or "," in name:
+        raise UserError(f"{' '.join(named)}: a model has one preset; run one after the other, then archlab compare")
+    if name not in options:
+        hint = did_you_mean(name, options)
+        raise UserError(f"{named[0]}: no such preset; {hint}presets: {', '.join(options)}")
+    file = next(path for folder in folders if (path := folder / "preset" / f"{name}.yaml").is_file())
+    rest = [word for word in words if word not in named]
+    taken = {key_of(word) for word in rest}
+    preset = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [*(f"{key}={_spelt(value)}" for key, value in preset.items() if not overruled(key, taken)), *rest]
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def overruled(key: str, taken: Collection[str]) -> bool:
+    """Whether words for the keys `taken` leave no room for a preset's word for `key`."""
+    group = key.partition(".")[0]
+    follows = (key in FOLLOWS_SIZE and "size" in taken) or (key == "size.n_kv_heads" and "attn" in taken)
+    return key in taken or group in taken or follows
+
+
+def _spelt(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,175 @@
+"""Named models: sizes equal to the published ones, blocks that stay at another size, words that are overruled."""
+
+import pytest
+import torch
+import yaml
+from oracles import CONF, options
+
+from archlab.assemble import assemble_without_weights, build
+from archlab.config import compose
+from archlab.describe import count_parameters
+from archlab.errors import UserError
+from archlab.overrides import normalise
+
+PARAMETERS = {
+    # Published, or computed from the published configuration where no class of transformers exists.
+    "baichuan_7b": 7_000_559_616, "baichuan_13b": 13_264_901_120,
+    "baichuan2_7b": 7_505_973_248, "baichuan2_13b": 27_793_336_320 // 2,  # bytes of its bf16 files
+    "qwen_7b": 15_442_649_088 // 2,
+    # Bytes of its fp16 files, which also hold RoPE's 32 frequencies; ChatGLM3-6B has the same tensors.
+    "chatglm2_6b": (12_487_168_064 - 64) // 2, "chatglm3_6b": (12_487_168_064 - 64) // 2,
+    # ChatGLM-6B by hand: table, 28 layers of 12 d^2 + 13 d, a norm before the first.
+    "chatglm_6b": 130528 * 4096 + 28 * (12 * 4096**2 + 13 * 4096) + 2 * 4096,
+    # GLM-10B: table, two tables of 1025 rows, 48 layers of 12 d^2 + 13 d, the last norm.
+    "glm_10b": (50304 + 2 * 1025) * 4096 + 48 * (12 * 4096**2 + 13 * 4096) + 2 * 4096,
+    # GLM-130B: attention 4 d^2 + 4 d, three matrices of d x 32768 with biases, two norms.
+    "glm_130b": 150528 * 12288 + 70 * (4 * 12288**2 + 4 * 12288 + 3 * 12288 * 32768 + 2 * 32768 + 12288 + 4 * 12288) + 2 * 12288,
+    # PaLM: arXiv:2204.02311, table 1 gives 540.35 B; here with its 119 gains.
+    "palm_540b": 256000 * 18432 + 118 * (2 * 18432 * 12288 + 2 * 18432 * 256 + 3 * 18432 * 73728) + 119 * 18432,
+    # transformers' class on the meta device: CLASSES below makes the same numbers again.
+    "bert_base": 109_514_298, "bloom_176b": 176_247_271_424, "bloom_560m": 559_214_592, "cohere_command_r": 34_980_831_232,
+    "falcon_7b": 6_921_720_704, "gemma_2b": 2_506_172_416, "gemma2_2b": 2_614_341_888, "gemma3_1b": 999_885_952,
+    "glm4_9b": 9_399_951_360, "glm4_9b_0414": 9_400_279_040, "gpt2": 124_439_808, "gpt_neox_20b": 20_554_567_680,
+    "gptj_6b": 6_050_882_784, "llama_7b": 6_738_415_616, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248,
+    "mistral_7b": 7_241_732_096, "mpt_7b": 6_649_286_656, "olmo_7b": 6_888_095_744, "olmo2_7b": 7_298_617_344,
+    "opt_125m": 125_239_296, "opt_350m": 331_196_416, "phi_1_5": 1_418_270_720, "pythia_70m": 70_426_624,
+    "pythia_12b": 11_846_072_320, "qwen2_7b": 7_615_616_512, "qwen2_0_5b": 494_032_768, "qwen3_8b": 8_190_735_360,
+    "qwen3_0_6b": 596_049_920, "smollm2_135m": 134_515_008, "stablelm_3b": 2_795_443_200,
+}
+
+
+def llama(layers, d, heads, kv, ff, vocab, **more):
+    return dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=ff, vocab_size=vocab, pad_token_id=None) | more
+
+
+def plain(layers, d, heads, ff, vocab, **more):
+    return dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, intermediate_size=ff, vocab_size=vocab) | more
+
+
+APART, ONE = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+CLASSES = {
+    "llama_7b": ("Llama", llama(32, 4096, 32, 32, 11008, 32000, **APART)),
+    "llama2_7b": ("Llama", llama(32, 4096, 32, 32, 11008, 32000, **APART)),
+    "llama3_8b": ("Llama", llama(32, 4096, 32, 8, 14336, 128256, **APART)),
+    "smollm2_135m": ("Llama", llama(30, 576, 9, 3, 1536, 49152, **ONE)),
+    "mistral_7b": ("Mistral", llama(32, 4096, 32, 8, 14336, 32000, head_dim=128, **APART)),
+    "qwen2_7b": ("Qwen2", llama(28, 3584, 28, 4, 18944, 152064, **APART)),
+    "qwen2_0_5b": ("Qwen2", llama(24, 896, 14, 2, 4864, 151936, **ONE)),
+    "qwen3_8b": ("Qwen3", llama(36, 4096, 32, 8, 12288, 151936, head_dim=128, **APART)),
+    "qwen3_0_6b": ("Qwen3", llama(28, 1024, 16, 8, 3072, 151936, head_dim=128, **ONE)),
+    "glm4_9b": ("Glm", llama(40, 4096, 32, 2, 13696, 151552, head_dim=128, attention_bias=True, **APART)),
+    "glm4_9b_0414": ("Glm4", llama(40, 4096, 32, 2, 13696, 151552, head_dim=128, attention_bias=True, **APART)),
+    "gemma_2b": ("Gemma", llama(18, 2048, 8, 1, 16384, 256000, head_dim=256, **ONE)),
+    "gemma2_2b": ("Gemma2", llama(26, 2304, 8, 4, 9216, 256000, head_dim=256, **ONE)),
+    "gemma3_1b": ("Gemma3Text", llama(26, 1152, 4, 1, 6912, 262144, head_dim=256, **ONE)),
+    "olmo_7b": ("Olmo", llama(32, 4096, 32, 32, 11008, 50304, **APART)),
+    "olmo2_7b": ("Olmo2", llama(32, 4096, 32, 32, 11008, 100352, **APART)),
+    "stablelm_3b": ("StableLm", llama(32, 2560, 32, 32, 6912, 50304, use_qkv_bias=False, **APART)),
+    "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
+    "phi_1_5": ("Phi", llama(24, 2048, 32, 32, 8192, 51200, partial_rotary_factor=0.5, **APART)),
+    "gpt2": ("GPT2", {}),
+    "gptj_6b": ("GPTJ", dict(n_layer=28, n_embd=4096, n_head=16, rotary_dim=64, vocab_size=50400, **APART)),
+    "gpt_neox_20b": ("GPTNeoX", plain(44, 6144, 64, 24576, 50432, **APART)),
+    "pythia_70m": ("GPTNeoX", plain(6, 512, 8, 2048, 50304, **APART)),
+    "pythia_12b": ("GPTNeoX", plain(36, 5120, 40, 20480, 50688, **APART)),
+    "bloom_560m": ("Bloom", dict(n_layer=24, hidden_size=1024, n_head=16, vocab_size=250880, **ONE)),
+    "bloom_176b": ("Bloom", dict(n_layer=70, hidden_size=14336, n_head=112, vocab_size=250880, **ONE)),
+    "opt_125m": ("OPT", dict(num_hidden_layers=12, hidden_size=768, word_embed_proj_dim=768, num_attention_heads=12, ffn_dim=3072, vocab_size=50272, **ONE)),
+    "opt_350m": ("OPT", dict(num_hidden_layers=24, hidden_size=1024, word_embed_proj_dim=512, num_attention_heads=16, ffn_dim=4096, vocab_size=50272,
+                             do_layer_norm_before=False, **ONE)),
+    "mpt_7b": ("Mpt", dict(n_layers=32, d_model=4096, n_heads=32, expansion_ratio=4, vocab_size=50432, no_bias=True, **ONE)),
+    "falcon_7b": ("Falcon", dict(num_hidden_layers=32, hidden_size=4544, num_attention_heads=71, vocab_size=65024, multi_query=True, parallel_attn=True,
+                                 bias=False, new_decoder_architecture=False, alibi=False, **ONE)),
+}
+
+
+@pytest.mark.parametrize("name", options("preset"))
+def test_a_preset_has_exactly_the_published_number_of_parameters(name):
+    assert count_parameters(assemble_without_weights(compose(f"preset={name}"))) == PARAMETERS[name]
+
+
+def test_every_preset_has_a_published_number_and_only_they():
+    assert set(PARAMETERS) == set(options("preset"))
+    assert set(PARAMETERS) - set(CLASSES) == {
+        "baichuan_7b", "baichuan_13b", "baichuan2_7b", "baichuan2_13b", "qwen_7b", "chatglm_6b", "chatglm2_6b", "chatglm3_6b",
+        "glm_10b", "glm_130b", "palm_540b", "bert_base",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_the_published_number_is_that_of_transformers_class(name):
+    transformers = pytest.importorskip("transformers")
+    kind, given = CLASSES[name]
+    config = getattr(transformers, f"{kind}Config")(**given)
+    suffix = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    with torch.device("meta"):
+        model = getattr(transformers, kind.removesuffix("Text") + suffix if kind != "Gemma3Text" else "Gemma3ForCausalLM")(config)
+    assert sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()) == PARAMETERS[name]
+
+
+def test_berts_number_is_that_of_transformers_class():
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.BertForMaskedLM(transformers.BertConfig())
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS["bert_base"]
+
+
+@pytest.mark.parametrize("name", options("preset"))
+def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
+    whole, tiny = compose(f"preset={name}"), compose(f"preset={name}", "size=tiny")
+    assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
+    assert (tiny.size.d_model, tiny.size.n_layers, tiny.size.vocab_size) == (128, 4, 256)
+    decoder = build(tiny).eval()
+    prefix = {"prefix_len": 3} if decoder.mask.uses_prefix else {}
+    logits = decoder(torch.arange(22).view(2, 11), **prefix)
+    assert logits.shape == (2, 11, 256) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", options("preset"))
+def test_a_preset_chooses_every_block_itself_and_says_where_from(name):
+    file = CONF / "preset" / f"{name}.yaml"
+    words = yaml.safe_load(file.read_text())
+    assert {"norm", "residual", "ffn", "pos", "mask", "attn", "head", "init", "embed.tied", "embed.scale"} <= set(words)
+    comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert len(comment) >= 2
+    assert any(source in " ".join(comment) for source in ("arXiv:", "configuration", "class", "config.json", "code", "card"))
+
+
+def test_the_command_line_wins_in_any_order():
+    for words in (("preset=gemma_2b", "norm=layer", "size.n_layers=3"), ("norm=layer", "size.n_layers=3", "+preset=gemma_2b")):
+        cfg = compose(*words)
+        assert cfg.choices.norm == "layer" and "unit_offset" not in cfg.norm
+        assert (cfg.size.n_layers, cfg.size.d_model, cfg.choices.ffn) == (3, 2048, "geglu_tanh")
+    assert compose("preset=llama_7b", "norm.eps=1e-3").norm.eps == 1e-3
+
+
+def test_another_attention_leaves_the_presets_key_value_heads_behind():
+    assert compose("preset=chatglm2_6b", "attn=mha").size.n_kv_heads == 32
+    assert compose("preset=chatglm2_6b").size.n_kv_heads == 2
+
+
+def test_words_spelt_out_are_spelt_out_once():
+    words = normalise(["preset=qwen_7b", "size=tiny"])
+    assert not any(word.startswith("preset") for word in words) and normalise(words) == words
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["preset=lama_7b"], r"preset=lama_7b: no such preset; did you mean llama_7b\? presets: .*qwen3_8b"),
+        (["preset="], r"preset=: no such preset; .*presets: "),
+        (["preset=llama_7b", "preset=gpt2"], r"preset=llama_7b preset=gpt2: a model has one preset"),
+        (["preset=llama_7b,gpt2"], r"preset=llama_7b,gpt2: a model has one preset"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_answered_in_one_line(words, told):
+    with pytest.raises(UserError, match=told) as error:
+        compose(*words)
+    assert "\n" not in str(error.value)
+
+
+def test_own_presets_are_found_beside_archlabs(tmp_path):
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "mine.yaml").write_text("norm: layer\nsize: nano\n")
+    cfg = compose("preset=mine", config_dir=tmp_path)
+    assert (cfg.choices.norm, cfg.size.d_model) == ("layer", 64)
