@@ -31,8 +31,18 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
     file = next(path for folder in folders if (path := folder / "preset" / f"{name}.yaml").is_file())
     rest = [word for word in words if word not in named]
     taken = {key_of(word) for word in rest}
-    preset = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return [*(f"{key}={_spelt(value)}" for key, value in preset.items() if not overruled(key, taken)), *rest]
+    return [*(f"{key}={_spelt(value)}" for key, value in read(file).items() if not overruled(key, taken)), *rest]
+
+
+def read(file: Path) -> dict[str, object]:
+    """What a preset's file sets, by dotted names."""
+    try:
+        preset = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(preset, dict) or any(isinstance(value, dict) for value in preset.values()):
+        raise UserError(f"{file}: a preset is a line for each override, such as norm: rms and norm.eps: 1e-6")
+    return preset
 
 
 def key_of(word: str) -> str:

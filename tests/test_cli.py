@@ -308,12 +308,12 @@ def test_normalise_moves_flags_forward_and_spells_them_out() -> None:
 
 
 def test_normalise_adds_the_plus_that_hydra_wants(tmp_path: Path) -> None:
-    (tmp_path / "preset").mkdir()
-    (tmp_path / "preset" / "modern.yaml").write_text("# @package _global_\nseed: 3\n")
-    for spelling in ("preset=modern", "+preset=modern", "++preset=modern"):
-        assert normalise([spelling], [tmp_path]) == ["+preset=modern"]
-    with pytest.raises(UserError, match=r"preset=modren: no such option; did you mean modern\? options: modern"):
-        normalise(["preset=modren"], [tmp_path])
+    (tmp_path / "style").mkdir()
+    (tmp_path / "style" / "modern.yaml").write_text("# @package _global_\nseed: 3\n")
+    for spelling in ("style=modern", "+style=modern", "++style=modern"):
+        assert normalise([spelling], [tmp_path]) == ["+style=modern"]
+    with pytest.raises(UserError, match=r"style=modren: no such option; did you mean modern\? options: modern"):
+        normalise(["style=modren"], [tmp_path])
 
 
 def test_normalise_leaves_hydras_own_names_alone() -> None:

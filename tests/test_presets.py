@@ -173,3 +173,12 @@ def test_own_presets_are_found_beside_archlabs(tmp_path):
     (tmp_path / "preset" / "mine.yaml").write_text("norm: layer\nsize: nano\n")
     cfg = compose("preset=mine", config_dir=tmp_path)
     assert (cfg.choices.norm, cfg.size.d_model) == ("layer", 64)
+
+
+@pytest.mark.parametrize("text", ["norm: {eps: 1e-5}\n", "- norm\n", "norm: [\n", ""])
+def test_an_own_preset_that_is_no_list_of_overrides_is_answered_in_one_line(tmp_path, text):
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"mine.yaml: (a preset is a line for each override|cannot be read as YAML)") as error:
+        compose("preset=mine", config_dir=tmp_path)
+    assert "\n" not in str(error.value)
