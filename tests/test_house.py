@@ -29,7 +29,7 @@ FLOORS = (
     ("flags", "presets"),
     ("overrides", "arguments"),
     ("config", "logbook"),
-    ("loaded",),
+    ("loaded", "hub"),
     ("lab",),
     ("claims",),
     ("experiments",),

@@ -1,0 +1,179 @@
+"""Released weights read into a decoder, and a decoder written as a released model's folder."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from archlab.assemble import assemble_without_weights
+from archlab.complaints import did_you_mean
+from archlab.config import compose
+from archlab.errors import UserError
+from archlab.hub.families import FAMILIES, Family
+from archlab.hub.rows import Row
+from archlab.model import Decoder
+
+ORIGIN = "hub_origin"
+
+
+def from_hf(model: Any) -> Decoder:
+    """The decoder that computes what this transformers model does, with its weights, in their dtype.
+
+    Raises UserError where the model_type is unknown, its configuration asks for something no block does, or a tensor
+    is missing, unknown, of another shape or not finite.
+    """
+    return assembled(model.config.to_dict(), model.state_dict())
+
+
+def load(path: str | Path) -> Decoder:
+    """The decoder of a folder with config.json and safetensors, or of a GGUF file, on the CPU. Raises UserError."""
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return from_hf(from_gguf(path))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
+    return assembled(read_json(path / "config.json"), read_tensors(path))
+
+
+def export(decoder: Decoder, path: str | Path) -> None:
+    """Writes config.json and model.safetensors, which transformers loads; a decoder that came from the hub alone.
+
+    The folder appears whole or not at all. Raises UserError.
+    """
+    path = Path(path)
+    if not hasattr(decoder, ORIGIN):
+        raise UserError(f"{path}: this decoder did not come from the hub, and only those are written so far")
+    if path.exists():
+        raise UserError(f"{path}: is there already; give a folder that is not")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: {path.parent} is no folder; make it first")
+    config, cfg = getattr(decoder, ORIGIN)
+    ours = decoder.state_dict()
+    tensors = {
+        row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
+        for row in rows_of(FAMILIES[config["model_type"]], ours, cfg)
+    }
+    if cfg.embed.tied:
+        tensors = {
+            name: tensor for name, tensor in tensors.items() if name not in ("lm_head.weight", "embed_out.weight")
+        }
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archlab-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2, default=str))
+        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        shutil.copytree(folder, path)
+
+
+def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decoder:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        hint = did_you_mean(str(kind), FAMILIES)
+        raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    try:
+        cfg = compose(*family.words(config))
+    except KeyError as error:
+        raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
+    decoder = assemble_without_weights(cfg)
+    decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
+    if cfg.embed.tied:
+        decoder.head.weight = decoder.embedding.weight
+    setattr(decoder, ORIGIN, (dict(config), cfg))
+    return decoder.requires_grad_().eval()
+
+
+def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
+    """The rows, layer by layer, for what this decoder has."""
+    whole = [row for row in family.rows if "{}" not in row.theirs]
+    layers = [row.at(layer) for layer in range(cfg.size.n_layers) for row in family.rows if "{}" in row.theirs]
+    return [row for row in (*whole, *layers) if set(row.ours) <= set(ours)]
+
+
+def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under our names; UserError where one is missing, left over, misshapen or not finite."""
+    shapes = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    used = set()
+    for row in rows_of(family, decoder.state_dict(), cfg):
+        if row.theirs not in tensors:
+            continue
+        used.add(row.theirs)
+        if not torch.isfinite(tensors[row.theirs]).all():
+            raise UserError(f"{row.theirs}: holds a number that is not finite; these weights are of no use")
+        try:
+            parts = row.split(tensors[row.theirs], cfg.size)
+        except Exception as error:
+            told = " ".join(str(error).split())[:120]
+            raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be taken apart: {told}") from None
+        for name, part in zip(row.ours, parts, strict=True):
+            if tuple(part.shape) != shapes[name]:
+                raise UserError(
+                    f"{row.theirs}: is {tuple(part.shape)} where config.json asks for {shapes[name]}; the file and"
+                    " config.json are of different models"
+                )
+            found[name] = part.clone().contiguous()
+    if cfg.embed.tied:
+        found["head.weight"] = found.get("embedding.weight", torch.empty(0))
+        used |= {name for name in tensors if name in ("lm_head.weight", "embed_out.weight")}
+    missing = [name for name in shapes if name not in found]
+    unused = [name for name in tensors if name not in used and not name.endswith(family.skipped)]
+    if missing:
+        raise UserError(
+            f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the file is not whole, or another model's"
+        )
+    if unused:
+        raise UserError(
+            f"weights: {', '.join(unused[:5])} ({len(unused)} in all) have no place in this family; another model's?"
+        )
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; a model's folder has one")
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is no JSON: {' '.join(str(error).split())}; fetch it again") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{file}: should hold one object; fetch it again")
+    return told
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors, in one file or in several with an index."""
+    index = folder / "model.safetensors.index.json"
+    names = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
+    tensors: dict[str, Tensor] = {}
+    for file in (folder / str(name) for name in sorted(names)):
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; only safetensors and GGUF are read, no pickles (.bin, .pt)")
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}; the file is damaged") from None
+    return tensors
+
+
+def from_gguf(file: Path) -> Any:
+    """transformers' own reader of GGUF; weights come out as float32."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a .gguf file, or a folder with config.json and safetensors")
+    try:
+        import gguf  # noqa: F401
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UserError(f"{file}: reading GGUF needs transformers and gguf; pip install 'archlab[hub]'") from None
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
+        )
+    except Exception as error:
+        raise UserError(f"{file}: transformers cannot read it: {' '.join(str(error).split())[:160]}") from None

@@ -1,0 +1,111 @@
+"""One row of a family's table: a tensor of theirs and the weights of ours that it holds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Split = Callable[[Tensor, Any], Sequence[Tensor]]
+Join = Callable[[Sequence[Tensor], Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`theirs` holds `ours`, `split` takes it apart and `join` puts it together; {} stands for the layer's number.
+
+    Both are also given the sizes of the configuration.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    split: Split
+    join: Join
+
+    def at(self, layer: int) -> "Row":
+        return Row(self.theirs.format(layer), tuple(name.format(layer) for name in self.ours), self.split, self.join)
+
+
+Table = tuple[Row, ...]
+
+
+def alone(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return (tensor,)
+
+
+def only(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return tensors[0]
+
+
+def same(theirs: str, ours: str) -> Table:
+    return (Row(theirs, (ours,), alone, only),)
+
+
+def norm(theirs: str, ours: str) -> Table:
+    """Their weight is a gain, their bias a shift."""
+    return same(f"{theirs}.weight", f"{ours}.gain") + same(f"{theirs}.bias", f"{ours}.shift")
+
+
+def linear(theirs: str, *ours: str, split: Split = alone, join: Join = only) -> Table:
+    """Weights and biases of a projection, or of several that theirs holds as one."""
+    return tuple(
+        Row(f"{theirs}.{part}", tuple(f"{name}.{part}" for name in ours), split, join) for part in ("weight", "bias")
+    )
+
+
+def stacked(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return torch.cat(list(tensors))
+
+
+def halves(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return tensor.chunk(2)
+
+
+def queries_keys_values(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """Queries of all heads, then keys, then values."""
+    kv = sizes.n_kv_heads * sizes.head_dim
+    return tensor.split([sizes.n_heads * sizes.head_dim, kv, kv])
+
+
+def by_group(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """For each key-value head its queries, its key and its value; where heads have one each: for each head all three."""
+    grouped = rearrange(
+        tensor,
+        "(kv_heads parts head_dim) ... -> kv_heads parts head_dim ...",
+        kv_heads=sizes.n_kv_heads,
+        head_dim=sizes.head_dim,
+    )
+    parts = grouped.split([sizes.n_heads // sizes.n_kv_heads, 1, 1], dim=1)
+    return [rearrange(part, "kv_heads parts head_dim ... -> (kv_heads parts head_dim) ...") for part in parts]
+
+
+def grouped(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    parts = [
+        rearrange(
+            part,
+            "(kv_heads parts head_dim) ... -> kv_heads parts head_dim ...",
+            kv_heads=sizes.n_kv_heads,
+            head_dim=sizes.head_dim,
+        )
+        for part in tensors
+    ]
+    return rearrange(torch.cat(parts, dim=1), "kv_heads parts head_dim ... -> (kv_heads parts head_dim) ...")
+
+
+def turned(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """GPT-2 stores a projection's weight as (in, out)."""
+    return (tensor.t() if tensor.ndim == 2 else tensor,)
+
+
+def turned_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return turned(tensors[0], sizes)[0].contiguous()
+
+
+def turned_apart(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return queries_keys_values(turned(tensor, sizes)[0], sizes)
+
+
+def turned_together(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return turned_back((stacked(tensors, sizes),), sizes)

@@ -1,0 +1,155 @@
+"""Released families against transformers' own classes, with random weights and odd sizes, in float64."""
+
+import json
+
+import pytest
+import torch
+
+from archlab import hub
+from archlab.errors import UserError
+
+transformers = pytest.importorskip("transformers")
+
+NEW = dict(vocab_size=61, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, intermediate_size=88,
+           max_position_embeddings=64, pad_token_id=None, bos_token_id=None, eos_token_id=None, attn_implementation="eager")
+OLD = dict(vocab_size=61, n_embd=48, n_layer=3, n_head=6, attn_implementation="eager", bos_token_id=None, eos_token_id=None)
+HD = dict(head_dim=10)
+CASES = {
+    "llama": ("Llama", NEW), "llama, head_dim": ("Llama", NEW | HD | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+    "llama, linear": ("Llama", NEW | dict(rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=500.0))),
+    "llama, llama3": ("Llama", NEW | dict(rope_parameters=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                                             original_max_position_embeddings=16, rope_theta=10000.0))),
+    "llama, yarn": ("Llama", NEW | dict(rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0))),
+    "mistral": ("Mistral", NEW | dict(sliding_window=5, head_dim=8)), "qwen2": ("Qwen2", NEW), "qwen3": ("Qwen3", NEW | HD),
+    "glm": ("Glm", NEW | dict(head_dim=8, attention_bias=True)), "glm4": ("Glm4", NEW | dict(head_dim=8, attention_bias=True)),
+    "gemma": ("Gemma", NEW | HD), "gemma2": ("Gemma2", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7)),
+    "gemma3_text": ("Gemma3Text", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7, sliding_window_pattern=3,
+                                                  layer_types=["sliding_attention", "sliding_attention", "full_attention"])),
+    "olmo": ("Olmo", NEW), "olmo2": ("Olmo2", NEW), "stablelm": ("StableLm", NEW | dict(use_qkv_bias=True)),
+    "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)), "cohere": ("Cohere", NEW), "phi": ("Phi", NEW),
+    "gpt2": ("GPT2", OLD | dict(n_positions=64)), "gptj": ("GPTJ", OLD | dict(rotary_dim=4, n_positions=64)),
+    "gpt_neox": ("GPTNeoX", NEW), "gpt_neox, sequential": ("GPTNeoX", NEW | dict(use_parallel_residual=False)),
+    "bloom": ("Bloom", dict(vocab_size=61, hidden_size=48, n_layer=3, n_head=6, attn_implementation="eager")),
+    "mpt": ("Mpt", dict(vocab_size=61, d_model=48, n_layers=3, n_heads=4, expansion_ratio=4, max_seq_len=64, attn_implementation="eager")),
+    "opt": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=48)),
+    "opt, post": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=20, do_layer_norm_before=False)),
+    "falcon": ("Falcon", NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False)),
+    "falcon, new": ("Falcon", NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True)),
+}
+
+
+ALL_IN_FLOAT64 = ("gpt2", "falcon", "falcon, new")
+"""Whose classes compute everything in the model's dtype."""
+
+
+def theirs(case):
+    kind, given = CASES[case]
+    config = getattr(transformers, f"{kind}Config")(**given)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            # Large enough for scores to be far from even, so that a wrong position or scale shows in the logits.
+            weight.copy_(torch.randn_like(weight) * (0.3 if weight.ndim == 2 else 0.5) + (1.0 if weight.ndim == 1 else 0.0))
+    return model
+
+
+def tokens():
+    return torch.randint(0, 61, (2, 37), generator=torch.Generator().manual_seed(5))
+
+
+def relative(ours, expected):
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_transformers_class(case, record_property):
+    model = theirs(case)
+    decoder = hub.from_hf(model)
+    expected, ours = model(tokens()).logits, decoder(tokens())
+    error = relative(ours.detach(), expected.detach())
+    record_property("relative_error", error)
+    print(f"PARITY {case}: {error:.1e}")
+    # transformers' RoPE, RMSNorm and softmax work in float32 whatever the model's dtype, hence 1e-6 and, amplified by
+    # three layers of large weights, a little more.
+    assert error < (1e-9 if case in ALL_IN_FLOAT64 else 5e-6)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7), dtype=ours.dtype)
+    (expected * weights).sum().backward()
+    (ours * weights).sum().backward()
+    assert relative(decoder.embedding.weight.grad, model.get_input_embeddings().weight.grad) < 5e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
+    model = theirs(case)
+    hub.export(hub.from_hf(model), tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert torch.equal(hub.load(tmp_path / "out")(tokens()), hub.from_hf(model)(tokens()))
+
+
+def test_every_family_has_a_case():
+    assert {case.split(",")[0] for case in CASES} == set(hub.FAMILIES)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hub.export(hub.from_hf(theirs("llama")), tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def changed(folder, **fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def refused(path, told):
+    with pytest.raises(UserError, match=told) as error:
+        hub.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
+    refused(tmp_path / "nowhere", "nowhere: no such folder; give one with config.json")
+    refused(tmp_path / "nowhere.gguf", "no such file; give a .gguf file")
+    changed(folder, model_type="lama")
+    refused(folder, r"model_type=lama: no such family; did you mean llama\? families: llama, mistral")
+    changed(folder, model_type="llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1.0})
+    refused(folder, "rope_scaling=longrope: no block of archlab does this; what can be read is one of default, linear")
+    changed(folder, rope_parameters=None, hidden_act="mish")
+    refused(folder, "hidden_act=mish: no block of archlab does this")
+    changed(folder, hidden_act="silu", intermediate_size=90)
+    refused(folder, r"model.layers.0.mlp.gate_proj.weight: is \(88, 48\) where config.json asks for \(90, 48\)")
+    changed(folder, intermediate_size=88, num_hidden_layers=4)
+    refused(folder, "layers.3.attention.q_proj.weight, .* missing")
+    changed(folder, num_hidden_layers=2)
+    refused(folder, "model.layers.2.* have no place in this family")
+    (folder / "config.json").write_text("{")
+    refused(folder, "config.json: is no JSON")
+    (folder / "config.json").unlink()
+    refused(folder, "config.json: no such file")
+
+
+def test_damaged_weights_are_answered_in_one_line(folder):
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(folder, "model.norm.weight: holds a number that is not finite")
+    file.write_bytes(file.read_bytes()[:5000])
+    refused(folder, "model.safetensors: cannot be read: .*; the file is damaged")
+    file.unlink()
+    refused(folder, "only safetensors and GGUF are read, no pickles")
+
+
+def test_export_leaves_what_is_there_alone(folder, tmp_path):
+    decoder = hub.load(folder)
+    with pytest.raises(UserError, match="is there already"):
+        hub.export(decoder, folder)
+    with pytest.raises(UserError, match="is no folder; make it first"):
+        hub.export(decoder, tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
