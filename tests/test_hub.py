@@ -153,3 +153,15 @@ def test_export_leaves_what_is_there_alone(folder, tmp_path):
     with pytest.raises(UserError, match="is no folder; make it first"):
         hub.export(decoder, tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
+
+
+def test_the_name_that_older_files_give_gpt_neoxs_head_is_read_too(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = theirs("gpt_neox")
+    hub.export(hub.from_hf(model), tmp_path / "neox")
+    file = tmp_path / "neox" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert torch.equal(hub.load(tmp_path / "neox")(tokens()), hub.from_hf(model)(tokens()))

@@ -29,6 +29,8 @@ class Family:
     words: Callable[[Config], Words]
     rows: Table
     skipped: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    older: tuple[tuple[str, str], ...] = ()
+    """Names that files of older versions have, each with today's."""
 
 
 LAYER, ATTENTION = "layers.{}", "layers.{}.attention"
@@ -276,7 +278,7 @@ GPTJ_ROWS = (
 )
 N = "gpt_neox.layers.{}"
 NEOX_ROWS = (
-    ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out")
+    ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm")
     + linear(f"{N}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
     + linear(f"{N}.attention.dense", OUT)
     + plain(f"{N}.mlp.dense_h_to_4h", f"{N}.mlp.dense_4h_to_h")
@@ -338,7 +340,12 @@ FAMILIES = {
     "phi": Family(phi, PHI_ROWS),
     "gpt2": Family(gpt2, GPT2_ROWS, (".attn.bias", ".attn.masked_bias")),
     "gptj": Family(gptj, GPTJ_ROWS, (".attn.bias", ".attn.masked_bias", ".embed_positions")),
-    "gpt_neox": Family(gpt_neox, NEOX_ROWS, ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")),
+    "gpt_neox": Family(
+        gpt_neox,
+        NEOX_ROWS,
+        ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+        (("embed_out.weight", "lm_head.weight"),),
+    ),
     "bloom": Family(bloom, BLOOM_ROWS),
     "mpt": Family(mpt, MPT_ROWS),
     "opt": Family(opt, OPT_ROWS),

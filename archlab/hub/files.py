@@ -62,9 +62,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
         for row in rows_of(FAMILIES[config["model_type"]], ours, cfg)
     }
     if cfg.embed.tied:
-        tensors = {
-            name: tensor for name, tensor in tensors.items() if name not in ("lm_head.weight", "embed_out.weight")
-        }
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archlab-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2, default=str))
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
@@ -98,6 +96,8 @@ def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list
 
 def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; UserError where one is missing, left over, misshapen or not finite."""
+    today = dict(family.older)
+    tensors = {today.get(name, name): tensor for name, tensor in tensors.items()}
     shapes = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
     found: dict[str, Tensor] = {}
     used = set()
@@ -121,7 +121,7 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
             found[name] = part.clone().contiguous()
     if cfg.embed.tied:
         found["head.weight"] = found.get("embedding.weight", torch.empty(0))
-        used |= {name for name in tensors if name in ("lm_head.weight", "embed_out.weight")}
+        used |= {name for name in tensors if name == "lm_head.weight"}
     missing = [name for name in shapes if name not in found]
     unused = [name for name in tensors if name not in used and not name.endswith(family.skipped)]
     if missing:
