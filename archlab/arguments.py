@@ -13,19 +13,30 @@ from archlab.flags import split
 Options = TypeVar("Options")
 
 
-def understood(verb: str, arguments: Sequence[str], kind: type[Options]) -> tuple[list[str], Options, dict[str, str]]:
+def understood(
+    verb: str,
+    arguments: Sequence[str],
+    kind: type[Options],
+    switches: Sequence[str] = (),
+    names_are_overrides: bool = False,
+) -> tuple[list[str], Options, dict[str, str]]:
     """Names, options and the values of flags; `kind` is a dataclass with a field, typed and with a default, for each option.
 
-    A null on the command line is None. Raises UserError for a misspelt option or a value of another type.
+    `switches` are flags without a value that the verb has of its own. Where names may be overrides, whatever is no
+    option is one. A null on the command line is None. Raises UserError for a misspelt option or a value of another type.
     """
     flags, words = split(arguments)
+    on = [flag for flag in flags if flag in switches]
+    flags = [flag for flag in flags if flag not in switches]
     if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
-        raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes --config-dir")
+        raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
     hints = {field.name: field.type for field in fields(kind)}
     names, given = [], {}
     for word in words:
         name, equals, value = word.lstrip("+").partition("=")
         if not equals or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides
+            names.append(word)
+        elif name not in hints and names_are_overrides:
             names.append(word)
         elif name not in hints:
             raise UserError(
@@ -33,7 +44,7 @@ def understood(verb: str, arguments: Sequence[str], kind: type[Options]) -> tupl
             )
         else:
             given[name] = read(name, value, hints[name])
-    return names, kind(**given), dict(zip(flags[::2], flags[1::2]))
+    return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2]))
 
 
 def read(name: str, value: str, hint: Any) -> Any:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
-from archlab import desk, experiments
+from archlab import desk, experiments, explorer
 from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
 from archlab.flags import FLAGS, split
@@ -152,6 +152,8 @@ def _check_flags(flags: list[str]) -> None:
     asked = [flag for flag in flags if flag in ("--multirun", "--cfg", "--info", "--shell-completion")]
     if len(set(asked)) > 1:
         raise UserError(f"{' '.join(asked)}: only one of these at a time")
+    if "--ladder" in flags:
+        raise UserError("--ladder: only with two models, as in archlab diff llama_7b chatglm_6b --ladder")
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve: only together with --cfg")
 
@@ -365,6 +367,8 @@ VERBS = {
     "stability_map": Verb("map the largest stable learning rate by depth, from RUNS", desk.stability_map),
     "report": Verb("one HTML page of RUNS and CLAIMS; output=FILE.html, metric=...", desk.report),
     "generate": Verb("let a RUN's model go on from prompt=TEXT; max_new_tokens=, temperature=", desk.generate),
+    "diff": Verb("how two models differ: presets, RUNS or quoted overrides; seq_len=, output=FILE", explorer.diff),
+    "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", explorer.draw),
     "preflight": Verb(
         "look at a model before training: activations, gradients, depth", partial(_with_configuration, _preflight)
     ),

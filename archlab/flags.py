@@ -35,6 +35,7 @@ FLAGS = (
     Flag("--info", "-i", "print how the configuration came about",
          ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"), "all"),
     Flag("--config-dir", "-cd", "a folder with options of your own, as in my/norm/mine.yaml", ()),
+    Flag("--ladder", "", "with diff: one change at a time, from the first model to the second"),
     Flag("--shell-completion", "-sc", 'completion: eval "$(archlab -sc install=bash)"'),
     Flag("--hydra-help", "", "Hydra's own help"),
 )  # fmt: skip
