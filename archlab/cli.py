@@ -369,6 +369,7 @@ VERBS = {
     "generate": Verb("let a RUN's model go on from prompt=TEXT; max_new_tokens=, temperature=", desk.generate),
     "diff": Verb("how two models differ: presets, RUNS or quoted overrides; seq_len=, output=FILE", explorer.diff),
     "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", explorer.draw),
+    "verify": Verb("whether a block keeps its contract, as in verify norm=mine --config-dir my", explorer.verify),
     "preflight": Verb(
         "look at a model before training: activations, gradients, depth", partial(_with_configuration, _preflight)
     ),

@@ -1,4 +1,4 @@
-"""Verbs on named models, which need no training: diff and draw."""
+"""Verbs on models and blocks that need no training: diff, draw and verify."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -134,3 +134,43 @@ def write(files: Iterable[Path], svg: str) -> None:
         except OSError as error:
             raise UserError(f"output={file}: cannot be written: {error.strerror}; give another file") from None
         print(file)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """`verify` has no options of its own: its words are overrides."""
+
+
+def verify(arguments: list[str]) -> None:
+    """Prints whether blocks keep their contract; leaves with status 1 where a promise is broken."""
+    words, _, flags = understood("verify", arguments, VerifyOptions, names_are_overrides=True)
+    groups = named_blocks(words)
+    from rich.console import Console
+
+    from archlab.config import compose
+    from archlab.report.verify import findings
+    from archlab.verify.contract import verify as verified
+    from archlab.verify.subject import SMALL
+
+    cfg = compose(*SMALL, *words, config_dir=config_dir(flags))
+    found = [asdict(finding) for finding in verified(cfg, groups)]
+    Console().print(findings(" ".join(f"{group}={cfg.choices[group]}" for group in groups), found))
+    if any(finding["verdict"] == "broken" for finding in found):
+        raise SystemExit(1)
+
+
+def named_blocks(words: list[str]) -> list[str]:
+    """The groups that overrides choose a block for. Raises UserError where there are none."""
+    from archlab.check import BLOCKS
+
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"{word}: verify takes overrides, name=value, as in archlab verify norm=rms")
+        if word.lstrip("+").startswith("preset="):
+            raise UserError(
+                f"{word}: verify looks at blocks in a small model; name them, as in archlab verify norm=rms"
+            )
+    chosen = [group for group in BLOCKS if group in {word.lstrip("+").partition("=")[0] for word in words}]
+    if not chosen:
+        raise UserError(f"verify: no block is named; give one of {', '.join(BLOCKS)}, as in archlab verify norm=rms")
+    return chosen

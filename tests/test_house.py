@@ -21,7 +21,7 @@ FLOORS = (
     ("evaluate", "preflight"),
     ("check",),
     ("assemble",),
-    ("match", "tune", "saved"),
+    ("match", "tune", "saved", "verify"),
     ("depths",),
     ("compare",),
     ("report", "complaints"),

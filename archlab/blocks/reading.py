@@ -4,8 +4,8 @@ A `Reading` asks the mask and the position scheme, block of queries by block of 
 a table of seq x seq entries for a long sequence.
 """
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,21 @@ from archlab.blocks.places import Places
 
 QUERY_BLOCK = 512
 """Queries taken at a time; a sequence no longer than this is one block."""
+
+
+class kept:  # noqa: N801 (a decorator)
+    """A property computed once; functools' own holds a lock before Python 3.12, which torch.compile cannot follow."""
+
+    def __init__(self, compute: Callable[[Any], Tensor]):
+        self.compute = compute
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Tensor:
+        value = self.compute(instance)
+        setattr(instance, self.name, value)
+        return value
 
 
 class Reading:
@@ -73,7 +88,7 @@ class Rows:
         of_queries = of_keys[..., self.reading.places.n_held :]
         return of_queries[..., self.queries, None], of_keys[..., None, self.keys]
 
-    @cached_property
+    @kept
     def may_read(self) -> Bool[Tensor, "#batch query key"]:
         query, key = self.pairs(self.reading.places.index)
         may_read = self.reading.mask.may_read(query, key, self.reading.places.prefix_len.view(-1, 1, 1))
@@ -83,7 +98,7 @@ class Rows:
         """Computes the bias now; it is kept for all layers."""
         _ = self.bias
 
-    @cached_property
+    @kept
     def bias(self) -> Float[Tensor, "#batch #heads query key"]:
         """The position scheme's bias, and -inf where reading is forbidden; float32."""
         bias = self.reading.position.bias(*self.pairs(self.reading.places.positions))

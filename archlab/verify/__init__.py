@@ -1,0 +1,1 @@
+"""Whether a block keeps its contract, in plain sentences: `check(cfg, group)`."""

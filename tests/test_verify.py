@@ -1,0 +1,299 @@
+"""verify: every option of conf keeps its contract, and every planted bug is told by the promise it breaks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import BLOCKS, every_option
+
+from archlab import cli
+from archlab.config import compose
+from archlab.verify import contract, decoder
+from archlab.verify.contract import verify
+from archlab.verify.subject import SMALL
+
+ROOT = Path(__file__).parents[1]
+
+BUGS = '''
+import torch
+from torch import Tensor, nn
+from archlab.blocks.attention import MultiHead
+from archlab.blocks.contracts import FeedForward, Head, Mask, Norm, Position, Residual
+
+
+class Gain(Norm):
+    """Divides by the root mean square, and multiplies by a gain."""
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(d_model))
+    def forward(self, x):
+        return self.gain * (x.float() * (x.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()).type_as(x)
+
+class OverSequence(Gain):
+    """Averages over the sequence and does not say so."""
+    def forward(self, x):
+        return self.gain * x / (x.square().mean((1, 2), keepdim=True) + 1e-6).sqrt()
+
+class OverBatch(Gain):
+    def forward(self, x):
+        return self.gain * x / (x.square().mean((0, 2), keepdim=True) + 1e-6).sqrt()
+
+class SaysSequence(Gain):
+    reduces = ("seq",)
+
+class InHalf(Gain):
+    def forward(self, x):
+        return self.gain * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+class Widens(Gain):
+    def forward(self, x):
+        return super().forward(x).float()
+
+class Unused(Gain):
+    def __init__(self, d_model: int):
+        super().__init__(d_model)
+        self.extra = nn.Parameter(torch.ones(d_model))
+
+class Counts(Gain):
+    """Computes something else each time."""
+    def __init__(self, d_model: int):
+        super().__init__(d_model)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + self.calls / 100)
+
+class Peeks(Gain):
+    """Asks for a value, which neither the meta device nor a graph has."""
+    def forward(self, x):
+        return super().forward(x) if x.abs().max().item() > 0 else x
+
+class Fails(Gain):
+    def forward(self, x):
+        raise RuntimeError("no such luck")
+
+class Shared(FeedForward):
+    table = nn.Linear(48, 88, bias=False)
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.up_proj, self.down_proj = Shared.table, nn.Linear(d_ff, d_model, bias=False)
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x).relu())
+
+class Plain(FeedForward):
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(d_model, d_ff, bias=False), nn.Linear(d_ff, d_model, bias=False)
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x).tanh())
+
+class SaysGated(Plain):
+    gated = True
+
+class Mixes(Plain):
+    """Adds what the position before came to."""
+    def forward(self, x):
+        y = super().forward(x)
+        return y + torch.cat((y[:, :1] * 0, y[:, :-1]), dim=1)
+
+class Backwards(Residual):
+    def __init__(self, norm, n_layers: int):
+        super().__init__()
+        self.norms = nn.ModuleList(norm() for _ in range(2))
+    def forward(self, x, branches):
+        for norm, branch in zip(self.norms, reversed(branches)):
+            x = x + branch(norm(x))
+        return x
+
+class Unnormed(Residual):
+    needs_final_norm = False
+    def __init__(self, norm, n_layers: int):
+        super().__init__()
+        self.norms = nn.ModuleList(norm() for _ in range(2))
+    def forward(self, x, branches):
+        for norm, branch in zip(self.norms, branches):
+            x = x + branch(norm(x))
+        return x
+
+class ByIndex(Position):
+    """Turns by what place a token has in this call, not by its position."""
+    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+        super().__init__()
+    def embed(self, x, positions):
+        return x + torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(1, -1, 1) / 10
+
+class Silent(Position):
+    """Has a bias and does not say so."""
+    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+        super().__init__()
+    def bias(self, query, key):
+        return -(query - key).abs().float().unsqueeze(1) / 10
+
+class Table(Position):
+    """Ends, and does not say where."""
+    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+        super().__init__()
+        self.table = nn.Embedding(50, d_model)
+    def embed(self, x, positions):
+        return x + self.table(positions)
+
+class Ahead(Mask):
+    """One too far."""
+    def __init__(self):
+        super().__init__()
+    def may_read(self, query, key, prefix_len):
+        return key <= query + 1
+    def may_score(self, seq_len, prefix_len):
+        return torch.ones(len(prefix_len), seq_len, dtype=torch.bool)
+
+class Blind(Mask):
+    def may_read(self, query, key, prefix_len):
+        return (key < query) | (query == 0) & (key == 0)
+
+class SaysCausal(Mask):
+    causal = True
+    def may_read(self, query, key, prefix_len):
+        return (key <= query) & (query - key < 3)
+
+class ShortReach(Mask):
+    def may_read(self, query, key, prefix_len):
+        return key <= query
+    def reach(self, queries, seq_len):
+        return slice(max(0, queries.start - 5), queries.stop)
+
+class Looks(Head):
+    """Adds the logits of the last position."""
+    def __init__(self, d_model: int, vocab_size: int, norm):
+        super().__init__(d_model, vocab_size, bias=False)
+    def forward(self, x):
+        y = nn.functional.linear(x, self.weight)
+        return y + y[:, -1:]
+'''
+
+PLANTED = [
+    ("norm", "OverSequence", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),
+    ("norm", "OverBatch", "Sequences apart", "depends on the others beside it in the batch"),
+    ("norm", "SaysSequence", "No leak from the future", "SaysSequence says, by its `reduces`, that it sees the future, and no prediction"),
+    ("norm", "InHalf", "Statistics in float32", "take the statistics of x.float()"),
+    ("norm", "Widens", "Statistics in float32", "A float16 input comes out in torch.float32"),
+    ("norm", "Unused", "Gradients", "no gradient reaches layers.0.residual.norms.0.extra"),
+    ("norm", "Counts", "Saved and loaded", "the same decoder, asked twice, computes something else"),
+    ("norm", "Peeks", "Shapes without memory", "It raised"),
+    ("norm", "Fails", "Shape and dtype", "It raised RuntimeError: no such luck"),
+    ("ffn", "Shared", "No shared parameters", "layers.0.ffn.up_proj.weight and layers.1.ffn.up_proj.weight are one and the same"),
+    ("ffn", "SaysGated", "`gated` and down_proj", "`gated` is True and it has 2 times d_model x d_ff weights"),
+    ("ffn", "Mixes", "Each position alone", "What it makes of position 2 depends on positions [1, 2]"),
+    ("ffn", "Mixes", "Decoding equals forward", "the logits at position 3 are"),
+    ("residual", "Backwards", "Both branches, attention first", "The branches were called as ffn, attention"),
+    ("residual", "Unnormed", "`needs_final_norm`", "nothing norms it before the head"),
+    ("pos", "ByIndex", "Decoding equals forward", "the logits at position 3 are"),
+    ("pos", "ByIndex", "Left padding", "With padding on its left a sequence is predicted otherwise"),
+    ("pos", "Silent", "Bias in float32, and told", "`biases_scores` is False and its bias is not 0"),
+    ("pos", "Table", "Any position, or a limit", "It raised IndexError"),
+    ("mask", "Ahead", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),
+    ("mask", "Blind", "Every token reads itself", "Some token may not read itself"),
+    ("mask", "SaysCausal", "`causal`, `bidirectional`, `uses_prefix`", "`causal` is True, and may_read says False"),
+    ("mask", "ShortReach", "`reach`", "leaves out key 0, which query 8 may read"),
+    ("head", "Looks", "Each position alone", "The logits of a position depend on other positions"),
+    ("head", "Looks", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Blocks of a user's own, each with a bug, and their names."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "planted_bugs.py").write_text(BUGS)
+    for group, name in {(group, name) for group, name, *_ in PLANTED} | {("norm", "Gain"), ("ffn", "Plain")}:
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / f"{name}.yaml").write_text(f"_target_: planted_bugs.{name}\n_partial_: true\n")
+    sys.path.insert(0, str(folder))
+    yield folder / "conf"
+    sys.path.remove(str(folder))
+
+
+def found(*words, config_dir=None):
+    cfg = compose(*SMALL, *words, config_dir=config_dir)
+    return {finding.promise: finding for finding in verify(cfg, [word.partition("=")[0] for word in words])}
+
+
+@pytest.fixture
+def without_compiling(monkeypatch):
+    monkeypatch.setattr(contract, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
+
+
+@pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
+def test_every_option_keeps_every_promise(group, name, without_compiling):
+    assert [f for f in found(f"{group}={name}").values() if f.verdict == "broken"] == []
+
+
+def in_a_process(*words, folder):
+    """The verb in a process of its own: the types that tests check at every call are not for torch.compile to follow."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "archlab", "verify", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("option", ["mask=window", "pos=alibi", "norm=rms"])
+def test_blocks_with_and_without_tables_compile_as_one_graph(option, tmp_path):
+    told = in_a_process(option, folder=tmp_path)
+    assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
+def test_every_option_compiles_as_one_graph(group, name, tmp_path):
+    test_blocks_with_and_without_tables_compile_as_one_graph(f"{group}={name}", tmp_path)
+
+
+def test_what_asks_for_a_value_does_not_compile(folder):
+    told = in_a_process("norm=Peeks", "--config-dir", "conf", folder=folder.parent)
+    assert told.returncode == 1 and "torch.compile cannot take it as one graph" in told.stdout, told
+
+
+@pytest.mark.parametrize(("group", "name", "promise", "told"), PLANTED, ids=lambda value: str(value)[:24])
+def test_a_planted_bug_is_told_by_the_promise_it_breaks(group, name, promise, told, folder, without_compiling):
+    finding = found(f"{group}={name}", config_dir=str(folder))[promise]
+    assert finding.verdict == "broken" and told in finding.sentence
+
+
+@pytest.mark.parametrize("option", ["norm=Gain", "ffn=Plain"])
+def test_a_block_of_ones_own_without_a_bug_keeps_every_promise(option, folder, without_compiling):
+    assert [f for f in found(option, config_dir=str(folder)).values() if f.verdict == "broken"] == []
+
+
+def test_verifying_leaves_the_generator_alone(without_compiling):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    found("norm=layer")
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["norm=Gain"], 0, "norm=Gain: 13 promises hold, 0 are broken."),
+        (["norm=OverSequence", "mask=prefix"], 1, "are broken."),
+        (["mask=full"], 0, "mask=full: 12 promises hold, 0 are broken."),
+        ([], 2, "verify: no block is named; give one of norm, residual"),
+        (["size=small"], 2, "verify: no block is named"),
+        (["norm"], 2, "norm: verify takes overrides, name=value"),
+        (["norm=rmz"], 2, "norm=rmz: no such option; did you mean rms?"),
+        (["preset=gpt2"], 2, "preset=gpt2: verify looks at blocks in a small model"),
+        (["norm=rms", "-m"], 2, "--multirun: verify takes no such flag; it takes --config-dir"),
+    ],
+)
+def test_the_verb(words, status, told, folder, capsys, monkeypatch, without_compiling):
+    monkeypatch.setenv("COLUMNS", "120")
+    left = 0
+    try:
+        cli.main(["verify", *words, "--config-dir", str(folder)])
+    except SystemExit as leaving:
+        left = leaving.code
+    out, err = capsys.readouterr()
+    assert left == status and told in (out if status < 2 else err)
+    assert status < 2 or err.count("\n") == 1
