@@ -1,3 +1,4 @@
+from pathlib import Path
 import pytest
 import torch
 
@@ -8,3 +9,35 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def same_draws_in_every_test():
     torch.manual_seed(0)
+
+
+# --- the README's table of parity, written by the run that measures it: pytest tests/test_hub.py tests/test_published.py --write-parity
+
+README = Path(__file__).parents[1] / "README.md"
+MEASURED: dict[str, list[tuple[float, float | None]]] = {}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-parity", action="store_true", help="write the README's table of families with what this run measures")
+
+
+def pytest_runtest_logreport(report):
+    for name, value in report.user_properties if report.when == "call" and report.passed else ():
+        if name == "parity":
+            family, logits, gradients = value
+            MEASURED.setdefault(family, []).append((logits, gradients))
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--write-parity", False) and MEASURED and not hasattr(session.config, "workerinput"):
+        before, _, rest = README.read_text().partition("| family | ")
+        after = rest[rest.index("\n\n") :]
+        README.write_text(before + parity_table() + after)
+
+
+def parity_table() -> str:
+    lines = ["| family | cases | logits | gradients |", "|---|---|---|---|"]
+    for family, cases in sorted(MEASURED.items()):
+        logits, gradients = max(error for error, _ in cases), [error for _, error in cases if error is not None]
+        lines.append(f"| {family} | {len(cases)} | {logits:.0e} | {f'{max(gradients):.0e}' if gradients else 'sums only'} |")
+    return "\n".join(lines)

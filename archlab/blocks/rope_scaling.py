@@ -32,7 +32,7 @@ class Scaling:
 def powers(base: float | Tensor, rotated: int, positions: Tensor) -> Float[Tensor, "*batch pairs"]:
     """base^(-2i/r) for each pair i."""
     pair = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)
-    return base ** (-pair / rotated)
+    return 1 / base ** (pair / rotated)  # in this order, which rounds as LLaMA's published code does
 
 
 def lengths(positions: Int[Tensor, "#batch seq"]) -> Float[Tensor, "#batch 1 1"]:

@@ -145,7 +145,9 @@ def gemma2(c: Config) -> Words:
 
 
 def gemma3(c: Config) -> Words:
+    kinds = c.get("layer_types") or ()
     period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
+    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
     both = c.get("rope_parameters") or {}
     base = both.get("full_attention", {}).get("rope_theta", c.get("rope_theta", 1000000.0))
     local = both.get("sliding_attention", {}).get("rope_theta", c.get("rope_local_base_freq", 10000.0))
@@ -256,6 +258,48 @@ def falcon(c: Config) -> Words:
             *read.embedding(c)]  # fmt: skip
 
 
+def baichuan(c: Config) -> Words:
+    """Where the configuration has no max_position_embeddings its class is that of the 13B models, which have ALiBi."""
+    words = llama(c)
+    if "max_position_embeddings" not in c:
+        words = [*without(words, "pos"), "pos=alibi"]
+    return words + (
+        ["head=norm_head"] if "z_loss_weight" in c else []
+    )  # Baichuan 2, whose class alone knows this field
+
+
+def qwen(c: Config) -> Words:
+    """intermediate_size counts both of the hidden projections."""
+    read.only(c, no_bias=True, rotary_pct=1.0)
+    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    pos = ["pos=rope", f"pos.base={float(c.get('rotary_emb_base', 10000))}"]
+    pos += ["pos.scaling=dynamic_qwen", f"pos.trained_len={c['seq_length']}"] if c.get("use_dynamic_ntk", True) else []
+    pos += [f"pos.logn={c['seq_length']}"] if c.get("use_logn_attn", True) else []
+    return [*read.rms(c, "layer_norm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal",
+            *read.sizes(c, *widths, c["intermediate_size"] // 2, head_dim=c.get("kv_channels")),
+            *read.biases(True, False), *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def chatglm(c: Config) -> Words:
+    """The first generation."""
+    read.only(c, position_encoding_2d=True, pre_seq_len=None)
+    sizes = read.sizes(c, "num_layers", "hidden_size", "num_attention_heads", c["inner_hidden_size"])
+    return [*read.layer_norm(c, "layernorm_epsilon"), "residual=deep_glm", "ffn=glm", "ffn.dropout=0", "pos=rope_2d",
+            "mask=prefix", *sizes, *read.biases(True, True), "embed.norm=true", *read.embedding(c)]  # fmt: skip
+
+
+def chatglm2(c: Config) -> Words:
+    """The second and third generation, and GLM-4-9B as it was first released."""
+    read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
+              add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
+    kv = c["multi_query_group_num"] if c.get("multi_query_attention") else c["num_attention_heads"]
+    widths = ("num_layers", "hidden_size", "num_attention_heads")
+    sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
+    pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
+    return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,
+            *read.biases(c.get("add_qkv_bias", False), False), *read.embedding(c, tied=False)]  # fmt: skip
+
+
 def plain(up: str, down: str) -> Table:
     return linear(up, UP) + linear(down, DOWN)
 
@@ -323,6 +367,38 @@ PHI_ROWS = (
     + INPUT
 )
 
+W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)
+BAICHUAN_ROWS = ENDS + W_PACK + linear(f"{SELF}.o_proj", OUT) + GATED + PRE
+QWEN_ROWS = (
+    ends("transformer.wte", "transformer.ln_f")
+    + linear(f"{T}.attn.c_attn", *OURS_QKV, split=queries_keys_values, join=stacked)
+    + linear(f"{T}.attn.c_proj", OUT)
+    + linear(f"{T}.mlp.w2", GATE)
+    + linear(f"{T}.mlp.w1", UP)
+    + linear(f"{T}.mlp.c_proj", DOWN)
+    + of_layers(T, ln_1=FIRST, ln_2=SECOND)
+)
+C = "transformer.layers.{}"
+CHATGLM_ROWS = (  # each layer norms its own input, which is the output of the layer before it
+    same("transformer.word_embeddings.weight", "embedding.weight")
+    + norm("transformer.layers.0.input_layernorm", "embed_norm")
+    + norm("transformer.layers.{next}.input_layernorm", SECOND)
+    + norm("transformer.final_layernorm", "layers.{last}.residual.norms.1")
+    + norm(f"{C}.post_attention_layernorm", FIRST)
+    + linear(f"{C}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
+    + linear(f"{C}.attention.dense", OUT)
+    + plain(f"{C}.mlp.dense_h_to_4h", f"{C}.mlp.dense_4h_to_h")
+)
+G = "transformer.encoder.layers.{}"
+CHATGLM2_ROWS = (
+    ends("transformer.embedding.word_embeddings", "transformer.encoder.final_layernorm", "transformer.output_layer")
+    + linear(f"{G}.self_attention.query_key_value", *OURS_QKV, split=queries_keys_values, join=stacked)
+    + linear(f"{G}.self_attention.dense", OUT)
+    + linear(f"{G}.mlp.dense_h_to_4h", GATE, UP, split=halves, join=stacked)
+    + linear(f"{G}.mlp.dense_4h_to_h", DOWN)
+    + of_layers(G, input_layernorm=FIRST, post_attention_layernorm=SECOND)
+)
+
 FAMILIES = {
     "llama": Family(llama, LLAMA),
     "mistral": Family(mistral, LLAMA),
@@ -350,5 +426,15 @@ FAMILIES = {
     "mpt": Family(mpt, MPT_ROWS),
     "opt": Family(opt, OPT_ROWS),
     "falcon": Family(falcon, FALCON_ROWS + of_layers(T, input_layernorm=FIRST, ln_attn=FIRST, ln_mlp=SECOND)),
+    "baichuan": Family(baichuan, BAICHUAN_ROWS),
+    "qwen": Family(qwen, QWEN_ROWS),
+    "chatglm": Family(chatglm, CHATGLM_ROWS),
+    "chatglm2": Family(chatglm2, CHATGLM2_ROWS, ("rotary_pos_emb.inv_freq",)),
 }
-"""By the model_type of their config.json."""
+"""By the model_type of their config.json; those of ChatGLM's second and third generation say chatglm as well."""
+
+
+def kind_of(config: Config) -> str:
+    """The family a config.json belongs to, as it says itself."""
+    kind = str(config.get("model_type"))
+    return "chatglm2" if kind == "chatglm" and "padded_vocab_size" in config else kind

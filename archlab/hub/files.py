@@ -17,8 +17,9 @@ from archlab.assemble import assemble_without_weights
 from archlab.complaints import did_you_mean
 from archlab.config import compose
 from archlab.errors import UserError
-from archlab.hub.families import FAMILIES, Family
+from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.rows import Row
+from archlab.hub.writing import as_released
 from archlab.model import Decoder
 
 ORIGIN = "hub_origin"
@@ -43,23 +44,27 @@ def load(path: str | Path) -> Decoder:
     return assembled(read_json(path / "config.json"), read_tensors(path))
 
 
-def export(decoder: Decoder, path: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers loads; a decoder that came from the hub alone.
+def export(decoder: Decoder, path: str | Path, cfg: DictConfig | None = None) -> None:
+    """Writes config.json and model.safetensors, which transformers loads; the folder appears whole or not at all.
 
-    The folder appears whole or not at all. Raises UserError.
+    A decoder that came from the hub goes out as it came; any other needs its configuration, `cfg`, and blocks that
+    some released family has (`archlab.hub.writing`). Raises UserError.
     """
     path = Path(path)
-    if not hasattr(decoder, ORIGIN):
-        raise UserError(f"{path}: this decoder did not come from the hub, and only those are written so far")
     if path.exists():
         raise UserError(f"{path}: is there already; give a folder that is not")
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is no folder; make it first")
-    config, cfg = getattr(decoder, ORIGIN)
     ours = decoder.state_dict()
+    if hasattr(decoder, ORIGIN):
+        config, cfg = getattr(decoder, ORIGIN)
+    elif cfg is not None:
+        config, ours, cfg = as_released(ours, cfg)
+    else:
+        raise UserError(f"{path}: this decoder did not come from the hub; give its configuration too, as cfg=...")
     tensors = {
         row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
-        for row in rows_of(FAMILIES[config["model_type"]], ours, cfg)
+        for row in rows_of(FAMILIES[kind_of(config)], ours, cfg)
     }
     if cfg.embed.tied:
         tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
@@ -70,9 +75,9 @@ def export(decoder: Decoder, path: str | Path) -> None:
 
 
 def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decoder:
-    kind = config.get("model_type")
+    kind = kind_of(config)
     if kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES)
+        hint = did_you_mean(kind, FAMILIES)
         raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     try:
@@ -89,9 +94,8 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decod
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
     """The rows, layer by layer, for what this decoder has."""
-    whole = [row for row in family.rows if "{}" not in row.theirs]
-    layers = [row.at(layer) for layer in range(cfg.size.n_layers) for row in family.rows if "{}" in row.theirs]
-    return [row for row in (*whole, *layers) if set(row.ours) <= set(ours)]
+    rows = (row for table_row in family.rows for row in table_row.in_model(cfg.size.n_layers))
+    return [row for row in rows if set(row.ours) <= set(ours)]
 
 
 def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """One row of a family's table: a tensor of theirs and the weights of ours that it holds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ Join = Callable[[Sequence[Tensor], Any], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` holds `ours`, `split` takes it apart and `join` puts it together; {} stands for the layer's number.
+    """`theirs` holds `ours`, `split` takes it apart and `join` puts it together; both are also given the sizes.
 
-    Both are also given the sizes of the configuration.
+    {} stands for the layer's number, {next} for the number after it and {last} for that of the last layer.
     """
 
     theirs: str
@@ -24,8 +24,13 @@ class Row:
     split: Split
     join: Join
 
-    def at(self, layer: int) -> "Row":
-        return Row(self.theirs.format(layer), tuple(name.format(layer) for name in self.ours), self.split, self.join)
+    def in_model(self, n_layers: int) -> Iterator["Row"]:
+        """One row, or one for each layer; a row about the next layer has none for the last."""
+        repeated = "{next}" in self.theirs or "{}" in self.theirs
+        for layer in range(n_layers - ("{next}" in self.theirs) if repeated else 1):
+            numbers = {"next": layer + 1, "last": n_layers - 1}
+            ours = tuple(name.format(layer, **numbers) for name in self.ours)
+            yield Row(self.theirs.format(layer, **numbers), ours, self.split, self.join)
 
 
 Table = tuple[Row, ...]

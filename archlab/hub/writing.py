@@ -1,0 +1,158 @@
+"""A decoder made here, as the released family whose blocks it has."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from archlab.check import BLOCKS
+from archlab.config import compose
+from archlab.errors import UserError
+from archlab.hub.families import FAMILIES
+
+TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
+         "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+"""Families of which transformers has a class, the commonest first."""
+
+ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
+               "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
+
+ELSEWHERE = ("dropout", "max_positions", "trained_len")
+"""Fields that change nothing a model computes in evaluation, or that a config.json has under its own rules."""
+
+
+def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Tensor], DictConfig]:
+    """A config.json that transformers' own class wrote, the weights that go with it, and the configuration they have.
+
+    A family is chosen by trial: what its config.json reads back as must be these very blocks and sizes. Embeddings
+    that are multiplied by sqrt(d_model) and not tied are written multiplied. Raises UserError where no family fits.
+    """
+    try:
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
+    except ImportError:
+        raise UserError(
+            "transformers: is not installed, and its classes write config.json; pip install 'archlab[hub]'"
+        ) from None
+    ours, cfg = unscaled(dict(ours), cfg)
+    told: dict[str, list[str]] = {}
+    transformers.logging.set_verbosity_error()  # what a class thinks of values that are only tried
+    for kind in TRIED:
+        config_class = transformers.CONFIG_MAPPING[kind]
+        known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+        try:
+            config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
+            again = compose(*FAMILIES[kind].words(config))
+        except Exception:  # this family cannot say it at all, and each class has a way of its own to refuse
+            continue
+        if not (differing := list(unlike(cfg, again))):
+            architecture = ARCHITECTURES[kind]
+            return (
+                config | {"architectures": [architecture], "dtype": str(ours["embedding.weight"].dtype)[6:]},
+                ours,
+                again,
+            )
+        told[kind] = differing
+    nearest = min(told, key=lambda kind: len(told[kind]))
+    raise UserError(
+        f"no released family has all of these blocks, so transformers could not load them; nearest is {nearest}, with"
+        f" {'; '.join(told[nearest][:4])}"
+    )
+
+
+def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
+    """Without a factor on the embeddings, where it can go into the table."""
+    if cfg.embed.scale == "none" or cfg.embed.tied:
+        return ours, cfg
+    plain = cfg.copy()
+    OmegaConf.set_readonly(plain, False)
+    plain.embed.scale = "none"
+    return ours | {"embedding.weight": ours["embedding.weight"] * cfg.size.d_model**0.5}, plain
+
+
+def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
+    """What would be read back otherwise, as overrides."""
+    for group in (*BLOCKS, "size", "embed"):
+        one, other = (OmegaConf.to_container(c[group]) for c in (cfg, again))
+        for key in dict.fromkeys((*one, *other)):
+            if key in ELSEWHERE or (group, key) == ("attn", "_target_"):  # sizes say how keys and values are shared
+                continue
+            if one.get(key) != other.get(key):
+                yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
+
+
+def everything(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration in the words of every family at once; each takes what it knows."""
+    size, pos, attn, norm = cfg.size, cfg.pos, cfg.attn, cfg.norm
+    parallel = "norms" in cfg.residual
+    stretched = (pos.get("trained_len") or cfg.train.train_len) * (pos.get("factor") or 2)
+    longest = pos.get("max_positions") or math.ceil(stretched)
+    activation = ACTIVATIONS.get(cfg.choices.ffn)
+    fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
+    told = {
+        "vocab_size": size.vocab_size,
+        **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
+        **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
+        **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
+        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), size.n_kv_heads),
+        **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), size.d_ff),
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
+        **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
+        **dict.fromkeys(("n_positions", "max_position_embeddings", "max_seq_len"), longest),
+        **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.qkv_bias),
+        **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+        "head_dim": size.head_dim,
+        "rope_parameters": rope_parameters(pos, base, fraction),
+        "rotary_dim": round(fraction * size.head_dim),
+        "tie_word_embeddings": cfg.embed.tied,
+        "sliding_window": cfg.mask.get("window"),
+        "use_parallel_residual": parallel,
+        "parallel_attn": parallel,
+        "num_ln_in_parallel_attn": cfg.residual.get("norms"),
+        "multi_query": size.n_kv_heads == 1,
+        "new_decoder_architecture": size.n_kv_heads not in (1, size.n_heads) or cfg.residual.get("norms") == 2,
+        "alibi": cfg.choices.pos == "alibi",
+        "do_layer_norm_before": cfg.choices.residual == "pre",
+        "layer_norm_elementwise_affine": norm.get("affine", True),
+        "word_embed_proj_dim": cfg.embed.width or size.d_model,
+        "logit_scale": cfg.head.get("scale", 1.0),
+        "layer_types": turns(cfg),
+        "query_pre_attn_scalar": whole(attn.scale**-2) if attn.scale else size.head_dim,
+        "attn_logit_softcapping": attn.softcap,
+        "final_logit_softcapping": cfg.head.get("softcap"),
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+    }  # fmt: skip
+    return {key: value for key, value in told.items() if value is not None or key.endswith("_id") or key in OFF}
+
+
+OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+"""Fields whose null says that there is none, where leaving them out would say the default."""
+
+
+def turns(cfg: DictConfig) -> list[str] | None:
+    if "every" not in cfg.mask:
+        return None
+    kinds = [(layer + 1) % cfg.mask.every == 0 for layer in range(cfg.size.n_layers)]
+    return ["full_attention" if whole else "sliding_attention" for whole in kinds]
+
+
+def whole(value: float) -> float:
+    """As an integer, where that is what rounding has hidden."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
+
+
+def rope_parameters(pos: DictConfig, base: float, fraction: float) -> dict[str, Any]:
+    if "global_layers" in pos:
+        kinds = {"full_attention": pos.global_layers, "sliding_attention": pos.local_layers}
+        return {kind: {"rope_type": "default", "rope_theta": part.get("base")} for kind, part in kinds.items()}
+    scaling = pos.get("scaling", "none")
+    names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
+    told = {name: pos[name] for name in names if pos.get(name) is not None}
+    if pos.get("trained_len") is not None:
+        told["original_max_position_embeddings"] = pos.trained_len
+    kind = "default" if scaling == "none" else scaling
+    return {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": fraction, **told}
