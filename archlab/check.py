@@ -263,6 +263,11 @@ def check_buckets(cfg: DictConfig) -> None:
 
 def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     marks_its_own = "prefix" not in cfg.data
+    if target(cfg, "mask").uses_prefix and not target(cfg, "data").marks_prefix:
+        raise UserError(
+            f"mask={option(cfg, 'mask')}: data={option(cfg, 'data')} has no prefix to read in both directions; use mask=full"
+            " or causal"
+        )
     if target(cfg, "mask").bidirectional and cfg.data.get("varied"):
         raise UserError(
             "data.varied=true: mask=full scores the last target alone, and where problems vary in size that is mostly"
@@ -339,7 +344,7 @@ def check_evaluation(cfg: DictConfig) -> None:
         )
     if evaluation.protocol == "sliding" and "prefix" not in cfg.data:
         raise UserError(
-            f"eval.protocol=sliding: data={option(cfg, 'data')} generates each sequence whole, so there is nothing to slide"
+            f"eval.protocol=sliding: data={option(cfg, 'data')} makes each sequence whole, so there is nothing to slide"
             " over; use disjoint"
         )
     if evaluation.protocol == "sliding" and cfg.prefix is not None:

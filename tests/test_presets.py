@@ -118,11 +118,12 @@ def test_berts_number_is_that_of_transformers_class():
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     whole, tiny = compose(f"preset={name}"), compose(f"preset={name}", "size=tiny")
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
-    assert (tiny.size.d_model, tiny.size.n_layers, tiny.size.vocab_size) == (128, 4, 256)
+    ids = 257 if tiny.choices.data == "masked" else 256  # [MASK] is one more
+    assert (tiny.size.d_model, tiny.size.n_layers, tiny.size.vocab_size) == (128, 4, ids)
     decoder = build(tiny).eval()
     prefix = {"prefix_len": 3} if decoder.mask.uses_prefix else {}
     logits = decoder(torch.arange(22).view(2, 11), **prefix)
-    assert logits.shape == (2, 11, 256) and logits.isfinite().all()
+    assert logits.shape == (2, 11, ids) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", options("preset"))

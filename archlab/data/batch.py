@@ -70,6 +70,12 @@ class Source(ABC):
     exact: bool
     """Whether there is one right answer, so that exact match means something."""
 
+    marks_prefix: bool = True
+    """Whether its sequences have, or can be given, a part that the model is given."""
+
+    same_targets: bool = True
+    """Whether validation scores the same tokens at every length."""
+
     @abstractmethod
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         """The batch of one optimiser step."""

@@ -50,6 +50,8 @@ def by_length(
             lengths.append(measured(eval_len, settings, seen, train_len))
             if source.exact:
                 lengths[-1] |= {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}
+            elif not source.same_targets:
+                lengths[-1] |= {"late_ratio": None}
             elif at_train_len is not None:
                 lengths[-1] |= against(at_train_len, seen, train_len)
             curves.append(curve(eval_len, seen))

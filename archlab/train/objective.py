@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from archlab.data.batch import Batch
@@ -33,12 +33,18 @@ def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
         for column in (batch.inputs, batch.to_predict, scored_targets(decoder, batch))
     )
     prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
-    positions = None if batch.positions is None else batch.positions.to(device)
-    logits = decoder(inputs, prefix_len=prefix_len, positions=positions).float()
+    logits = decoder(inputs, prefix_len=prefix_len, positions=positions_for(decoder, batch)).float()
     nats = F.cross_entropy(
         rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none"
     )
     return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets)
+
+
+def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:
+    """Those the data gives, for a scheme of as many axes; any other numbers the tokens as it does."""
+    if batch.positions is None or batch.positions.shape[1] != decoder.position.axes:
+        return None
+    return batch.positions.to(decoder.embedding.weight.device)
 
 
 def scored_targets(decoder: Decoder, batch: Batch) -> Bool[Tensor, "batch seq"]:
