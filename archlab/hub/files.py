@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,24 @@ from archlab.model import Decoder
 ORIGIN = "hub_origin"
 
 
-def from_hf(model: Any) -> Decoder:
+def from_hf(model: Any, *overrides: str) -> Decoder:
     """The decoder that computes what this transformers model does, with its weights, in their dtype.
 
+    With overrides, spelt as on the command line, the same weights under other options: "mask=window", "pos.scaling=yarn".
     Raises UserError where the model_type is unknown, its configuration asks for something no block does, or a tensor
     is missing, unknown, of another shape or not finite.
     """
-    return assembled(model.config.to_dict(), model.state_dict())
+    return assembled(model.config.to_dict(), model.state_dict(), overrides)
 
 
-def load(path: str | Path) -> Decoder:
+def load(path: str | Path, *overrides: str) -> Decoder:
     """The decoder of a folder with config.json and safetensors, or of a GGUF file, on the CPU. Raises UserError."""
     path = Path(path)
     if path.suffix == ".gguf":
-        return from_hf(from_gguf(path))
+        return from_hf(from_gguf(path), *overrides)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
-    return assembled(read_json(path / "config.json"), read_tensors(path))
+    return assembled(read_json(path / "config.json"), read_tensors(path), overrides)
 
 
 def export(decoder: Decoder, path: str | Path, cfg: DictConfig | None = None) -> None:
@@ -74,21 +75,22 @@ def export(decoder: Decoder, path: str | Path, cfg: DictConfig | None = None) ->
         shutil.copytree(folder, path)
 
 
-def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decoder:
+def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Decoder:
     kind = kind_of(config)
     if kind not in FAMILIES:
         hint = did_you_mean(kind, FAMILIES)
         raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     try:
-        cfg = compose(*family.words(config))
+        cfg = compose(*family.words(config), *overrides)
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
     decoder = assemble_without_weights(cfg)
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:
         decoder.head.weight = decoder.embedding.weight
-    setattr(decoder, ORIGIN, (dict(config), cfg))
+    if not overrides:  # with them it is no longer what config.json says, and goes out as a decoder made here does
+        setattr(decoder, ORIGIN, (dict(config), cfg))
     return decoder.requires_grad_().eval()
 
 
@@ -171,10 +173,11 @@ def from_gguf(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a .gguf file, or a folder with config.json and safetensors")
     try:
+        import accelerate  # noqa: F401 (transformers asks for it)
         import gguf  # noqa: F401
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise UserError(f"{file}: reading GGUF needs transformers and gguf; pip install 'archlab[hub]'") from None
+        raise UserError(f"{file}: reading GGUF needs transformers, gguf and accelerate; pip install 'archlab[hub]'") from None
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
