@@ -1,5 +1,9 @@
 """What a model is made of and what it costs, counted from the model itself, without running it."""
 
+import re
+from collections.abc import Iterator
+from itertools import groupby
+
 import torch
 import torchinfo
 from torch import nn
@@ -7,6 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archlab.blocks.contracts import Norm
 from archlab.model import Decoder
+
+LAYER = "└─Layer: "
+NUMBER = re.compile(r": \d+-\d+ *")
+"""torchinfo's own numbering of modules, and the space after it that keeps columns apart."""
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -52,7 +60,26 @@ def kv_bytes_per_token(n_layers: int, n_kv_heads: int, head_dim: int, bytes_per_
 
 
 def tree(model: nn.Module, depth: int = 3) -> str:
-    """torchinfo's tree of modules with their parameters; its totals, which count tied weights twice, are left out."""
+    """torchinfo's tree of modules with their parameters; its totals, which count tied weights twice, are left out.
+
+    Layers that look the same and follow each other are shown once, with how many there are.
+    """
     lines = str(torchinfo.summary(model, depth=depth, verbose=0, col_names=("num_params",))).splitlines()
     rules = [i for i, line in enumerate(lines) if set(line) == {"="}]
-    return "\n".join(lines[rules[1] + 1 : rules[2]])
+    return "\n".join(folded(lines[rules[1] + 1 : rules[2]]))
+
+
+def folded(lines: list[str]) -> Iterator[str]:
+    """The lines of a tree, runs of equal layers as one."""
+    starts = [i for i, line in enumerate(lines) if LAYER in line]
+    if not starts:
+        yield from lines
+        return
+    end = next((i for i in range(starts[-1] + 1, len(lines)) if not lines[i].startswith("│    ")), len(lines))
+    yield from lines[: starts[0]]
+    blocks = [lines[start:stop] for start, stop in zip(starts, [*starts[1:], end], strict=True)]
+    for _, run in groupby(blocks, key=lambda block: [NUMBER.sub("", line) for line in block]):
+        first, *others = run
+        yield first[0] + (f"  ({len(others) + 1} layers alike)" if others else "")
+        yield from first[1:]
+    yield from lines[end:]

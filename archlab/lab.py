@@ -27,6 +27,7 @@ from archlab.memory import bill
 from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
 from archlab.model import Decoder
+from archlab.overrides import conf_dir
 from archlab.preflight.measure import look_at_start, update_size
 from archlab.preflight.settings import PreflightSettings
 from archlab.preflight.warn import warnings
@@ -244,10 +245,20 @@ def costs(cfg: DictConfig, where: Machine) -> dict[str, float]:
 def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, float]) -> None:
     from archlab.report import tables
 
-    console.print(tables.assembled([(group, cfg.choices[group], options_of(cfg, group)) for group in GROUPS], price))
+    console.print(tables.assembled([(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS], price))
     if cfg.match:
         console.print(f"matched: {describe_match(cfg.matched)}", highlight=False)
     console.print(describe.tree(assemble_without_weights(cfg)), markup=False, highlight=False)
+
+
+def chosen(cfg: DictConfig, group: str) -> str:
+    """The option's name; of a size whose width or depth was set otherwise, as by a preset, none."""
+    file = conf_dir() / group / f"{cfg.choices[group]}.yaml"
+    if group == "size" and file.is_file():
+        named = OmegaConf.load(file)
+        if any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")):
+            return "own"
+    return cfg.choices[group]
 
 
 def options_of(cfg: DictConfig, group: str) -> str:

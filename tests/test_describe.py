@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torchinfo
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import archlab
 from archlab.assemble import assemble_without_weights
+from archlab.config import compose
 from archlab.describe import count_parameters, forward_flops_per_token, kv_bytes_per_token, tree
 
 
@@ -57,3 +59,16 @@ def test_the_tree_names_modules_and_leaves_totals_out():
     text = tree(archlab.build("size=nano", "embed.tied=true"))
     assert "MultiHead" in text and "RMSNorm" in text
     assert "Total" not in text and "====" not in text
+
+
+def test_a_tree_shows_layers_that_are_alike_once():
+    told = tree(assemble_without_weights(compose("size.n_layers=5")))
+    layers = [line for line in told.splitlines() if "Layer: " in line]
+    assert len(layers) == 1 and layers[0].endswith("(5 layers alike)")
+    assert "Gated" in told and told.splitlines()[-1].startswith("├─LinearHead")
+
+
+def test_a_tree_of_one_layer_is_torchinfos_own():
+    decoder = assemble_without_weights(compose("size.n_layers=1"))
+    theirs = str(torchinfo.summary(decoder, depth=3, verbose=0, col_names=("num_params",)))
+    assert tree(decoder) in theirs

@@ -4,10 +4,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 import torch
-from oracles import options
+from oracles import build, options
 
 import archlab
 from archlab import draw
+from archlab.draw import sketch
 from archlab.assemble import assemble_without_weights
 from archlab.blocks.contracts import Residual
 
@@ -58,3 +59,10 @@ def test_a_residual_scheme_of_ones_own_is_drawn_as_it_is():
         for layer in decoder.layers:
             layer.residual = Doubled(lambda: type(layer.residual.norms[0])(d_model=64), 2)
     assert texts(decoder).count("LayerNorm") == 3 + 1
+
+
+def test_layers_that_take_turns_are_drawn_apart_each_with_its_own_mask():
+    decoder = build(mask="local_global", n_layers=4)
+    drawn = sketch(decoder)
+    assert [layers.indices for layers in drawn.layers] == [(0, 2), (1, 3)]
+    assert [matrix.title for matrix in drawn.matrices] == ["mask: Window", "mask: Causal"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from archlab.blocks.contracts import Mask
+from archlab.blocks.contracts import Mask, Position
 from archlab.model import Decoder
 from archlab.report.sketch import Matrix
 
@@ -12,8 +12,16 @@ FARTHEST = 2**20
 
 
 def matrices(decoder: Decoder) -> tuple[Matrix, ...]:
-    """The mask, and the bias of the first and the last head where scores have one whose values are known."""
-    mask, stride = decoder.mask, stride_of(decoder.mask)
+    """For each kind of layer its mask, and the bias of the first and the last head where scores have one.
+
+    A bias is left out where its values are not known, which is where its weights have none.
+    """
+    pictured = [picture for position, mask in decoder.pairs for picture in of_layer(position, mask)]
+    return tuple(dict.fromkeys(pictured))
+
+
+def of_layer(position: Position, mask: Mask) -> tuple[Matrix, ...]:
+    stride = stride_of(mask)
     prefix_len = CELLS // 3 * stride if mask.uses_prefix else 0
     query, key = positions(stride)
     readable = may_read(mask, query, key, prefix_len)
@@ -25,7 +33,7 @@ def matrices(decoder: Decoder) -> tuple[Matrix, ...]:
     scale = "a cell is a token" if stride == 1 else f"a cell is {stride} tokens"
     note = f"{scale}; blue by the prefix" if prefix_len else scale
     pictured = Matrix(f"mask: {type(mask).__name__}", note, tuple(map(tuple, cells)))
-    return (pictured, *biases(decoder, query, key, readable))
+    return (pictured, *biases(position, query, key, readable))
 
 
 def positions(stride: int) -> tuple[Tensor, Tensor]:
@@ -49,8 +57,7 @@ def stride_of(mask: Mask) -> int:
     return 1
 
 
-def biases(decoder: Decoder, query: Tensor, key: Tensor, readable: Tensor) -> tuple[Matrix, ...]:
-    position = decoder.position
+def biases(position: Position, query: Tensor, key: Tensor, readable: Tensor) -> tuple[Matrix, ...]:
     if not position.biases_scores or any(parameter.is_meta for parameter in position.parameters()):
         return ()
     device = next((parameter.device for parameter in position.parameters()), query.device)

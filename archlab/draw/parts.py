@@ -40,8 +40,8 @@ def head(decoder: Decoder) -> Graph:
 def layers(decoder: Decoder) -> tuple[Layers, ...]:
     """Layers that are drawn alike are one entry, in the order in which the first of each comes."""
     alike: dict[LayerSketch, list[int]] = {}
-    for index, layer in enumerate(decoder.layers):
-        alike.setdefault(layer_sketch(layer, decoder.position, decoder.mask), []).append(index)
+    for index, (layer, pair) in enumerate(zip(decoder.layers, decoder.pair_of_layer, strict=True)):
+        alike.setdefault(layer_sketch(layer, *decoder.pairs[pair]), []).append(index)
     return tuple(Layers(drawn, tuple(indices)) for drawn, indices in alike.items())
 
 

@@ -177,7 +177,9 @@ def from_gguf(file: Path) -> Any:
         import gguf  # noqa: F401
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise UserError(f"{file}: reading GGUF needs transformers, gguf and accelerate; pip install 'archlab[hub]'") from None
+        raise UserError(
+            f"{file}: reading GGUF needs transformers, gguf and accelerate; pip install 'archlab[hub]'"
+        ) from None
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
