@@ -81,8 +81,9 @@ def test_rope_angles_hold_at_long_positions(layout):
     positions = torch.tensor([0, 1, 257, 4095, 65537, 131071, 131072])
     theta = torch.tensor([10000 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)], dtype=torch.float64)
     angles = positions.double()[:, None] * theta
-    # theta and the angle are each rounded to float32 (2^-24 of them each), theta's power once more; then the cosine.
-    bound = angles * 2**-22 + 2**-23
+    # Rounded to float32, 2^-24 of it each: the exponent, which moves theta by |ln theta| times that; the power (to two
+    # units), its reciprocal, the angle; then the cosine.
+    bound = angles * (theta.log().abs() + 5) * 2**-24 + 2**-23
     cos, sin = rope.rotation(positions[None])[0].double()
     assert ((cos - angles.cos()).abs() <= bound).all()
     assert ((sin - angles.sin()).abs() <= bound).all()
