@@ -1,25 +1,12 @@
-"""The families of released models: what their config.json says, and where each of their tensors goes."""
+"""The families of released models: the words of their config.json, and the table of their tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from archlab.hub import reading as read
+from archlab.hub import tables as at
+from archlab.hub import words as say
 from archlab.hub.reading import Config, Words
-from archlab.hub.rows import (
-    Table,
-    by_group,
-    grouped,
-    halves,
-    linear,
-    norm,
-    queries_keys_values,
-    same,
-    stacked,
-    turned,
-    turned_apart,
-    turned_back,
-    turned_together,
-)
+from archlab.hub.rows import Table
 
 
 @dataclass(frozen=True)
@@ -33,403 +20,37 @@ class Family:
     """Names that files of older versions have, each with today's."""
 
 
-LAYER, ATTENTION = "layers.{}", "layers.{}.attention"
-OURS_QKV = tuple(f"{ATTENTION}.{name}_proj" for name in "qkv")
-FIRST, SECOND = f"{LAYER}.residual.norms.0", f"{LAYER}.residual.norms.1"
-AFTER_FIRST, AFTER_SECOND = f"{LAYER}.residual.branch_norms.0", f"{LAYER}.residual.branch_norms.1"
-UP, DOWN, GATE = f"{LAYER}.ffn.up_proj", f"{LAYER}.ffn.down_proj", f"{LAYER}.ffn.gate_proj"
-OUT = f"{ATTENTION}.out_proj"
-
-
-def ends(table: str, final_norm: str, head: str = "lm_head") -> Table:
-    return same(f"{table}.weight", "embedding.weight") + norm(final_norm, "final_norm") + linear(head, "head")
-
-
-def separate(theirs: str, out: str) -> Table:
-    q, k, v = (linear(f"{theirs}.{name}_proj", f"{ATTENTION}.{name}_proj") for name in "qkv")
-    return q + k + v + linear(f"{theirs}.{out}", OUT)
-
-
-ENDS = ends("model.embed_tokens", "model.norm")
-SELF = "model.layers.{}.self_attn"
-MLP = "model.layers.{}.mlp"
-SEPARATE = separate(SELF, "o_proj")
-QK_NORMS = norm(f"{SELF}.q_norm", f"{ATTENTION}.q_norm") + norm(f"{SELF}.k_norm", f"{ATTENTION}.k_norm")
-GATED = linear(f"{MLP}.gate_proj", GATE) + linear(f"{MLP}.up_proj", UP) + linear(f"{MLP}.down_proj", DOWN)
-FUSED_GATE = linear(f"{MLP}.gate_up_proj", GATE, UP, split=halves, join=stacked) + linear(f"{MLP}.down_proj", DOWN)
-INPUT = norm("model.layers.{}.input_layernorm", FIRST)
-PRE = INPUT + norm("model.layers.{}.post_attention_layernorm", SECOND)
-LLAMA = ENDS + SEPARATE + GATED + PRE
-
-
-def of_layers(theirs: str, **ours: str) -> Table:
-    return tuple(row for name, mine in ours.items() for row in norm(f"{theirs}.{name}", mine))
-
-
-GEMMA2_NORMS = of_layers(
-    "model.layers.{}",
-    input_layernorm=FIRST,
-    post_attention_layernorm=AFTER_FIRST,
-    pre_feedforward_layernorm=SECOND,
-    post_feedforward_layernorm=AFTER_SECOND,
-)
-GLM4_NORMS = of_layers(
-    "model.layers.{}",
-    input_layernorm=FIRST,
-    post_self_attn_layernorm=AFTER_FIRST,
-    post_attention_layernorm=SECOND,
-    post_mlp_layernorm=AFTER_SECOND,
-)
-OLMO2_NORMS = of_layers("model.layers.{}", post_attention_layernorm=FIRST, post_feedforward_layernorm=SECOND)
-
-
-def llama(c: Config) -> Words:
-    mlp = read.ffn(c, "hidden_act", read.GATED, c.get("mlp_bias", False))
-    bias = c.get("attention_bias", False)
-    return [*read.rms(c), "residual=pre", *mlp, *read.rope(c), "mask=causal", *read.llama_sizes(c),
-            *read.biases(bias, bias), *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def without(words: Words, *groups: str) -> Words:
-    return [word for word in words if word.split("=")[0].split(".")[0] not in groups]
-
-
-def window(c: Config) -> Words:
-    return ["mask=causal"] if c.get("sliding_window") is None else ["mask=window", f"mask.window={c['sliding_window']}"]
-
-
-def mistral(c: Config) -> Words:
-    return without(llama(c), "mask") + window(c)
-
-
-def qwen2(c: Config) -> Words:
-    return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["attn.qkv_bias=true"]
-
-
-def qwen3(c: Config) -> Words:
-    return llama(c) + read.only(c, use_sliding_window=False) + ["attn.qk_norm=head"]
-
-
-def glm(c: Config) -> Words:
-    words = without(llama({**c, "attention_bias": False}), "pos")
-    return words + read.rope(c, 0.5, "interleaved") + [f"attn.qkv_bias={read.word(c.get('attention_bias'))}"]
-
-
-def glm4(c: Config) -> Words:
-    return without(glm(c), "residual") + ["residual=sandwich"]
-
-
-def gemma(c: Config) -> Words:
-    act = {**c, "hidden_act": c.get("hidden_activation") or c.get("hidden_act") or "gelu_pytorch_tanh"}
-    return without(llama(act), "embed", "norm") + read.rms(c, unit_offset=True) + read.embedding(c, "sqrt_d_model")
-
-
-def capped(c: Config) -> Words:
-    words = [f"attn.scale={c['query_pre_attn_scalar'] ** -0.5}"]
-    words += [f"attn.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
-    return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
-
-
-def turns(c: Config, period: int) -> Words:
-    """Local layers and, last of each period, a global one."""
-    expected = [
-        "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(c["num_hidden_layers"])
-    ]
-    if c.get("layer_types", expected) != expected:
-        raise read.unsupported("layer_types", "another order", f"a full_attention layer last of every {period}")
-    return ["mask=local_global", f"mask.window={c['sliding_window']}", f"mask.every={period}"]
-
-
-def gemma2(c: Config) -> Words:
-    return without(gemma(c), "residual", "mask") + ["residual=sandwich"] + turns(c, 2) + capped(c)
-
-
-def gemma3(c: Config) -> Words:
-    kinds = c.get("layer_types") or ()
-    period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
-    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
-    both = c.get("rope_parameters") or {}
-    base = both.get("full_attention", {}).get("rope_theta", c.get("rope_theta", 1000000.0))
-    local = both.get("sliding_attention", {}).get("rope_theta", c.get("rope_local_base_freq", 10000.0))
-    if any(part.get("rope_type", "default") != "default" for part in both.values() if isinstance(part, dict)):
-        raise read.unsupported("rope_parameters", both, "the default rope_type on both kinds of layers")
-    words = without(gemma({**c, "rope_parameters": None}), "residual", "mask", "pos")
-    pos = ["pos=local_global", f"pos.every={period}", f"pos.local_layers.base={float(local)}", f"pos.global_layers.base={float(base)}"]  # fmt: skip
-    return words + ["residual=sandwich", *turns(c, period), *pos, "attn.qk_norm=head", *capped(c)]
-
-
-def olmo(c: Config) -> Words:
-    read.only(c, clip_qkv=None)
-    return without(llama({**c, "rms_norm_eps": 1e-5}), "norm") + ["norm=layer", "norm.eps=1e-5", "norm.affine=false"]
-
-
-def olmo2(c: Config) -> Words:
-    return without(llama(c), "residual") + ["residual=branch_norm", "attn.qk_norm=width"]
-
-
-def stablelm(c: Config) -> Words:
-    read.only(c, qk_layernorm=False)
-    words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
-    residual = "parallel" if c.get("use_parallel_residual") else "pre"
-    return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
-            f"attn.qkv_bias={read.word(c.get('use_qkv_bias'))}"]  # fmt: skip
-
-
-def cohere(c: Config) -> Words:
-    read.only(c, use_qk_norm=False)
-    words = without(llama({**c, "rms_norm_eps": 0}), "norm", "residual", "pos", "embed")
-    norms = read.layer_norm(c, "layer_norm_eps", shift=False)
-    head = ["head=linear", f"head.scale={c.get('logit_scale', 0.0625)}"]
-    return words + norms + ["residual=parallel", *read.rope(c, layout="interleaved"), *head, *read.embedding(c)]
-
-
-def phi(c: Config) -> Words:
-    read.only(c, qk_layernorm=False)
-    return [*read.layer_norm(c, "layer_norm_eps"), "residual=parallel", *read.ffn(c, "hidden_act", read.PLAIN, True),
-            *read.rope(c, 0.5), "mask=causal", *read.llama_sizes(c), *read.biases(True, True), "head=linear",
-            "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def gpt2(c: Config) -> Words:
-    read.only(c, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True)
-    d_ff = c.get("n_inner") or 4 * c["n_embd"]
-    return [*read.layer_norm(c), "residual=pre", *read.ffn(c, "activation_function", read.PLAIN, True),
-            *read.table(c, "n_positions"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
-            *read.biases(True, True), *read.embedding(c)]  # fmt: skip
-
-
-def gptj(c: Config) -> Words:
-    d_ff, head_dim = c.get("n_inner") or 4 * c["n_embd"], c["n_embd"] // c["n_head"]
-    fraction = (c.get("rotary_dim") or head_dim) / head_dim
-    return [*read.layer_norm(c), "residual=parallel", *read.ffn(c, "activation_function", read.PLAIN, True),
-            *read.rope(c, fraction, "interleaved"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
-            *read.biases(False, False), "head=linear", "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def gpt_neox(c: Config) -> Words:
-    residual = ["residual=parallel", "residual.norms=2"] if c.get("use_parallel_residual", True) else ["residual=pre"]
-    bias = c.get("attention_bias", True)
-    c = {**c, "num_key_value_heads": None, "head_dim": None}  # the class knows neither
-    return [*read.layer_norm(c, "layer_norm_eps"), *residual, *read.ffn(c, "hidden_act", read.PLAIN, True),
-            *read.rope(c, 0.25), "mask=causal", *read.llama_sizes(c), *read.biases(bias, bias),
-            *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def bloom(c: Config) -> Words:
-    read.only(c, apply_residual_connection_post_layernorm=False)
-    width = "hidden_size" if "hidden_size" in c else "n_embed"
-    return [*read.layer_norm(c), "residual=pre", "ffn=gelu_tanh", "ffn.bias=true", "pos=alibi", "mask=causal",
-            *read.sizes(c, "n_layer", width, "n_head", 4 * c[width]), *read.biases(True, True), "embed.norm=true",
-            *read.embedding(c)]  # fmt: skip
-
-
-def mpt(c: Config) -> Words:
-    attention = c.get("attn_config") or {}
-    read.only(attention, alibi=True, clip_qkv=None, qk_ln=False, attn_type="multihead_attention", softmax_scale=None)
-    read.only(c, expansion_ratio=4)
-    if (heads := c["n_heads"]) & (heads - 1):
-        raise read.unsupported("n_heads", heads, "a power of two, for which ALiBi's slopes here and there are the same")
-    return [*read.layer_norm(c, shift=False), "residual=pre", "ffn=gelu", "ffn.bias=false", "pos=alibi", "mask=causal",
-            *read.sizes(c, "n_layers", "d_model", "n_heads", 4 * c["d_model"]), *read.biases(False, False),
-            *read.embedding(c)]  # fmt: skip
-
-
-def opt(c: Config) -> Words:
-    read.only(c, _remove_final_layer_norm=False)
-    bias, narrow = c.get("enable_bias", True), c["word_embed_proj_dim"] != c["hidden_size"]
-    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    return ["norm=layer", f"norm.affine={read.word(c.get('layer_norm_elementwise_affine', True))}",
-            f"residual={'pre' if c.get('do_layer_norm_before', True) else 'post'}",
-            *read.ffn(c, "activation_function", read.PLAIN, bias), *read.table(c, "max_position_embeddings", 2),
-            "mask=causal", *read.sizes(c, *widths, c["ffn_dim"]), *read.biases(bias, bias), *read.embedding(c),
-            *([f"embed.width={c['word_embed_proj_dim']}"] if narrow else [])]  # fmt: skip
-
-
-def falcon(c: Config) -> Words:
-    read.only(c, alibi=False, parallel_attn=True)
-    wide = c.get("new_decoder_architecture", False)
-    kv = c.get("num_kv_heads") if wide else 1 if c.get("multi_query", True) else c["num_attention_heads"]
-    norms = c.get("num_ln_in_parallel_attn") or (2 if wide else 1)
-    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    bias = c.get("bias", False)
-    return [*read.layer_norm(c), "residual=parallel", f"residual.norms={norms}",
-            *read.ffn(c, "activation", read.PLAIN, bias), *read.rope(c), "mask=causal",
-            *read.sizes(c, *widths, c.get("ffn_hidden_size") or 4 * c["hidden_size"], kv), *read.biases(bias, bias),
-            *read.embedding(c)]  # fmt: skip
-
-
-def baichuan(c: Config) -> Words:
-    """Where the configuration has no max_position_embeddings its class is that of the 13B models, which have ALiBi."""
-    words = llama(c)
-    if "max_position_embeddings" not in c:
-        words = [*without(words, "pos"), "pos=alibi"]
-    return words + (
-        ["head=norm_head"] if "z_loss_weight" in c else []
-    )  # Baichuan 2, whose class alone knows this field
-
-
-def qwen(c: Config) -> Words:
-    """intermediate_size counts both of the hidden projections."""
-    read.only(c, no_bias=True, rotary_pct=1.0)
-    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    pos = ["pos=rope", f"pos.base={float(c.get('rotary_emb_base', 10000))}"]
-    pos += ["pos.scaling=dynamic_qwen", f"pos.trained_len={c['seq_length']}"] if c.get("use_dynamic_ntk", True) else []
-    pos += [f"pos.logn={c['seq_length']}"] if c.get("use_logn_attn", True) else []
-    return [*read.rms(c, "layer_norm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal",
-            *read.sizes(c, *widths, c["intermediate_size"] // 2, head_dim=c.get("kv_channels")),
-            *read.biases(True, False), *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def chatglm(c: Config) -> Words:
-    """The first generation."""
-    read.only(c, position_encoding_2d=True, pre_seq_len=None)
-    sizes = read.sizes(c, "num_layers", "hidden_size", "num_attention_heads", c["inner_hidden_size"])
-    return [*read.layer_norm(c, "layernorm_epsilon"), "residual=deep_glm", "ffn=glm", "ffn.dropout=0", "pos=rope_2d",
-            "mask=prefix", *sizes, *read.biases(True, True), "embed.norm=true", *read.embedding(c)]  # fmt: skip
-
-
-def chatglm2(c: Config) -> Words:
-    """The second and third generation, and GLM-4-9B as it was first released."""
-    read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
-              add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
-    kv = c["multi_query_group_num"] if c.get("multi_query_attention") else c["num_attention_heads"]
-    widths = ("num_layers", "hidden_size", "num_attention_heads")
-    sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
-    pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
-    return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,
-            *read.biases(c.get("add_qkv_bias", False), False), *read.embedding(c, tied=False)]  # fmt: skip
-
-
-def plain(up: str, down: str) -> Table:
-    return linear(up, UP) + linear(down, DOWN)
-
-
-T = "transformer.h.{}"
-GPT2_ROWS = (
-    ends("transformer.wte", "transformer.ln_f")
-    + same("transformer.wpe.weight", "position.table.weight")
-    + linear(f"{T}.attn.c_attn", *OURS_QKV, split=turned_apart, join=turned_together)
-    + linear(f"{T}.attn.c_proj", OUT, split=turned, join=turned_back)
-    + linear(f"{T}.mlp.c_fc", UP, split=turned, join=turned_back)
-    + linear(f"{T}.mlp.c_proj", DOWN, split=turned, join=turned_back)
-    + of_layers(T, ln_1=FIRST, ln_2=SECOND)
-)
-GPTJ_ROWS = (
-    ends("transformer.wte", "transformer.ln_f")
-    + separate(f"{T}.attn", "out_proj")
-    + plain(f"{T}.mlp.fc_in", f"{T}.mlp.fc_out")
-    + of_layers(T, ln_1=FIRST)
-)
-N = "gpt_neox.layers.{}"
-NEOX_ROWS = (
-    ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm")
-    + linear(f"{N}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{N}.attention.dense", OUT)
-    + plain(f"{N}.mlp.dense_h_to_4h", f"{N}.mlp.dense_4h_to_h")
-    + of_layers(N, input_layernorm=FIRST, post_attention_layernorm=SECOND)
-)
-BLOOM_ROWS = (
-    ends("transformer.word_embeddings", "transformer.ln_f")
-    + norm("transformer.word_embeddings_layernorm", "embed_norm")
-    + linear(f"{T}.self_attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{T}.self_attention.dense", OUT)
-    + plain(f"{T}.mlp.dense_h_to_4h", f"{T}.mlp.dense_4h_to_h")
-    + of_layers(T, input_layernorm=FIRST, post_attention_layernorm=SECOND)
-)
-FALCON_ROWS = (
-    ends("transformer.word_embeddings", "transformer.ln_f")
-    + linear(f"{T}.self_attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{T}.self_attention.dense", OUT)
-    + plain(f"{T}.mlp.dense_h_to_4h", f"{T}.mlp.dense_4h_to_h")
-)
-M = "transformer.blocks.{}"
-MPT_ROWS = (
-    ends("transformer.wte", "transformer.norm_f")
-    + linear(f"{M}.attn.Wqkv", *OURS_QKV, split=queries_keys_values, join=stacked)
-    + linear(f"{M}.attn.out_proj", OUT)
-    + plain(f"{M}.ffn.up_proj", f"{M}.ffn.down_proj")
-    + of_layers(M, norm_1=FIRST, norm_2=SECOND)
-)
-O = "model.decoder.layers.{}"  # noqa: E741
-OPT_ROWS = (
-    ends("model.decoder.embed_tokens", "model.decoder.final_layer_norm")
-    + same("model.decoder.embed_positions.weight", "position.table.weight")
-    + linear("model.decoder.project_in", "embed_proj")
-    + linear("model.decoder.project_out", "head_proj")
-    + separate(f"{O}.self_attn", "out_proj")
-    + plain(f"{O}.fc1", f"{O}.fc2")
-    + of_layers(O, self_attn_layer_norm=FIRST, final_layer_norm=SECOND)
-)
-PHI_ROWS = (
-    ends("model.embed_tokens", "model.final_layernorm")
-    + separate(SELF, "dense")
-    + plain(f"{MLP}.fc1", f"{MLP}.fc2")
-    + INPUT
-)
-
-W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)
-BAICHUAN_ROWS = ENDS + W_PACK + linear(f"{SELF}.o_proj", OUT) + GATED + PRE
-QWEN_ROWS = (
-    ends("transformer.wte", "transformer.ln_f")
-    + linear(f"{T}.attn.c_attn", *OURS_QKV, split=queries_keys_values, join=stacked)
-    + linear(f"{T}.attn.c_proj", OUT)
-    + linear(f"{T}.mlp.w2", GATE)
-    + linear(f"{T}.mlp.w1", UP)
-    + linear(f"{T}.mlp.c_proj", DOWN)
-    + of_layers(T, ln_1=FIRST, ln_2=SECOND)
-)
-C = "transformer.layers.{}"
-CHATGLM_ROWS = (  # each layer norms its own input, which is the output of the layer before it
-    same("transformer.word_embeddings.weight", "embedding.weight")
-    + norm("transformer.layers.0.input_layernorm", "embed_norm")
-    + norm("transformer.layers.{next}.input_layernorm", SECOND)
-    + norm("transformer.final_layernorm", "layers.{last}.residual.norms.1")
-    + norm(f"{C}.post_attention_layernorm", FIRST)
-    + linear(f"{C}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{C}.attention.dense", OUT)
-    + plain(f"{C}.mlp.dense_h_to_4h", f"{C}.mlp.dense_4h_to_h")
-)
-G = "transformer.encoder.layers.{}"
-CHATGLM2_ROWS = (
-    ends("transformer.embedding.word_embeddings", "transformer.encoder.final_layernorm", "transformer.output_layer")
-    + linear(f"{G}.self_attention.query_key_value", *OURS_QKV, split=queries_keys_values, join=stacked)
-    + linear(f"{G}.self_attention.dense", OUT)
-    + linear(f"{G}.mlp.dense_h_to_4h", GATE, UP, split=halves, join=stacked)
-    + linear(f"{G}.mlp.dense_4h_to_h", DOWN)
-    + of_layers(G, input_layernorm=FIRST, post_attention_layernorm=SECOND)
-)
-
 FAMILIES = {
-    "llama": Family(llama, LLAMA),
-    "mistral": Family(mistral, LLAMA),
-    "qwen2": Family(qwen2, LLAMA),
-    "qwen3": Family(qwen3, LLAMA + QK_NORMS),
-    "glm": Family(glm, ENDS + SEPARATE + FUSED_GATE + PRE),
-    "glm4": Family(glm4, ENDS + SEPARATE + FUSED_GATE + GLM4_NORMS),
-    "gemma": Family(gemma, LLAMA),
-    "gemma2": Family(gemma2, ENDS + SEPARATE + GATED + GEMMA2_NORMS),
-    "gemma3_text": Family(gemma3, ENDS + SEPARATE + GATED + GEMMA2_NORMS + QK_NORMS),
-    "olmo": Family(olmo, LLAMA),
-    "olmo2": Family(olmo2, ENDS + SEPARATE + GATED + OLMO2_NORMS + QK_NORMS),
-    "stablelm": Family(stablelm, LLAMA),
-    "cohere": Family(cohere, ENDS + SEPARATE + GATED + INPUT),
-    "phi": Family(phi, PHI_ROWS),
-    "gpt2": Family(gpt2, GPT2_ROWS, (".attn.bias", ".attn.masked_bias")),
-    "gptj": Family(gptj, GPTJ_ROWS, (".attn.bias", ".attn.masked_bias", ".embed_positions")),
+    "llama": Family(say.llama, at.LLAMA),
+    "mistral": Family(say.mistral, at.LLAMA),
+    "qwen2": Family(say.qwen2, at.LLAMA),
+    "qwen3": Family(say.qwen3, at.LLAMA + at.QK_NORMS),
+    "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),
+    "glm4": Family(say.glm4, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.GLM4_NORMS),
+    "gemma": Family(say.gemma, at.LLAMA),
+    "gemma2": Family(say.gemma2, at.ENDS + at.SEPARATE + at.GATED + at.GEMMA2_NORMS),
+    "gemma3_text": Family(say.gemma3, at.ENDS + at.SEPARATE + at.GATED + at.GEMMA2_NORMS + at.QK_NORMS),
+    "olmo": Family(say.olmo, at.LLAMA),
+    "olmo2": Family(say.olmo2, at.ENDS + at.SEPARATE + at.GATED + at.OLMO2_NORMS + at.QK_NORMS),
+    "stablelm": Family(say.stablelm, at.LLAMA),
+    "cohere": Family(say.cohere, at.ENDS + at.SEPARATE + at.GATED + at.INPUT),
+    "phi": Family(say.phi, at.PHI_ROWS),
+    "gpt2": Family(say.gpt2, at.GPT2_ROWS, (".attn.bias", ".attn.masked_bias")),
+    "gptj": Family(say.gptj, at.GPTJ_ROWS, (".attn.bias", ".attn.masked_bias", ".embed_positions")),
     "gpt_neox": Family(
-        gpt_neox,
-        NEOX_ROWS,
+        say.gpt_neox,
+        at.NEOX_ROWS,
         ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
         (("embed_out.weight", "lm_head.weight"),),
     ),
-    "bloom": Family(bloom, BLOOM_ROWS),
-    "mpt": Family(mpt, MPT_ROWS),
-    "opt": Family(opt, OPT_ROWS),
-    "falcon": Family(falcon, FALCON_ROWS + of_layers(T, input_layernorm=FIRST, ln_attn=FIRST, ln_mlp=SECOND)),
-    "baichuan": Family(baichuan, BAICHUAN_ROWS),
-    "qwen": Family(qwen, QWEN_ROWS),
-    "chatglm": Family(chatglm, CHATGLM_ROWS),
-    "chatglm2": Family(chatglm2, CHATGLM2_ROWS, ("rotary_pos_emb.inv_freq",)),
+    "bloom": Family(say.bloom, at.BLOOM_ROWS),
+    "mpt": Family(say.mpt, at.MPT_ROWS),
+    "opt": Family(say.opt, at.OPT_ROWS),
+    "falcon": Family(say.falcon, at.FALCON_ROWS),
+    "baichuan": Family(say.baichuan, at.BAICHUAN_ROWS),
+    "qwen": Family(say.qwen, at.QWEN_ROWS),
+    "chatglm": Family(say.chatglm, at.CHATGLM_ROWS),
+    "chatglm2": Family(say.chatglm2, at.CHATGLM2_ROWS, ("rotary_pos_emb.inv_freq",)),
 }
 """By the model_type of their config.json; those of ChatGLM's second and third generation say chatglm as well."""
 

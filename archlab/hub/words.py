@@ -1,0 +1,221 @@
+"""What each family's config.json says, as overrides."""
+
+from archlab.hub import reading as read
+from archlab.hub.reading import Config, Words
+
+
+def llama(c: Config) -> Words:
+    mlp = read.ffn(c, "hidden_act", read.GATED, c.get("mlp_bias", False))
+    bias = c.get("attention_bias", False)
+    return [*read.rms(c), "residual=pre", *mlp, *read.rope(c), "mask=causal", *read.llama_sizes(c),
+            *read.biases(bias, bias), *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def without(words: Words, *groups: str) -> Words:
+    return [word for word in words if word.split("=")[0].split(".")[0] not in groups]
+
+
+def window(c: Config) -> Words:
+    return ["mask=causal"] if c.get("sliding_window") is None else ["mask=window", f"mask.window={c['sliding_window']}"]
+
+
+def mistral(c: Config) -> Words:
+    return without(llama(c), "mask") + window(c)
+
+
+def qwen2(c: Config) -> Words:
+    return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["attn.qkv_bias=true"]
+
+
+def qwen3(c: Config) -> Words:
+    return llama(c) + read.only(c, use_sliding_window=False) + ["attn.qk_norm=head"]
+
+
+def glm(c: Config) -> Words:
+    words = without(llama({**c, "attention_bias": False}), "pos")
+    return words + read.rope(c, 0.5, "interleaved") + [f"attn.qkv_bias={read.word(c.get('attention_bias'))}"]
+
+
+def glm4(c: Config) -> Words:
+    return without(glm(c), "residual") + ["residual=sandwich"]
+
+
+def gemma(c: Config) -> Words:
+    act = {**c, "hidden_act": c.get("hidden_activation") or c.get("hidden_act") or "gelu_pytorch_tanh"}
+    return without(llama(act), "embed", "norm") + read.rms(c, unit_offset=True) + read.embedding(c, "sqrt_d_model")
+
+
+def capped(c: Config) -> Words:
+    words = [f"attn.scale={c['query_pre_attn_scalar'] ** -0.5}"]
+    words += [f"attn.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
+    return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
+
+
+def turns(c: Config, period: int) -> Words:
+    """Local layers and, last of each period, a global one."""
+    expected = [
+        "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(c["num_hidden_layers"])
+    ]
+    if c.get("layer_types", expected) != expected:
+        raise read.unsupported("layer_types", "another order", f"a full_attention layer last of every {period}")
+    return ["mask=local_global", f"mask.window={c['sliding_window']}", f"mask.every={period}"]
+
+
+def gemma2(c: Config) -> Words:
+    return without(gemma(c), "residual", "mask") + ["residual=sandwich"] + turns(c, 2) + capped(c)
+
+
+def gemma3(c: Config) -> Words:
+    kinds = c.get("layer_types") or ()
+    period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
+    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
+    both = c.get("rope_parameters") or {}
+    base = both.get("full_attention", {}).get("rope_theta", c.get("rope_theta", 1000000.0))
+    local = both.get("sliding_attention", {}).get("rope_theta", c.get("rope_local_base_freq", 10000.0))
+    if any(part.get("rope_type", "default") != "default" for part in both.values() if isinstance(part, dict)):
+        raise read.unsupported("rope_parameters", both, "the default rope_type on both kinds of layers")
+    words = without(gemma({**c, "rope_parameters": None}), "residual", "mask", "pos")
+    pos = ["pos=local_global", f"pos.every={period}", f"pos.local_layers.base={float(local)}", f"pos.global_layers.base={float(base)}"]  # fmt: skip
+    return words + ["residual=sandwich", *turns(c, period), *pos, "attn.qk_norm=head", *capped(c)]
+
+
+def olmo(c: Config) -> Words:
+    read.only(c, clip_qkv=None)
+    return without(llama({**c, "rms_norm_eps": 1e-5}), "norm") + ["norm=layer", "norm.eps=1e-5", "norm.affine=false"]
+
+
+def olmo2(c: Config) -> Words:
+    return without(llama(c), "residual") + ["residual=branch_norm", "attn.qk_norm=width"]
+
+
+def stablelm(c: Config) -> Words:
+    read.only(c, qk_layernorm=False)
+    words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
+    residual = "parallel" if c.get("use_parallel_residual") else "pre"
+    return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
+            f"attn.qkv_bias={read.word(c.get('use_qkv_bias'))}"]  # fmt: skip
+
+
+def cohere(c: Config) -> Words:
+    read.only(c, use_qk_norm=False)
+    words = without(llama({**c, "rms_norm_eps": 0}), "norm", "residual", "pos", "embed")
+    norms = read.layer_norm(c, "layer_norm_eps", shift=False)
+    head = ["head=linear", f"head.scale={c.get('logit_scale', 0.0625)}"]
+    return words + norms + ["residual=parallel", *read.rope(c, layout="interleaved"), *head, *read.embedding(c)]
+
+
+def phi(c: Config) -> Words:
+    read.only(c, qk_layernorm=False)
+    return [*read.layer_norm(c, "layer_norm_eps"), "residual=parallel", *read.ffn(c, "hidden_act", read.PLAIN, True),
+            *read.rope(c, 0.5), "mask=causal", *read.llama_sizes(c), *read.biases(True, True), "head=linear",
+            "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def gpt2(c: Config) -> Words:
+    read.only(c, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True)
+    d_ff = c.get("n_inner") or 4 * c["n_embd"]
+    return [*read.layer_norm(c), "residual=pre", *read.ffn(c, "activation_function", read.PLAIN, True),
+            *read.table(c, "n_positions"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
+            *read.biases(True, True), *read.embedding(c)]  # fmt: skip
+
+
+def gptj(c: Config) -> Words:
+    d_ff, head_dim = c.get("n_inner") or 4 * c["n_embd"], c["n_embd"] // c["n_head"]
+    fraction = (c.get("rotary_dim") or head_dim) / head_dim
+    return [*read.layer_norm(c), "residual=parallel", *read.ffn(c, "activation_function", read.PLAIN, True),
+            *read.rope(c, fraction, "interleaved"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
+            *read.biases(False, False), "head=linear", "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def gpt_neox(c: Config) -> Words:
+    residual = ["residual=parallel", "residual.norms=2"] if c.get("use_parallel_residual", True) else ["residual=pre"]
+    bias = c.get("attention_bias", True)
+    c = {**c, "num_key_value_heads": None, "head_dim": None}  # the class knows neither
+    return [*read.layer_norm(c, "layer_norm_eps"), *residual, *read.ffn(c, "hidden_act", read.PLAIN, True),
+            *read.rope(c, 0.25), "mask=causal", *read.llama_sizes(c), *read.biases(bias, bias),
+            *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def bloom(c: Config) -> Words:
+    read.only(c, apply_residual_connection_post_layernorm=False)
+    width = "hidden_size" if "hidden_size" in c else "n_embed"
+    return [*read.layer_norm(c), "residual=pre", "ffn=gelu_tanh", "ffn.bias=true", "pos=alibi", "mask=causal",
+            *read.sizes(c, "n_layer", width, "n_head", 4 * c[width]), *read.biases(True, True), "embed.norm=true",
+            *read.embedding(c)]  # fmt: skip
+
+
+def mpt(c: Config) -> Words:
+    attention = c.get("attn_config") or {}
+    read.only(attention, alibi=True, clip_qkv=None, qk_ln=False, attn_type="multihead_attention", softmax_scale=None)
+    read.only(c, expansion_ratio=4)
+    if (heads := c["n_heads"]) & (heads - 1):
+        raise read.unsupported("n_heads", heads, "a power of two, for which ALiBi's slopes here and there are the same")
+    return [*read.layer_norm(c, shift=False), "residual=pre", "ffn=gelu", "ffn.bias=false", "pos=alibi", "mask=causal",
+            *read.sizes(c, "n_layers", "d_model", "n_heads", 4 * c["d_model"]), *read.biases(False, False),
+            *read.embedding(c)]  # fmt: skip
+
+
+def opt(c: Config) -> Words:
+    read.only(c, _remove_final_layer_norm=False)
+    bias, narrow = c.get("enable_bias", True), c["word_embed_proj_dim"] != c["hidden_size"]
+    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    return ["norm=layer", f"norm.affine={read.word(c.get('layer_norm_elementwise_affine', True))}",
+            f"residual={'pre' if c.get('do_layer_norm_before', True) else 'post'}",
+            *read.ffn(c, "activation_function", read.PLAIN, bias), *read.table(c, "max_position_embeddings", 2),
+            "mask=causal", *read.sizes(c, *widths, c["ffn_dim"]), *read.biases(bias, bias), *read.embedding(c),
+            *([f"embed.width={c['word_embed_proj_dim']}"] if narrow else [])]  # fmt: skip
+
+
+def falcon(c: Config) -> Words:
+    read.only(c, alibi=False, parallel_attn=True)
+    wide = c.get("new_decoder_architecture", False)
+    kv = c.get("num_kv_heads") if wide else 1 if c.get("multi_query", True) else c["num_attention_heads"]
+    norms = c.get("num_ln_in_parallel_attn") or (2 if wide else 1)
+    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    bias = c.get("bias", False)
+    return [*read.layer_norm(c), "residual=parallel", f"residual.norms={norms}",
+            *read.ffn(c, "activation", read.PLAIN, bias), *read.rope(c), "mask=causal",
+            *read.sizes(c, *widths, c.get("ffn_hidden_size") or 4 * c["hidden_size"], kv), *read.biases(bias, bias),
+            *read.embedding(c)]  # fmt: skip
+
+
+def baichuan(c: Config) -> Words:
+    """Where the configuration has no max_position_embeddings its class is that of the 13B models, which have ALiBi."""
+    words = llama(c)
+    if "max_position_embeddings" not in c:
+        words = [*without(words, "pos"), "pos=alibi"]
+    return words + (
+        ["head=norm_head"] if "z_loss_weight" in c else []
+    )  # Baichuan 2, whose class alone knows this field
+
+
+def qwen(c: Config) -> Words:
+    """intermediate_size counts both of the hidden projections."""
+    read.only(c, no_bias=True, rotary_pct=1.0)
+    widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    pos = ["pos=rope", f"pos.base={float(c.get('rotary_emb_base', 10000))}"]
+    pos += ["pos.scaling=dynamic_qwen", f"pos.trained_len={c['seq_length']}"] if c.get("use_dynamic_ntk", True) else []
+    pos += [f"pos.logn={c['seq_length']}"] if c.get("use_logn_attn", True) else []
+    return [*read.rms(c, "layer_norm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal",
+            *read.sizes(c, *widths, c["intermediate_size"] // 2, head_dim=c.get("kv_channels")),
+            *read.biases(True, False), *read.embedding(c, tied=False)]  # fmt: skip
+
+
+def chatglm(c: Config) -> Words:
+    """The first generation."""
+    read.only(c, position_encoding_2d=True, pre_seq_len=None)
+    sizes = read.sizes(c, "num_layers", "hidden_size", "num_attention_heads", c["inner_hidden_size"])
+    return [*read.layer_norm(c, "layernorm_epsilon"), "residual=deep_glm", "ffn=glm", "ffn.dropout=0", "pos=rope_2d",
+            "mask=prefix", *sizes, *read.biases(True, True), "embed.norm=true", *read.embedding(c)]  # fmt: skip
+
+
+def chatglm2(c: Config) -> Words:
+    """The second and third generation, and GLM-4-9B as it was first released."""
+    read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
+              add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
+    kv = c["multi_query_group_num"] if c.get("multi_query_attention") else c["num_attention_heads"]
+    widths = ("num_layers", "hidden_size", "num_attention_heads")
+    sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
+    pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
+    return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,
+            *read.biases(c.get("add_qkv_bias", False), False), *read.embedding(c, tied=False)]  # fmt: skip
