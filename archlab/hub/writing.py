@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,7 @@ from archlab.check import BLOCKS
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.hub.families import FAMILIES
+from archlab.overrides import conf_dir
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
@@ -45,7 +47,11 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
         try:
             config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
-            again = compose(*FAMILIES[kind].words(config))
+            words = FAMILIES[kind].words(config)
+            if apart := [word for word in words if of_another_class(word, cfg)]:
+                told[kind] = apart
+                continue
+            again = compose(*words)
         except Exception:  # this family cannot say it at all, and each class has a way of its own to refuse
             continue
         if not (differing := list(unlike(cfg, again))):
@@ -61,6 +67,18 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         f"no released family has all of these blocks, so transformers could not load them; nearest is {nearest}, with"
         f" {'; '.join(told[nearest][:4])}"
     )
+
+
+def of_another_class(word: str, cfg: DictConfig) -> bool:
+    """Whether an override chooses a block that this configuration plainly does not have: a sign that costs no composing."""
+    group, _, option = word.partition("=")
+    return group in BLOCKS and group != "attn" and class_of(group, option) != cfg[group]["_target_"]
+
+
+@cache
+def class_of(group: str, option: str) -> str:
+    loaded = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
+    return (loaded[group] if group in loaded else loaded)["_target_"]
 
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
