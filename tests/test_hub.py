@@ -24,6 +24,8 @@ CASES = {
     "llama, llama3": ("Llama", NEW | dict(rope_parameters=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                                              original_max_position_embeddings=16, rope_theta=10000.0))),
     "llama, yarn": ("Llama", NEW | dict(rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0))),
+    "llama, yarn with mscale": ("Llama", NEW | dict(rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0,
+                                                                         mscale=1.3, mscale_all_dim=0.4))),
     "mistral": ("Mistral", NEW | dict(sliding_window=5, head_dim=8)), "qwen2": ("Qwen2", NEW), "qwen3": ("Qwen3", NEW | HD),
     "glm": ("Glm", NEW | dict(head_dim=8, attention_bias=True)), "glm4": ("Glm4", NEW | dict(head_dim=8, attention_bias=True)),
     "gemma": ("Gemma", NEW | HD), "gemma2": ("Gemma2", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7)),
@@ -225,6 +227,11 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     refused(folder, r"model_type=lama: no such family; did you mean llama\? families: llama, mistral")
     changed(folder, model_type="llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1.0})
     refused(folder, "rope_scaling=longrope: no block of archlab does this; what can be read is one of default, linear")
+    yarn = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
+    changed(folder, rope_parameters=yarn | {"truncate": False})
+    refused(folder, "rope_parameters.truncate=False: no block of archlab does this")
+    changed(folder, rope_parameters=yarn | {"sections": [2, 2]})
+    refused(folder, r"rope_parameters.sections=\[2, 2\]: no block of archlab does this")
     changed(folder, rope_parameters=None, hidden_act="mish")
     refused(folder, "hidden_act=mish: no block of archlab does this")
     changed(folder, hidden_act="silu", intermediate_size=90)

@@ -176,6 +176,7 @@ def test_the_options_bring_their_ids():
     assert compose("data=blank").size.vocab_size == 260
     assert compose("data=blank", "size.vocab_size=300").size.vocab_size == 300
     assert compose("data=text").size.vocab_size == 256
+    assert compose("data=blank", "data.rest=1").data.rest == 1
     assert compose("preset=bert_base").data["_target_"] == "archlab.data.masked.Masked"
 
 

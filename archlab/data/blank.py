@@ -10,7 +10,7 @@ from archlab.data.batch import Batch, Source
 from archlab.data.corpus import hash_of, slices
 from archlab.data.given import as_bytes, check_length, given_text
 from archlab.errors import UserError
-from archlab.quantities import Probability, Share
+from archlab.quantities import Fraction, Share
 
 N_BYTES = 256
 MASK, REST, START, END = range(N_BYTES, N_BYTES + 4)
@@ -54,7 +54,7 @@ class Blank(Source):
         self,
         share: Share = 0.15,
         mean_span: float = 3.0,
-        rest: Probability = 0.0,
+        rest: Fraction = 0.0,
         path: str | None = None,
         valid_share: Share = 0.1,
     ):

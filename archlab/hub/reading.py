@@ -1,5 +1,6 @@
 """What a config.json says, as overrides."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ SCALED = {
     "yarn": {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor"},
     "llama3": {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
 }  # fmt: skip
+
+ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+               "mscale", "mscale_all_dim", "truncate", "attention_factor")  # fmt: skip
+"""What else stands among them, and is read or holds a value that changes nothing."""
 
 
 def sizes(
@@ -45,11 +50,25 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
         return words
     if kind not in SCALED:
         raise unsupported("rope_scaling", kind, f"one of default, {', '.join(SCALED)}")
+    if told.get("truncate", True) is not True:
+        raise unsupported("rope_parameters.truncate", told["truncate"], "truncate=true")
+    if unknown := sorted(set(told) - {*SCALED[kind], *ROPE_FIELDS}):
+        raise unsupported(f"rope_parameters.{unknown[0]}", told[unknown[0]], f"one of {', '.join(SCALED[kind])}")
+    told["attention_factor"] = told.get("attention_factor") or yarn_factor(told)
     words += [f"pos.scaling={kind}"]
     words += [f"pos.{ours}={told[theirs]}" for theirs, ours in SCALED[kind].items() if told.get(theirs) is not None]
     if kind != "linear":
         words += [f"pos.trained_len={told.get('original_max_position_embeddings') or c[trained]}"]
     return words
+
+
+def yarn_factor(told: Mapping[str, Any]) -> float | None:
+    """What DeepSeek's two fields of YaRN come to: (0.1 m ln(factor) + 1) of one over that of the other; None without them."""
+    both = told.get("mscale"), told.get("mscale_all_dim")
+    if not all(both):
+        return None
+    over, under = (0.1 * mscale * math.log(told["factor"]) + 1 for mscale in both)
+    return over / under
 
 
 def ffn(c: Config, name: str, options: Mapping[str, str], bias: bool = False) -> Words:
