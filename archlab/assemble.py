@@ -12,6 +12,9 @@ from archlab.check import BLOCKS, option, target
 from archlab.errors import UserError
 from archlab.model import Decoder
 
+MADE_FROM = "made_from"
+"""Where a decoder keeps the configuration it was assembled from."""
+
 
 @contextmanager
 def in_the_users_words() -> Iterator[None]:
@@ -36,7 +39,9 @@ def assemble(cfg: DictConfig) -> Decoder:
             "embed_types": cfg.embed.types,
             "dropout": cfg.dropout,
         }
-        return Decoder(**cfg.size, **blocks, **embedding)
+        decoder = Decoder(**cfg.size, **blocks, **embedding)
+    setattr(decoder, MADE_FROM, cfg.copy())
+    return decoder
 
 
 def assemble_without_weights(cfg: DictConfig) -> Decoder:

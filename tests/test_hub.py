@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from oracles import build as make_decoder
 from torch.overrides import TorchFunctionMode
 
 import archlab
@@ -159,9 +160,8 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
     """Its configuration alone is known: the family, its config.json and the class follow from the blocks."""
     model = theirs(case)
     decoder = hub.from_hf(model)
-    cfg = decoder.hub_origin[1]
     del decoder.hub_origin
-    hub.export(decoder, tmp_path / "out", cfg=cfg)
+    hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
     assert type(again) is type(model)
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, again.state_dict()[name])] == []
@@ -170,9 +170,8 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
 
 
 def test_the_default_model_is_exported_as_llama_with_its_embeddings_multiplied(tmp_path):
-    cfg = archlab.compose("size=nano")
-    decoder = archlab.build(cfg).double().eval()
-    hub.export(decoder, tmp_path / "out", cfg=cfg)
+    decoder = archlab.build("size=nano").double().eval()
+    hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
     assert type(again).__name__ == "LlamaForCausalLM"
     with torch.no_grad(), InFloat64():
@@ -180,11 +179,10 @@ def test_the_default_model_is_exported_as_llama_with_its_embeddings_multiplied(t
 
 
 def test_what_no_family_has_is_refused_by_name(tmp_path):
-    cfg = archlab.compose("size=nano", "residual=deep")
     with pytest.raises(UserError, match="no released family has all of these blocks.*; nearest is llama, with residual=pre"):
-        hub.export(archlab.build(cfg), tmp_path / "out", cfg=cfg)
-    with pytest.raises(UserError, match="did not come from the hub; give its configuration too, as cfg="):
-        hub.export(archlab.build(cfg), tmp_path / "out")
+        hub.export(archlab.build("size=nano", "residual=deep"), tmp_path / "out")
+    with pytest.raises(UserError, match="made by its class alone; make it by archlab.build"):
+        hub.export(make_decoder(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -201,6 +199,24 @@ def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
 
 def test_every_family_has_a_case():
     assert {case.split(",")[0] for case in CASES} | set(PUBLISHED) == set(hub.FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"rope_theta": 500.0},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 500.0},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 500.0},
+        {"partial_rotary_factor": 0.5},
+        {"sliding_window": 8},
+    ],
+    ids=str,
+)
+def test_what_config_json_says_twice_or_in_vain_is_read_as_transformers_reads_it(said, folder):
+    changed(folder, **said)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    with torch.no_grad(), InFloat64():
+        assert relative(hub.load(folder)(tokens()), again(tokens()).logits) < 1e-6  # frequencies were widened by loading
 
 
 @pytest.fixture
@@ -227,6 +243,9 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     refused(folder, r"model_type=lama: no such family; did you mean llama\? families: llama, mistral")
     changed(folder, model_type="llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1.0})
     refused(folder, "rope_scaling=longrope: no block of archlab does this; what can be read is one of default, linear")
+    changed(folder, tie_word_embeddings=True, rope_parameters=None)
+    refused(folder, "lm_head.weight: is not the embedding's table, and config.json says that the two are tied")
+    changed(folder, tie_word_embeddings=False)
     yarn = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
     changed(folder, rope_parameters=yarn | {"truncate": False})
     refused(folder, "rope_parameters.truncate=False: no block of archlab does this")

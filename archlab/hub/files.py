@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from archlab.assemble import assemble_without_weights
+from archlab.assemble import MADE_FROM, assemble_without_weights
 from archlab.complaints import did_you_mean
 from archlab.config import compose
 from archlab.errors import UserError
@@ -45,11 +45,11 @@ def load(path: str | Path, *overrides: str) -> Decoder:
     return assembled(read_json(path / "config.json"), read_tensors(path), overrides)
 
 
-def export(decoder: Decoder, path: str | Path, cfg: DictConfig | None = None) -> None:
+def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder appears whole or not at all.
 
-    A decoder that came from the hub goes out as it came; any other needs its configuration, `cfg`, and blocks that
-    some released family has (`archlab.hub.writing`). Raises UserError.
+    A decoder that came from the hub goes out as it came; any other as a released family that has all of its blocks
+    (`archlab.hub.writing`). Raises UserError.
     """
     path = Path(path)
     if path.exists():
@@ -59,10 +59,12 @@ def export(decoder: Decoder, path: str | Path, cfg: DictConfig | None = None) ->
     ours = decoder.state_dict()
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
-    elif cfg is not None:
-        config, ours, cfg = as_released(ours, cfg)
+    elif hasattr(decoder, MADE_FROM):
+        config, ours, cfg = as_released(ours, getattr(decoder, MADE_FROM))
     else:
-        raise UserError(f"{path}: this decoder did not come from the hub; give its configuration too, as cfg=...")
+        raise UserError(
+            f"{path}: this decoder was made by its class alone; make it by archlab.build, which knows its options"
+        )
     tensors = {
         row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
         for row in rows_of(FAMILIES[kind_of(config)], ours, cfg)
@@ -126,6 +128,11 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
                 )
             found[name] = part.clone().contiguous()
     if cfg.embed.tied:
+        head = next((row.theirs for row in family.rows if row.ours == ("head.weight",)), None)
+        if head in tensors and not torch.equal(tensors[head], found.get("embedding.weight", tensors[head])):
+            raise UserError(
+                f"{head}: is not the embedding's table, and config.json says that the two are tied; one is wrong"
+            )
         found["head.weight"] = found.get("embedding.weight", torch.empty(0))
         used |= {name for name in tensors if name == "lm_head.weight"}
     missing = [name for name in shapes if name not in found]

@@ -40,11 +40,15 @@ def llama_sizes(c: Config) -> Words:
 
 
 def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = "max_position_embeddings") -> Words:
-    """RoPE as either of transformers' spellings has it: rope_theta and rope_scaling, or rope_parameters."""
-    told = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    """RoPE as either of transformers' spellings has it: rope_theta and rope_scaling, which wins, or rope_parameters.
+
+    `fraction` is the family's default; one that turns whole heads has no say in it.
+    """
+    told = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
     kind = told.get("rope_type", told.get("type", "default"))
     base = told.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
-    share = told.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
+    asked = told.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
+    share = fraction if fraction == 1 else asked
     words = ["pos=rope", f"pos.base={float(base)}", f"pos.layout={layout}", f"pos.fraction={float(share)}"]
     if kind == "default":
         return words
