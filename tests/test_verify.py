@@ -99,6 +99,12 @@ class Mixes(Plain):
         y = super().forward(x)
         return y + torch.cat((y[:, :1] * 0, y[:, :-1]), dim=1)
 
+class Crowd(Plain):
+    """Takes the batch's mean away."""
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean(0, keepdim=True)
+
 class Backwards(Residual):
     def __init__(self, norm, n_layers: int):
         super().__init__()
@@ -194,6 +200,8 @@ PLANTED = [
     ("pos", "Silent", "Bias in float32, and told", "`biases_scores` is False and its bias is not 0"),
     ("pos", "Table", "Any position, or a limit", "It raised IndexError"),
     ("mask", "Ahead", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),
+    ("mask", "Ahead", "`causal`, `bidirectional`, `uses_prefix`", "Query 0 reads key 1, which comes after it, without a prefix"),
+    ("ffn", "Crowd", "Each position alone", "What it makes of one sequence depends on the others beside it"),
     ("mask", "Blind", "Every token reads itself", "Some token may not read itself"),
     ("mask", "SaysCausal", "`causal`, `bidirectional`, `uses_prefix`", "`causal` is True, and may_read says False"),
     ("mask", "ShortReach", "`reach`", "leaves out key 0, which query 8 may read"),

@@ -61,6 +61,8 @@ def each_position_alone(subject: Subject) -> str:
     ffn, x = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff), stream(subject).requires_grad_()
     (gradient,) = torch.autograd.grad(ffn(x)[0, 2].square().sum(), x)
     touched = gradient.any(dim=-1).nonzero().tolist()
+    if any(sequence for sequence, _ in touched):
+        raise Broken("What it makes of one sequence depends on the others beside it in the batch.")
     if touched != [[0, 2]]:
         raise Broken(
             f"What it makes of position 2 depends on positions {sorted({position for _, position in touched})}."
@@ -188,6 +190,12 @@ def mask_told(subject: Subject) -> str:
     """`causal`, `bidirectional`, `uses_prefix`."""
     for mask in masks_of(subject):
         without, within = readable(mask, SEQ, 0), readable(mask, SEQ, 3)
+        if not mask.bidirectional and (ahead := without.triu(1)).any():
+            query, key = ahead.nonzero()[0].tolist()
+            raise Broken(
+                f"Query {query} reads key {key}, which comes after it, without a prefix: only a mask that is `bidirectional`,"
+                " where everyone reads everyone, may do so."
+            )
         seen = {
             "causal": torch.equal(without, torch.ones(SEQ, SEQ).tril().bool()) and torch.equal(without, within),
             "bidirectional": bool(without.all()),
