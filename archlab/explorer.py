@@ -29,7 +29,7 @@ class DiffOptions:
 def diff(arguments: list[str]) -> None:
     """Prints how two models differ, or with --ladder the way from one to the other."""
     names, options, flags = understood("diff", arguments, DiffOptions, switches=("--ladder",), names_are_overrides=True)
-    files = pictures(options.output, both=False) if options.output else []
+    files = [] if options.output is None else pictures(options.output, both=False)
     from archlab.named import two
 
     own = config_dir(flags)
@@ -114,6 +114,8 @@ def config_dir(flags: dict[str, str]) -> Path | None:
 def pictures(output: str, both: bool) -> list[Path]:
     """The files to write. Raises UserError where they can't be, before anything is done for them."""
     path = Path(output)
+    if not path.name.strip(".") or path.is_dir() or output.endswith("/"):
+        raise UserError(f"output={output}: names no file; give one such as model.svg")
     if path.suffix in PICTURES:
         files = [path]
     elif both and not path.suffix:
@@ -164,6 +166,8 @@ def named_blocks(words: list[str]) -> list[str]:
     from archlab.check import BLOCKS
 
     for word in words:
+        if word.startswith("output="):
+            raise UserError(f"{word}: verify writes nothing; leave it out")
         if "=" not in word:
             raise UserError(f"{word}: verify takes overrides, name=value, as in archlab verify norm=rms")
         if word.lstrip("+").startswith("preset="):

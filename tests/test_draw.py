@@ -66,3 +66,18 @@ def test_layers_that_take_turns_are_drawn_apart_each_with_its_own_mask():
     drawn = sketch(decoder)
     assert [layers.indices for layers in drawn.layers] == [(0, 2), (1, 3)]
     assert [matrix.title for matrix in drawn.matrices] == ["mask: Window", "mask: Causal"]
+
+
+def test_what_surrounds_the_tables_is_drawn():
+    decoder = build(head="mlm", embed_types=3, embed_width=20, d_model=48)
+    drawn = sketch(decoder)
+    assert [node.box.label for node in drawn.embedding[1:]][:3] == ["embedding", "embed_proj", "+ embed_types"]
+    assert [node.box.label for node in drawn.head[1:]] == ["RMSNorm", "head_proj", "dense", "gelu", "RMSNorm", "head"]
+    assert "head, rows changed" in [node.box.label for node in sketch(build(head="norm_head")).head]
+
+
+def test_scales_and_caps_are_drawn_as_they_are():
+    decoder = assemble_without_weights(archlab.compose("attn.scale=0.5", "pos.fraction=0.25", "head.softcap=5", "head.scale=3"))
+    told = texts(decoder)
+    assert "scores q · k × 0.5" in told and any("fraction 0.25" in text for text in told)
+    assert "× 3" in " ".join(told) and "tanh" in " ".join(told)

@@ -279,6 +279,28 @@ def test_damaged_weights_are_answered_in_one_line(folder):
     refused(folder, "only safetensors and GGUF are read, no pickles")
 
 
+def test_the_same_weights_under_other_options(folder):
+    plain, other = hub.load(folder), hub.load(folder, "pos=alibi")
+    assert type(other.position).__name__ == "ALiBi" and not torch.allclose(other(tokens()), plain(tokens()))
+    assert torch.equal(hub.load(folder, "mask=window", "mask.window=64")(tokens()), plain(tokens()))
+    with pytest.raises(UserError, match="preset: config.json already says"):
+        hub.load(folder, "preset=gpt2")
+
+
+def test_what_is_no_model_or_no_number_is_answered_in_one_line(folder):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(UserError, match="Linear: is no model of transformers"):
+        hub.from_hf(torch.nn.Linear(2, 2))
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(folder, "model.norm.weight: holds int32, and weights are floating-point numbers")
+    changed(folder, rope_parameters="x")
+    refused(folder, "config.json: holds a value of another kind than a llama model's")
+
+
 def test_export_leaves_what_is_there_alone(folder, tmp_path):
     decoder = hub.load(folder)
     with pytest.raises(UserError, match="is there already"):

@@ -86,6 +86,7 @@ class RoPE(Position):
         logn: Count | None = None,
     ):
         super().__init__()
+        self.base, self.fraction, self.scaled = base, fraction, None if scaling == "none" else scaling
         self.layout = LAYOUTS[layout]
         self.scaling = make_scaling(
             scaling,

@@ -21,9 +21,12 @@ def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
 def embedding(decoder: Decoder) -> Graph:
     table, position = decoder.embedding, decoder.position
     boxes = [Box("embedding", "embedding", f"{table.num_embeddings} × {table.embedding_dim}", "embedding")]
+    boxes += filter(None, [box_of(decoder.embed_proj, "embed_proj")])
     if decoder.embed_scale != 1:
-        by_width = math.isclose(decoder.embed_scale**2, table.embedding_dim)
+        by_width = math.isclose(decoder.embed_scale**2, decoder.d_model)
         boxes.append(scale(decoder.embed_scale, "√d_model" if by_width else ""))
+    if (types := getattr(decoder.embed_types, "weight", None)) is not None:
+        boxes.append(Box("embedding", "+ embed_types", f"the first of {len(types)}", "embed_types"))
     if acts(position, "embed"):
         boxes.append(Box("position", f"+ {type(position).__name__}", details(position), "position"))
     after = (box_of(decoder.embed_norm, "embed_norm"), box_of(decoder.embed_dropout, "embed_dropout"))
@@ -31,10 +34,16 @@ def embedding(decoder: Decoder) -> Graph:
 
 
 def head(decoder: Decoder) -> Graph:
+    """What leads from the stream to logits; what a head does around its table is traced, where it is one thing after another."""
     tied = decoder.head.weight is decoder.embedding.weight
     box = linear(decoder.head, "head")
     box = Box(box.kind, "head, tied" if tied else "head", box.detail, box.path)
-    return chain(*filter(None, (box_of(decoder.final_norm, "final_norm"), box)))
+    traced = trace.head(decoder.head, box)
+    straight = all(node.reads == (place,) for place, node in enumerate(traced[1:]))
+    there = any(node.box.path == box.path for node in traced[1:])
+    inside = [node.box for node in traced[1:]] if straight and there else [box]
+    before = (box_of(decoder.final_norm, "final_norm"), box_of(decoder.head_proj, "head_proj"))
+    return chain(*filter(None, before), *inside)
 
 
 def layers(decoder: Decoder) -> tuple[Layers, ...]:
@@ -72,7 +81,9 @@ def attention(part: Attention, position: Position, mask: Mask) -> Graph:
         q = k = drawing.add(
             Box("position", f"{type(position).__name__} turns q, k", details(position), "position"), q, k
         )
-    scores = drawing.add(Box("op", f"scores  q · k / √{part.head_dim}"), q, k)
+    rescaled = getattr(part.rescale, "keywords", {}).get("by")
+    factor = f"/ √{part.head_dim}" if rescaled is None else f"× {rescaled * part.head_dim**-0.5:.4g}"
+    scores = drawing.add(Box("op", f"scores  q · k {factor}"), q, k)
     if softcap := getattr(part.squash, "keywords", {}).get("softcap"):
         scores = drawing.add(Box("op", f"softcap ±{softcap:g}"), scores)
     if position.biases_scores:

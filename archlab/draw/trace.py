@@ -7,12 +7,13 @@ evaluation: an identity, dropout of 0, a norm over nothing, adding 0, multiplyin
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import FeedForward, Norm, Residual
+from archlab.blocks.contracts import FeedForward, Head, Norm, Residual
 from archlab.draw.words import box_of, scale
 from archlab.errors import UserError
 from archlab.report.sketch import ENTRY, Box, Graph, Node
@@ -86,6 +87,8 @@ class Tracer:
     def operation(self, func: Any, out: Any, read: list[Traced], given: list[Any]) -> Any:
         """What an operation made, as a node of its own."""
         name = func.__name__.strip("_")
+        if name == "linear" and isinstance(out, Tensor):
+            return self.add(Box("op", "linear", path=self.parameters.get(id(given[1]), "computed")), read, out)
         if isinstance(out, (tuple, list)):
             return type(out)(self.operation(func, item, read, given) for item in out)
         if not isinstance(out, Tensor):
@@ -137,6 +140,17 @@ def residual(scheme: Residual, d_model: int, branches: Iterable[str], path: str 
 def feed_forward(ffn: FeedForward, d_model: int, path: str = "ffn") -> Graph:
     """What a feed-forward network does to its input."""
     return _graph(ffn, d_model, path)
+
+
+def head(module: Head, box: Box) -> Graph:
+    """What a head does to its input; `box` stands for the product with its table, changed before use or not."""
+    changed = replace(box, label=f"{box.label}, rows changed")
+    graph = _graph(module, module.in_features, "head")
+    table = next(
+        (node.box for node in graph if node.box.path in ("weight", "computed") and node.box.label == "linear"), None
+    )
+    own = table is not None and table.path == "weight"
+    return tuple(replace(node, box=box if own else changed) if node.box is table else node for node in graph)
 
 
 def _graph(module: nn.Module, d_model: int, path: str, *arguments: Any) -> Graph:

@@ -21,6 +21,7 @@ from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.rows import Row
 from archlab.hub.writing import as_released
 from archlab.model import Decoder
+from archlab.presets import key_of, overruled
 
 ORIGIN = "hub_origin"
 
@@ -32,6 +33,8 @@ def from_hf(model: Any, *overrides: str) -> Decoder:
     Raises UserError where the model_type is unknown, its configuration asks for something no block does, or a tensor
     is missing, unknown, of another shape or not finite.
     """
+    if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
+        raise UserError(f"{type(model).__name__}: is no model of transformers; give one, or hub.load a folder")
     return assembled(model.config.to_dict(), model.state_dict(), overrides)
 
 
@@ -84,9 +87,15 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     try:
-        cfg = compose(*family.words(config), *overrides)
+        words = family.words(config)
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"config.json: holds a value of another kind than a {kind} model's: {error}") from None
+    taken = {key_of(word) for word in overrides}
+    if "preset" in taken:
+        raise UserError("preset: config.json already says what these weights are of; override single options instead")
+    cfg = compose(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:
@@ -113,6 +122,10 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         if row.theirs not in tensors:
             continue
         used.add(row.theirs)
+        if not tensors[row.theirs].is_floating_point():
+            raise UserError(
+                f"{row.theirs}: holds {str(tensors[row.theirs].dtype)[6:]}, and weights are floating-point numbers"
+            )
         if not torch.isfinite(tensors[row.theirs]).all():
             raise UserError(f"{row.theirs}: holds a number that is not finite; these weights are of no use")
         try:
