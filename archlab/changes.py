@@ -13,7 +13,8 @@ from archlab.check import GROUPS, target
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.named import Named
-from archlab.overrides import conf_dir
+from archlab.nested import leaves
+from archlab.overrides import conf_dir, option_node
 from archlab.presets import key_of, overruled
 
 NO_PART = ("choices", "matched", "match", "output", "loggers")
@@ -79,13 +80,12 @@ def by_rule(cfg: DictConfig, field: str) -> Any:
 
 def default(group: str, option: str, cfg: DictConfig, own: Path | None) -> DictConfig:
     """An option as its file has it, in the setting of this configuration."""
-    folders = [folder for folder in (own, conf_dir()) if folder]
-    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
-    if file is None:
+    node = option_node(group, option, [folder for folder in (own, conf_dir()) if folder])
+    if node is None:
         raise UserError(f"{group}={option}: is no option of archlab; give the folder it is in by --config-dir")
-    whole, loaded = cfg.copy(), OmegaConf.load(file)
+    whole = cfg.copy()
     with open_dict(whole):
-        whole[group] = loaded[group] if group in loaded else loaded  # an option may speak of the whole configuration
+        whole[group] = node
     OmegaConf.resolve(whole)
     return whole[group]
 
@@ -97,14 +97,6 @@ def unlike(given: Mapping[str, Any], standard: Mapping[str, Any], prefix: str = 
         if isinstance(value, Mapping) and isinstance(other, Mapping) and value.keys() == other.keys():
             yield from unlike(value, other, f"{prefix}{key}.")
         elif value != other:
-            yield f"{prefix}{key}", value
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
             yield f"{prefix}{key}", value
 
 

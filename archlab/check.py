@@ -168,6 +168,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_turns(cfg, decoder)
     check_buckets(cfg)
     check_prefix(cfg, explicit)
+    check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
     check_evaluation(cfg)
@@ -289,6 +290,15 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
         raise UserError(
             f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out"
         )
+
+
+def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:
+    for name in ("data.share", "data.mean_span"):
+        if cfg.data.get("rest") == 1 and name in explicit:
+            raise UserError(
+                f"{name}={OmegaConf.select(cfg, name)}: changes nothing under data.rest=1, where the one blank is the rest of"
+                " the text; leave it out, or use a smaller data.rest"
+            )
 
 
 def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:

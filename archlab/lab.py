@@ -27,7 +27,7 @@ from archlab.memory import bill
 from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
 from archlab.model import Decoder
-from archlab.overrides import conf_dir
+from archlab.overrides import conf_dir, option_node
 from archlab.preflight.measure import look_at_start, update_size
 from archlab.preflight.settings import PreflightSettings
 from archlab.preflight.warn import warnings
@@ -158,7 +158,6 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
         "first_step_seconds": outcome.first_step_at and outcome.first_step_at - started,
         "seed": cfg.seed,
         "device": str(where.device),
-        "dtype": str(where.dtype).removeprefix("torch."),
         "train_len": settings.train_len,
         "steps": len(outcome.losses),
         "tokens": len(outcome.losses) * settings.tokens_per_step,
@@ -228,21 +227,22 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def costs(cfg: DictConfig, where: Machine) -> dict[str, float]:
-    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len."""
+def costs(cfg: DictConfig, where: Machine) -> dict[str, Any]:
+    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
     on_meta, size = assemble_without_weights(cfg), cfg.size
     forward = describe.forward_flops_per_token(on_meta, cfg.train.train_len)
     return {
         "n_params": describe.count_parameters(on_meta),
         "flops_per_token": forward,
         "train_flops_per_token": 3 * forward,
+        "dtype": str(where.dtype).removeprefix("torch."),
         "kv_bytes_per_token": describe.kv_bytes_per_token(
             size.n_layers, size.n_kv_heads, size.head_dim, where.dtype.itemsize
         ),
     }
 
 
-def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, float]) -> None:
+def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any]) -> None:
     from archlab.report import tables
 
     console.print(tables.assembled([(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS], price))
@@ -253,12 +253,9 @@ def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, float
 
 def chosen(cfg: DictConfig, group: str) -> str:
     """The option's name; of a size whose width or depth was set otherwise, as by a preset, none."""
-    file = conf_dir() / group / f"{cfg.choices[group]}.yaml"
-    if group == "size" and file.is_file():
-        named = OmegaConf.load(file)
-        if any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")):
-            return "own"
-    return cfg.choices[group]
+    name = cfg.choices[group]
+    named = option_node(group, name, [conf_dir()]) if group == "size" else None
+    return "own" if named and any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")) else name
 
 
 def options_of(cfg: DictConfig, group: str) -> str:

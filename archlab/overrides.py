@@ -14,6 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
 from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 
 from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
@@ -30,6 +31,18 @@ def conf_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def option_node(group: str, option: str, folders: Sequence[Path]) -> DictConfig | None:
+    """What an option's file says of its group, references unresolved; None where no folder has the file.
+
+    An option may speak of the whole configuration; of that the group's own part is taken.
+    """
+    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
+    if file is None:
+        return None
+    loaded = OmegaConf.load(file)
+    return loaded[group] if group in loaded else loaded
 
 
 NO_GROUPS = ("hydra", "claim")

@@ -144,7 +144,8 @@ def test_diff_prints_tables_and_draws_both(capsys, monkeypatch, tmp_path):
     status, out, err = run(["diff", "gpt2", "bloom_560m", "seq_len=256", "output=both.svg"], capsys, monkeypatch, tmp_path)
     assert (status, err) == (0, "")
     assert "124,439,808" in out and "559,214,592" in out  # as published
-    assert "cost at 256 tokens" in out and out.strip().splitlines()[-1] == "both.svg"
+    assert "4.494" in out and "0.223" not in out  # the second over the first: 559214592 / 124439808
+    assert "cost at 256 tokens, bf16" in out and out.strip().splitlines()[-1] == "both.svg"
     drawn = " ".join(ElementTree.parse(tmp_path / "both.svg").getroot().itertext())
     assert "gpt2" in drawn and "bloom_560m" in drawn and "ALiBi" in drawn
 

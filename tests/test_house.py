@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "archlab"
 
 FLOORS = (
-    ("errors", "quantities"),
+    ("errors", "quantities", "nested"),
     ("loggers",),
     ("blocks",),
     ("model",),

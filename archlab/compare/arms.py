@@ -1,13 +1,14 @@
 """Runs sorted into arms: what was compared, under names the user would give them, and whether it can be compared."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from archlab.compare.runs import Record, Run, find, read_run
 from archlab.errors import UserError
+from archlab.nested import leaves
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
@@ -80,7 +81,7 @@ def identity(run: Run) -> str:
 
 def options(run: Run) -> Record:
     """The configuration under dotted names, without what may differ within an arm."""
-    return dict(_flatten({key: value for key, value in run.config.items() if key not in NOT_THE_ARM}))
+    return dict(leaves({key: value for key, value in run.config.items() if key not in NOT_THE_ARM}))
 
 
 def _interrupted(run: Run, notes: list[str]) -> bool:
@@ -205,11 +206,3 @@ def spelt(value: Any) -> str:
 
 def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _flatten(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value

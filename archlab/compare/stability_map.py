@@ -20,12 +20,13 @@ A row is all learning rates of one arm, depth and warm-up:
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from archlab.compare.runs import Run
 from archlab.errors import UserError
+from archlab.nested import leaves
 
 Record = dict[str, Any]
 
@@ -82,19 +83,11 @@ def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
 
 def arm(run: Run) -> dict[str, Any]:
     """Everything that was set but for what is swept, by dotted name."""
-    fields = dict(flat(run.config))
+    fields = dict(leaves(run.config))
     if fields.get("budget") is not None or fields.get("train.tokens") is not None:
         fields.pop("train.steps", None)  # follows from the budget and the depth
     kept = {name: value for name, value in fields.items() if name not in (*SWEPT, *WITHOUT_MEANING)}
     return {**kept, "corpus": run.summary["corpus_sha256"][:8]}
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def labelled(arms: Sequence[Mapping[str, Any]]) -> list[str]:

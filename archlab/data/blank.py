@@ -1,14 +1,15 @@
 """GLM's objective: spans are cut out of a text, and what stood in the blanks is told after it, span by span."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, final
+from typing import Annotated, NamedTuple, final
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from archlab.data.batch import Batch, Source
 from archlab.data.corpus import hash_of, slices
-from archlab.data.given import as_bytes, check_length, given_text
+from archlab.data.given import as_bytes, check_disjoint, check_length, drawn, given_text, one_after_another
 from archlab.errors import UserError
 from archlab.quantities import Fraction, Share
 
@@ -53,7 +54,7 @@ class Blank(Source):
     def __init__(
         self,
         share: Share = 0.15,
-        mean_span: float = 3.0,
+        mean_span: Annotated[float, Ge(1)] = 3.0,
         rest: Fraction = 0.0,
         path: str | None = None,
         valid_share: Share = 0.1,
@@ -70,16 +71,15 @@ class Blank(Source):
         self._check(f"train.train_len={seq_len}", seq_len)
         check_length(self, "train.train_len", seq_len, self.train_part)
         rng = np.random.default_rng([seed, step])
-        starts = rng.integers(0, len(self.train_part) - seq_len, batch_size, endpoint=True)
+        starts = drawn(rng, self.train_part, seq_len, batch_size)
         return self._batch(rng, [self.train_part[start : start + seq_len] for start in starts])
 
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
         self._check(f"a length of {seq_len}", seq_len)
         check_length(self, "eval.lengths: a length", seq_len, self.valid_part)
-        if stride not in (None, seq_len):
-            raise UserError(f"eval.stride={stride}: data=blank cuts each window anew; use eval.protocol=disjoint")
+        check_disjoint(self, seq_len, stride)
         rng = np.random.default_rng(seq_len)
-        starts = seq_len * np.arange(max(1, min(n_tokens, len(self.valid_part)) // seq_len))
+        starts = one_after_another(self.valid_part, seq_len, n_tokens)
         for rows in slices(len(starts), batch_size):
             yield self._batch(rng, [self.valid_part[start : start + seq_len] for start in starts[rows]])
 

@@ -6,6 +6,7 @@ from jaxtyping import UInt8
 from archlab.data.batch import Source, TooLong
 from archlab.data.corpus import split
 from archlab.data.text import Text, mapped
+from archlab.errors import UserError
 
 
 def given_text(path: str | None, valid_share: float) -> tuple[UInt8[np.ndarray, " train"], UInt8[np.ndarray, " valid"]]:
@@ -22,6 +23,24 @@ def check_length(source: Source, asked: str, seq_len: int, part: UInt8[np.ndarra
         raise TooLong(
             f"{asked}={seq_len}: data={source.name} has {len(part)} tokens there; use at most that, or a longer text",
             len(part),
+        )
+
+
+def drawn(rng: np.random.Generator, part: UInt8[np.ndarray, " tokens"], seq_len: int, n: int) -> np.ndarray:
+    """Where n windows start: anywhere, with equal probability."""
+    return rng.integers(0, len(part) - seq_len, n, endpoint=True)
+
+
+def one_after_another(part: UInt8[np.ndarray, " tokens"], seq_len: int, n_tokens: int) -> np.ndarray:
+    """Where the windows of about n_tokens start, at least one."""
+    return seq_len * np.arange(max(1, min(n_tokens, len(part)) // seq_len))
+
+
+def check_disjoint(source: Source, seq_len: int, stride: int | None) -> None:
+    """Refuses windows that overlap, since what is hidden in one is hidden window by window."""
+    if stride not in (None, seq_len):
+        raise UserError(
+            f"eval.stride={stride}: data={source.name} changes each window by itself; use eval.protocol=disjoint"
         )
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int, Shaped
 
 from archlab.data.batch import Batch, Source
 from archlab.data.corpus import hash_of, slices
-from archlab.data.given import as_bytes, check_length, given_text
+from archlab.data.given import as_bytes, check_disjoint, check_length, drawn, given_text, one_after_another
 from archlab.errors import UserError
-from archlab.quantities import Share
+from archlab.quantities import Fraction, Share
 
 N_BYTES = 256
 MASK = 256
@@ -38,8 +38,8 @@ class Masked(Source):
     def __init__(
         self,
         share: Share = 0.15,
-        mask: float = 0.8,
-        random: float = 0.1,
+        mask: Fraction = 0.8,
+        random: Fraction = 0.1,
         path: str | None = None,
         valid_share: Share = 0.1,
     ):
@@ -57,17 +57,14 @@ class Masked(Source):
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         check_length(self, "train.train_len", seq_len, self.train_part)
         rng = np.random.default_rng([seed, step])
-        starts = rng.integers(0, len(self.train_part) - seq_len, batch_size, endpoint=True)
+        starts = drawn(rng, self.train_part, seq_len, batch_size)
         tokens = cut(self.train_part, starts, seq_len)
         return self._batch(tokens, *self._draw(rng, tokens.shape))
 
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
         check_length(self, "eval.lengths: a length", seq_len, self.valid_part)
-        if stride not in (None, seq_len):
-            raise UserError(
-                f"eval.stride={stride}: data=masked hides tokens window by window; use eval.protocol=disjoint"
-            )
-        starts = seq_len * np.arange(max(1, min(n_tokens, len(self.valid_part)) // seq_len))
+        check_disjoint(self, seq_len, stride)
+        starts = one_after_another(self.valid_part, seq_len, n_tokens)
         for rows in slices(len(starts), batch_size):
             yield self._batch(
                 *(cut(part, starts[rows], seq_len) for part in (self.valid_part, self.hidden, self.kind, self.other))

@@ -13,7 +13,7 @@ from archlab.check import BLOCKS
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.hub.families import FAMILIES
-from archlab.overrides import conf_dir
+from archlab.overrides import conf_dir, option_node
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
@@ -77,8 +77,7 @@ def of_another_class(word: str, cfg: DictConfig) -> bool:
 
 @cache
 def class_of(group: str, option: str) -> str:
-    loaded = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
-    return (loaded[group] if group in loaded else loaded)["_target_"]
+    return option_node(group, option, [conf_dir()])["_target_"]
 
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
@@ -86,7 +85,6 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
     if cfg.embed.scale == "none" or cfg.embed.tied:
         return ours, cfg
     plain = cfg.copy()
-    OmegaConf.set_readonly(plain, False)
     plain.embed.scale = "none"
     return ours | {"embedding.weight": ours["embedding.weight"] * cfg.size.d_model**0.5}, plain
 

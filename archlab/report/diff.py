@@ -28,7 +28,9 @@ def difference(record: Mapping[str, Any]) -> RenderableType:
         in_words("setting", names, record["settings"]) if record["settings"] else None,
         in_words("size", names, [(name, str(a), str(b)) for name, a, b in record["sizes"]]),
         in_numbers("parameters of", names, [(name, a, b, lambda n: f"{n:,}") for name, a, b in record["parts"]]),
-        in_numbers(f"cost at {lengths(record['seq_len'])}", names, list(costs(record["costs"]))),
+        in_numbers(
+            f"cost at {lengths(record['seq_len'])}, {formats(record['weights'])}", names, list(costs(record["costs"]))
+        ),
         in_numbers(
             f"memory to train ({formats(record['weights'])})", names, [(*row, gigabytes) for row in record["memory"]]
         ),

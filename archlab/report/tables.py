@@ -189,11 +189,12 @@ def _outcome(summary: Record) -> list[tuple[str, str]]:
 
 
 def _costs(record: Record) -> list[tuple[str, str]]:
+    cached = f" in {record['dtype']}" if record.get("dtype") else ""
     return [
         ("parameters", count(record.get("n_params"))),
         ("forward pass", _in("per token", flop(record.get("flops_per_token")))),
         ("forward + backward", _in("per token", flop(record.get("train_flops_per_token")))),
-        ("key-value cache", _in("per token", size(record.get("kv_bytes_per_token")))),
+        ("key-value cache", _in(f"per token{cached}", size(record.get("kv_bytes_per_token")))),
     ]
 
 
