@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import archlab
 from archlab.assemble import assemble_without_weights
 from archlab.config import compose
-from archlab.describe import count_parameters, forward_flops_per_token, kv_bytes_per_token, tree
+from archlab.describe import count_parameters, folded, forward_flops_per_token, kv_bytes_per_token, tree
 
 
 def test_parameters_of_a_llama():
@@ -66,6 +66,15 @@ def test_a_tree_shows_layers_that_are_alike_once():
     layers = [line for line in told.splitlines() if "Layer: " in line]
     assert len(layers) == 1 and layers[0].endswith("(5 layers alike)")
     assert "Gated" in told and told.splitlines()[-1].startswith("├─LinearHead")
+
+
+def test_only_runs_of_equal_layers_are_folded():
+    layers = [[f"│    └─Layer: 2-{i}      --", f"│    │    └─Gated: 3-{i}     {n}"] for i, n in enumerate((7, 7, 9, 7))]
+    lines = ["Decoder  --", "├─ModuleList: 1-1  --", *(line for layer in layers for line in layer), "├─Head: 1-2  5"]
+    kept = [line.split("└─")[-1] for line in folded(lines)]
+    assert kept[0] == "Decoder  --" and kept[-1].endswith("Head: 1-2  5")
+    assert [line[-16:] for line in kept if "Layer" in line] == ["(2 layers alike)", "Layer: 2-2      --"[-16:], "Layer: 2-3      --"[-16:]]
+    assert [line.split()[-1] for line in kept if "Gated" in line] == ["7", "9", "7"]
 
 
 def test_a_tree_of_one_layer_is_torchinfos_own():

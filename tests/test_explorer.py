@@ -150,6 +150,22 @@ def test_diff_prints_tables_and_draws_both(capsys, monkeypatch, tmp_path):
     assert "gpt2" in drawn and "bloom_560m" in drawn and "ALiBi" in drawn
 
 
+def test_costs_are_counted_at_the_length_asked_for():
+    short, long = ("size=nano train.train_len=32", "size=nano train.train_len=96")
+    at_own = difference(named(short), named(long))
+    assert at_own.seq_len == (32, 96)
+    for at_one in (difference(named(short), named(long), 96), difference(named(long), named(short), 96)):
+        assert [pair[2] for pair in at_own.costs + at_own.memory] == [pair[1] for pair in at_one.costs + at_one.memory]
+        assert all(one == other for _, one, other in at_one.costs + at_one.memory)
+
+
+def test_show_names_a_size_that_is_a_presets_own(capsys, monkeypatch, tmp_path):
+    for words, name in (("preset=gpt2", "own"), ("size=nano", "nano"), ("preset=gpt2 size=tiny", "tiny")):
+        _, out, _ = run(["show", *words.split()], capsys, monkeypatch, tmp_path)
+        assert [line.split()[1] for line in out.splitlines() if line.startswith("size ")] == [name]
+        assert "per token in float32" in out
+
+
 def test_every_line_of_a_ladder_is_a_command(capsys, monkeypatch, tmp_path):
     status, out, _ = run(["diff", "--ladder", "norm=layer", "pos=alibi data=copy data.symbols=9"], capsys, monkeypatch, tmp_path)
     commands = [line.split() for line in out.splitlines() if line.startswith("   archlab")]

@@ -279,6 +279,32 @@ def test_damaged_weights_are_answered_in_one_line(folder):
     refused(folder, "only safetensors and GGUF are read, no pickles")
 
 
+def test_weights_in_several_files_are_read_by_their_index(folder):
+    from safetensors.torch import load_file, save_file
+
+    whole = hub.load(folder)(tokens())
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in files if files[name] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    assert torch.equal(hub.load(folder)(tokens()), whole)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, "model-00002-of-00002.safetensors: no such file")
+
+
+def test_weights_keep_their_dtype_and_are_the_decoders_own():
+    model = theirs("llama").bfloat16()
+    before = model.model.norm.weight.detach().clone()
+    decoder = hub.from_hf(model)
+    assert {weight.dtype for weight in decoder.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.zero_()
+    assert torch.equal(model.model.norm.weight, before)
+
+
 def test_the_same_weights_under_other_options(folder):
     plain, other = hub.load(folder), hub.load(folder, "pos=alibi")
     assert type(other.position).__name__ == "ALiBi" and not torch.allclose(other(tokens()), plain(tokens()))

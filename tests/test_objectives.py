@@ -14,7 +14,10 @@ from archlab.data.masked import MASK as BERT_MASK
 from archlab.data.masked import Masked
 from archlab.data.text import Text
 from archlab.errors import UserError
+from archlab.evaluate.length import by_length
+from archlab.evaluate.settings import EvalSettings
 from archlab.train.objective import token_losses
+from archlab.train.precision import machine
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,31 @@ def test_only_hidden_places_count():
     logits = decoder(batch.tokens)
     expected = F.cross_entropy(logits[batch.scored], batch.targets[batch.scored], reduction="sum")
     torch.testing.assert_close(token_losses(decoder, batch).total, expected)
+
+
+@pytest.fixture
+def two_halves(tmp_path):
+    """A file whose first nine tenths are bytes below 100 and whose last tenth are bytes from 100 on."""
+    rng = np.random.default_rng(0)
+    file = tmp_path / "halves.bin"
+    file.write_bytes(np.concatenate([rng.integers(0, 100, 9000), rng.integers(100, 256, 1000)]).astype(np.uint8).tobytes())
+    return str(file)
+
+
+@pytest.mark.parametrize("objective", [Masked, Blank])
+def test_training_and_validation_take_their_own_parts_of_the_users_file(objective, two_halves):
+    source = objective(path=two_halves)
+    told = [source.train(0, step, 8, 40) for step in range(20)]
+    trained = torch.cat([batch.targets[batch.scored] for batch in told])
+    held_out = torch.cat([batch.targets[batch.scored] for batch in source.validation(40, 1000, 8)])
+    assert trained[trained < 256].max() < 100 <= held_out[held_out < 256].min()
+    assert len(trained.unique()) > 90 and len(held_out.unique()) > 60
+
+
+def test_any_byte_stands_where_a_random_one_does():
+    batch = Masked(share=0.9, mask=0.0, random=1.0).train(0, 0, 16, 128)
+    drawn = batch.tokens[batch.scored]
+    assert len(drawn.unique()) > 250 and abs(float(drawn.double().mean()) - 127.5) < 4 * 74 / len(drawn) ** 0.5
 
 
 # --- blank infilling ----------------------------------------------------------------------------
@@ -140,6 +168,25 @@ def test_spans_cover_their_share_do_not_touch_and_are_shuffled():
     assert abs(np.mean(lengths) - (3 + math.exp(-3))) < 4 * 1.75 / math.sqrt(len(lengths))
 
 
+def test_blanks_stand_anywhere_in_the_text():
+    """Their places, as shares of part A, are uniform: mean 1/2, deviation 12^-1/2."""
+    places = []
+    for step in range(20):
+        batch = Blank().train(1, step, 8, 200)
+        for tokens, prefix_len in zip(batch.tokens, batch.prefix_len.tolist()):
+            places += [float(place) / (prefix_len - 1) for place in (tokens[:prefix_len] == MASK).nonzero()]
+    assert abs(np.mean(places) - 0.5) < 4 * 12**-0.5 / len(places) ** 0.5 and min(places) < 0.02 and max(places) > 0.98
+
+
+def test_lengths_are_not_compared_over_other_blanks():
+    decoder = build(torch.float32, fresh=True, mask="prefix", vocab_size=260)
+    settings = EvalSettings(tokens=512, lengths=[1, 2], protocol="disjoint", stride=None)
+    lengths, _ = by_length(decoder, Blank(), machine("cpu", "fp32"), settings, 32, settings.lengths)
+    assert [record["late_ratio"] for record in lengths] == [None, None] and all(record["loss"] > 0 for record in lengths)
+    lengths, _ = by_length(build(torch.float32, fresh=True, mask="full", vocab_size=257), Masked(), machine("cpu", "fp32"), settings, 32, settings.lengths)
+    assert lengths[0]["late_ratio"] == 1.0 and lengths[1]["late_ratio"] > 0
+
+
 def test_the_rest_of_the_text_is_half_of_it_or_more():
     shares = []
     for step in range(20):
@@ -185,6 +232,9 @@ def test_the_options_bring_their_ids():
     [
         ("data=masked mask=prefix", "mask=prefix: data=masked has no prefix"),
         ("data=masked prefix=[0.1,0.2]", "data=masked marks its own prefix"),
+        ("data=blank data.rest=1 data.share=0.2", "data.share=0.2: changes nothing under data.rest=1"),
+        ("data=blank data.mean_span=0", "data.mean_span=0: should be greater than or equal to 1"),
+        ("data=masked mask=full data.random=1.5", "data.random=1.5: should be less than or equal to 1"),
         ("data=blank eval.protocol=sliding", "eval.protocol=sliding: data=blank makes each sequence whole"),
     ],
 )

@@ -44,6 +44,11 @@ class OverBatch(Gain):
 class SaysSequence(Gain):
     reduces = ("seq",)
 
+class Fixed(Gain):
+    """Of one width only."""
+    def __init__(self, d_model: int):
+        super().__init__(48)
+
 class InHalf(Gain):
     def forward(self, x):
         return self.gain * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -105,6 +110,16 @@ class Crowd(Plain):
         y = super().forward(x)
         return y - y.mean(0, keepdim=True)
 
+class Noisy(Plain):
+    """Draws, in evaluation too."""
+    def forward(self, x):
+        return super().forward(x) + torch.rand_like(x)
+
+class Chaotic(Plain):
+    """Turns rounding into something else altogether."""
+    def forward(self, x):
+        return super().forward((1000 * x).sin())
+
 class Backwards(Residual):
     def __init__(self, norm, n_layers: int):
         super().__init__()
@@ -146,6 +161,13 @@ class Table(Position):
     def embed(self, x, positions):
         return x + self.table(positions)
 
+class HalfBias(Position):
+    biases_scores = True
+    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+        super().__init__()
+    def bias(self, query, key):
+        return (-(query - key).abs().half() / 10).unsqueeze(1)
+
 class Ahead(Mask):
     """One too far."""
     def __init__(self):
@@ -164,11 +186,23 @@ class SaysCausal(Mask):
     def may_read(self, query, key, prefix_len):
         return (key <= query) & (query - key < 3)
 
+class SecretPrefix(Mask):
+    """Reads a prefix and does not say so."""
+    def may_read(self, query, key, prefix_len):
+        return (key <= query) | (key < prefix_len)
+
 class ShortReach(Mask):
     def may_read(self, query, key, prefix_len):
         return key <= query
     def reach(self, queries, seq_len):
         return slice(max(0, queries.start - 5), queries.stop)
+
+class Floats(Head):
+    """Logits in float32 whatever it is given."""
+    def __init__(self, d_model: int, vocab_size: int, norm):
+        super().__init__(d_model, vocab_size, bias=False)
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight).float()
 
 class Looks(Head):
     """Adds the logits of the last position."""
@@ -205,6 +239,13 @@ PLANTED = [
     ("mask", "Blind", "Every token reads itself", "Some token may not read itself"),
     ("mask", "SaysCausal", "`causal`, `bidirectional`, `uses_prefix`", "`causal` is True, and may_read says False"),
     ("mask", "ShortReach", "`reach`", "leaves out key 0, which query 8 may read"),
+    ("norm", "Fixed", "Shape of any width", "It raised RuntimeError"),
+    ("ffn", "Noisy", "Recomputed activations", "which runs each layer twice, the gradients are others"),
+    ("ffn", "Noisy", "Saved and loaded", "a twin with its state dict computes something else"),
+    ("ffn", "Chaotic", "Mixed precision", "Under bfloat16 autocast logits are"),
+    ("pos", "HalfBias", "Bias in float32, and told", "Its bias is in torch.float16"),
+    ("mask", "SecretPrefix", "`causal`, `bidirectional`, `uses_prefix`", "`uses_prefix` is False, and may_read says True"),
+    ("head", "Floats", "Shape and dtype", "in float32; they should be"),
     ("head", "Looks", "Each position alone", "The logits of a position depend on other positions"),
     ("head", "Looks", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),
 ]  # fmt: skip
@@ -254,7 +295,8 @@ def test_blocks_with_and_without_tables_compile_as_one_graph(option, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
 def test_every_option_compiles_as_one_graph(group, name, tmp_path):
-    test_blocks_with_and_without_tables_compile_as_one_graph(f"{group}={name}", tmp_path)
+    told = in_a_process(f"{group}={name}", folder=tmp_path)
+    assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told
 
 
 def test_what_asks_for_a_value_does_not_compile(folder):

