@@ -1,16 +1,18 @@
 """From a configuration to a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from archlab.check import BLOCKS, option, target
+from archlab.check import BLOCKS, locate, option
 from archlab.errors import UserError
-from archlab.model import Decoder
+from archlab.model import Decoder, LayerParts
+from archlab.plan import IN_LAYERS, layer_plans
 
 MADE_FROM = "made_from"
 """Where a decoder keeps the configuration it was assembled from."""
@@ -31,6 +33,7 @@ def assemble(cfg: DictConfig) -> Decoder:
     """The decoder a settled configuration describes, its weights not yet set."""
     with in_the_users_words():
         blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
+        layers = makers(cfg)
         embedding = {
             "tied": cfg.embed.tied,
             "embed_norm": cfg.embed.norm,
@@ -39,9 +42,24 @@ def assemble(cfg: DictConfig) -> Decoder:
             "embed_types": cfg.embed.types,
             "dropout": cfg.dropout,
         }
-        decoder = Decoder(**cfg.size, **blocks, **embedding)
+        decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
     setattr(decoder, MADE_FROM, cfg.copy())
     return decoder
+
+
+def makers(cfg: DictConfig) -> list[LayerParts]:
+    """What each layer is made of; layers of the same choice have the same maker."""
+    plans, made = layer_plans(cfg), {}
+    for plan in plans:
+        for choice in (getattr(plan, group) for group in IN_LAYERS):
+            if choice not in made:
+                made[choice] = instantiate(choice.node)
+    return [
+        LayerParts(
+            **{group: made[getattr(plan, group)] for group in IN_LAYERS}, d_ff=plan.d_ff, n_kv_heads=plan.n_kv_heads
+        )
+        for plan in plans
+    ]
 
 
 def assemble_without_weights(cfg: DictConfig) -> Decoder:
@@ -66,14 +84,22 @@ def settle_size(cfg: DictConfig) -> None:
 
 
 def kv_heads(cfg: DictConfig) -> int:
-    attention, n_heads, asked = target(cfg, "attn"), cfg.size.n_heads, cfg.size.n_kv_heads
-    default = attention.default_kv_heads(n_heads)
-    if asked is not None and not attention.admits(n_heads, asked):
+    return kv_heads_of(cfg.mixer, option(cfg, "mixer"), cfg.size.n_heads, cfg.size.n_kv_heads)
+
+
+def kv_heads_of(node: Mapping[str, Any], name: str, n_heads: int, asked: int | None) -> int:
+    """As many as were asked for, if the mixer admits them, or as many as it has by itself."""
+    default = default_kv_heads(node, n_heads)
+    if asked is not None and not locate("mixer", node["_target_"]).admits(n_heads, asked):
         raise UserError(
-            f"size.n_kv_heads={asked}: attn={option(cfg, 'attn')} with size.n_heads={n_heads} has {default} of them;"
-            " leave it null, or use attn=gqa with a divisor of size.n_heads"
+            f"size.n_kv_heads={asked}: mixer={name} with size.n_heads={n_heads} has {default} of them;"
+            " leave it null, or use mixer=gqa with a divisor of size.n_heads"
         )
     return default if asked is None else asked
+
+
+def default_kv_heads(node: Mapping[str, Any], n_heads: int) -> int:
+    return locate("mixer", node["_target_"]).default_kv_heads(n_heads)
 
 
 def head_dim(cfg: DictConfig) -> int:
@@ -86,11 +112,13 @@ def head_dim(cfg: DictConfig) -> int:
 
 
 def d_ff(cfg: DictConfig) -> int:
+    return default_d_ff(cfg.ffn, cfg.size.d_model) if cfg.size.d_ff == "matched" else cfg.size.d_ff
+
+
+def default_d_ff(node: Mapping[str, Any], d_model: int) -> int:
     """4 d_model, or for a gated network, which has three matrices instead of two, 2/3 of that rounded up to a multiple of 8.
 
     Source: arXiv:2002.05202, sec. 2.
     """
-    if cfg.size.d_ff != "matched":
-        return cfg.size.d_ff
-    plain = 4 * cfg.size.d_model
-    return -(-plain * 2 // 3 // 8) * 8 if target(cfg, "ffn").gated else plain
+    plain = 4 * d_model
+    return -(-plain * 2 // 3 // 8) * 8 if locate("ffn", node["_target_"]).gated else plain

@@ -15,7 +15,8 @@ from archlab.errors import UserError
 from archlab.named import Named
 from archlab.nested import leaves
 from archlab.overrides import conf_dir, option_node
-from archlab.presets import key_of, overruled
+from archlab.presets import overruled
+from archlab.words import key_of
 
 NO_PART = ("choices", "matched", "match", "output", "loggers")
 """Keys of a configuration that do not say what the model or its training is: where records go, and how numbers arose."""
@@ -64,14 +65,14 @@ def choice(group: str, cfg: DictConfig, own: Path | None) -> Iterator[str]:
     yield from (
         f"{group}.{key}={spelled(value)}" for key, value in unlike(cfg[group], default(group, option, cfg, own))
     )
-    if group == "attn" and (n_kv_heads := by_rule(cfg, "n_kv_heads")) is not None:
+    if group == "mixer" and (n_kv_heads := by_rule(cfg, "n_kv_heads")) is not None:
         yield f"size.n_kv_heads={n_kv_heads}"
 
 
 def by_rule(cfg: DictConfig, field: str) -> Any:
     """A size as it would be written: null where the number is the one that a rule gives."""
     size = cfg.size
-    if field == "n_kv_heads" and size.n_kv_heads == target(cfg, "attn").default_kv_heads(size.n_heads):
+    if field == "n_kv_heads" and size.n_kv_heads == target(cfg, "mixer").default_kv_heads(size.n_heads):
         return None
     if field == "head_dim" and size.head_dim * size.n_heads == size.d_model:
         return None

@@ -13,8 +13,7 @@ from annotated_types import Ge, Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from archlab.blocks.attention import Attention
-from archlab.blocks.contracts import FeedForward, Head, Mask, Norm, Position, Residual
+from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.data.batch import Source
 from archlab.errors import UserError
 from archlab.evaluate.settings import EvalSettings
@@ -26,10 +25,10 @@ from archlab.preflight.settings import PreflightSettings, check_preflight
 from archlab.quantities import Count, Fraction, Literal, Probability
 from archlab.train.settings import TrainSettings
 
-BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn", "head")
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
 GROUPS = (*BLOCKS, "init", "size", "data")
 KINDS: dict[str, type] = {
-    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "attn": Attention, "head": Head, "init": Init, "data": Source
+    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source
 }  # fmt: skip
 
 
@@ -162,11 +161,9 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     """
     check_leaks(cfg)
     check_norms(cfg, explicit)
-    check_query_norm(cfg)
     check_embedding(cfg)
     check_position(cfg, decoder.position.limit)
-    check_turns(cfg, decoder)
-    check_buckets(cfg)
+    check_ahead(cfg, decoder)
     check_prefix(cfg, explicit)
     check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
@@ -219,14 +216,6 @@ def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
         )
 
 
-def check_query_norm(cfg: DictConfig) -> None:
-    if cfg.attn.get("qk_norm", "none") != "none" and target(cfg, "norm").reduces != ("d_model",):
-        raise UserError(
-            f"attn.qk_norm={cfg.attn.qk_norm}: queries and keys are normed over their features alone, which"
-            f" norm={option(cfg, 'norm')} does not do; use attn.qk_norm=none, or a norm over d_model alone"
-        )
-
-
 def check_embedding(cfg: DictConfig) -> None:
     if cfg.embed.width == cfg.size.d_model:
         raise UserError(
@@ -242,22 +231,10 @@ def check_position(cfg: DictConfig, limit: int | None) -> None:
         )
 
 
-def check_turns(cfg: DictConfig, decoder: Decoder) -> None:
-    """Where layers take turns, each kind of them should have its turn."""
-    for group, whole in (("pos", decoder.position), ("mask", decoder.mask)):
-        of_layers = {whole.at(depth) for depth in range(cfg.size.n_layers)}
-        if len(of_layers) == 1 and whole not in of_layers:
-            raise UserError(
-                f"{group}={option(cfg, group)}: takes turns by layer, and all of size.n_layers={cfg.size.n_layers} come out"
-                f" alike; use more layers, or shorter turns ({group}.every)"
-            )
-
-
-def check_buckets(cfg: DictConfig) -> None:
-    mask = target(cfg, "mask")
-    if cfg.pos.get("bidirectional") and not (mask.bidirectional or mask.uses_prefix):
+def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:
+    if any(position.looks_ahead and not (mask.bidirectional or mask.uses_prefix) for position, mask in decoder.pairs):
         raise UserError(
-            f"pos.bidirectional=true: under mask={option(cfg, 'mask')} nothing ahead is read, so half of the buckets would"
+            f"pos.bidirectional=true: under mask={option(cfg, 'mask')} nothing ahead is attended to, so what is for it would"
             " never be used; leave it out, or use mask=prefix or full"
         )
 

@@ -1,6 +1,6 @@
 """From what a user typed to a configuration that can be run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -29,19 +29,22 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
             whole = hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error) from error
-    return finish(whole, whole.hydra.runtime.choices, asked_for(words))
+    return finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
 
 
-def finish(cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = ()) -> DictConfig:
+def finish(
+    cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = (), own: Sequence[Path] = ()
+) -> DictConfig:
     """Checks a composed configuration and settles what it leaves to rules; the result holds no reference.
 
-    `choices` says which option of each group was chosen, `explicit` which options were asked for by name.
-    Raises UserError.
+    `choices` says which option of each group was chosen, `explicit` which options were asked for by name, `own` are the
+    folders of the user's own options. Raises UserError.
     """
     from archlab.assemble import assemble_without_weights, settle_size
     from archlab.check import GROUPS, check_match, check_together, check_types
     from archlab.describe import count_parameters
     from archlab.match import settle_match
+    from archlab.rules import check_rules, settle_layers
     from archlab.train.budget import settle_steps
 
     settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
@@ -49,7 +52,9 @@ def finish(cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str
     with open_dict(settled):
         settled.choices = {group: choices[group] for group in GROUPS}
     check_types(settled)
+    settle_layers(settled, (*own, conf_dir()))
     settle_size(settled)
+    check_rules(settled)
     if settled.match:
         check_match(settled, explicit)
         settle_match(settled, default_blocks(settled))

@@ -31,7 +31,7 @@ PREDICTIONS = {
     PreNorm: Prediction(gradient=-0.5, rms=0.5),
     DeepNorm: Prediction(rms=0.0, update="bounded"),
 }
-"""Source: arXiv:2002.04745, theorem 1 (gradient of the last down_proj) and lemma 2 (size of the stream, in the limit of
+"""Source: arXiv:2002.04745, theorem 1 (gradient of the last feed-forward network's last matrix) and lemma 2 (size of the stream, in the limit of
 many layers); arXiv:2203.00555, sec. 3 (post) and theorem 4.2 (deep). All are bounds, so a measured exponent may fall below."""
 
 
@@ -42,7 +42,7 @@ class Depths:
     placement: str
     depths: Sequence[int]
     gradient: list[float]
-    """Of the last layer's down_proj."""
+    """Of what the last feed-forward network writes to the stream by."""
     rms: list[float]
     """Of the stream after the last layer."""
     update: list[float]
@@ -91,4 +91,4 @@ def at_depth(
     size = (settings.batch_size, settings.seq_len or cfg.train.train_len)
     last = look_at_start(decoder, source, cfg.seed, *size).layers[-1]
     moved = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, *size)
-    return last["down_proj"], last["activation_rms"], moved
+    return last["ffn_to_stream"], last["activation_rms"], moved

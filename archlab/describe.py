@@ -4,10 +4,8 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-import torch
 import torchinfo
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from archlab.blocks.contracts import Norm
 from archlab.model import Decoder
@@ -24,7 +22,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     """The same count, part by part; a tied head has none of its own. Parts without parameters are left out."""
-    parts = dict.fromkeys(("embedding", "positions", "attention", "ffn", "norms", "head", "other"), 0)
+    parts = dict.fromkeys(("embedding", "positions", "mixer", "ffn", "norms", "head", "other"), 0)
     seen: set[int] = set()
     for path, module in decoder.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -37,26 +35,10 @@ def parameters_by_part(decoder: Decoder) -> dict[str, int]:
 def part_of(path: str) -> str:
     """What a module belongs to, by where it stands in the decoder."""
     words = path.split(".")
-    named = {"embedding": "embedding", "position": "positions", "head": "head", "attention": "attention", "ffn": "ffn"}
+    named = {"embedding": "embedding", "position": "positions", "other_positions": "positions", "head": "head"}
+    named |= {"mixer": "mixer", "ffn": "ffn"}
     place = words[2] if words[0] == "layers" and len(words) > 2 else words[0]
     return "norms" if "norm" in place or {"norm", "norms", "branch_norms"} & set(words) else named.get(place, "other")
-
-
-def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
-    """Floating-point operations of the matrix products of one forward pass, by token.
-
-    A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, as fused
-    kernels' formulas have it; the backward pass costs twice as much again. The decoder must be on the meta device.
-    """
-    tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        on_meta(tokens)
-    return counter.get_total_flops() / seq_len
-
-
-def kv_bytes_per_token(n_layers: int, n_kv_heads: int, head_dim: int, bytes_per_number: int) -> int:
-    """What a cache of keys and values grows by with each token of a sequence."""
-    return 2 * n_layers * n_kv_heads * head_dim * bytes_per_number
 
 
 def tree(model: nn.Module, depth: int = 3) -> str:

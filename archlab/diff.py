@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.assemble import assemble_without_weights
 from archlab.changes import NO_PART, spelled
 from archlab.check import GROUPS
-from archlab.describe import count_parameters, forward_flops_per_token, kv_bytes_per_token, parameters_by_part
+from archlab.describe import count_parameters, parameters_by_part
+from archlab.measure import costs
 from archlab.memory import bill
 from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
@@ -109,19 +110,14 @@ def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
     """What a model costs, by its shapes alone."""
     on_meta, settings = assemble_without_weights(cfg), MemorySettings(**OmegaConf.to_container(cfg.memory))
     length = seq_len or settings.seq_len or cfg.train.train_len
-    settings, size, n_params = replace(settings, seq_len=length), cfg.size, count_parameters(on_meta)
-    flops = forward_flops_per_token(on_meta, length)
+    settings, n_params = replace(settings, seq_len=length), count_parameters(on_meta)
     held = estimate(on_meta, settings, length)
     return {
         "seq_len": length,
         "weights": settings.weights,
         "parts": parameters_by_part(on_meta) | {"all": n_params},
         "costs": {
-            "flops_per_token": flops,
-            "train_flops_per_token": 3 * flops,
-            "kv_bytes_per_token": kv_bytes_per_token(
-                size.n_layers, size.n_kv_heads, size.head_dim, settings.bytes_per_number
-            ),
+            **costs(on_meta, length, settings.bytes_per_number),
             "token_budget": TOKENS_PER_PARAMETER * n_params,
         },
         "memory": bill.rows(held) | {"total": held.total},

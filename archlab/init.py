@@ -1,8 +1,7 @@
 """Initial weights: every one of a model's, set here and nowhere else.
 
 A scheme says how wide a matrix's draws are; the residual scheme's own gain (DeepNorm's beta) multiplies what it says it
-multiplies: the feed-forward network's matrices and the value and output projections. Biases start at zero, gains of
-norms at one.
+multiplies: the feed-forward network's matrices and the value and output projections.
 
 Each weight's draws depend on the seed and on the weight's name alone, so two models that differ in one block start
 from the same weights everywhere else.
@@ -10,48 +9,47 @@ from the same weights everywhere else.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import Position
-from archlab.model import Decoder, Layer
+from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
+from archlab.model import Decoder
 from archlab.quantities import Positive
 
 
 class Init(ABC):
-    """How a decoder's weights are drawn."""
+    """How a decoder's weights are drawn; each says by its role what it is for.
+
+    Matrices and tables are drawn, biases are zero, gains and scalars stay as their blocks made them, and what a block
+    starts between two numbers starts there.
+    """
 
     def __call__(self, decoder: Decoder, seed: int) -> None:
-        for name, weight, std in self.plan(decoder):
-            draw(weight, std, seed, name)
-        for module in decoder.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for name, module in decoder.named_modules():
-            if isinstance(module, Position):
-                for weight, (low, high) in module.starts_within.items():
-                    draw_within(module.get_parameter(weight), low, high, seed, f"{name}.{weight}")
+        for weight in decoder.weights():
+            if weight.starts_within is not None:
+                draw_within(weight.tensor, *weight.starts_within, seed, drawn_as(weight.name))
+            elif weight.role in MATRICES | TABLES:
+                name = drawn_as(weight.name.removesuffix(".weight"))
+                draw(weight.tensor, self.std_of(weight, decoder), seed, name)
+            elif weight.role is Role.BIAS:
+                nn.init.zeros_(weight.tensor)
 
-    def plan(self, decoder: Decoder) -> Iterator[tuple[str, Tensor, float]]:
-        """Every matrix's name, weight and standard deviation."""
-        for name, module in decoder.named_modules():
-            if isinstance(module, nn.Embedding):
-                yield name, module.weight, self.table_std(self.width_of(module, decoder))
-        for depth, layer in enumerate(decoder.layers):
-            for name, weight, gain in branch_matrices(layer, self.back_to_stream(len(decoder.layers))):
-                yield f"layers.{depth}.{name}", weight, gain * self.matrix_std(*weight.shape)
-        for name, weight in outer_matrices(decoder):
-            yield name, weight, self.matrix_std(*weight.shape)
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        """The standard deviation of a matrix or a table."""
+        if weight.role in TABLES:
+            return self.table_std(self.width_of(weight, decoder))
+        n_layers = len(decoder.layers)
+        gain = branch_gain(weight, decoder) * (self.back_to_stream(n_layers) if weight.writes_to_stream else 1.0)
+        return gain * self.matrix_std(weight.fan_out, weight.fan_in)
 
     @staticmethod
-    def width_of(table: nn.Embedding, decoder: Decoder) -> int:
+    def width_of(table: Weight, decoder: Decoder) -> int:
         """The vocabulary's own, which may be narrower than the stream; all other tables go by the stream's, T5's too."""
-        return table.embedding_dim if table is decoder.embedding else decoder.d_model
+        return table.tensor.shape[-1] if table.role is Role.EMBEDDING else decoder.d_model
 
     def back_to_stream(self, n_layers: int) -> float:
-        """An extra factor on the two projections that write to the residual stream."""
+        """An extra factor on the projections that write to the residual stream."""
         return 1.0
 
     @abstractmethod
@@ -99,24 +97,20 @@ class Xavier(Init):
         return d_model**-0.5
 
 
-def outer_matrices(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """The matrices outside the layers; a tied head's is the embedding's table, which has been drawn as such."""
-    for place in ("embed_proj", "head_proj", "head"):
-        for name, module in decoder.get_submodule(place).named_modules(prefix=place):
-            if isinstance(module, nn.Linear) and module.weight is not decoder.embedding.weight:
-                yield name, module.weight
+def branch_gain(weight: Weight, decoder: Decoder) -> float:
+    """What the residual scheme of the weight's layer multiplies it by."""
+    if not weight.branch_gain:
+        return 1.0
+    depth = int(weight.name.split(".")[1])
+    return decoder.layers[depth].residual.branch_gain
 
 
-def branch_matrices(layer: Layer, back_to_stream: float) -> Iterator[tuple[str, Tensor, float]]:
-    """A layer's matrices with what multiplies their standard deviation: its residual scheme's gain, and the way back."""
-    attention, gain = layer.attention, layer.residual.branch_gain
-    yield "attention.q_proj", attention.q_proj.weight, 1.0
-    yield "attention.k_proj", attention.k_proj.weight, 1.0
-    yield "attention.v_proj", attention.v_proj.weight, gain
-    yield "attention.out_proj", attention.out_proj.weight, gain * back_to_stream
-    for name, module in layer.ffn.named_modules():
-        if isinstance(module, nn.Linear):
-            yield f"ffn.{name}", module.weight, gain * (back_to_stream if module is layer.ffn.down_proj else 1.0)
+def drawn_as(name: str) -> str:
+    """The name under which a weight's numbers are drawn: mixers keep the one they had when all of them were attention.
+
+    So the runs that are on record start from the same weights as ever.
+    """
+    return name.replace(".mixer.", ".attention.")
 
 
 # Draws are on the CPU and in float32, so that a seed means the same weights on every device and in every dtype.

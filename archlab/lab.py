@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from archlab import depths, describe, tune
+from archlab import depths, describe, measure, tune
 from archlab.assemble import assemble_without_weights, build, in_the_users_words
 from archlab.check import GROUPS, leaks
 from archlab.data.batch import Source
@@ -229,16 +229,11 @@ def mean(values: Sequence[float]) -> float | None:
 
 def costs(cfg: DictConfig, where: Machine) -> dict[str, Any]:
     """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
-    on_meta, size = assemble_without_weights(cfg), cfg.size
-    forward = describe.forward_flops_per_token(on_meta, cfg.train.train_len)
+    on_meta = assemble_without_weights(cfg)
     return {
         "n_params": describe.count_parameters(on_meta),
-        "flops_per_token": forward,
-        "train_flops_per_token": 3 * forward,
+        **measure.costs(on_meta, cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),
-        "kv_bytes_per_token": describe.kv_bytes_per_token(
-            size.n_layers, size.n_kv_heads, size.head_dim, where.dtype.itemsize
-        ),
     }
 
 

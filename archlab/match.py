@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from archlab.assemble import assemble_without_weights, settle_size
 from archlab.check import BLOCKS
-from archlab.describe import count_parameters, forward_flops_per_token
+from archlab.describe import count_parameters
 from archlab.errors import UserError
+from archlab.measure import forward_flops_per_token
 
 TOLERANCE = 0.005
 """Of the reference. Two arms each this near to it are within 1% of each other."""

@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
 from archlab.flags import split
+from archlab.plan import IN_LAYERS
 from archlab.presets import expand
+from archlab.words import rule_of, spelt, today
 
 # ---------------------------------------------------------------- what there is to choose from
 
@@ -121,13 +123,16 @@ def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
     """
     flags, words = split(arguments)
     known = Known.within(own)
-    words = expand(words, known.groups.get("preset", ()), known.config_dirs)
-    return flags + [_normalise(word, known) for word in words]
+    words = expand(today(words), known.groups.get("preset", ()), known.config_dirs)
+    return flags + [_normalise(word, known) for word in today(words)]
 
 
 def _normalise(word: str, known: Known) -> str:
     bare = word.lstrip("+~")
     key, equals, value = bare.partition("=")
+    if (rule := rule_of(key)) is not None and equals:
+        _check_rule(word, *rule, known)
+        return spelt(word)
     head = key.split(".")[0]
     if key.startswith(("hydra.", "hydra/")):
         return word
@@ -141,12 +146,22 @@ def _normalise(word: str, known: Known) -> str:
         raise UserError(f"{word}: {key} cannot be left out, only set; {_can_be(key, known)}")
     if key in known.groups:
         return _choice(bare, key, value, known)
+    if head == "layers":
+        raise UserError(f"{bare}: a rule names a slice of the layers, as in layers[3::4].pos=none or layers[:3].ffn=gelu")
     if isinstance(known.fields.get(key), Mapping) and not value.lstrip().startswith("{"):
         inside = ", ".join(f"{key}.{name}" for name in known.fields[key])
         raise UserError(f"{bare}: {key} is a section, not a field; set one of {inside}")
     if (whole := known.list_around(key)) is not None:
         raise UserError(f"{bare}: {whole} is a list, whose items have numbers; or set all of it, {whole}=[1,2]")
     return bare
+
+
+def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
+    """Holds a rule's choice to the group's options; the rest is checked when the rules are settled."""
+    if inside in known.groups:
+        _choice(f"{inside}={word.partition('=')[2]}", inside, word.partition("=")[2], known)
+    elif "." not in inside:
+        raise UserError(f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}")
 
 
 def _hint(name: str, known: Known) -> str:

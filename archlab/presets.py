@@ -1,5 +1,6 @@
 """Named models: a preset is a list of overrides, which stand wherever the command line says nothing else."""
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -7,16 +8,20 @@ import yaml
 
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
+from archlab.words import key_of, rule_of
 
-FOLLOWS_SIZE = ("embed.width", "mask.every", "pos.every")
-"""What a preset sets for its own width and depth; left to its default where another size is chosen."""
+FOLLOWS_SIZE = ("embed.width",)
+"""What a preset sets for its own width; left to its default where another size is chosen."""
+
+BY_TURNS = re.compile(r"layers\[(\d+)::(\d+)\]")
+"""A rule for one layer in so many; in a model of another depth every second layer."""
 
 
 def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Path]) -> list[str]:
     """The words with preset=NAME replaced by what its file holds and no other word overrules.
 
     A choice for a group overrules the preset's fields inside that group too: with size=tiny the blocks stay and the
-    numbers go, and with another attn the number of key-value heads goes. `folders` are searched in turn for
+    numbers go, and with another mixer the number of key-value heads goes. `folders` are searched in turn for
     preset/NAME.yaml. Raises UserError where there is no such preset, or more than one is named.
     """
     named = [word for word in words if key_of(word) == "preset" and "=" in word]
@@ -31,7 +36,17 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
     file = next(path for folder in folders if (path := folder / "preset" / f"{name}.yaml").is_file())
     rest = [word for word in words if word not in named]
     taken = {key_of(word) for word in rest}
-    return [*(f"{key}={_spelt(value)}" for key, value in read(file).items() if not overruled(key, taken)), *rest]
+    kept = {key: value for key, value in read(file).items() if not overruled(key, taken)}
+    return [*(f"{at_size(key, taken)}={_spelt(value)}" for key, value in kept.items()), *rest]
+
+
+def at_size(key: str, taken: Collection[str]) -> str:
+    """A preset's key; where another size is chosen, turns of many layers become turns of two."""
+    found = BY_TURNS.match(key)
+    if found is None or "size" not in taken:
+        return key
+    begins = 0 if found[1] == "0" else 1
+    return f"layers[{begins}::2]{key[found.end() :]}"
 
 
 def read(file: Path) -> dict[str, object]:
@@ -45,14 +60,12 @@ def read(file: Path) -> dict[str, object]:
     return preset
 
 
-def key_of(word: str) -> str:
-    return word.lstrip("+").partition("=")[0]
-
-
 def overruled(key: str, taken: Collection[str]) -> bool:
     """Whether words for the keys `taken` leave no room for a preset's word for `key`."""
+    rule = rule_of(key)
+    key = key if rule is None else rule[1]
     group = key.partition(".")[0]
-    follows = (key in FOLLOWS_SIZE and "size" in taken) or (key == "size.n_kv_heads" and "attn" in taken)
+    follows = (key in FOLLOWS_SIZE and "size" in taken) or (key == "size.n_kv_heads" and "mixer" in taken)
     return key in taken or group in taken or follows
 
 

@@ -20,14 +20,14 @@ from archlab.blocks.reading import Reading
 from archlab.model import Decoder
 
 CONF = Path(__file__).parents[1] / "conf"
-BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn", "head")
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
 
 BATCH, SEQ, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 2, 7, 6, 3, 10, 4
 D_MODEL, D_FF, VOCAB = 48, 88, 61
 WINDOW = 4
 
 SIZES = dict(d_model=D_MODEL, n_layers=LAYERS, n_heads=HEADS, head_dim=HEAD_DIM, d_ff=D_FF, vocab_size=VOCAB)
-PLAIN = dict(norm="rms", residual="pre", ffn="swiglu", pos="rope", mask="causal", attn="mha", head="linear")
+PLAIN = dict(norm="rms", residual="pre", ffn="swiglu", pos="rope", mask="causal", mixer="mha", head="linear")
 
 
 # --- options of conf/ ---------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
         group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS
     }
     sizes = {**SIZES, **{key: value for key, value in chosen.items() if key not in BLOCKS}}
-    sizes.setdefault("n_kv_heads", parts["attn"].func.default_kv_heads(sizes["n_heads"]))
+    sizes.setdefault("n_kv_heads", parts["mixer"].func.default_kv_heads(sizes["n_heads"]))
     decoder = Decoder(**sizes, **parts)
     return (decoder if fresh else randomise(decoder)).to(dtype)
 
@@ -96,7 +96,7 @@ def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_l
 
 
 def make_attention(name: str, pos="none", mask="causal", n_heads=HEADS, d_model=D_MODEL, head_dim=HEAD_DIM, **changes):
-    part = make("attn", name, **changes)
+    part = make("mixer", name, **changes)
     pos = make("pos", pos)(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
     kernel = fused_kernel(pos, make("mask", mask)())
     kv_heads = part.func.default_kv_heads(n_heads)

@@ -84,7 +84,7 @@ def test_agrees_with_torchs_multihead_attention():
 
 @pytest.mark.parametrize("mask", options("mask"))
 @pytest.mark.parametrize("pos", options("pos"))
-@pytest.mark.parametrize("name", options("attn"))
+@pytest.mark.parametrize("name", options("mixer"))
 def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     attention = make_attention(name, pos=pos, mask=mask).double()
     x, reading = draw_input(), read_of(pos, mask)
@@ -157,7 +157,7 @@ def test_consecutive_heads_share_a_key_value_head(name):
 # --- norms on queries and keys ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", options("attn"))
+@pytest.mark.parametrize("name", options("mixer"))
 def test_qk_norm_is_an_rms_norm_of_each_head_before_it_is_turned(name):
     attention = make_attention(name, pos="rope", qk_norm="head").double()
     x, reading = draw_input(), make_reading("rope", "causal", SEQ)
@@ -184,7 +184,7 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_immaterial(qk_norm):
     )  # eps weighs 1e-6 before and nothing after
 
 
-@pytest.mark.parametrize("name", options("attn"))
+@pytest.mark.parametrize("name", options("mixer"))
 def test_qk_norm_over_the_width_is_one_norm_over_all_heads(name):
     attention = make_attention(name, qk_norm="width").double()
     x, reading = draw_input(), make_reading("none", "causal", SEQ)
@@ -198,8 +198,8 @@ def test_qk_norm_over_the_width_is_one_norm_over_all_heads(name):
 
 @pytest.mark.parametrize(("qk_norm", "queries", "keys"), [("head", HEAD_DIM, HEAD_DIM), ("width", 60, 30)])
 def test_norms_on_queries_and_keys_are_of_the_models_own_kind(qk_norm, queries, keys):
-    decoder = build(norm=make("norm", "layer", eps=0.3), attn=make("attn", "gqa", qk_norm=qk_norm))
-    attention = decoder.layers[0].attention
+    decoder = build(norm=make("norm", "layer", eps=0.3), mixer=make("mixer", "gqa", qk_norm=qk_norm))
+    attention = decoder.layers[0].mixer
     for norm, width in ((attention.q_norm, queries), (attention.k_norm, keys)):
         assert (type(norm), norm.eps, norm.gain.shape, norm.shift.shape) == (LayerNorm, 0.3, (width,), (width,))
 

@@ -28,10 +28,9 @@ from oracles import (
 )
 from torch import nn
 
-from archlab.blocks.attention import Attention
-from archlab.blocks.contracts import FeedForward, Head, Mask, Norm, Position, Residual
+from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 
-CONTRACTS = {"norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "attn": Attention, "head": Head}
+CONTRACTS = {"norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head}
 PREFIX = 3
 
 each_option = pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
@@ -77,7 +76,7 @@ def run_residual(name, dtype):
     return lambda x: scheme(x, (torch.tanh, torch.sin))
 
 
-def run_attn(name, dtype):
+def run_mixer(name, dtype):
     return partial(make_attention(name).to(dtype), reading=make_reading("none", "causal", SEQ))
 
 
@@ -102,7 +101,7 @@ def run_head(name, dtype):
     return make("head", name)(d_model=D_MODEL, vocab_size=D_MODEL, norm=partial(make("norm", "rms"), d_model=D_MODEL)).to(dtype)
 
 
-RUN = {"head": run_head, "norm": run_norm, "ffn": run_ffn, "residual": run_residual, "attn": run_attn, "pos": run_pos, "mask": run_mask}
+RUN = {"head": run_head, "norm": run_norm, "ffn": run_ffn, "residual": run_residual, "mixer": run_mixer, "pos": run_pos, "mask": run_mask}
 
 
 @each_dtype

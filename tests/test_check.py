@@ -34,8 +34,8 @@ WRONG_TYPES = [
         ["mask.window=0", "greater than or equal to 1"],
         ["mask=window", "mask.window=1"],
     ),
-    (["attn.softcap=0"], ["attn.softcap=0", "greater than 0"], ["attn.softcap=null"]),
-    (["attn.dropout=-0.1"], ["attn.dropout=-0.1", "greater than or equal to 0"], ["attn.dropout=0.0"]),
+    (["mixer.softcap=0"], ["mixer.softcap=0", "greater than 0"], ["mixer.softcap=null"]),
+    (["mixer.dropout=-0.1"], ["mixer.dropout=-0.1", "greater than or equal to 0"], ["mixer.dropout=0.0"]),
     (["init=normal", "init.std=0"], ["init.std=0", "greater than 0"], ["init=normal", "init.std=0.01"]),
     (["init.gain=wide"], ["init.gain=wide", "valid number"], ["init.gain=2"]),
     (["size.d_model=0"], ["size.d_model=0", "greater than or equal to 1"], ["size.d_model=64"]),
@@ -83,15 +83,15 @@ DO_NOT_GO_TOGETHER = [
     ),
     (["norm.unit_offset=1"], ["norm.unit_offset=1", "boolean"], ["norm.unit_offset=true"]),
     # norms on queries and keys
-    (["attn.qk_norm=true"], ["attn.qk_norm=True", "'none'", "'head'", "'width'"], ["attn.qk_norm=head"]),
-    (["attn.qk_norm=false"], ["attn.qk_norm=False", "'none'", "'head'", "'width'"], ["attn.qk_norm=none"]),
-    (["attn.qk_norm=head", "norm=none"], ["attn.qk_norm=head", "norm=none", "d_model alone"], ["attn.qk_norm=head", "norm=layer"]),
+    (["mixer.qk_norm=true"], ["mixer.qk_norm=True", "'none'", "'head'", "'width'"], ["mixer.qk_norm=head"]),
+    (["mixer.qk_norm=false"], ["mixer.qk_norm=False", "'none'", "'head'", "'width'"], ["mixer.qk_norm=none"]),
+    (["mixer.qk_norm=head", "norm=none"], ["mixer.qk_norm=head", "norm=none", "d_model alone"], ["mixer.qk_norm=head", "norm=layer"]),
     (
-        ["attn.qk_norm=width", "norm=batch", "mask=full"],
-        ["attn.qk_norm=width", "norm=batch", "attn.qk_norm=none"],
-        ["attn.qk_norm=none", "norm=batch", "mask=full"],
+        ["mixer.qk_norm=width", "norm=batch", "mask=full"],
+        ["mixer.qk_norm=width", "norm=batch", "mixer.qk_norm=none"],
+        ["mixer.qk_norm=none", "norm=batch", "mask=full"],
     ),
-    (["attn.scale=0"], ["attn.scale=0", "greater than 0"], ["attn.scale=0.0625"]),
+    (["mixer.scale=0"], ["mixer.scale=0", "greater than 0"], ["mixer.scale=0.0625"]),
     (["residual=sub", "norm=none"], ["residual=sub", "norm=none", "residual=pre"], ["residual=sub"]),
     (["residual=parallel", "residual.norms=3"], ["residual.norms=3", "1 or 2"], ["residual=parallel", "residual.norms=2"]),
     # embedding and head
@@ -106,12 +106,12 @@ DO_NOT_GO_TOGETHER = [
         ["size.n_heads=7", "size.d_model=128", "size.head_dim"],
         ["size.n_heads=7", "size.head_dim=12"],
     ),
-    (["attn=mha", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "attn=gqa", "null"], ["attn=gqa", "size.n_kv_heads=2"]),
-    (["attn=mqa", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "attn=gqa"], ["attn=mqa", "size.n_kv_heads=null"]),
+    (["mixer=mha", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "mixer=gqa", "null"], ["mixer=gqa", "size.n_kv_heads=2"]),
+    (["mixer=mqa", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "mixer=gqa"], ["mixer=mqa", "size.n_kv_heads=null"]),
     (
-        ["attn=gqa", "size.n_kv_heads=3"],
+        ["mixer=gqa", "size.n_kv_heads=3"],
         ["size.n_kv_heads=3", "divisor", "size.n_heads=4"],
-        ["attn=gqa", "size.n_kv_heads=4"],
+        ["mixer=gqa", "size.n_kv_heads=4"],
     ),
     # positions
     (["pos.fraction=0.01"], ["pos.fraction=0.01", "pairs", "0.0625"], ["pos.fraction=0.0625"]),
@@ -202,7 +202,7 @@ def test_building_refuses_what_composing_does(asked):
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), every_option("norm", "residual", "ffn", "pos", "mask", "attn", "head", "init", "size")
+    ("group", "name"), every_option("norm", "residual", "ffn", "pos", "mask", "mixer", "head", "init", "size")
 )
 def test_every_option_is_accepted_beside_the_defaults(group, name):
     cfg = archlab.compose(
@@ -212,9 +212,9 @@ def test_every_option_is_accepted_beside_the_defaults(group, name):
 
 
 def test_what_a_size_leaves_open_is_settled():
-    size = archlab.compose("attn=gqa", "ffn=gelu", "size.d_model=96", "size.n_heads=6").size
+    size = archlab.compose("mixer=gqa", "ffn=gelu", "size.d_model=96", "size.n_heads=6").size
     assert (size.n_kv_heads, size.head_dim, size.d_ff) == (3, 16, 384)
-    size = archlab.compose("attn=mqa", "ffn=swiglu", "size.d_model=96", "size.n_heads=6", "size.head_dim=24").size
+    size = archlab.compose("mixer=mqa", "ffn=swiglu", "size.d_model=96", "size.n_heads=6", "size.head_dim=24").size
     assert (size.n_kv_heads, size.head_dim, size.d_ff) == (1, 24, 256)
 
 

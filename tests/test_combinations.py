@@ -83,7 +83,7 @@ def projections(theirs: str, out: str = "o_proj"):
     return [
         row
         for ours, name in names.items()
-        for row in same(f"layers.{{}}.attention.{ours}.weight", f"{theirs}.{name}.weight")
+        for row in same(f"layers.{{}}.mixer.{ours}.weight", f"{theirs}.{name}.weight")
     ]
 
 
@@ -106,12 +106,12 @@ LLAMA = [
 ]  # fmt: skip
 QWEN3 = [
     *LLAMA,
-    *rms_norm("layers.{}.attention.q_norm", f"{LAYER}.self_attn.q_norm"),
-    *rms_norm("layers.{}.attention.k_norm", f"{LAYER}.self_attn.k_norm"),
+    *rms_norm("layers.{}.mixer.q_norm", f"{LAYER}.self_attn.q_norm"),
+    *rms_norm("layers.{}.mixer.k_norm", f"{LAYER}.self_attn.k_norm"),
 ]
 OLMO2 = [
-    *rms_norm("layers.{}.attention.q_norm", f"{LAYER}.self_attn.q_norm"),
-    *rms_norm("layers.{}.attention.k_norm", f"{LAYER}.self_attn.k_norm"),
+    *rms_norm("layers.{}.mixer.q_norm", f"{LAYER}.self_attn.q_norm"),
+    *rms_norm("layers.{}.mixer.k_norm", f"{LAYER}.self_attn.k_norm"),
     *EMBEDDING_AND_ATTENTION, *SWIGLU, *HEAD,
     *rms_norm("layers.{}.residual.norms.0", f"{LAYER}.post_attention_layernorm"),
     *rms_norm("layers.{}.residual.norms.1", f"{LAYER}.post_feedforward_layernorm"),
@@ -125,9 +125,9 @@ GEMMA2 = [
 ]  # fmt: skip
 GLM = [
     *EMBEDDING_AND_ATTENTION, *HEAD,
-    *same("layers.{}.attention.q_proj.bias", f"{LAYER}.self_attn.q_proj.bias"),
-    *same("layers.{}.attention.k_proj.bias", f"{LAYER}.self_attn.k_proj.bias"),
-    *same("layers.{}.attention.v_proj.bias", f"{LAYER}.self_attn.v_proj.bias"),
+    *same("layers.{}.mixer.q_proj.bias", f"{LAYER}.self_attn.q_proj.bias"),
+    *same("layers.{}.mixer.k_proj.bias", f"{LAYER}.self_attn.k_proj.bias"),
+    *same("layers.{}.mixer.v_proj.bias", f"{LAYER}.self_attn.v_proj.bias"),
     *same("layers.{}.ffn.gate_proj.weight", f"{LAYER}.mlp.gate_up_proj.weight", half(0)),
     *same("layers.{}.ffn.up_proj.weight", f"{LAYER}.mlp.gate_up_proj.weight", half(1)),
     *same("layers.{}.ffn.down_proj.weight", f"{LAYER}.mlp.down_proj.weight"),
@@ -141,9 +141,9 @@ GPT2 = [
     *(
         row
         for i, which in enumerate("qkv")
-        for row in linear(f"layers.{{}}.attention.{which}_proj", "transformer.h.{}.attn.c_attn", third(i))
+        for row in linear(f"layers.{{}}.mixer.{which}_proj", "transformer.h.{}.attn.c_attn", third(i))
     ),
-    *linear("layers.{}.attention.out_proj", "transformer.h.{}.attn.c_proj", transposed),
+    *linear("layers.{}.mixer.out_proj", "transformer.h.{}.attn.c_proj", transposed),
     *linear("layers.{}.ffn.up_proj", "transformer.h.{}.mlp.c_fc", transposed),
     *linear("layers.{}.ffn.down_proj", "transformer.h.{}.mlp.c_proj", transposed),
     *layer_norm("layers.{}.residual.norms.0", "transformer.h.{}.ln_1"),
@@ -168,10 +168,10 @@ def fused_by_head(layer: str, attention: str, mlp: str = "mlp"):
             row
             for i, which in enumerate("qkv")
             for row in linear(
-                f"layers.{{}}.attention.{which}_proj", f"{layer}.{attention}.query_key_value", third_of_each_head(i)
+                f"layers.{{}}.mixer.{which}_proj", f"{layer}.{attention}.query_key_value", third_of_each_head(i)
             )
         ),
-        *linear("layers.{}.attention.out_proj", f"{layer}.{attention}.dense"),
+        *linear("layers.{}.mixer.out_proj", f"{layer}.{attention}.dense"),
         *linear("layers.{}.ffn.up_proj", f"{layer}.mlp.dense_h_to_4h"),
         *linear("layers.{}.ffn.down_proj", f"{layer}.mlp.dense_4h_to_h"),
         *layer_norm("layers.{}.residual.norms.0", f"{layer}.input_layernorm"),
@@ -204,10 +204,10 @@ BERT = [
     *same("position.table.weight", "bert.embeddings.position_embeddings.weight"),
     *same("embed_types.weight", "bert.embeddings.token_type_embeddings.weight"),
     *layer_norm("embed_norm", "bert.embeddings.LayerNorm"),
-    *linear("layers.{}.attention.q_proj", f"{BERT_LAYER}.attention.self.query"),
-    *linear("layers.{}.attention.k_proj", f"{BERT_LAYER}.attention.self.key"),
-    *linear("layers.{}.attention.v_proj", f"{BERT_LAYER}.attention.self.value"),
-    *linear("layers.{}.attention.out_proj", f"{BERT_LAYER}.attention.output.dense"),
+    *linear("layers.{}.mixer.q_proj", f"{BERT_LAYER}.attention.self.query"),
+    *linear("layers.{}.mixer.k_proj", f"{BERT_LAYER}.attention.self.key"),
+    *linear("layers.{}.mixer.v_proj", f"{BERT_LAYER}.attention.self.value"),
+    *linear("layers.{}.mixer.out_proj", f"{BERT_LAYER}.attention.output.dense"),
     *layer_norm("layers.{}.residual.norms.0", f"{BERT_LAYER}.attention.output.LayerNorm"),
     *linear("layers.{}.ffn.up_proj", f"{BERT_LAYER}.intermediate.dense"),
     *linear("layers.{}.ffn.down_proj", f"{BERT_LAYER}.output.dense"),
@@ -264,26 +264,26 @@ BIASED = dict(qkv_bias=True, out_bias=True)
 
 PUBLISHED = {
     # name: (their class, their options, our blocks, which weight is which)
-    "llama": ("Llama", LLAMA_SIZES, dict(attn="gqa"), LLAMA),
-    "llama-mha": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=HEADS), dict(attn="mha"), LLAMA),
-    "llama-mqa": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=1), dict(attn="mqa"), LLAMA),
+    "llama": ("Llama", LLAMA_SIZES, dict(mixer="gqa"), LLAMA),
+    "llama-mha": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=HEADS), dict(mixer="mha"), LLAMA),
+    "llama-mqa": ("Llama", LLAMA_SIZES | dict(num_key_value_heads=1), dict(mixer="mqa"), LLAMA),
     "llama-base": (
         "Llama",
         LLAMA_SIZES | dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)),
-        dict(attn="gqa", pos=("rope", dict(base=500.0))),
+        dict(mixer="gqa", pos=("rope", dict(base=500.0))),
         LLAMA,
     ),
     "mistral": (
         "Mistral",
         LLAMA_SIZES | dict(sliding_window=4),
-        dict(attn="gqa", mask=("window", dict(window=4))),
+        dict(mixer="gqa", mask=("window", dict(window=4))),
         LLAMA,
     ),
-    "qwen3": ("Qwen3", LLAMA_SIZES, dict(attn=("gqa", dict(qk_norm="head"))), QWEN3),
+    "qwen3": ("Qwen3", LLAMA_SIZES, dict(mixer=("gqa", dict(qk_norm="head"))), QWEN3),
     "olmo2": (
         "Olmo2",
         LLAMA_SIZES | dict(hidden_size=SQUARE),
-        dict(residual="branch_norm", attn=("gqa", dict(qk_norm="width")), d_model=SQUARE),
+        dict(residual="branch_norm", mixer=("gqa", dict(qk_norm="width")), d_model=SQUARE),
         OLMO2,
     ),
     "gemma2": (
@@ -302,7 +302,7 @@ PUBLISHED = {
             norm=("rms", dict(unit_offset=True)),
             residual="sandwich",
             ffn="geglu",
-            attn=("gqa", dict(softcap=3.0, scale=17**-0.5)),
+            mixer=("gqa", dict(softcap=3.0, scale=17**-0.5)),
             head=("linear", dict(softcap=2.0)),
             embed_scale="sqrt_d_model",
             tied=True,
@@ -316,7 +316,7 @@ PUBLISHED = {
             attention_bias=True,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.4),
         ),
-        dict(attn=("gqa", dict(qkv_bias=True)), pos=("rope", dict(layout="interleaved", fraction=0.4)), mask="prefix"),
+        dict(mixer=("gqa", dict(qkv_bias=True)), pos=("rope", dict(layout="interleaved", fraction=0.4)), mask="prefix"),
         GLM,
     ),
     "gpt2": (
@@ -326,7 +326,7 @@ PUBLISHED = {
             norm="layer",
             ffn=("gelu_tanh", dict(bias=True)),
             pos=("learned", dict(max_positions=128)),
-            attn=("mha", BIASED),
+            mixer=("mha", BIASED),
             tied=True,
         )
         | SQUARE_SIZES,
@@ -353,7 +353,7 @@ PUBLISHED = {
             use_parallel_residual=False,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.4),
         ),
-        dict(norm="layer", ffn=("gelu", dict(bias=True)), pos=("rope", dict(fraction=0.4)), attn=("mha", BIASED))
+        dict(norm="layer", ffn=("gelu", dict(bias=True)), pos=("rope", dict(fraction=0.4)), mixer=("mha", BIASED))
         | SQUARE_SIZES,
         NEOX,
     ),
@@ -370,7 +370,7 @@ PUBLISHED = {
             residual=("parallel", dict(norms=2)),
             ffn=("gelu", dict(bias=True)),
             pos=("rope", dict(fraction=0.4)),
-            attn=("mha", BIASED),
+            mixer=("mha", BIASED),
         )
         | SQUARE_SIZES,
         NEOX,
@@ -384,7 +384,7 @@ PUBLISHED = {
             norm=("layer", dict(shift=False)),
             residual="parallel",
             pos=("rope", dict(layout="interleaved")),
-            attn="gqa",
+            mixer="gqa",
             head=("linear", dict(scale=0.0625)),
             tied=True,
         )
@@ -401,7 +401,7 @@ PUBLISHED = {
             ffn=("gelu", dict(bias=True)),
             pos=("learned", dict(max_positions=128)),
             mask="full",
-            attn=("mha", BIASED),
+            mixer=("mha", BIASED),
             head="mlm",
             embed_norm=True,
             embed_types=3,
@@ -426,7 +426,7 @@ PUBLISHED = {
             norm="layer",
             ffn=("gelu_tanh", dict(bias=True)),
             pos="alibi",
-            attn=("mha", BIASED),
+            mixer=("mha", BIASED),
             embed_norm=True,
             tied=True,
             d_ff=4 * SQUARE,
@@ -503,7 +503,7 @@ def test_published_model(name):
 
 TINY = dict(d_model=8, n_layers=1, n_heads=2, head_dim=4, d_ff=12, vocab_size=11)
 SHORT, PREFIXES = 4, (0, 2, 4)
-BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "attn")  # a head comes after all layers: its contract is enough
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer")  # a head comes after all layers: its contract is enough
 PARTS = tuple(options(group) for group in BLOCKS)
 
 
@@ -548,7 +548,7 @@ def indistinct(norm: str, residual: str) -> bool:
     def run(scheme):
         """A whole layer, since a scheme may have norms within its branches; every weight is drawn alike."""
         torch.manual_seed(0)
-        blocks = {"norm": norm, "residual": scheme, "ffn": "swiglu", "pos": "none", "mask": "causal", "attn": "mha", "head": "linear"}
+        blocks = {"norm": norm, "residual": scheme, "ffn": "swiglu", "pos": "none", "mask": "causal", "mixer": "mha", "head": "linear"}
         decoder = Decoder(**TINY, n_kv_heads=2, **{group: part(group, name) for group, name in blocks.items()})
         return decoder.layers[0](x, decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0])
 
@@ -591,7 +591,7 @@ def pairwise() -> list[tuple[str, ...]]:
 def check_combination(choice: tuple[str, ...]) -> None:
     """Forward, backward, a step; what may be scored has no gradient towards what comes later or to another sequence."""
     parts = {group: part(group, name) for group, name in zip(BLOCKS, choice, strict=True)}
-    decoder = Decoder(**TINY, n_kv_heads=parts["attn"].func.default_kv_heads(2), head=part("head", "linear"), **parts)
+    decoder = Decoder(**TINY, n_kv_heads=parts["mixer"].func.default_kv_heads(2), head=part("head", "linear"), **parts)
 
     # A sequence for each position that may be scored, under each prefix: one backward pass then looks at all of them.
     prefixes = PREFIXES if decoder.mask.uses_prefix else (0,)
@@ -627,7 +627,7 @@ def test_pairwise(choice):
 def test_all(norm, residual, mask):
     if refusal(norm, residual, mask):
         pytest.skip("refused")
-    for ffn, pos, attn in product(options("ffn"), options("pos"), options("attn")):
+    for ffn, pos, attn in product(options("ffn"), options("pos"), options("mixer")):
         check_combination((norm, residual, ffn, pos, mask, attn))
 
 

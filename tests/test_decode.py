@@ -19,7 +19,7 @@ PADDING = (3, 0)
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order; RoPE's angles are the same float32 ones
 
 DECODABLE = [mask for mask in options("mask") if not make("mask", mask)().bidirectional]
-MATRIX = [row for row in product(options("pos"), DECODABLE, options("attn")) if not make("pos", row[0]).func.uses_length]
+MATRIX = [row for row in product(options("pos"), DECODABLE, options("mixer")) if not make("pos", row[0]).func.uses_length]
 
 
 def prefix_of(decoder: Decoder, batch: int = BATCH) -> torch.Tensor | None:
@@ -40,22 +40,22 @@ def in_pieces(decoder: Decoder, tokens, sizes, prefix_len=None, positions=None, 
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.parametrize(("pos", "mask", "attn"), MATRIX)
+@pytest.mark.parametrize(("pos", "mask", "mixer"), MATRIX)
 @torch.no_grad()
 def test_decoding_is_the_parallel_forward(pos, mask, attn):
     """Token by token, and several at a time."""
-    decoder = build(pos=pos, mask=mask, attn=attn, n_layers=2).eval()
+    decoder = build(pos=pos, mask=mask, mixer=attn, n_layers=2).eval()
     tokens, prefix_len = draw_tokens(seq=SEQ), prefix_of(decoder)
     expected = decoder(tokens, prefix_len)
     for sizes in ([PROMPT] + [1] * (SEQ - PROMPT), [PROMPT, 3, 1]):
         torch.testing.assert_close(in_pieces(decoder, tokens, sizes, prefix_len), expected, **EXACT)
 
 
-@pytest.mark.parametrize(("pos", "mask", "attn"), MATRIX)
+@pytest.mark.parametrize(("pos", "mask", "mixer"), MATRIX)
 @torch.no_grad()
 def test_a_padded_sequence_is_read_as_if_it_stood_alone(pos, mask, attn):
     """Whole and from a cache; each sequence against itself without its padding."""
-    decoder = build(pos=pos, mask=mask, attn=attn, n_layers=2).eval()
+    decoder = build(pos=pos, mask=mask, mixer=attn, n_layers=2).eval()
     tokens, prefix_len, padding = draw_tokens(seq=SEQ), prefix_of(decoder), torch.tensor(PADDING)
     together = decoder(tokens, prefix_len, padding=padding)
     piecewise = in_pieces(decoder, tokens, [7, 1, 1], prefix_len, padding=padding)
@@ -81,7 +81,7 @@ def test_decoding_block_by_block_of_queries(pos, mask, monkeypatch):
 @pytest.mark.parametrize("changes", [{"qk_norm": "head"}, {"qk_norm": "width"}, {"softcap": 2.0}, {"qkv_bias": True, "out_bias": True}], ids=str)
 @torch.no_grad()
 def test_decoding_with_options_of_attention(changes):
-    decoder, tokens = build(attn=make("attn", "gqa", **changes)).eval(), draw_tokens(seq=SEQ)
+    decoder, tokens = build(mixer=make("mixer", "gqa", **changes)).eval(), draw_tokens(seq=SEQ)
     torch.testing.assert_close(in_pieces(decoder, tokens, [PROMPT, 1, 1, 2]), decoder(tokens), **EXACT)
 
 
@@ -93,7 +93,7 @@ def test_decoding_under_every_residual_scheme(residual):
 
 
 def test_a_cache_holds_each_key_value_head_once_and_nothing_else():
-    decoder, cache = build(attn="gqa").eval(), Cache()
+    decoder, cache = build(mixer="gqa").eval(), Cache()
     decoder(draw_tokens(seq=PROMPT), cache=cache)
     decoder(draw_tokens(seq=2), cache=cache)
     assert KV_HEADS < HEADS and len(cache) == PROMPT + 2 and len(cache.held) == LAYERS

@@ -17,7 +17,7 @@ def test_parameters_of_a_llama():
             LlamaConfig(vocab_size=211, hidden_size=48, intermediate_size=104, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2)
         )
     ours = archlab.build(
-        "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "attn=gqa", "size.n_kv_heads=2", "size.d_ff=104", "size.vocab_size=211"
+        "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "mixer=gqa", "size.n_kv_heads=2", "size.d_ff=104", "size.vocab_size=211"
     )
     assert count_parameters(ours) == theirs.num_parameters()
 
@@ -27,14 +27,14 @@ def test_parameters_of_a_gpt2_with_its_tied_head_counted_once():
         theirs = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=6, n_positions=37))
     ours = archlab.build(
         "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "size.vocab_size=211", "norm=layer", "ffn=gelu_tanh", "ffn.bias=true",
-        "attn.qkv_bias=true", "attn.out_bias=true", "pos=learned", "pos.max_positions=37", "train.train_len=37", "embed.tied=true",
+        "mixer.qkv_bias=true", "mixer.out_bias=true", "pos=learned", "pos.max_positions=37", "train.train_len=37", "embed.tied=true",
     )  # fmt: skip
     assert count_parameters(ours) == theirs.num_parameters()
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("pos=alibi",), ("attn=mqa",), ("attn.softcap=30",), ("mask=prefix",), ("ffn=relu",), ("pos=alibi", "train.train_len=640")],
+    [(), ("pos=alibi",), ("mixer=mqa",), ("mixer.softcap=30",), ("mask=prefix",), ("ffn=relu",), ("pos=alibi", "train.train_len=640")],
 )
 def test_flops_by_hand(overrides):
     cfg = archlab.compose("size=nano", *overrides)

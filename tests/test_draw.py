@@ -31,7 +31,7 @@ def test_every_residual_scheme_is_drawn_with_its_norms_and_its_final_one(scheme)
     assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm"))
 
 
-@pytest.mark.parametrize("group", ["norm", "ffn", "pos", "mask", "attn"])
+@pytest.mark.parametrize("group", ["norm", "ffn", "pos", "mask", "mixer"])
 def test_every_block_can_be_drawn(group):
     for option in options(group):
         extra = ["allow_leak=true", "train.train_len=64"] if group == "norm" else []
@@ -77,7 +77,7 @@ def test_what_surrounds_the_tables_is_drawn():
 
 
 def test_scales_and_caps_are_drawn_as_they_are():
-    decoder = assemble_without_weights(archlab.compose("attn.scale=0.5", "pos.fraction=0.25", "head.softcap=5", "head.scale=3"))
+    decoder = assemble_without_weights(archlab.compose("mixer.scale=0.5", "pos.fraction=0.25", "head.softcap=5", "head.scale=3"))
     told = texts(decoder)
     assert "scores q · k × 0.5" in told and any("fraction 0.25" in text for text in told)
     assert "× 3" in " ".join(told) and "tanh" in " ".join(told)

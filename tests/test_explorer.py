@@ -21,7 +21,7 @@ PAIRS = [
     ("falcon_7b", "gpt2"),  # one key-value head to many, which attn and sizes have to say together
     ("gemma3_1b", "bert_base"),
     ("qwen_7b", "opt_350m"),  # a narrow embedding
-    ("norm=layer", "attn=gqa size=small size.n_kv_heads=2 train.tokens=100000"),
+    ("norm=layer", "mixer=gqa size=small size.n_kv_heads=2 train.tokens=100000"),
     ("train.tokens=100000 match=params", "ffn=gelu budget=chinchilla train.lr=1e-3"),
     ("mask=prefix", "mask=window mask.window=7 data.valid_share=0.2"),
 ]
@@ -45,7 +45,7 @@ def test_a_ladder_leads_from_one_model_to_the_other_and_every_rung_can_be_run(fi
 def test_a_rung_changes_what_it_is_called_by_and_nothing_else():
     """Group by group; sizes that follow another by rule are the exception, as d_ff follows d_model."""
     rungs = list(ladder(named("llama_7b"), named("chatglm_6b")))
-    assert [rung.about for rung in rungs[1:8]] == [(name,) for name in ("norm", "residual", "ffn", "pos", "mask", "attn", "init")]
+    assert [rung.about for rung in rungs[1:8]] == [(name,) for name in ("norm", "residual", "ffn", "pos", "mask", "mixer", "init")]
     for below, rung in zip(rungs, rungs[1:8]):
         (group,) = rung.about
         other = {key for key, value in compared(rung.cfg).items() if compared(below.cfg)[key] != value}
@@ -91,10 +91,10 @@ def test_a_difference_holds_what_transformers_own_model_has():
 
 
 def test_blocks_are_told_by_what_differs():
-    told = difference(named("norm=layer norm.eps=1e-6"), named("norm=layer attn=mqa dropout=0.1"))
+    told = difference(named("norm=layer norm.eps=1e-6"), named("norm=layer mixer=mqa dropout=0.1"))
     assert told.blocks == [
         ("norm", "layer eps=1e-06", "layer eps=1e-05"),
-        ("attn", "mha", "mqa"),  # the dropout it takes over is told once, as a setting
+        ("mixer", "mha", "mqa"),  # the dropout it takes over is told once, as a setting
     ]
     assert told.settings == [("dropout", "0.0", "0.1")]
 

@@ -275,10 +275,10 @@ def test_damaged_files_are_named(copied):
     weights.write_bytes(whole[: len(whole) // 2])
     assert refused(copied).startswith("RUN/model.safetensors: cannot be read:")
     stored = load_file_of(whole, copied)
-    stored["layers.0.attention.q_proj.weight"][1, 2] = math.nan
+    stored["layers.0.mixer.q_proj.weight"][1, 2] = math.nan
     save_file(stored, weights)
-    assert refused(copied) == "RUN/model.safetensors: layers.0.attention.q_proj.weight holds a number that is not finite; a run that diverged has no use for its weights"
-    del stored["layers.0.attention.q_proj.weight"]
+    assert refused(copied) == "RUN/model.safetensors: layers.0.mixer.q_proj.weight holds a number that is not finite; a run that diverged has no use for its weights"
+    del stored["layers.0.mixer.q_proj.weight"]
     save_file(stored, weights)
     assert "are another model's weights" in refused(copied)
     weights.unlink()

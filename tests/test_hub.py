@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     changed(folder, hidden_act="silu", intermediate_size=90)
     refused(folder, r"model.layers.0.mlp.gate_proj.weight: is \(88, 48\) where config.json asks for \(90, 48\)")
     changed(folder, intermediate_size=88, num_hidden_layers=4)
-    refused(folder, "layers.3.attention.q_proj.weight, .* missing")
+    refused(folder, "layers.3.mixer.q_proj.weight, .* missing")
     changed(folder, num_hidden_layers=2)
     refused(folder, "model.layers.2.* have no place in this family")
     (folder / "config.json").write_text("{")

@@ -10,15 +10,15 @@ from oracles import VOCAB, build, every_option, make, node, options
 import archlab
 
 N, D, F, V, Q, KV = 6, 144, 200, 160, 6 * 26, 3 * 26  # layers, d_model, d_ff, vocabulary, width of queries, of keys
-LARGE = dict(n_layers=N, d_model=D, d_ff=F, vocab_size=V, head_dim=26, attn="gqa", pos="learned")
+LARGE = dict(n_layers=N, d_model=D, d_ff=F, vocab_size=V, head_dim=26, mixer="gqa", pos="learned")
 
 SHAPES = {
     # (out, in)
-    "attention.q_proj": (Q, D), "attention.k_proj": (KV, D), "attention.v_proj": (KV, D), "attention.out_proj": (D, Q),
+    "mixer.q_proj": (Q, D), "mixer.k_proj": (KV, D), "mixer.v_proj": (KV, D), "mixer.out_proj": (D, Q),
     "ffn.gate_proj": (F, D), "ffn.up_proj": (F, D), "ffn.down_proj": (D, F),
 }  # fmt: skip
-TO_STREAM = ("attention.out_proj", "ffn.down_proj")
-UNGAINED = ("attention.q_proj", "attention.k_proj")
+TO_STREAM = ("mixer.out_proj", "ffn.down_proj")
+UNGAINED = ("mixer.q_proj", "mixer.k_proj")
 
 # (8 * 6)^(-1/4), (2 * 6)^(-1/2) and sqrt(ln(2 * 6)); one everywhere else
 BETA = {"deep": 0.379918, "deep_glm": 0.288675, "sub": 1.576359}
@@ -81,14 +81,14 @@ def test_options_of_the_schemes():
     assert half.head.weight.std().item() == pytest.approx(0.5 * glorot(V, D), rel=0.03)  # 0.5% is one standard error
     assert half.embedding.weight.std().item() == pytest.approx(D**-0.5, rel=0.03)
     flat = start(instantiate(node("init", "normal"), std=0.1, depth_scaled=False), **LARGE)
-    for weight in (flat.head.weight, flat.layers[3].ffn.down_proj.weight, flat.layers[0].attention.out_proj.weight):
+    for weight in (flat.head.weight, flat.layers[3].ffn.down_proj.weight, flat.layers[0].mixer.out_proj.weight):
         assert weight.std().item() == pytest.approx(0.1, rel=0.03)
 
 
 @pytest.mark.parametrize("init", options("init"))
 def test_biases_start_at_zero_and_gains_at_one(init):
-    attn = make("attn", "gqa", qkv_bias=True, out_bias=True, qk_norm="head")
-    fresh = build(torch.float32, fresh=True, norm="layer", ffn="glm", attn=attn)
+    attn = make("mixer", "gqa", qkv_bias=True, out_bias=True, qk_norm="head")
+    fresh = build(torch.float32, fresh=True, norm="layer", ffn="glm", mixer=attn)
     instantiate(node("init", init))(fresh, 0)
     vectors = {name: weight for name, weight in fresh.named_parameters() if weight.dim() == 1}
     assert len(vectors) == 4 * (4 + 2 + 4 + 4) + 2  # in a layer: norms, ffn biases, attention biases, q and k norms
@@ -154,7 +154,7 @@ PLACE = {
     "ffn": "ffn",
     "pos": "position",
     "mask": "mask",
-    "attn": "attention",
+    "mixer": "mixer",
     "head": "head",
 }
 

@@ -47,7 +47,7 @@ def test_the_summary_says_what_was_run(default):
     _, summary = default
     assert summary["status"] == "completed" and summary["leaking"] is False
     assert summary["choices"] == {
-        "norm": "rms", "residual": "pre", "ffn": "swiglu", "pos": "rope", "mask": "causal", "attn": "mha", "head": "linear",
+        "norm": "rms", "residual": "pre", "ffn": "swiglu", "pos": "rope", "mask": "causal", "mixer": "mha", "head": "linear",
         "init": "xavier", "size": "nano", "data": "text",
     }  # fmt: skip
     assert (summary["seed"], summary["device"], summary["dtype"]) == (0, "cpu" if not torch.cuda.is_available() else "cuda", "float32")
@@ -211,7 +211,7 @@ def test_what_the_data_cannot_serve_is_refused_before_anything_is_written(tmp_pa
 
 def test_show_trains_nothing_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lab.show(archlab.compose("norm=layer", "attn=gqa"))
+    lab.show(archlab.compose("norm=layer", "mixer=gqa"))
     printed = capsys.readouterr().out
     assert "layer" in printed and "parameters" in printed and "GroupedQuery" in printed
     assert list(tmp_path.iterdir()) == []

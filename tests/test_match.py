@@ -8,7 +8,7 @@ import archlab
 from archlab.assemble import assemble
 from archlab.errors import UserError
 
-ARMS = (["ffn=gelu"], ["ffn=relu", "attn=gqa"], ["attn=mqa"], ["pos=learned"], ["residual=sandwich", "norm=layer"], ["size.n_kv_heads=2", "attn=gqa"])
+ARMS = (["ffn=gelu"], ["ffn=relu", "mixer=gqa"], ["mixer=mqa"], ["pos=learned"], ["residual=sandwich", "norm=layer"], ["size.n_kv_heads=2", "mixer=gqa"])
 
 
 def numbers(cfg) -> int:

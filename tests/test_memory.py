@@ -26,8 +26,8 @@ from archlab.memory.settings import MemorySettings, bytes_of
 
 CHATGLM = (
     "size.d_model=4096", "size.n_layers=28", "size.n_heads=32", "size.d_ff=16384", "size.vocab_size=130528", "ffn=gelu_tanh",
-    "ffn.bias=true", "norm=layer", "residual=deep_glm", "embed.tied=true", "embed.norm=true", "attn.qkv_bias=true",
-    "attn.out_bias=true",
+    "ffn.bias=true", "norm=layer", "residual=deep_glm", "embed.tied=true", "embed.norm=true", "mixer.qkv_bias=true",
+    "mixer.out_bias=true",
 )  # fmt: skip
 TEXTBOOK = MemorySettings(dropout=True)
 
@@ -178,8 +178,8 @@ def test_every_network_keeps_what_autograd_keeps(ffn, dropout, batch, seq, d, he
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_every_attention_keeps_what_autograd_keeps(kv_heads, softcap, weights, dtype):
-    attn = ("attn=gqa", f"size.n_kv_heads={kv_heads}") if kv_heads < 6 else ("attn=mha",)
-    cap = (f"attn.softcap={softcap}",) if softcap else ()
+    attn = ("mixer=gqa", f"size.n_kv_heads={kv_heads}") if kv_heads < 6 else ("mixer=mha",)
+    cap = (f"mixer.softcap={softcap}",) if softcap else ()
     ours = on_meta("size.d_model=48", "size.n_heads=6", "size.d_ff=88", "ffn=gelu", *attn, *cap)
     rules = Accounting(MemorySettings(weights=weights).bytes_per_number, dropout=True)
     theirs = PlainLayer(48, 6, kv_heads, 88, softcap=softcap, dtype=dtype)
@@ -201,7 +201,7 @@ def test_flash_attention_keeps_its_inputs_its_output_and_a_sum_for_each_head(kv_
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
     del out
-    layer = on_meta("size.d_model=48", "size.n_heads=6", "attn=gqa", f"size.n_kv_heads={kv_heads}").layers[0]
+    layer = on_meta("size.d_model=48", "size.n_heads=6", "mixer=gqa", f"size.n_kv_heads={kv_heads}").layers[0]
     terms = {term.what: term.bytes(batch, seq) for term in layer_terms(layer, Accounting(2, flash=True))}
     ours = sum(terms[f"attention: {what}"] for what in ("queries, keys, values", "sums of exponentials", "what the heads read"))
     assert ours == sum(sizes.values())
@@ -405,7 +405,7 @@ def test_a_run_makes_no_use_of_memory(capsys):
 
 
 def test_parameters_by_part_by_hand():
-    parts = parameters_by_part(on_meta("size=tiny", "pos=learned", "attn.qk_norm=head", "embed.norm=true", "ffn=relu"))
+    parts = parameters_by_part(on_meta("size=tiny", "pos=learned", "mixer.qk_norm=head", "embed.norm=true", "ffn=relu"))
     d, layers, d_ff = 128, 4, 512
     assert parts == {
         "embedding": 256 * d, "positions": 512 * d, "attention": layers * 4 * d * d, "ffn": layers * 2 * d * d_ff,

@@ -234,7 +234,7 @@ def test_centred_pre_rms_norm_is_pre_layer_norm():
     with torch.no_grad():
         centred.embedding.weight -= centred.embedding.weight.mean(dim=1, keepdim=True)
         for each in centred.layers:
-            each.attention.out_proj.weight -= each.attention.out_proj.weight.mean(dim=0)
+            each.mixer.out_proj.weight -= each.mixer.out_proj.weight.mean(dim=0)
             each.ffn.down_proj.weight -= each.ffn.down_proj.weight.mean(dim=0)
     tokens = draw_tokens()
     torch.testing.assert_close(centred(tokens), layer(tokens), rtol=1e-10, atol=1e-10)  # float64 through four layers

@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_first_batch_beside_ln_v():
 def test_gradients_by_matrix_are_the_losss(residual):
     decoder, source = made(f"residual={residual}")
     layers = look_at_start(decoder, source, 0, BATCH, SEQ).layers
-    names = {"q_proj": "attention", "v_proj": "attention", "out_proj": "attention", "up_proj": "ffn", "down_proj": "ffn"}
+    names = {"q_proj": "mixer", "v_proj": "mixer", "out_proj": "mixer", "up_proj": "ffn", "down_proj": "ffn"}
     weights = [getattr(getattr(layer, part), name).weight for layer in decoder.layers for name, part in names.items()]
     expected = torch.autograd.grad(loss_by_hand(decoder, source.train(0, 1, BATCH, SEQ)), weights)
     measured = [layer[name] for layer in layers for name in names]

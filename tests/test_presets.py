@@ -130,7 +130,7 @@ def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
 def test_a_preset_chooses_every_block_itself_and_says_where_from(name):
     file = CONF / "preset" / f"{name}.yaml"
     words = yaml.safe_load(file.read_text())
-    assert {"norm", "residual", "ffn", "pos", "mask", "attn", "head", "init", "embed.tied", "embed.scale"} <= set(words)
+    assert {"norm", "residual", "ffn", "pos", "mask", "mixer", "head", "init", "embed.tied", "embed.scale"} <= set(words)
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert len(comment) >= 2
     assert any(source in " ".join(comment) for source in ("arXiv:", "configuration", "class", "config.json", "code", "card"))
@@ -145,7 +145,7 @@ def test_the_command_line_wins_in_any_order():
 
 
 def test_another_attention_leaves_the_presets_key_value_heads_behind():
-    assert compose("preset=chatglm2_6b", "attn=mha").size.n_kv_heads == 32
+    assert compose("preset=chatglm2_6b", "mixer=mha").size.n_kv_heads == 32
     assert compose("preset=chatglm2_6b").size.n_kv_heads == 2
 
 

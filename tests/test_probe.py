@@ -38,7 +38,7 @@ def test_activation_rms_is_that_of_the_stream_after_each_layer():
 def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
     decoder = archlab.build(*SIZE)
     for layer in decoder.layers:
-        torch.nn.init.zeros_(layer.attention.q_proj.weight)
+        torch.nn.init.zeros_(layer.mixer.q_proj.weight)
     seen, _ = probed(decoder)
     uniform = sum(math.log(n) for n in range(1, SEQ + 1)) / SEQ  # position i reads i + 1 tokens
     for layer in seen:
@@ -46,15 +46,15 @@ def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
         assert layer["max_score"] == 0
 
 
-@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("attn=gqa", "attn.qk_norm=head"), ("attn.softcap=2",)])
+@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("mixer=gqa", "mixer.qk_norm=head"), ("mixer.softcap=2",)])
 def test_scores_and_entropy_against_attention_written_out(overrides):
     decoder = archlab.build(*SIZE, *overrides)
     for layer in decoder.layers:
-        layer.attention.q_proj.weight.data *= 5
+        layer.mixer.q_proj.weight.data *= 5
     before = archlab.build(*SIZE, *overrides)
     before.load_state_dict(decoder.state_dict())
     seen, tokens = probed(decoder)
-    attention, captured = before.layers[0].attention, {}
+    attention, captured = before.layers[0].mixer, {}
     attention.register_forward_pre_hook(lambda module, inputs, options: captured.update(x=inputs[0], **options), with_kwargs=True)
     before(tokens[:1])
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
     for head in range(3):
         for i in range(SEQ):
             scores = [float(q[0, head, i] @ k[0, head, j]) / math.sqrt(8) for j in range(i + 1)]
-            if "attn.softcap=2" in overrides:
+            if "mixer.softcap=2" in overrides:
                 scores = [2 * math.tanh(s / 2) for s in scores]
             if "pos=alibi" in overrides:
                 slope = [2**-4, 2**-8, 2**-2][head]  # three heads: two of the power below, one from between
@@ -80,7 +80,7 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
 def test_the_probe_sees_the_prefix_of_its_sequence():
     decoder = archlab.build(*SIZE, "mask=prefix")
     for layer in decoder.layers:
-        torch.nn.init.zeros_(layer.attention.q_proj.weight)
+        torch.nn.init.zeros_(layer.mixer.q_proj.weight)
     seen, _ = probed(decoder, prefix_len=torch.tensor([6, 2, 3, 4]))
     readable = [6] * 6 + list(range(7, SEQ + 1))
     assert seen[0]["attention_entropy"] == pytest.approx(sum(math.log(n) for n in readable) / SEQ, rel=1e-5)

@@ -346,8 +346,8 @@ def test_glm_10b_is_its_published_definition():
     for layer in range(LAYERS):
         name = f"layers.{layer}"
         y = layer_norm(p, f"{name}.residual.norms.0", x, 1e-5)
-        q, k, v = (heads_of(linear(p, f"{name}.attention.{part}_proj", y), HEADS) for part in "qkv")
-        x = x + linear(p, f"{name}.attention.out_proj", attend(q, k, v, readable))
+        q, k, v = (heads_of(linear(p, f"{name}.mixer.{part}_proj", y), HEADS) for part in "qkv")
+        x = x + linear(p, f"{name}.mixer.out_proj", attend(q, k, v, readable))
         y = layer_norm(p, f"{name}.residual.norms.1", x, 1e-5)
         x = x + linear(p, f"{name}.ffn.down_proj", gelu_tanh(linear(p, f"{name}.ffn.up_proj", y)))
     expected = layer_norm(p, "final_norm", x, 1e-5) @ p["embedding.weight"].T
@@ -363,9 +363,9 @@ def test_glm_130b_is_its_published_definition():
     x = layer_norm(p, "embed_norm", p["embedding.weight"][ids], 1e-5)
     for layer in range(LAYERS):
         name = f"layers.{layer}"
-        q, k, v = (heads_of(linear(p, f"{name}.attention.{part}_proj", x), HEADS) for part in "qkv")
+        q, k, v = (heads_of(linear(p, f"{name}.mixer.{part}_proj", x), HEADS) for part in "qkv")
         read = attend(turn_halves(q, turn), turn_halves(k, turn), v, readable)
-        x = layer_norm(p, f"{name}.residual.norms.0", alpha * x + linear(p, f"{name}.attention.out_proj", read), 1e-5)
+        x = layer_norm(p, f"{name}.residual.norms.0", alpha * x + linear(p, f"{name}.mixer.out_proj", read), 1e-5)
         gated = gelu(linear(p, f"{name}.ffn.gate_proj", x)) * linear(p, f"{name}.ffn.up_proj", x)
         x = layer_norm(p, f"{name}.residual.norms.1", alpha * x + linear(p, f"{name}.ffn.down_proj", gated), 1e-5)
     expected = x @ p["embedding.weight"].T

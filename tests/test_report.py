@@ -232,7 +232,7 @@ class TestResult:
         assert "Stopped" in flat(told(tables.result({"status": "stopped"})))
 
     def test_assembled_wraps_words_and_keeps_options(self):
-        rows = [("norm", "rms", "divides by the root mean square " * 4), ("attn", "mha", "as many keys as queries")]
+        rows = [("norm", "rms", "divides by the root mean square " * 4), ("mixer", "mha", "as many keys as queries")]
         lines = told(tables.assembled(rows, SUMMARY))
         text = flat(lines)
         assert max(map(len, lines)) <= 80

@@ -99,9 +99,9 @@ def test_sub_norm_starts_its_branches_sqrt_ln_2n_times_as_large(n_layers, gain):
 @pytest.mark.parametrize("ffn", ["gelu", "swiglu"])
 def test_sub_norm_norms_what_goes_back_to_the_stream(ffn):
     """Magneto's layer step by step: a norm before q, k, v, one before out; a norm before the network, one before down."""
-    decoder = build(residual="sub", norm=make("norm", "layer", eps=0.2), ffn=ffn, attn="gqa")
+    decoder = build(residual="sub", norm=make("norm", "layer", eps=0.2), ffn=ffn, mixer="gqa")
     layer, x = decoder.layers[1], draw_stream()
-    attention, network, reading = layer.attention, layer.ffn, decoder.read(draw_tokens())[0]
+    attention, network, reading = layer.mixer, layer.ffn, decoder.read(draw_tokens())[0]
 
     def normed(norm, features):
         variance, mean = torch.var_mean(features, dim=-1, correction=0, keepdim=True)
@@ -198,8 +198,8 @@ def as_ours(theirs: dict[str, torch.Tensor], n_layers: int) -> dict[str, torch.T
         for kind in ("weight", "bias"):
             fused = theirs[f"layers.{i}.self_attn.in_proj_{kind}"]
             for which, part in zip("qkv", fused.chunk(3), strict=True):
-                ours[f"layers.{i}.attention.{which}_proj.{kind}"] = part
-            ours[f"layers.{i}.attention.out_proj.{kind}"] = theirs[f"layers.{i}.self_attn.out_proj.{kind}"]
+                ours[f"layers.{i}.mixer.{which}_proj.{kind}"] = part
+            ours[f"layers.{i}.mixer.out_proj.{kind}"] = theirs[f"layers.{i}.self_attn.out_proj.{kind}"]
             ours[f"layers.{i}.ffn.up_proj.{kind}"] = theirs[f"layers.{i}.linear1.{kind}"]
             ours[f"layers.{i}.ffn.down_proj.{kind}"] = theirs[f"layers.{i}.linear2.{kind}"]
         for j in range(2):
@@ -217,7 +217,7 @@ def test_agrees_with_torchs_transformer(residual, norm_first, activation):
     theirs = torchs_decoder(norm_first, activation, d_model, d_ff, n_layers)
     decoder = build(
         norm="layer", residual=residual, ffn=make("ffn", activation, bias=True), pos="none",
-        attn=make("attn", "mha", qkv_bias=True, out_bias=True), d_model=d_model, n_layers=n_layers,
+        mixer=make("mixer", "mha", qkv_bias=True, out_bias=True), d_model=d_model, n_layers=n_layers,
     )  # fmt: skip
     missing, unexpected = decoder.load_state_dict(as_ours(theirs.state_dict(), n_layers), strict=False)
     assert (sorted(missing), unexpected) == (["embedding.weight", "head.weight"], [])
@@ -248,7 +248,7 @@ def test_chatglms_layout_is_deep_norm_with_a_norm_on_the_embeddings():
     h = decoder.embedding(tokens)
     for i, layer in enumerate(decoder.layers):
         a = norms[2 * i](h)
-        h1 = alpha * a + layer.attention(a, reading=reading)
+        h1 = alpha * a + layer.mixer(a, reading)
         m = norms[2 * i + 1](h1)
         h = alpha * m + layer.ffn(m)
     torch.testing.assert_close(decoder(tokens), decoder.head(norms[-1](h)), **MANY_LAYERS)

@@ -71,7 +71,7 @@ def test_schedule_without_warmup_starts_near_the_top_and_by_default_warms_up_a_t
 
 
 def test_weight_decay_is_on_matrices_only():
-    decoder = archlab.build(*SMALL, "norm=layer", "ffn.bias=true", "attn.qkv_bias=true")
+    decoder = archlab.build(*SMALL, "norm=layer", "ffn.bias=true", "mixer.qkv_bias=true")
     decaying, still = adamw(decoder, settings(weight_decay=0.3)).param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
     assert all(p.ndim == 2 for p in decaying["params"]) and all(p.ndim == 1 for p in still["params"])
@@ -204,7 +204,7 @@ def test_without_patience_nothing_is_kept():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_and_keeps_float32_weights(dtype):
-    decoder = archlab.build(*SMALL, "pos=alibi", "attn.qk_norm=head")
+    decoder = archlab.build(*SMALL, "pos=alibi", "mixer.qk_norm=head")
     outcome, _ = run(decoder, {"steps": 40, "batch_size": 16}, machine=Machine(torch.device("cpu"), dtype))
     assert outcome.status == "completed" and outcome.losses[-1] < 0.6 * outcome.losses[0]
     assert {p.dtype for p in decoder.parameters()} == {torch.float32}
@@ -222,7 +222,7 @@ def test_loss_scaling_is_on_for_float16_alone():
     ("break_it", "where", "quantity"),
     [
         (lambda d: d.layers[1].ffn.up_proj.weight.data[3].fill_(float("inf")), "layers.1.ffn.up_proj.weight", "weight"),
-        (lambda d: d.layers[0].attention.v_proj.weight.data.fill_(3e38), "layers.0.attention.v_proj", "activation"),
+        (lambda d: d.layers[0].mixer.v_proj.weight.data.fill_(3e38), "layers.0.mixer.v_proj", "activation"),
         (lambda d: d.head.weight.data.fill_(3e38), "head", "activation"),
     ],
 )

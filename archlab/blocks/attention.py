@@ -1,18 +1,20 @@
-"""Attention: each position reads, by content, from the positions it may read."""
+"""Attention: each position gathers, by content, from the positions it may attend to."""
 
-from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import Stream
+from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
+from archlab.blocks.kept import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
-from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
+from archlab.blocks.norm import MakeWidthNorm, RMSNorm, check_width_norm, no_norm
 from archlab.blocks.reading import Reading, Rows
 from archlab.blocks.softcap import leave, make_squash
+from archlab.blocks.steps import Step
 from archlab.quantities import Literal, Positive, Probability
 
 Split = Callable[[Tensor], Tensor]
@@ -30,7 +32,7 @@ def multiply(x: Tensor, by: float) -> Tensor:
     return by * x
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """softmax(q k^T / sqrt(head_dim) + bias) v per head, over the keys each query may read, projected to d_model.
 
     Consecutive query heads share a key-value head where there are fewer of those. `qk_norm` norms queries and keys
@@ -41,6 +43,10 @@ class Attention(nn.Module):
 
     Source: arXiv:1706.03762, eq. 1; arXiv:2302.05442, "QK Normalization" (qk_norm); arXiv:2408.00118, sec. 2 (softcap).
     """
+
+    honours = frozenset({"rotation", "bias", "mask", "padding"})
+    taps = ("attention_entropy", "max_score")
+    decodes = True
 
     def __init__(
         self,
@@ -59,7 +65,7 @@ class Attention(nn.Module):
         inner_norm: MakeWidthNorm = no_norm,
     ):
         super().__init__()
-        self.head_dim = head_dim
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.dropout = dropout
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=qkv_bias)
@@ -68,25 +74,22 @@ class Attention(nn.Module):
         self.out_dropout = nn.Dropout(dropout)
         self.inner_norm = inner_norm(d_model=n_heads * head_dim)
         make_norm, per_head = no_norm if qk_norm == "none" else norm, qk_norm == "head"
+        check_width_norm(f"mixer.qk_norm={qk_norm}", make_norm(d_model=head_dim))
         self.q_norm = make_norm(d_model=head_dim if per_head else n_heads * head_dim)
         self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
         self.norm_and_split = split_then_norm if per_head else norm_then_split
         self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
+        self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
         self.squash = make_squash(softcap)
         self.kernel = explicit_kernel(self.squash) if softcap else kernel
 
     @staticmethod
-    @abstractmethod
-    def default_kv_heads(n_heads: int) -> int:
-        """How many key-value heads serve n_heads heads where the size does not say."""
-
-    @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
-        """Whether so many key-value heads are still this kind of attention."""
         return n_heads % n_kv_heads == 0
 
     def forward(self, x: Stream, reading: Reading) -> Stream:
         q, k = self.queries_and_keys(x, reading)
+        reading.tap(self.taps, partial(self.look, q, k, reading))
         k, v = reading.with_held(self, k, self.heads(self.v_proj(x)))
         read = self.kernel(q, k, v, reading, self.dropout * self.training)
         joined = rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)")
@@ -103,16 +106,83 @@ class Attention(nn.Module):
         q, k = self.queries_and_keys(x, reading)
         return explicit_scores(q, k, rows, self.squash)
 
+    def look(self, q: Tensor, k: Tensor, reading: Reading) -> Mapping[str, Tensor]:
+        """The mean entropy of the weights, nats, and the largest score: of the first sequence's last block of queries."""
+        *_, rows = reading.of_first().blocks()
+        scores = explicit_scores(q[:1], k[:1], rows, self.squash)
+        entropy = torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1).mean()
+        return {"attention_entropy": entropy, "max_score": scores.amax()}
+
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
+
+    # ------------------------------------------------------------ what it answers
+
+    @property
+    def summary(self) -> str:
+        sizes = f"heads {self.n_heads}, kv_heads {self.n_kv_heads}, head_dim {self.head_dim}"
+        return f"{type(self).__name__}, {sizes}"
+
+    def kept(self, rules: Accounting) -> Iterator[Term]:
+        """Source: arXiv:2205.05198, sec. 4.1; arXiv:2205.14135, sec. 3.1 (what FlashAttention keeps)."""
+        e, d_model = rules.e, self.out_proj.out_features
+        q_width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        yield Term("attention: input", e * d_model, needed_by=("q_proj", "k_proj", "v_proj"), branch_input=True)
+        if any(isinstance(norm, Norm) for norm in (self.q_norm, self.k_norm)):
+            yield Term("attention: queries and keys before their norm", e * (q_width + kv_width))
+        if rules.flash:
+            yield Term("attention: queries, keys, values", e * (q_width + 2 * kv_width))
+            yield Term("attention: sums of exponentials", FLOAT32 * self.n_heads)
+            yield Term("attention: what the heads gather", e * q_width)
+        else:
+            # Each head's products are made with its own copy of the keys and values that it shares with others.
+            yield Term("attention: queries, keys, values", e * 3 * q_width)
+            yield from self._kept_of_scores(rules)
+            yield Term("attention: what the heads gather", e * q_width, needed_by=("out_proj",))
+        if rules.drops(self.out_dropout.p):
+            yield Term("attention: dropout mask", MASK * d_model)
+
+    def _kept_of_scores(self, rules: Accounting) -> Iterator[Term]:
+        """What unfused attention keeps for each query and key."""
+        if self.softcap:
+            yield Term("attention: scores under the cap", pair=rules.e * self.n_heads)
+        yield Term("attention: weights", pair=rules.e * self.n_heads)
+        if rules.drops(self.dropout):
+            yield Term("attention: dropout mask of the weights", pair=MASK * self.n_heads)
+            yield Term("attention: weights after dropout", pair=rules.e * self.n_heads)
+
+    def steps(self, position: Position, mask: Mask) -> Sequence[Step]:
+        """From the three projections to the output, with what acts on queries, keys and scores in the order it does."""
+        told = [self._projected("q_proj", self.n_heads), self._projected("k_proj", self.n_kv_heads), self._projected("v_proj", self.n_kv_heads)]  # fmt: skip
+        q, k, v = 1, 2, 3
+
+        def then(step: Step) -> int:
+            told.append(step)
+            return len(told)
+
+        if isinstance(self.q_norm, Norm):
+            q, k = then(Step("part", "q_norm", path="q_norm", reads=(q,))), then(Step("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
+        if position.rotates:
+            q = k = then(Step("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
+        factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
+        scores = then(Step("op", f"scores  q · k {factor}", reads=(q, k)))
+        if self.softcap:
+            scores = then(Step("op", f"softcap ±{self.softcap:g}", reads=(scores,)))
+        if position.biases_scores:
+            scores = then(Step("position", f"+ {type(position).__name__} bias", reads=(scores,)))
+        scores = then(Step("mask", f"mask: {type(mask).__name__}", reads=(scores,)))
+        weights = then(Step("op", "softmax", reads=(scores,)))
+        gathered = then(Step("op", "weights · v", reads=(weights, v)))
+        for part in ("inner_norm", "out_proj", "out_dropout"):
+            gathered = then(Step("part", part, path=part, reads=(gathered,)))
+        return told
+
+    def _projected(self, name: str, n_heads: int) -> Step:
+        return Step("part", name, f"{n_heads}×{self.head_dim}", name)
 
 
 class MultiHead(Attention):
     """A key-value head for every head. Source: arXiv:1706.03762, sec. 3.2.2."""
-
-    @staticmethod
-    def default_kv_heads(n_heads: int) -> int:
-        return n_heads
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:

@@ -103,6 +103,7 @@ class T5Bias(Position):
                 " use a larger one, such as 128"
             )
         self.buckets, self.max_distance = buckets, max_distance
+        self.looks_ahead = bidirectional
         self.bucket_of = buckets_both_ways if bidirectional else buckets_behind
         self.table = nn.Embedding(buckets, n_heads)
 

@@ -1,4 +1,4 @@
-"""What a decoder keeps of the tokens it has read, so that the next ones alone need go through it."""
+"""What a decoder keeps of the tokens it has taken in, so that the next ones alone need go through it."""
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,19 @@ Held = Float[Tensor, "batch kv_heads key head_dim"]
 
 
 class Cache:
-    """Keys, already turned, and values of every attention, for each key-value head once.
+    """What each mixer goes on from: for attention keys, already rotated, and values, for each key-value head once.
 
-    It grows by the tokens of each forward pass it is given to, and belongs to one decoder and one batch of sequences.
-    Under a window it keeps what is out of reach as well. After a forward pass that was broken off it is of no use.
+    A recurrent mixer keeps its state instead. What is kept for attention grows by the tokens of each forward pass. A
+    cache belongs to one decoder and one batch of sequences; under a window it keeps what is out of reach as well. After
+    a forward pass that was broken off it is of no use.
     """
 
     def __init__(self) -> None:
         self.places: Places | None = None
         """Where the held tokens stand; None before the first forward pass."""
 
-        self.held: dict[nn.Module, tuple[Held, Held]] = {}
+        self.held: dict[nn.Module, tuple[Tensor, ...]] = {}
+        """By mixer; every tensor's first axis is the batch."""
 
     def __len__(self) -> int:
         """Tokens held, padding included."""

@@ -3,17 +3,18 @@
 Two shapes, plain and gated; the activation is a part one gives them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.blocks.contracts import FeedForward, Stream
+from archlab.blocks.kept import MASK, Accounting, Activation, Term, kept_by
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.quantities import Probability
 
-Activation = Callable[[Tensor], Tensor]
+Elementwise = Callable[[Tensor], Tensor]
 
 
 class Plain(FeedForward):
@@ -26,7 +27,7 @@ class Plain(FeedForward):
         self,
         d_model: int,
         d_ff: int,
-        activation: Callable[[], Activation],
+        activation: Callable[[], Elementwise],
         bias: bool = False,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
@@ -40,6 +41,16 @@ class Plain(FeedForward):
 
     def forward(self, x: Stream) -> Stream:
         return self.dropout(self.down_proj(self.inner_norm(self.activation(self.up_proj(x)))))
+
+    @property
+    def summary(self) -> str:
+        return in_words(self)
+
+    def kept(self, rules: Accounting) -> Iterator[Term]:
+        hidden, keeps = rules.e * self.down_proj.in_features, kept_by(self.activation)
+        yield from kept_before_the_product(self, rules)
+        yield Term("ffn: the activation's output", hidden, needed_by=None if keeps.output else ("down_proj",))
+        yield from kept_by_dropout(self, rules)
 
 
 class Gated(FeedForward):
@@ -55,7 +66,7 @@ class Gated(FeedForward):
         self,
         d_model: int,
         d_ff: int,
-        activation: Callable[[], Activation],
+        activation: Callable[[], Elementwise],
         bias: bool = False,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
@@ -72,9 +83,41 @@ class Gated(FeedForward):
         hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
         return self.dropout(self.down_proj(self.inner_norm(hidden)))
 
+    @property
+    def summary(self) -> str:
+        return in_words(self)
+
+    def kept(self, rules: Accounting) -> Iterator[Term]:
+        hidden = rules.e * self.down_proj.in_features
+        yield from kept_before_the_product(self, rules)
+        yield Term("ffn: the two sides of the gate", 2 * hidden)
+        yield Term("ffn: their product", hidden, needed_by=("down_proj",))
+        yield from kept_by_dropout(self, rules)
+
+
+def in_words(ffn: Plain | Gated) -> str:
+    return f"{type(ffn).__name__}, d_ff {ffn.down_proj.in_features}"
+
+
+def kept_before_the_product(ffn: Plain | Gated, rules: Accounting) -> Iterator[Term]:
+    hidden, keeps = rules.e * ffn.down_proj.in_features, kept_by(ffn.activation)
+    reads = rules.e * ffn.down_proj.out_features
+    yield Term("ffn: input", reads, needed_by=("gate_proj", "up_proj"), branch_input=True)
+    if keeps.input:
+        yield Term("ffn: the activation's input", hidden)
+    if keeps.between:
+        yield Term("ffn: inside the activation", keeps.between * hidden)
+
+
+def kept_by_dropout(ffn: Plain | Gated, rules: Accounting) -> Iterator[Term]:
+    if rules.drops(ffn.dropout.p):
+        yield Term("ffn: dropout mask", MASK * ffn.down_proj.out_features)
+
 
 class SquaredReLU(nn.Module):
     """max(0, x)^2. Source: arXiv:2109.08668 (Primer)."""
+
+    keeps = Activation(between=1)
 
     def forward(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         return torch.relu(x).square()

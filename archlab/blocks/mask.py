@@ -1,5 +1,8 @@
 """Masks: who may read whom. Each is one predicate over a query's index, a key's index and the prefix length."""
 
+from collections.abc import Sequence
+from functools import reduce
+
 import torch
 
 from archlab.blocks.contracts import Keys, Mask, PrefixLen, Queries, Readable
@@ -59,3 +62,23 @@ class Full(Mask):
     def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
         shape = torch.broadcast_shapes(query.shape, key.shape)
         return torch.ones(shape, dtype=torch.bool, device=query.device)
+
+
+class AnyOf(Mask):
+    """The whole model's mask where layers differ: a position attends where it does so in some layer.
+
+    No layer computes by it; which targets are scored follows from it.
+    """
+
+    def __init__(self, masks: Sequence[Mask]):
+        super().__init__()
+        self.masks = list(masks)
+        self.bidirectional = any(mask.bidirectional for mask in masks)
+        self.uses_prefix = any(mask.uses_prefix for mask in masks)
+
+    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+        return reduce(torch.logical_or, (mask.may_read(query, key, prefix_len) for mask in self.masks))
+
+
+def one_mask(masks: Sequence[Mask]) -> Mask:
+    return masks[0] if len(masks) == 1 else AnyOf(masks)

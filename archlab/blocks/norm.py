@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from archlab.blocks.contracts import Norm, Stream
 from archlab.blocks.precision import at_least_float32
+from archlab.errors import UserError
 from archlab.quantities import Positive, Share
 
 
@@ -74,6 +75,15 @@ MakeWidthNorm = Callable[..., nn.Module]
 def no_norm(d_model: int) -> nn.Module:
     """Where a block may have a norm of its own and has none."""
     return nn.Identity()
+
+
+def check_width_norm(asked: str, norm: nn.Module) -> None:
+    """Raises UserError where a norm of some features is asked for and this one takes its statistics elsewhere."""
+    if isinstance(norm, Norm) and norm.reduces != ("d_model",):
+        raise UserError(
+            f"{asked}: queries and keys are normed over their features alone, which {type(norm).__name__} does not do;"
+            " use mixer.qk_norm=none, or a norm over d_model alone"
+        )
 
 
 class BatchNorm(Norm):

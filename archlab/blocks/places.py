@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from archlab.blocks.contracts import Keys, Position, Positions, Queries, Readable
+from archlab.blocks.contracts import Keys, Position, Positions, Queries, Readable, Stream
 from archlab.errors import UserError
 
 
@@ -43,6 +43,10 @@ class Places:
     def hide_padding(self, may_read: Readable, query: Queries, key: Keys) -> Readable:
         """Nobody reads padding but that token itself, since a softmax over nothing is no number."""
         return may_read & (key >= 0) | (key == query) if self.padded else may_read
+
+    def without_padding(self, x: Stream) -> Stream:
+        """Zeros at the queries that are padding."""
+        return x * (self.index[:, self.n_held :, None] >= 0).type_as(x) if self.padded else x
 
     def of_first(self) -> "Places":
         """Those of the first sequence alone."""

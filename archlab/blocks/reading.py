@@ -4,7 +4,7 @@ A `Reading` asks the mask and the position scheme, block of queries by block of 
 a table of seq x seq entries for a long sequence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from archlab.blocks.cache import Cache
-from archlab.blocks.contracts import Mask, Position, SomeHeads
+from archlab.blocks.contracts import Mask, Position, SomeHeads, Stream
 from archlab.blocks.places import Places
+from archlab.blocks.taps import NOBODY_LOOKS, Taps
 
 QUERY_BLOCK = 512
 """Queries taken at a time; a sequence no longer than this is one block."""
@@ -42,6 +43,8 @@ class Reading:
         self.mask = mask
         self.places = places
         self.cache = cache
+        self.taps: Taps = NOBODY_LOOKS
+        self.query_block = QUERY_BLOCK
         self.rotation = position.rotation(places.query_positions)
         self.whole = not places.padded and not places.n_held
         self.everything = Rows(self, slice(0, places.n_queries), slice(0, places.n_keys))
@@ -59,18 +62,47 @@ class Reading:
         """The keys and values of all that may be read: what a cache holds for this attention, then the new ones."""
         return (k, v) if self.cache is None else self.cache.extend(attention, k, v)
 
+    def watched_by(self, taps: Taps) -> "Reading":
+        """The same, for one layer's call: what is to be looked at goes to these taps."""
+        self.taps = taps
+        return self
+
+    def tap(self, names: Collection[str], look: Callable[[], Mapping[str, Tensor]]) -> None:
+        self.taps.tap(names, look)
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        self.taps.add_loss(name, value)
+
+    def held(self, mixer: nn.Module) -> tuple[Tensor, ...] | None:
+        """What the mixer kept of the tokens before these; None at the start of the sequences, or without a cache."""
+        return None if self.cache is None else self.cache.held.get(mixer)
+
+    def hold(self, mixer: nn.Module, *state: Tensor) -> None:
+        """Keeps what the mixer goes on from; nothing is kept where there is no cache."""
+        if self.cache is not None:
+            self.cache.held[mixer] = state
+
+    def without_padding(self, x: Stream) -> Stream:
+        """Zeros at the tokens that are padding."""
+        return self.places.without_padding(x)
+
     def of_first(self) -> "Reading":
         """That of the first sequence alone."""
         return Reading(self.position, self.mask, self.places.of_first())
 
+    def as_one_block(self) -> "Reading":
+        """The same with one table for all queries and keys, however long: how costs are counted, on the meta device."""
+        self.query_block = self.places.n_keys
+        return self
+
     def blocks(self) -> Iterator["Rows"]:
         """Every query once, in order."""
         n_queries, n_keys, n_held = self.places.n_queries, self.places.n_keys, self.places.n_held
-        if n_keys <= QUERY_BLOCK:
+        if n_keys <= self.query_block:
             yield self.everything
             return
-        for start in range(0, n_queries, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, n_queries)
+        for start in range(0, n_queries, self.query_block):
+            stop = min(start + self.query_block, n_queries)
             reach = self.mask.reach(slice(n_held + start, n_held + stop), n_keys)
             yield Rows(self, slice(start, stop), reach)
 

@@ -57,9 +57,9 @@ def centred_gap(layer: DictConfig, rms: DictConfig) -> float:
     weights = {name: weight for name, weight in original.state_dict().items() if not name.endswith("shift")}
     centred.load_state_dict(weights)
     centred.embedding.weight -= centred.embedding.weight.mean(dim=1, keepdim=True)
-    for block in centred.layers:
-        for back in (block.attention.out_proj, block.ffn.down_proj):
-            back.weight -= back.weight.mean(dim=0, keepdim=True)
+    for weight in centred.weights():
+        if weight.writes_to_stream:
+            weight.tensor -= weight.tensor.mean(dim=0, keepdim=True)
     return gap(original, centred, tokens_for(layer))
 
 

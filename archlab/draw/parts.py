@@ -1,15 +1,19 @@
 """A decoder -> its sketch."""
 
 import math
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
-from archlab.blocks.attention import Attention
-from archlab.blocks.contracts import Mask, Position
+from archlab.blocks.contracts import Mask, Mixer, Position
+from archlab.blocks.places import at_the_start
+from archlab.blocks.reading import Reading
+from archlab.blocks.steps import Step
 from archlab.draw import trace
 from archlab.draw.matrices import matrices
 from archlab.draw.words import box_of, details, linear, scale
-from archlab.model import Decoder, Layer
+from archlab.model import Decoder
 from archlab.report.sketch import Box, Branch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
 
 
@@ -27,7 +31,7 @@ def embedding(decoder: Decoder) -> Graph:
         boxes.append(scale(decoder.embed_scale, "√d_model" if by_width else ""))
     if (types := getattr(decoder.embed_types, "weight", None)) is not None:
         boxes.append(Box("embedding", "+ embed_types", f"the first of {len(types)}", "embed_types"))
-    if acts(position, "embed"):
+    if position.embeds:
         boxes.append(Box("position", f"+ {type(position).__name__}", details(position), "position"))
     after = (box_of(decoder.embed_norm, "embed_norm"), box_of(decoder.embed_dropout, "embed_dropout"))
     return chain(*boxes, *filter(None, after))
@@ -47,82 +51,51 @@ def head(decoder: Decoder) -> Graph:
 
 
 def layers(decoder: Decoder) -> tuple[Layers, ...]:
-    """Layers that are drawn alike are one entry, in the order in which the first of each comes."""
+    """Layers that are built alike are one entry, in the order in which the first of each comes."""
     alike: dict[LayerSketch, list[int]] = {}
-    for index, (layer, pair) in enumerate(zip(decoder.layers, decoder.pair_of_layer, strict=True)):
-        alike.setdefault(layer_sketch(layer, *decoder.pairs[pair]), []).append(index)
+    of_kind = {kind: layer_sketch(decoder, decoder.kinds.index(kind)) for kind in dict.fromkeys(decoder.kinds)}
+    for index, kind in enumerate(decoder.kinds):
+        alike.setdefault(of_kind[kind], []).append(index)
     return tuple(Layers(drawn, tuple(indices)) for drawn, indices in alike.items())
 
 
-def layer_sketch(layer: Layer, position: Position, mask: Mask) -> LayerSketch:
-    d_model = layer.attention.out_proj.out_features
-    network = layer.ffn
-    summary = f"{type(network).__name__}, d_ff {network.down_proj.in_features}"
+def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
+    layer, pair = decoder.layers[depth], decoder.pairs[decoder.pair_of_layer[depth]]
+    reading = Reading(*pair, at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long, device="meta"), decoder.position))
     return LayerSketch(
-        trace.residual(layer.residual, d_model, ("attention", "ffn")),
+        trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
         (
-            Branch("attention", heads(layer.attention), attention(layer.attention, position, mask)),
-            Branch("ffn", summary, trace.feed_forward(network, d_model)),
+            Branch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder.d_model, reading)),
+            Branch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
         ),
     )
 
 
-def heads(part: Attention) -> str:
-    n_heads, n_kv_heads = (proj.out_features // part.head_dim for proj in (part.q_proj, part.k_proj))
-    return f"{type(part).__name__}, heads {n_heads}, kv_heads {n_kv_heads}, head_dim {part.head_dim}"
+def mixer(part: Mixer, position: Position, mask: Mask, d_model: int, reading: Reading) -> Graph:
+    """What it says it does, step by step, or what is observed where it says nothing."""
+    steps = part.steps(position, mask)
+    if steps is None:
+        return trace.branch(part, d_model, "mixer", reading)
+    return drawn(steps, part, {"position": position, "mask": mask})
 
 
-def attention(part: Attention, position: Position, mask: Mask) -> Graph:
-    """From the three projections to the output, with what acts on queries, keys and scores in the order it does."""
-    drawing = Wires()
-    q, k, v = (drawing.add(_projection(part, name), 0) for name in ("q_proj", "k_proj", "v_proj"))
-    q, k = drawing.maybe(_over_heads(part.q_norm, "q_norm"), q), drawing.maybe(_over_heads(part.k_norm, "k_norm"), k)
-    if acts(position, "rotate_queries"):
-        q = k = drawing.add(
-            Box("position", f"{type(position).__name__} turns q, k", details(position), "position"), q, k
-        )
-    rescaled = getattr(part.rescale, "keywords", {}).get("by")
-    factor = f"/ √{part.head_dim}" if rescaled is None else f"× {rescaled * part.head_dim**-0.5:.4g}"
-    scores = drawing.add(Box("op", f"scores  q · k {factor}"), q, k)
-    if softcap := getattr(part.squash, "keywords", {}).get("softcap"):
-        scores = drawing.add(Box("op", f"softcap ±{softcap:g}"), scores)
-    if position.biases_scores:
-        scores = drawing.add(
-            Box("position", f"+ {type(position).__name__} bias", details(position), "position"), scores
-        )
-    scores = drawing.add(Box("mask", f"mask: {type(mask).__name__}", details(mask), "mask"), scores)
-    weights = drawing.add(Box("op", "softmax"), scores)
-    read = drawing.add(Box("op", "weights · v"), weights, v)
-    read = drawing.maybe(box_of(part.inner_norm, "attention.inner_norm"), read)
-    drawing.maybe(box_of(part.out_dropout, "attention.out_dropout"), drawing.add(_projection(part, "out_proj"), read))
-    return tuple(drawing.nodes)
+def drawn(steps: Sequence[Step], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
+    """Steps as boxes; one whose part leaves what it gets as it is has none, and who reads it reads what it read."""
+    nodes, place = list(chain()), [0]
+    for step in steps:
+        reads = tuple(dict.fromkeys(place[read] for read in step.reads))
+        box = box_of_step(step, part, by_kind)
+        if box is not None:
+            nodes.append(Node(box, reads))
+        place.append(reads[0] if box is None else len(nodes) - 1)
+    return tuple(nodes)
 
 
-class Wires:
-    """A graph while it is made."""
-
-    def __init__(self) -> None:
-        self.nodes = list(chain())
-
-    def add(self, box: Box, *reads: int) -> int:
-        self.nodes.append(Node(box, reads))
-        return len(self.nodes) - 1
-
-    def maybe(self, box: Box | None, read: int) -> int:
-        return self.add(box, read) if box else read
-
-
-def _projection(part: Attention, name: str) -> Box:
-    projection = getattr(part, name)
-    n_heads = projection.out_features // part.head_dim
-    out = "" if name == "out_proj" else f"{n_heads}×{part.head_dim}"
-    return linear(projection, f"attention.{name}", out)
-
-
-def _over_heads(norm: nn.Module, name: str) -> Box | None:
-    return box_of(norm, f"attention.{name}")
-
-
-def acts(position: Position, place: str) -> bool:
-    """Whether a position scheme does something at this place: its class says so by a method of its own."""
-    return getattr(type(position), place) is not getattr(Position, place)
+def box_of_step(step: Step, part: Mixer, by_kind: Mapping[str, nn.Module]) -> Box | None:
+    if step.kind == "part":
+        inside = part.get_submodule(step.path)
+        path = f"mixer.{step.path}"
+        return linear(inside, path, step.detail) if isinstance(inside, nn.Linear) else box_of(inside, path)
+    if step.kind in by_kind:
+        return Box(step.kind, step.label, details(by_kind[step.kind]), step.kind)
+    return Box(step.kind, step.label, step.detail, f"mixer.{step.path}" if step.path else "")

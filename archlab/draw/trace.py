@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archlab.blocks.contracts import FeedForward, Head, Norm, Residual
+from archlab.blocks.contracts import Block, Head, Norm, Residual
 from archlab.draw.words import box_of, scale
 from archlab.errors import UserError
 from archlab.report.sketch import ENTRY, Box, Graph, Node
@@ -134,12 +134,12 @@ class Recorder(nn.Module):
 def residual(scheme: Residual, d_model: int, branches: Iterable[str], path: str = "residual") -> Graph:
     """How a residual scheme joins branches of these names to the stream, and where its norms sit."""
     stand_ins = tuple(Recorder(lambda x: x.clone(), Box("branch", name)) for name in branches)
-    return _graph(scheme, d_model, path, stand_ins)
+    return _graph(scheme, d_model, path, stand_ins, enter=scheme.enter)
 
 
-def feed_forward(ffn: FeedForward, d_model: int, path: str = "ffn") -> Graph:
-    """What a feed-forward network does to its input."""
-    return _graph(ffn, d_model, path)
+def branch(part: Block, d_model: int, path: str, *context: Any) -> Graph:
+    """What a mixer or a feed-forward network does to its input."""
+    return _graph(part, d_model, path, *context)
 
 
 def head(module: Head, box: Box) -> Graph:
@@ -153,12 +153,14 @@ def head(module: Head, box: Box) -> Graph:
     return tuple(replace(node, box=box if own else changed) if node.box is table else node for node in graph)
 
 
-def _graph(module: nn.Module, d_model: int, path: str, *arguments: Any) -> Graph:
+def _graph(
+    module: nn.Module, d_model: int, path: str, *arguments: Any, enter: Callable[[Tensor], Tensor] = lambda x: x
+) -> Graph:
     module = copy.deepcopy(module).to("meta").eval()
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     _record_parts(module, path, {})
     tracer = Tracer(module)
-    x = torch.empty(1, SEQ, d_model, device="meta", dtype=dtype)
+    x = enter(torch.empty(1, SEQ, d_model, device="meta", dtype=dtype))
     try:
         with torch.no_grad(), torch.device("meta"):
             out = module(tracer.at(x, 0), *arguments)

@@ -29,7 +29,7 @@ def sizes(
     n_heads, kv = c[heads], kv or c[heads]
     attn = "mha" if kv == n_heads else "mqa" if kv == 1 else "gqa"
     words = [f"size.n_layers={c[layers]}", f"size.d_model={c[width]}", f"size.n_heads={n_heads}", f"size.d_ff={d_ff}"]
-    words += [f"size.vocab_size={c['vocab_size']}", f"attn={attn}"]
+    words += [f"size.vocab_size={c['vocab_size']}", f"mixer={attn}"]
     words += [f"size.n_kv_heads={kv}"] if attn == "gqa" else []
     return words + ([f"size.head_dim={head_dim}"] if head_dim else [])
 
@@ -91,7 +91,7 @@ def layer_norm(c: Config, name: str = "layer_norm_epsilon", **options: bool) -> 
 
 
 def biases(qkv: bool, out: bool) -> Words:
-    return [f"attn.qkv_bias={word(qkv)}", f"attn.out_bias={word(out)}"]
+    return [f"mixer.qkv_bias={word(qkv)}", f"mixer.out_bias={word(out)}"]
 
 
 def embedding(c: Config, scale: str = "none", tied: bool = True) -> Words:

@@ -16,7 +16,7 @@ from archlab.hub.rows import (
     turned_together,
 )
 
-LAYER, ATTENTION = "layers.{}", "layers.{}.attention"
+LAYER, ATTENTION = "layers.{}", "layers.{}.mixer"
 OURS_QKV = tuple(f"{ATTENTION}.{name}_proj" for name in "qkv")
 FIRST, SECOND = f"{LAYER}.residual.norms.0", f"{LAYER}.residual.norms.1"
 AFTER_FIRST, AFTER_SECOND = f"{LAYER}.residual.branch_norms.0", f"{LAYER}.residual.branch_norms.1"

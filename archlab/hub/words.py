@@ -24,16 +24,16 @@ def mistral(c: Config) -> Words:
 
 
 def qwen2(c: Config) -> Words:
-    return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["attn.qkv_bias=true"]
+    return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["mixer.qkv_bias=true"]
 
 
 def qwen3(c: Config) -> Words:
-    return llama(c) + read.only(c, use_sliding_window=False) + ["attn.qk_norm=head"]
+    return llama(c) + read.only(c, use_sliding_window=False) + ["mixer.qk_norm=head"]
 
 
 def glm(c: Config) -> Words:
     words = without(llama({**c, "attention_bias": False}), "pos")
-    return words + read.rope(c, 0.5, "interleaved") + [f"attn.qkv_bias={read.word(c.get('attention_bias'))}"]
+    return words + read.rope(c, 0.5, "interleaved") + [f"mixer.qkv_bias={read.word(c.get('attention_bias'))}"]
 
 
 def glm4(c: Config) -> Words:
@@ -46,8 +46,8 @@ def gemma(c: Config) -> Words:
 
 
 def capped(c: Config) -> Words:
-    words = [f"attn.scale={c['query_pre_attn_scalar'] ** -0.5}"]
-    words += [f"attn.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
+    words = [f"mixer.scale={c['query_pre_attn_scalar'] ** -0.5}"]
+    words += [f"mixer.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
     return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
 
 
@@ -58,7 +58,13 @@ def turns(c: Config, period: int) -> Words:
     ]
     if c.get("layer_types", expected) != expected:
         raise read.unsupported("layer_types", "another order", f"a full_attention layer last of every {period}")
-    return ["mask=local_global", f"mask.window={c['sliding_window']}", f"mask.every={period}"]
+    local = ["mask=window", f"mask.window={c['sliding_window']}"]
+    return local + ([f"{at(period)}.mask=causal"] if period <= c["num_hidden_layers"] else [])
+
+
+def at(period: int) -> str:
+    """The last layer of each period, as a rule's slice."""
+    return f"layers[{period - 1}::{period}]"
 
 
 def gemma2(c: Config) -> Words:
@@ -75,8 +81,10 @@ def gemma3(c: Config) -> Words:
     if any(part.get("rope_type", "default") != "default" for part in both.values() if isinstance(part, dict)):
         raise read.unsupported("rope_parameters", both, "the default rope_type on both kinds of layers")
     words = without(gemma({**c, "rope_parameters": None}), "residual", "mask", "pos")
-    pos = ["pos=local_global", f"pos.every={period}", f"pos.local_layers.base={float(local)}", f"pos.global_layers.base={float(base)}"]  # fmt: skip
-    return words + ["residual=sandwich", *turns(c, period), *pos, "attn.qk_norm=head", *capped(c)]
+    pos = ["pos=rope", f"pos.base={float(local)}"]
+    if period <= c["num_hidden_layers"] and base != local:
+        pos += [f"{at(period)}.pos=rope", f"{at(period)}.pos.base={float(base)}"]
+    return words + ["residual=sandwich", *turns(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
 
 
 def olmo(c: Config) -> Words:
@@ -85,7 +93,7 @@ def olmo(c: Config) -> Words:
 
 
 def olmo2(c: Config) -> Words:
-    return without(llama(c), "residual") + ["residual=branch_norm", "attn.qk_norm=width"]
+    return without(llama(c), "residual") + ["residual=branch_norm", "mixer.qk_norm=width"]
 
 
 def stablelm(c: Config) -> Words:
@@ -93,7 +101,7 @@ def stablelm(c: Config) -> Words:
     words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
     residual = "parallel" if c.get("use_parallel_residual") else "pre"
     return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
-            f"attn.qkv_bias={read.word(c.get('use_qkv_bias'))}"]  # fmt: skip
+            f"mixer.qkv_bias={read.word(c.get('use_qkv_bias'))}"]  # fmt: skip
 
 
 def cohere(c: Config) -> Words:

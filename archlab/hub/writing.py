@@ -14,6 +14,7 @@ from archlab.config import compose
 from archlab.errors import UserError
 from archlab.hub.families import FAMILIES
 from archlab.overrides import conf_dir, option_node
+from archlab.plan import layer_plans
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
@@ -72,7 +73,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
 def of_another_class(word: str, cfg: DictConfig) -> bool:
     """Whether an override chooses a block that this configuration plainly does not have: a sign that costs no composing."""
     group, _, option = word.partition("=")
-    return group in BLOCKS and group != "attn" and class_of(group, option) != cfg[group]["_target_"]
+    return group in BLOCKS and group != "mixer" and class_of(group, option) != cfg[group]["_target_"]
 
 
 @cache
@@ -91,10 +92,12 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would be read back otherwise, as overrides."""
+    if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
+        yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
         one, other = (OmegaConf.to_container(c[group]) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
-            if key in ELSEWHERE or (group, key) == ("attn", "_target_"):  # sizes say how keys and values are shared
+            if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue
             if one.get(key) != other.get(key):
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
@@ -102,7 +105,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
 
 def everything(cfg: DictConfig) -> dict[str, Any]:
     """The configuration in the words of every family at once; each takes what it knows."""
-    size, pos, attn, norm = cfg.size, cfg.pos, cfg.attn, cfg.norm
+    size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
     parallel = "norms" in cfg.residual
     stretched = (pos.get("trained_len") or cfg.train.train_len) * (pos.get("factor") or 2)
     longest = pos.get("max_positions") or math.ceil(stretched)
@@ -122,7 +125,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
-        "rope_parameters": rope_parameters(pos, base, fraction),
+        "rope_parameters": by_kind(cfg) or rope_parameters(pos, base, fraction),
         "rotary_dim": round(fraction * size.head_dim),
         "tie_word_embeddings": cfg.embed.tied,
         "sliding_window": cfg.mask.get("window"),
@@ -150,10 +153,11 @@ OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def turns(cfg: DictConfig) -> list[str] | None:
-    if "every" not in cfg.mask:
+    """What each layer attends to, where layers differ in their masks."""
+    names = [plan.mask.name for plan in layer_plans(cfg)]
+    if set(names) != {"causal", "window"}:
         return None
-    kinds = [(layer + 1) % cfg.mask.every == 0 for layer in range(cfg.size.n_layers)]
-    return ["full_attention" if whole else "sliding_attention" for whole in kinds]
+    return ["full_attention" if name == "causal" else "sliding_attention" for name in names]
 
 
 def whole(value: float) -> float:
@@ -161,10 +165,16 @@ def whole(value: float) -> float:
     return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
+def by_kind(cfg: DictConfig) -> dict[str, Any] | None:
+    """RoPE's parameters for either kind of layer, where each has a base of its own."""
+    kinds, plans = turns(cfg), layer_plans(cfg)
+    bases = {kind: plan.pos.node.get("base") for kind, plan in zip(kinds or (), plans)}
+    if len(set(bases.values())) < 2:
+        return None
+    return {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}
+
+
 def rope_parameters(pos: DictConfig, base: float, fraction: float) -> dict[str, Any]:
-    if "global_layers" in pos:
-        kinds = {"full_attention": pos.global_layers, "sliding_attention": pos.local_layers}
-        return {kind: {"rope_type": "default", "rope_theta": part.get("base")} for kind, part in kinds.items()}
     scaling = pos.get("scaling", "none")
     names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
     told = {name: pos[name] for name in names if pos.get(name) is not None}

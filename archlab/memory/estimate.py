@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from archlab.blocks.kept import Accounting, Term
 from archlab.describe import count_parameters
-from archlab.memory.activations import Accounting, Term, kept, layer_terms, outer_terms
+from archlab.memory.activations import kept, layer_terms, outer_terms
 from archlab.memory.settings import MemorySettings, adapted
 from archlab.model import Decoder
 
@@ -102,8 +103,15 @@ def terms_by_layer(decoder: Decoder, settings: MemorySettings, rules: Accounting
     for name, _ in adapted(decoder, settings) if settings.lora else ():
         depth = int(name.partition(".")[0])
         ranks[depth] = ranks.get(depth, 0) + settings.lora
-    for depth, layer in enumerate(decoder.layers):
-        yield [*kept(layer_terms(layer, rules), trained), Term("lora: between A and B", rules.e * ranks.get(depth, 0))]
+    terms = terms_by_kind(decoder, rules)
+    for depth in range(len(decoder.layers)):
+        yield [*kept(terms[depth], trained), Term("lora: between A and B", rules.e * ranks.get(depth, 0))]
+
+
+def terms_by_kind(decoder: Decoder, rules: Accounting) -> list[list[Term]]:
+    """By layer; of layers that are built alike one alone is asked."""
+    of_kind = {kind: layer_terms(decoder, decoder.kinds.index(kind), rules) for kind in set(decoder.kinds)}
+    return [of_kind[kind] for kind in decoder.kinds]
 
 
 def kept_by_layer(terms: list[Term], settings: MemorySettings) -> list[Term]:

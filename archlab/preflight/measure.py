@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 import torch
 from jaxtyping import Float
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 
+from archlab.blocks.contracts import Block
+from archlab.blocks.roles import MATRICES
 from archlab.data.batch import Batch, Source
-from archlab.model import Decoder
-from archlab.probe.look import Look
-from archlab.train.objective import token_losses
+from archlab.model import Decoder, Layer
+from archlab.probe.look import LOOKED_AT, Look
+from archlab.train.objective import TokenLosses, compute, token_losses
 
 BATCH_SIZE, SEQ_LEN = 8, 64
 ADAM_BETAS = (0.9, 0.98)
@@ -55,17 +58,17 @@ def look_at_start(
     decoder: Decoder, source: Source, seed: int = 0, batch_size: int = BATCH_SIZE, seq_len: int = SEQ_LEN
 ) -> Start:
     """One forward and one backward pass on the first training batch of this seed."""
-    look, logits = Look(decoder), []
-    hook = decoder.head.register_forward_hook(lambda head, inputs, output: logits.append(output.detach().float()))
-    with at_rest(decoder), look.forward():
-        loss = backward(decoder, source.train(seed, 1, batch_size, seq_len))
+    look = Look(decoder)
+    with at_rest(decoder):
+        losses, output = compute(decoder, source.train(seed, 1, batch_size, seq_len), LOOKED_AT)
+        look.saw(output.taps)
+        loss = backward(losses)
         look.gradients()
         matrices = [matrix_gradients(layer) for layer in decoder.layers]
-    hook.remove()
     return Start(
         loss=loss,
         uniform_loss=math.log(decoder.head.out_features),
-        logit_std=float(logits[0].std()),
+        logit_std=float(output.logits.detach().float().std()),
         layers=[{**seen, **norms} for seen, norms in zip(look.by_layer(), matrices, strict=True)],
     )
 
@@ -73,14 +76,14 @@ def look_at_start(
 def last_ffn_gradient(
     decoder: Decoder, source: Source, seed: int = 0, batch_size: int = BATCH_SIZE, seq_len: int = SEQ_LEN
 ) -> float:
-    """Frobenius norm of the loss's gradient at the last layer's down_proj.
+    """Frobenius norm of the loss's gradient at what the last feed-forward network writes to the stream by (down_proj).
 
     At initialisation it is at most of order d sqrt(ln d) with post-norm, whatever the number L of layers, and of order
     d sqrt(ln d / L) with pre-norm. Source: arXiv:2002.04745, theorem 1.
     """
     with at_rest(decoder):
-        backward(decoder, source.train(seed, 1, batch_size, seq_len))
-        return float(decoder.layers[-1].ffn.down_proj.weight.grad.norm())
+        backward(token_losses(decoder, source.train(seed, 1, batch_size, seq_len)))
+        return to_stream_gradient(decoder.layers[-1].ffn)
 
 
 def update_size(
@@ -104,7 +107,7 @@ def update_size(
         moved.train()
         for step in range(1, steps + 1):
             optimizer.zero_grad()
-            backward(moved, source.train(seed, step, batch_size, seq_len))
+            backward(token_losses(moved, source.train(seed, step, batch_size, seq_len)))
             optimizer.step()
     change = read_by_head(moved, held_out) - read_by_head(decoder, held_out)
     return float(change.norm(dim=-1).mean()) / change.shape[-1] ** 0.5
@@ -117,21 +120,27 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(stats.linregress([math.log(value) for value in x], [math.log(value) for value in y]).slope)
 
 
-def backward(decoder: Decoder, batch: Batch) -> float:
+def backward(losses: TokenLosses) -> float:
     """Adds the gradients of the mean loss over the scored targets; returns that loss."""
-    losses = token_losses(decoder, batch)
     loss = losses.total / losses.scored.sum().clamp(min=1)
     loss.backward()
     return float(loss.detach())
 
 
-def matrix_gradients(layer: nn.Module) -> dict[str, float]:
-    """The gradient's Frobenius norm, by the matrix's name."""
-    return {
-        name.rpartition(".")[2]: float(module.weight.grad.norm())
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear) and module.weight.grad is not None
-    }
+def matrix_gradients(layer: Layer) -> dict[str, float]:
+    """The gradient's Frobenius norm, by the matrix's name, and of what each branch writes to the stream by."""
+    matrices = [weight for weight in layer.weights() if weight.role in MATRICES and weight.tensor.grad is not None]
+    by_name: dict[str, float] = {}
+    for weight in matrices:
+        short = weight.name.removesuffix(".weight").rpartition(".")[2]
+        by_name[weight.name if short in by_name else short] = float(weight.tensor.grad.norm())
+    return by_name | {f"{name}_to_stream": to_stream_gradient(part) for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn))}  # fmt: skip
+
+
+def to_stream_gradient(part: Block) -> float:
+    """Frobenius norm of the gradient of all that a branch writes to the residual stream by; 0 where that is nothing."""
+    gradients = [weight.tensor.grad for weight in part.weights() if weight.writes_to_stream]
+    return float(get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
 
 @torch.no_grad()

@@ -7,73 +7,51 @@ By layer:
     grad_norm           norm of the gradient of all the layer's parameters, before clipping
     update_ratio        norm of the step's change of the layer's parameters over the norm of the parameters
 
-The two attention quantities are taken from the first sequence of the batch, and from its last queries where it is long.
+The two attention quantities are taken from the first sequence of the batch, and from its last queries where it is long;
+a mixer without softmax scores has neither. The first three are taps, which leave a layer with its output
+(`archlab.blocks.taps`), so that they are the same numbers eager, compiled and packed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from archlab.blocks.reading import Reading
 from archlab.model import Decoder
 
 
+LOOKED_AT = ("activation_rms", "attention_entropy", "max_score")
+"""What a forward pass is asked for; a layer without softmax scores has the first alone."""
+
+
 class Look:
-    """Measures one step: `forward()` around the forward pass, `gradients()` after the backward, `update()` around the step."""
+    """Measures one step: `saw()` after the forward pass, `gradients()` after the backward, `update()` around the step."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
-        self.seen: dict[str, list[Tensor]] = {}
+        self.seen: list[dict[str, Tensor]] = []
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        for kept in ("activation_rms", "attention_entropy", "max_score"):
-            self.seen[kept] = []
-        hooks = [layer.register_forward_hook(self.see_stream) for layer in self.decoder.layers]
-        hooks += [
-            layer.attention.register_forward_pre_hook(self.see_attention, with_kwargs=True)
-            for layer in self.decoder.layers
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @torch.no_grad()
-    def see_stream(self, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self.seen["activation_rms"].append(output.float().square().mean().sqrt())
-
-    @torch.no_grad()
-    def see_attention(self, attention: nn.Module, inputs: tuple[Tensor], options: dict[str, Reading]) -> None:
-        (x,), reading = inputs, options["reading"]
-        one = reading.of_first()
-        *_, rows = one.blocks()
-        scores = attention.scores(x[:1], one, rows)
-        self.seen["attention_entropy"].append(torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1).mean())
-        self.seen["max_score"].append(scores.amax())
+    def saw(self, taps: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes what the forward pass let be seen, by layer: `Output.taps` of a pass that was asked for LOOKED_AT."""
+        self.seen = [dict(layer) for layer in taps]
 
     @torch.no_grad()
     def gradients(self) -> None:
-        self.seen["grad_norm"] = [
-            get_total_norm([p.grad for p in layer.parameters() if p.grad is not None]) for layer in self.decoder.layers
-        ]
+        for seen, layer in zip(self.seen, self.decoder.layers, strict=True):
+            seen["grad_norm"] = get_total_norm([p.grad for p in layer.parameters() if p.grad is not None])
 
     @contextmanager
     def update(self) -> Iterator[None]:
         before = [[p.detach().clone() for p in layer.parameters()] for layer in self.decoder.layers]
         yield
         with torch.no_grad():
-            self.seen["update_ratio"] = [
-                get_total_norm(torch._foreach_sub(list(layer.parameters()), old)) / get_total_norm(old)
-                for layer, old in zip(self.decoder.layers, before, strict=True)
-            ]
+            for seen, layer, old in zip(self.seen, self.decoder.layers, before, strict=True):
+                change = torch._foreach_sub(list(layer.parameters()), old)
+                seen["update_ratio"] = get_total_norm(change) / get_total_norm(old)
 
     def by_layer(self) -> list[dict[str, float]]:
-        """What was seen, one record a layer."""
-        names = list(self.seen)
-        columns = [torch.stack(self.seen[name]).tolist() for name in names]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        """What was seen, one record per layer: what a layer has, in the order of LOOKED_AT. One transfer for all of it."""
+        numbers = iter(torch.stack([value.float() for layer in self.seen for value in layer.values()]).tolist())
+        return [{name: next(numbers) for name in layer} for layer in self.seen]

@@ -15,6 +15,7 @@ COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "flops_per_token": ("forward pass, per token", flop),
     "train_flops_per_token": ("forward + backward, per token", flop),
     "kv_bytes_per_token": ("key-value cache, per token", size),
+    "state_bytes": ("recurrent state, per sequence", size),
     "token_budget": ("tokens at 20 a parameter", count),
 }
 
@@ -47,9 +48,11 @@ def formats(both: Sequence[str]) -> str:
 
 
 def costs(rows: Iterable[tuple[str, Any, Any]]) -> Iterable[tuple[str, Any, Any, Callable[[Any], str]]]:
+    """A state that neither model has goes without saying."""
     for name, a, b in rows:
         words, write = COSTS[name]
-        yield words, a, b, write
+        if name != "state_bytes" or a or b:
+            yield words, a, b, write
 
 
 def columns(heading: str, names: Sequence[str], justify: Any = "left") -> Table:

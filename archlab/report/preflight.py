@@ -14,12 +14,12 @@ COLUMNS: dict[str, str] = {
     "attention_entropy": "entropy",
     "max_score": "max score",
     "grad_norm": "gradient",
-    "v_proj": "v_proj",
-    "down_proj": "down_proj",
+    "mixer_to_stream": "of it, mixer to stream",
+    "ffn_to_stream": "ffn to stream",
 }
 
 QUANTITIES = {
-    "gradient": "gradient of the last down_proj",
+    "gradient": "gradient of what the last ffn writes to the stream by",
     "rms": "activation RMS after the last layer",
     "update": "update after a few steps",
 }

@@ -11,11 +11,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from archlab.data.batch import Batch, Source
 from archlab.model import Decoder
-from archlab.probe.look import Look
+from archlab.probe.look import LOOKED_AT, Look
 from archlab.probe.nonfinite import NonFinite, first_nonfinite
 from archlab.probe.recorder import Recorder
 from archlab.train.clock import Clock
-from archlab.train.objective import scored_targets, token_losses
+from archlab.train.objective import compute, scored_targets, token_losses
 from archlab.train.optimizer import adamw
 from archlab.train.patience import Patience
 from archlab.train.precision import Machine
@@ -156,8 +156,11 @@ def backward(
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     for i, piece in enumerate(split(batch, pieces)):
-        with machine.autocast(), look.forward() if look and i == 0 else nullcontext():
-            loss = token_losses(decoder, piece).total / n_scored.to(machine.device)
+        with machine.autocast():
+            losses, output = compute(decoder, piece, LOOKED_AT if look and i == 0 else ())
+            loss = losses.total / n_scored.to(machine.device) + sum(output.losses.values()) / pieces
+        if look and i == 0:
+            look.saw(output.taps)
         scaler.scale(loss).backward()
         total += loss.detach()
     return float(total)

@@ -1,5 +1,6 @@
 """What is minimised: the cross-entropy of the targets that count."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from archlab.data.batch import Batch
-from archlab.model import Decoder
+from archlab.model import Decoder, Output
 
 
 class TokenLosses(NamedTuple):
@@ -22,22 +23,31 @@ class TokenLosses(NamedTuple):
     @property
     def total(self) -> Tensor:
         """Nats over all scored targets."""
-        return self.nats[self.scored].sum()
+        return torch.where(self.scored, self.nats, 0.0).sum()
 
 
-def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
-    """A target counts where the data scores it and the mask does not let its position read it. float32."""
+def compute(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+    """The losses of a batch's targets, float32, with what the layers let be seen and what they add to the loss.
+
+    A target counts where the data scores it and the mask does not let its position attend to it.
+    """
     device = decoder.embedding.weight.device
     inputs, targets, scored = (
         column.to(device, non_blocking=True)
         for column in (batch.inputs, batch.to_predict, scored_targets(decoder, batch))
     )
     prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
-    logits = decoder(inputs, prefix_len=prefix_len, positions=positions_for(decoder, batch)).float()
+    output = decoder.compute(inputs, decoder.read(inputs, prefix_len, positions_for(decoder, batch)), wanted)
+    logits = output.logits.float()
     nats = F.cross_entropy(
         rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none"
     )
-    return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets)
+    return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets), output
+
+
+def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
+    """The losses of a batch's targets alone."""
+    return compute(decoder, batch)[0]
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

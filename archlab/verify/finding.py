@@ -1,7 +1,9 @@
 """What a check of a block comes to."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -38,4 +40,16 @@ def findings(checks: Iterable[Check], subject: Any) -> Iterator[Finding]:
             yield Finding(promise, "broken", str(seen))
         except Exception as error:
             told = next(iter(str(error).strip().splitlines()), "")
-            yield Finding(promise, "broken", f"It raised {type(error).__name__}: {told[:300]}")
+            yield Finding(promise, "broken", f"It raised {type(error).__name__}: {told[:300]}{where(error)}")
+
+
+def where(error: Exception) -> str:
+    """The file and line of the user's own that raised it, or the innermost where none of them did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in LIBRARIES)]
+    frame = (own or frames)[-1] if frames else None
+    return f" ({Path(frame.filename).name}, line {frame.lineno})" if frame else ""
+
+
+LIBRARIES = ("archlab", "torch", "site-packages", "lib", "<frozen importlib._bootstrap>")
+"""Folders of code that is not the user's."""

@@ -1,16 +1,21 @@
 """What each kind of block must hold by itself, beside what every decoder of it must."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from omegaconf import OmegaConf
+from torch import Tensor
 
+from archlab.blocks.bias import ALiBi
+from archlab.blocks.mask import Causal, Window
 from archlab.blocks.norm import RMSNorm
-from archlab.verify.finding import Broken, Check
-from archlab.verify.subject import BATCH, SEED, SEQ, Subject, randomise
+from archlab.blocks.position import NoPosition
+from archlab.blocks.rope import RoPE
+from archlab.verify.finding import Broken, Check, NotAsked
+from archlab.verify.subject import BATCH, SEED, SEQ, Subject, logits_of, randomise
 
 FAR = 1_000_000
 """A position no model is trained at."""
@@ -71,12 +76,12 @@ def each_position_alone(subject: Subject) -> str:
 
 
 def gate_told(subject: Subject) -> str:
-    """`gated` and down_proj."""
+    """`gated`."""
     size = subject.cfg.size
     ffn = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff)
-    if not isinstance(getattr(ffn, "down_proj", None), nn.Linear) or ffn.down_proj.out_features != size.d_model:
-        raise Broken("It has no nn.Linear called down_proj back to d_model, which initialisation and drawings go by.")
     matrices = sum(weight.shape.numel() for weight in ffn.parameters() if weight.dim() > 1) / (size.d_model * size.d_ff)
+    if round(matrices, 6) not in (2, 3):
+        raise NotAsked(f"It has {matrices:.3g} times d_model x d_ff weights, neither a plain network's 2 nor a gated one's 3.")
     if ffn.gated != (matrices > 2.5):
         raise Broken(f"`gated` is {ffn.gated} and it has {matrices:.3g} times d_model x d_ff weights: a plain network has 2, a gated one 3, and size.d_ff=matched goes by `gated`.")  # fmt: skip
     return f"`gated` is {ffn.gated}, as its {matrices:.3g} matrices of d_model x d_ff say."
@@ -91,19 +96,20 @@ def scheme(subject: Subject, norm: Any = None) -> Any:
 
 
 def both_branches(subject: Subject) -> str:
-    """Both branches, attention first."""
+    """Both branches, the mixer first."""
     called: list[str] = []
 
     def branch(name: str, x: Tensor) -> Tensor:
         called.append(name)
         return x.tanh()
 
-    scheme(subject)(stream(subject), (partial(branch, "attention"), partial(branch, "ffn")))
-    if called != ["attention", "ffn"]:
+    residual = scheme(subject)
+    residual(residual.enter(stream(subject)), (partial(branch, "mixer"), partial(branch, "ffn")))
+    if called != ["mixer", "ffn"]:
         raise Broken(
-            f"The branches were called as {', '.join(called) or 'none'}; attention comes first, then ffn, each once."
+            f"The branches were called as {', '.join(called) or 'none'}; the mixer comes first, then ffn, each once."
         )
-    return "Each branch is asked once, attention first."
+    return "Each branch is asked once, the mixer first."
 
 
 def stream_left(subject: Subject) -> str:
@@ -111,7 +117,10 @@ def stream_left(subject: Subject) -> str:
     residual, x = scheme(subject), stream(subject)
     if residual.needs_final_norm:
         return "`needs_final_norm` is True, so the decoder norms what leaves the last layer."
-    small, large = (residual(x * scale, (torch.tanh, torch.sin)).square().mean().sqrt() for scale in (1.0, 1000.0))
+    branches = torch.tanh, torch.sin
+    small, large = (
+        residual.leave(residual(residual.enter(x * scale), branches)).square().mean().sqrt() for scale in (1.0, 1000.0)
+    )
     if large > 10 * small:
         raise Broken(
             "`needs_final_norm` is False, and a larger stream leaves a layer larger: nothing norms it before the head."
@@ -173,8 +182,7 @@ def readable(mask: Any, seq_len: int, prefix_len: int) -> Tensor:
 
 def masks_of(subject: Subject) -> list[Any]:
     """That of each kind of layer."""
-    mask = instantiate(subject.cfg.mask)()
-    return list(dict.fromkeys(mask.at(depth) for depth in range(subject.cfg.size.n_layers)))
+    return list(dict.fromkeys(mask for _, mask in subject.decoder().pairs))
 
 
 def reads_itself(subject: Subject) -> str:
@@ -225,18 +233,63 @@ def reach_told(subject: Subject) -> str:
     return "`reach` leaves out no key that may be read."
 
 
-# ---------------------------------------------------------------- attn, head
+# ---------------------------------------------------------------- mixer, head
 
 
 def heads_told(subject: Subject) -> str:
     """Key-value heads."""
-    block, n_heads = instantiate(subject.cfg.attn).func, subject.cfg.size.n_heads
+    block, n_heads = instantiate(subject.cfg.mixer).func, subject.cfg.size.n_heads
     asked = block.default_kv_heads(n_heads)
     if n_heads % asked or not block.admits(n_heads, asked):
         raise Broken(
             f"By default it takes {asked} key-value heads for {n_heads}: not a divisor, or one it does not admit."
         )
     return f"For {n_heads} heads it takes {asked} key-value heads, a divisor it admits."
+
+
+def weights_told(group: str) -> Check:
+    """A check that what the block writes to the stream by is said, and written by."""
+
+    def check(subject: Subject) -> str:
+        """Weights that say what they are for."""
+        decoder = subject.decoder()
+        block = getattr(decoder.layers[0], group)
+        told = list(block.weights())
+        if len({id(weight.tensor) for weight in told}) != len(list(block.parameters())):
+            raise Broken("`weights()` leaves out a parameter of its own, or names one that is not.")
+        back = [weight for weight in told if weight.writes_to_stream]
+        if told and not back:
+            raise Broken(
+                f"No weight says that it writes to the residual stream: name the last matrix in `to_stream`, which is"
+                f" {block.to_stream}; initialisation goes by it."
+            )
+        with torch.no_grad():
+            for weight in back:
+                weight.tensor.zero_()
+        x = stream(subject)
+        out = block(x, decoder.read(subject.tokens)[0]) if group == "mixer" else block(x)
+        if told and (out - out[:1, :1]).abs().max() > 0:
+            raise Broken(f"Without {', '.join(weight.name for weight in back)}, which it says it writes by, something of its input still comes out.")  # fmt: skip
+        return f"{len(told)} weights, each with its role; what goes back to the stream goes through {', '.join(weight.name for weight in back) or 'none'}."
+
+    return check
+
+
+def honours_told(subject: Subject) -> str:
+    """What it honours acts."""
+    honours = instantiate(subject.cfg.mixer).func.honours
+    for what, (group, acting, idle) in {
+        "rotation": ("pos", {"kind": RoPE}, {"kind": NoPosition}),
+        "bias": ("pos", {"kind": ALiBi}, {"kind": NoPosition}),
+        "mask": ("mask", {"kind": Window, "window": 3}, {"kind": Causal}),
+    }.items():
+        with_and_without = [subject.with_block(group, **one) for one in (acting, idle)]
+        if what in honours and torch.equal(*(logits_of(s.decoder(), s.tokens) for s in with_and_without)):
+            raise Broken(
+                f"It says it honours {what}, and {acting['kind'].__name__} gives the same logits to the last digit as"
+                f" {idle['kind'].__name__}: use what the context has, or leave it out of `honours`."
+            )
+    return f"It honours {', '.join(sorted(honours)) or 'nothing of positions and masks'}, and each acts; what it does not honour is refused."
 
 
 def logits_alone(subject: Subject) -> str:
@@ -254,12 +307,75 @@ def logits_alone(subject: Subject) -> str:
     return "The logits of a position depend on that position alone, and the table can be tied to the embedding's."
 
 
+def every_option_counts(group: str) -> Check:
+    """A check that no option of the block is without effect."""
+
+    def check(subject: Subject) -> str:
+        """Every option counts."""
+        node = OmegaConf.to_container(subject.cfg[group])
+        hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
+        before, tried = traces_of(subject), []
+        for option, value in node.items():
+            others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
+            seen = [trace for other in others if (trace := attempt(subject.with_option(group, option, other)))]
+            tried += [option] * bool(seen)
+            if seen and all(same(trace, before) for trace in seen):
+                raise Broken(
+                    f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit in training"
+                    " and none in evaluation: an option without effect is no option."
+                )
+        return f"Each of {', '.join(tried) or 'its options, of which it has none,'} changes something."
+
+    return check
+
+
+def other_values(value: Any, hint: Any) -> Iterator[Any]:
+    """Values an option might have instead."""
+    literals = [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+    if isinstance(value, bool):
+        yield not value
+    elif literals:
+        yield from (word for word in literals if word != value)
+    elif value is None:
+        yield from (2, 0.7)
+    elif isinstance(value, int):
+        yield from (2 * value + 1, value + 1)
+    elif isinstance(value, float):
+        yield from (0.5 * value + 0.25, 100 * value + 1)
+
+
+Traces = tuple[list[tuple[str, tuple[int, ...]]], list[Tensor]]
+
+
+def attempt(subject: Subject) -> Traces | None:
+    """What a decoder with this option comes to; None where it is refused or cannot be."""
+    try:
+        return traces_of(subject)
+    except Exception:  # a value that was only tried may be out of any range
+        return None
+
+
+@torch.no_grad()
+def traces_of(subject: Subject) -> Traces:
+    """The names and shapes of all weights, the logits in training and in evaluation, and what training leaves behind."""
+    decoder = subject.decoder()
+    shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
+    evaluated = logits_of(decoder, subject.tokens)
+    torch.manual_seed(SEED)
+    trained = logits_of(decoder.train(), subject.tokens)
+    return shapes, [evaluated, trained, *decoder.buffers()]
+
+
+def same(one: Traces, other: Traces) -> bool:
+    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
 OF_KIND: Mapping[str, tuple[Check, ...]] = {
-    "norm": (norm_alone, norm_in_float32),
-    "residual": (both_branches, stream_left),
-    "ffn": (each_position_alone, gate_told),
-    "pos": (any_position, bias_told),
-    "mask": (reads_itself, mask_told, reach_told),
-    "attn": (heads_told,),
-    "head": (logits_alone,),
+    "norm": (norm_alone, norm_in_float32, every_option_counts("norm")),
+    "residual": (both_branches, stream_left, every_option_counts("residual")),
+    "ffn": (each_position_alone, weights_told("ffn"), gate_told, every_option_counts("ffn")),
+    "pos": (any_position, bias_told, every_option_counts("pos")),
+    "mask": (reads_itself, mask_told, reach_told, every_option_counts("mask")),
+    "mixer": (heads_told, weights_told("mixer"), honours_told, every_option_counts("mixer")),
+    "head": (logits_alone, every_option_counts("head")),
 }

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from archlab.assemble import assemble
@@ -33,6 +34,18 @@ class Subject:
 
     cfg: DictConfig
 
+    def with_block(self, group: str, kind: type, **options: Any) -> "Subject":
+        """The same with another block in a group."""
+        changed = self.cfg.copy()
+        with open_dict(changed):
+            changed[group] = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_partial_": True, **options}
+        return Subject(changed)
+
+    def with_option(self, group: str, option: str, value: Any) -> "Subject":
+        changed = self.cfg.copy()
+        changed[group][option] = value
+        return Subject(changed)
+
     def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
         """In evaluation, with the same random weights every time."""
         torch.manual_seed(SEED)
@@ -56,8 +69,8 @@ def logits_of(decoder: Decoder, tokens: Tensor) -> Tensor:
 def randomise(module: nn.Module) -> nn.Module:
     """Weights that keep a signal's size, gains around one and biases around zero, so that each of them counts."""
     for name, weight in module.named_parameters():
-        weight.normal_().mul_(0.3 if weight.dim() == 1 else weight.shape[-1] ** -0.5)
-        if weight.dim() == 1 and not name.endswith(("bias", "shift")):
+        weight.normal_().mul_(0.3 if weight.dim() < 2 else weight.shape[-1] ** -0.5)
+        if weight.dim() < 2 and not name.endswith(("bias", "shift")):
             weight.add_(1)
     return module
 
