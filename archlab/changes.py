@@ -15,6 +15,7 @@ from archlab.errors import UserError
 from archlab.named import Named
 from archlab.nested import leaves
 from archlab.overrides import conf_dir, option_node
+from archlab.plan import IN_LAYERS
 from archlab.presets import overruled
 from archlab.words import key_of
 
@@ -49,11 +50,13 @@ def changes(here: DictConfig, there: DictConfig, own: Path | None = None) -> Ite
     for group in GROUPS:
         if group != "size" and (here.choices[group] != there.choices[group] or here[group] != there[group]):
             yield Change(group, tuple(choice(group, there, own)))
+    if here.layers != there.layers:
+        yield Change("layers", tuple(rule_words(there, own)))
     for field, value in there.size.items():
         if here.size[field] != value:
             yield Change(f"size.{field}", (f"size.{field}={spelled(by_rule(there, field))}",))
     steps_follow = there.train.tokens is not None or there.budget is not None
-    for key, value in leaves({key: there[key] for key in there if key not in (*GROUPS, *NO_PART)}):
+    for key, value in leaves({key: there[key] for key in there if key not in (*GROUPS, *NO_PART, "layers")}):
         if OmegaConf.select(here, key) != value and not (steps_follow and key == "train.steps"):
             yield Change(key, (f"{key}={spelled(value)}",))
 
@@ -67,6 +70,17 @@ def choice(group: str, cfg: DictConfig, own: Path | None) -> Iterator[str]:
     )
     if group == "mixer" and (n_kv_heads := by_rule(cfg, "n_kv_heads")) is not None:
         yield f"size.n_kv_heads={n_kv_heads}"
+
+
+def rule_words(cfg: DictConfig, own: Path | None = None) -> Iterator[str]:
+    """The rules for some layers, each choice and each field that is not its option's own."""
+    for rule in cfg.layers:
+        for group in (group for group in IN_LAYERS if group in rule):
+            option = rule.choices[group]
+            yield f"layers[{rule['at']}].{group}={option}"
+            for key, value in unlike(rule[group], default(group, option, cfg, own)):
+                yield f"layers[{rule['at']}].{group}.{key}={spelled(value)}"
+        yield from (f"layers[{rule['at']}].size.{name}={value}" for name, value in rule.get("size", {}).items())
 
 
 def by_rule(cfg: DictConfig, field: str) -> Any:
@@ -124,6 +138,8 @@ def all_words(cfg: DictConfig, own: Path | None = None) -> tuple[str, ...]:
 
 def with_change(words: Sequence[str], change: Change) -> tuple[str, ...]:
     """The overrides with those of a change in the place of what they overrule."""
+    if change.about == "layers":
+        return (*(word for word in words if not key_of(word).startswith("layers[")), *change.words)
     taken = {key_of(word) for word in change.words}
     if taken & {"train.tokens", "budget"}:
         taken |= {"train.steps"}
@@ -140,7 +156,7 @@ def ladder(first: Named, last: Named, own: Path | None = None) -> Iterator[Rung]
     the first two or three that do together are one rung. Raises UserError where even all of them make none.
     """
     words = tuple(first.words or ())
-    if first.words is None or any(key_of(word) == "match" for word in words):
+    if first.words is None or first.cfg.layers or any(key_of(word) == "match" for word in words):
         words = all_words(first.cfg, own)
     rung: Rung | None = Rung((), words, first.cfg)
     seen: set[tuple[str, ...]] = set()

@@ -16,6 +16,7 @@ from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
 from archlab.named import Named
 from archlab.nested import leaves
+from archlab.plan import kinds_of_layers
 from archlab.train.budget import TOKENS_PER_PARAMETER
 
 Pair = tuple[str, Any, Any]
@@ -51,6 +52,7 @@ def difference(first: Named, second: Named, seq_len: int | None = None) -> Diffe
     models = [first.cfg, second.cfg]
     priced = [price(cfg, seq_len) for cfg in models]
     told = {group: told_apart(group, *models) for group in GROUPS if group != "size"}
+    told |= {"layers": told_of_layers(*models)} if any(cfg.layers for cfg in models) else {}
     return Difference(
         (first.name, second.name),
         *((one, other) for one, other in zip(*((p["seq_len"], p["weights"]) for p in priced), strict=True)),
@@ -68,7 +70,7 @@ def beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Pair]:
 
 def settings(one: DictConfig, other: DictConfig) -> Iterator[Pair]:
     """Fields outside groups that differ."""
-    for key, value in leaves({key: one[key] for key in one if key not in (*GROUPS, *NO_PART)}):
+    for key, value in leaves({key: one[key] for key in one if key not in (*GROUPS, *NO_PART, "layers")}):
         if value != (there := OmegaConf.select(other, key)):
             yield key, spelled(value), spelled(there)
 
@@ -85,6 +87,15 @@ def told_apart(group: str, one: DictConfig, other: DictConfig) -> tuple[str, str
             [cfg.choices[group], *(words(key, value) for key, value in of_one.items() if telling(key, value, shared))]
         )
         for cfg, of_one in zip((one, other), fields, strict=True)
+    )
+    return first, second
+
+
+def told_of_layers(one: DictConfig, other: DictConfig) -> tuple[str, str]:
+    """Layers that are alike once, with what sets them apart; a model whose layers are all alike says so."""
+    first, second = (
+        "; ".join(f"{kind.where}: {kind.what}" for kind in kinds_of_layers(cfg)) if cfg.layers else "all alike"
+        for cfg in (one, other)
     )
     return first, second
 

@@ -28,6 +28,7 @@ from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
 from archlab.model import Decoder
 from archlab.overrides import conf_dir, option_node
+from archlab.plan import kinds_of_layers
 from archlab.preflight.measure import look_at_start, update_size
 from archlab.preflight.settings import PreflightSettings
 from archlab.preflight.warn import warnings
@@ -240,7 +241,9 @@ def costs(cfg: DictConfig, where: Machine) -> dict[str, Any]:
 def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any]) -> None:
     from archlab.report import tables
 
-    console.print(tables.assembled([(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS], price))
+    blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
+    by_layer = [(kind.where, kind.what) for kind in kinds_of_layers(cfg)] if cfg.layers else []
+    console.print(tables.assembled(blocks, price, by_layer))
     if cfg.match:
         console.print(f"matched: {describe_match(cfg.matched)}", highlight=False)
     console.print(describe.tree(assemble_without_weights(cfg)), markup=False, highlight=False)

@@ -135,8 +135,10 @@ class Decoder(Block):
         self.position = pos(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
         positions = made_once(pos, self.position, [part.pos for part in parts], self.heads_of_positions)
         masks = made_once(mask, mask(), [part.mask for part in parts], {})
-        self.other_positions = nn.ModuleList(dict.fromkeys(p for p in positions if p is not self.position))
-        check_positions(self.position, list(self.other_positions))
+        others = list(dict.fromkeys(position for position in positions if position is not self.position))
+        check_positions(self.position, others)
+        if others:
+            self.other_positions = nn.ModuleList(others)
         self.mask = one_mask(list(dict.fromkeys(masks)))
         of_layers = list(zip(positions, masks, strict=True))
         self.pairs = list(dict.fromkeys(of_layers))

@@ -80,3 +80,52 @@ def runs_of_equal(plans: list[LayerPlan]) -> Iterator[tuple[range, LayerPlan]]:
         n = len(list(same))
         yield range(start, start + n), plan
         start += n
+
+
+@dataclass(frozen=True)
+class KindOfLayer:
+    """Layers that are built alike."""
+
+    where: str
+    """Which they are, counted from 0, and how many: layers 1::2 (13 of 26)."""
+
+    what: str
+    """What sets them apart from the other layers, as choices and their options."""
+
+
+def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
+    """Each kind of layer once, in the order of the first of each; one where all layers are alike."""
+    plans, depths = layer_plans(cfg), dict[LayerPlan, list[int]]()
+    for depth, plan in enumerate(plans):
+        depths.setdefault(plan, []).append(depth)
+    return [
+        KindOfLayer(f"layers {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})", apart(plan, list(depths)))
+        for plan, of_kind in depths.items()
+    ]
+
+
+def apart(plan: LayerPlan, all_plans: list[LayerPlan]) -> str:
+    """The choices and sizes in which the kinds differ; of a choice's options those that are not the same in all."""
+    told = []
+    for group in IN_LAYERS:
+        choices = [getattr(one, group) for one in all_plans]
+        if len(set(choices)) > 1:
+            told.append(" ".join([f"{group}={getattr(plan, group).name}", *options_apart(getattr(plan, group), choices)]))
+    sizes = (name for name in SIZES_IN_LAYERS if len({getattr(one, name) for one in all_plans}) > 1)
+    return ", ".join([*told, *(f"{name}={getattr(plan, name)}" for name in sizes)])
+
+
+def options_apart(choice: Choice, choices: list[Choice]) -> Iterator[str]:
+    for name, value in choice.node.items():
+        alike = all(other.node.get(name) == value for other in choices if other.name == choice.name)
+        if not name.startswith("_") and value is not None and not alike:
+            yield f"{name}={value}"
+
+
+def numbered(depths: list[int], n_layers: int) -> str:
+    """3::4 where they are evenly apart to the end, else their numbers, those that follow each other as 4-6."""
+    step = depths[1] - depths[0] if len(depths) > 1 else 1
+    if step > 1 and depths == list(range(n_layers))[depths[0] :: step]:
+        return f"{depths[0]}::{step}"
+    runs = [[depth for _, depth in run] for _, run in groupby(enumerate(depths), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

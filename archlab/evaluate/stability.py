@@ -24,9 +24,18 @@ def stability(outcome: Outcome, records: Sequence[dict], clip: float | None) -> 
         "loss_spike_score": spike_score(outcome.losses),
         "max_activation_rms": worst(max, looks, "activation_rms"),
         "max_update_ratio": worst(max, looks, "update_ratio"),
+        **scores(looks),
+        "first_nonfinite": asdict(outcome.first_nonfinite) if outcome.first_nonfinite else None,
+    }
+
+
+def scores(looks: Sequence[Sequence[dict]]) -> dict[str, float | None]:
+    """Nothing where layers were looked into and no mixer of theirs has softmax scores."""
+    if looks and not any("max_score" in layer for look in looks for layer in look):
+        return {}
+    return {
         "min_attention_entropy": worst(min, looks, "attention_entropy"),
         "max_attention_score": worst(max, looks, "max_score"),
-        "first_nonfinite": asdict(outcome.first_nonfinite) if outcome.first_nonfinite else None,
     }
 
 
@@ -43,5 +52,6 @@ def spike_score(losses: Sequence[float]) -> float | None:
 
 
 def worst(pick: Callable[[Iterable[float]], float], looks: Iterable[Sequence[dict]], quantity: str) -> float | None:
-    values = [layer[quantity] for look in looks for layer in look if math.isfinite(layer[quantity])]
+    there = (layer[quantity] for look in looks for layer in look if quantity in layer)
+    values = [value for value in there if math.isfinite(value)]
     return pick(values) if values else None

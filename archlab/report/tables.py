@@ -103,13 +103,19 @@ def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
 # Tables.
 
 
-def assembled(rows: Iterable[tuple[str, str, str]], costs: Record | None = None) -> RenderableType:
-    """What a model is put together from: (group, option, what it is) rows, then what it costs."""
+def assembled(
+    rows: Iterable[tuple[str, str, str]], costs: Record | None = None, layers: Sequence[tuple[str, str]] = ()
+) -> RenderableType:
+    """What a model is put together from: (group, option, what it is) rows, then what it costs.
+
+    `layers` are (which, what sets them apart) rows, where not all layers are alike.
+    """
     table = make_table(("group", "left"), ("option", "left"))
     table.add_column("what it is", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    return spaced([table, make_pairs("Cost", _costs(costs))]) if costs else table
+    by_layer = [make_pairs("Layers", layers)] if layers else []
+    return spaced([table, *by_layer, make_pairs("Cost", _costs(costs))]) if costs else table
 
 
 def result(summary: Record) -> RenderableType:
@@ -194,8 +200,19 @@ def _costs(record: Record) -> list[tuple[str, str]]:
         ("parameters", count(record.get("n_params"))),
         ("forward pass", _in("per token", flop(record.get("flops_per_token")))),
         ("forward + backward", _in("per token", flop(record.get("train_flops_per_token")))),
-        ("key-value cache", _in(f"per token{cached}", size(record.get("kv_bytes_per_token")))),
+        *_decode_state(record, cached),
     ]
+
+
+def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:
+    """What decoding keeps: for each token, or for each sequence however long it is, or that it cannot be."""
+    per_token, fixed = record.get("kv_bytes_per_token"), record.get("state_bytes")
+    if "state_bytes" in record and fixed is None:
+        yield "decode state", "none: a mixer keeps nothing to go on from"
+    if per_token or fixed is None and "state_bytes" not in record:
+        yield "key-value cache", _in(f"per token{cached}", size(per_token))
+    if fixed:
+        yield "recurrent state", f"{size(fixed)} per sequence{cached}"
 
 
 def _setting(summary: Record) -> list[tuple[str, str]]:
@@ -221,6 +238,8 @@ def _stability(stability: Record) -> list[tuple[str, str]]:
         "first_nonfinite": ("first not finite", lambda first: divergence(first) if first else "none"),
     }
     rows = [(words, write(stability[key])) for key, (words, write) in known.items() if key in stability]
+    if stability and "max_attention_score" not in stability:
+        rows.append(("attention scores", "none: no mixer here has a softmax"))
     others = {key: value for key, value in stability.items() if key not in known}
     return rows + [(key.replace("_", " "), number(value)) for key, value in others.items() if _is_number(value)]
 
