@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         them too; prefix and padding are given with the first ones.
 
         Raises ValueError where the mask knows no prefix or arguments do not fit together, and UserError where seq is
-        beyond what the position scheme is defined for, or the model cannot be decoded from a cache.
+        beyond what the position scheme is defined for, or the model cannot be decoded from a cache or padded.
         """
         readings = self.read(tokens, prefix_len, positions, padding, cache)
         x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
@@ -131,6 +131,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
             )
+        if padding is not None:
+            check_paddable(self)
         if cache is None:
             places = at_the_start(tokens, self.position, prefix_len, positions, padding)
         else:
@@ -164,6 +166,15 @@ class Decoder(nn.Module):
 
 def run_plainly(layer: Layer, x: Tensor, reading: Reading) -> Tensor:
     return layer(x, reading)
+
+
+def check_paddable(decoder: Decoder) -> None:
+    """Raises UserError where what is computed of a token would depend on the padding beside it."""
+    if mixing := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None):
+        raise UserError(
+            f"norm: the statistics of {type(mixing).__name__} run over {' and '.join(mixing.reduces)}, and so over the"
+            " padding; give sequences of one length without padding, or use a norm over d_model alone"
+        )
 
 
 def check_decodable(decoder: Decoder) -> None:
