@@ -38,7 +38,9 @@ class Init(ABC):
         """Every matrix's name, weight and standard deviation."""
         for name, module in decoder.named_modules():
             if isinstance(module, nn.Embedding):
-                yield name, module.weight, self.table_std(self.width_of(module, decoder))
+                tied = module.weight is decoder.head.weight
+                std = self.table_std(self.width_of(module, decoder))
+                yield name, module.weight, std / self.scale_of_tied(decoder) if tied else std
         for depth, layer in enumerate(decoder.layers):
             for name, weight, gain in branch_matrices(layer, self.back_to_stream(len(decoder.layers))):
                 yield f"layers.{depth}.{name}", weight, gain * self.matrix_std(*weight.shape)
@@ -52,6 +54,10 @@ class Init(ABC):
 
     def back_to_stream(self, n_layers: int) -> float:
         """An extra factor on the two projections that write to the residual stream."""
+        return 1.0
+
+    def scale_of_tied(self, decoder: Decoder) -> float:
+        """What a table that the head reads too is divided by."""
         return 1.0
 
     @abstractmethod
@@ -85,6 +91,10 @@ class Normal(Init):
 class Xavier(Init):
     """N(0, gain^2 * 2 / (fan_in + fan_out)) for every matrix, N(0, 1 / d_model) for every table.
 
+    A table that the head reads too is divided by the embedding's scale. Undivided, a token's own logit would start near
+    sqrt(d_model), and the loss with it, far above log(vocab_size); so divided, its rows are as large as those of muP's
+    readout, 1 / d_model (arXiv:2203.03466, table 3).
+
     Source: Glorot and Bengio 2010, eq. 16, as a normal distribution; DeepNorm's beta is defined against it
     (arXiv:2203.00555, fig. 2).
     """
@@ -97,6 +107,9 @@ class Xavier(Init):
 
     def table_std(self, d_model: int) -> float:
         return d_model**-0.5
+
+    def scale_of_tied(self, decoder: Decoder) -> float:
+        return decoder.embed_scale
 
 
 def outer_matrices(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
