@@ -35,8 +35,8 @@ def generate(
     Raises UserError where an option is out of range or changes nothing, or the model can't be decoded from a cache.
     Source: arXiv:1805.04833, sec. 5.4 (top-k); arXiv:1904.09751, sec. 3.1 (top-p).
     """
-    check_options(max_new_tokens, temperature, top_k, top_p, eos)
-    check_tokens(tokens, decoder.embedding.num_embeddings)
+    check_options(max_new_tokens, temperature, top_k, top_p, eos, seed)
+    check_tokens(tokens, eos, decoder.embedding.num_embeddings)
     check_table(decoder, tokens, max_new_tokens, padding)
     generator, cache, was_training = torch.Generator(tokens.device).manual_seed(seed), Cache(), decoder.training
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
@@ -60,27 +60,40 @@ def choose(
 ) -> Int[Tensor, " batch"]:
     if temperature == 0:
         return logits.argmax(dim=-1)
-    likely = keep_top_p(keep_top_k(logits.float() / temperature, top_k), top_p)
+    likely = keep_top_k(logits.float(), top_k)
+    likely = keep_top_p(flattened(likely, temperature), top_p)
     return torch.multinomial(likely.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
 
+def flattened(logits: Logits, temperature: float) -> Logits:
+    """Divided by the temperature, the likeliest at 0: near temperature 0 the others go to -inf, and nothing overflows."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
+
+
 def keep_top_k(logits: Logits, top_k: int | None) -> Logits:
-    """-inf for all but the k largest, and what equals the least of those."""
+    """-inf for all but the k largest; of equal ones those of the lowest ids stay."""
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
-    least = logits.topk(top_k).values[:, -1:]
-    return logits.masked_fill(logits < least, float("-inf"))
+    order = logits.argsort(descending=True, stable=True)
+    return logits.scatter(1, order[:, top_k:], float("-inf"))
 
 
 def keep_top_p(logits: Logits, top_p: float | None) -> Logits:
-    """-inf for all but the fewest, from the likeliest down, whose probabilities add up to p; the likeliest stays."""
-    if top_p is None:
+    """-inf for all but the fewest, from the likeliest down, whose probabilities add up to p; the likeliest stays.
+
+    Added up in float64: in float32 the sum over a vocabulary of 50,000 reaches 1 before its end.
+    """
+    if top_p is None or top_p == 1:
         return logits
-    descending, order = logits.sort(descending=True, stable=True)
-    probabilities = descending.softmax(dim=-1)
+    order = logits.argsort(descending=True, stable=True)
+    probabilities = logits.softmax(dim=-1).gather(1, order).double()
     before = probabilities.cumsum(dim=-1) - probabilities
-    unlikely = (before >= top_p).scatter(1, order, before >= top_p)
-    return logits.masked_fill(unlikely, float("-inf"))
+    enough = before >= top_p * (1 - ROUNDING)
+    return logits.masked_fill(enough.scatter(1, order, enough), float("-inf"))
+
+
+ROUNDING = 2**-21
+"""Eight roundings of a float32: what a softmax's probabilities may be short of the p that they are said to add up to."""
 
 
 def keep_ended(
@@ -94,7 +107,7 @@ def keep_ended(
 
 
 def check_options(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, eos: int | None
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, eos: int | None, seed: int
 ) -> None:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: should be at least 1")
@@ -112,14 +125,18 @@ def check_options(
             )
     if eos is not None and eos < 0:
         raise UserError(f"eos={eos}: should be a token id, 0 or above")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed}: should be from 0 to 2^63 - 1")
 
 
-def check_tokens(tokens: Int[Tensor, "batch seq"], vocab_size: int) -> None:
+def check_tokens(tokens: Int[Tensor, "batch seq"], eos: int | None, vocab_size: int) -> None:
     if tokens.numel() == 0:
         raise UserError("prompt: is empty; give at least one token to go on from")
     if not (0 <= tokens.min() and tokens.max() < vocab_size):
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         raise UserError(f"prompt: has token {int(wrong)}, and the model's vocabulary ends at {vocab_size - 1}")
+    if eos is not None and eos >= vocab_size:
+        raise UserError(f"eos={eos}: is never said, since the model's vocabulary ends at {vocab_size - 1}; leave it out")
 
 
 def check_table(decoder: Decoder, tokens: Tensor, max_new_tokens: int, padding: Tensor | None) -> None:

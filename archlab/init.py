@@ -38,7 +38,8 @@ class Init(ABC):
     def std_of(self, weight: Weight, decoder: Decoder) -> float:
         """The standard deviation of a matrix or a table."""
         if weight.role in TABLES:
-            return self.table_std(self.width_of(weight, decoder))
+            tied = weight.tensor is decoder.head.weight
+            return self.table_std(self.width_of(weight, decoder)) / (self.scale_of_tied(decoder) if tied else 1.0)
         n_layers = len(decoder.layers)
         gain = branch_gain(weight, decoder) * (self.back_to_stream(n_layers) if weight.writes_to_stream else 1.0)
         return gain * self.matrix_std(weight.fan_out, weight.fan_in)
@@ -50,6 +51,10 @@ class Init(ABC):
 
     def back_to_stream(self, n_layers: int) -> float:
         """An extra factor on the projections that write to the residual stream."""
+        return 1.0
+
+    def scale_of_tied(self, decoder: Decoder) -> float:
+        """What a table that the head reads too is divided by."""
         return 1.0
 
     @abstractmethod
@@ -83,6 +88,10 @@ class Normal(Init):
 class Xavier(Init):
     """N(0, gain^2 * 2 / (fan_in + fan_out)) for every matrix, N(0, 1 / d_model) for every table.
 
+    A table that the head reads too is divided by the embedding's scale. Undivided, a token's own logit would start near
+    sqrt(d_model), and the loss with it, far above log(vocab_size); so divided, its rows are as large as those of muP's
+    readout, 1 / d_model (arXiv:2203.03466, table 3).
+
     Source: Glorot and Bengio 2010, eq. 16, as a normal distribution; DeepNorm's beta is defined against it
     (arXiv:2203.00555, fig. 2).
     """
@@ -95,6 +104,9 @@ class Xavier(Init):
 
     def table_std(self, d_model: int) -> float:
         return d_model**-0.5
+
+    def scale_of_tied(self, decoder: Decoder) -> float:
+        return decoder.embed_scale
 
 
 def branch_gain(weight: Weight, decoder: Decoder) -> float:

@@ -197,7 +197,7 @@ class Decoder(Block):
         them too; prefix and padding are given with the first ones.
 
         Raises ValueError where the mask knows no prefix or arguments do not fit together, and UserError where seq is
-        beyond what the position scheme is defined for, or the model cannot be decoded from a cache.
+        beyond what the position scheme is defined for, or the model cannot be decoded from a cache or padded.
         """
         return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache)).logits
 
@@ -233,6 +233,8 @@ class Decoder(Block):
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
             )
+        if padding is not None:
+            check_paddable(self)
         if cache is None:
             places = at_the_start(tokens, self.position, prefix_len, positions, padding)
         else:
@@ -391,6 +393,15 @@ def check_streams(schemes: Sequence[Residual]) -> None:
 
 
 # ---------------------------------------------------------------- decoding
+
+
+def check_paddable(decoder: Decoder) -> None:
+    """Raises UserError where what is computed of a token would depend on the padding beside it."""
+    if mixing := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None):
+        raise UserError(
+            f"norm: the statistics of {type(mixing).__name__} run over {' and '.join(mixing.reduces)}, and so over the"
+            " padding; give sequences of one length without padding, or use a norm over d_model alone"
+        )
 
 
 def check_decodable(decoder: Decoder) -> None:

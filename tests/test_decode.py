@@ -9,7 +9,7 @@ from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, build, draw_tokens, m
 from archlab.blocks import reading as readings
 from archlab.blocks.cache import Cache
 from archlab.blocks.contracts import Position
-from archlab.blocks.places import PositionLimit, check_padding, shaped
+from archlab.blocks.places import PositionLimit, check_padding, check_prefix, shaped
 from archlab.errors import UserError
 from archlab.model import Decoder
 
@@ -209,6 +209,8 @@ def test_a_table_ends_for_the_cache_too():
         decoder(draw_tokens(seq=11), padding=padded)
     with pytest.raises(ValueError, match="positions up to 8: the table of positions ends at 7"):
         decoder(draw_tokens(seq=2), positions=torch.tensor([[0, 8]]))
+    with pytest.raises(ValueError, match="positions from -1: the table of positions begins at 0"):
+        decoder(draw_tokens(seq=2), positions=torch.tensor([[-1, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +245,81 @@ def test_a_prefix_enters_a_cache_whole(prefix_len):
 def test_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build()(draw_tokens(seq=7), **arguments)
+
+
+PADDED = {"padding": torch.tensor([0, 7])}  # of 11 tokens, the second sequence has four of its own
+
+
+@pytest.mark.parametrize("make_cache", [lambda: None, Cache], ids=["at once", "from a cache"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prefix_len": -1},
+        {"prefix_len": 12},
+        {"prefix_len": torch.tensor([3, 12])},
+        {"prefix_len": torch.tensor([-1, 3])},
+        {"prefix_len": torch.tensor([3, 5]), **PADDED},
+        {"prefix_len": 5, **PADDED},
+        {"prefix_len": -1, **PADDED},
+        {"prefix_len": torch.tensor([12, 4]), **PADDED},
+    ],
+    ids=str,
+)
+def test_a_prefix_beyond_the_sequence_is_refused(arguments, make_cache):
+    """However it is given; it begins after the padding, so of a padded sequence there is less to take it from."""
+    decoder, cache = build(mask="prefix"), make_cache()
+    with pytest.raises(ValueError, match="prefix_len"):
+        decoder(draw_tokens(seq=11), cache=cache, **arguments)
+    assert cache is None or len(cache) == 0
+
+
+@torch.no_grad()
+def test_a_prefix_may_be_all_that_stands_after_the_padding():
+    decoder, tokens = build(mask="prefix").eval(), draw_tokens(seq=11)
+    together = decoder(tokens, torch.tensor([11, 4]), **PADDED)
+    torch.testing.assert_close(together[1:, 7:], decoder(tokens[1:, 7:], 4), **EXACT)
+    torch.testing.assert_close(decoder(tokens, 4, **PADDED), decoder(tokens, torch.tensor([4, 4]), **PADDED), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("prefix_len", "message"),
+    [
+        (torch.tensor([1, 2, 3]), r"prefix_len of shape \(3,\): should be one number, or one for each of 2 sequences"),
+        (torch.tensor([[1], [2]]), r"prefix_len of shape \(2, 1\)"),
+        (torch.tensor([1.0, 2.0]), r"whole numbers of tokens"),
+        (torch.tensor([0, 8]), r"prefix_len=\[0, 8\]: should be from 0 to the 7 tokens of the sequence"),
+    ],
+)
+def test_prefix_lengths_that_are_none_are_named(prefix_len, message):
+    """Asked of the part: in these tests the decoder's own annotations stop some of them first."""
+    with pytest.raises(ValueError, match=message):
+        check_prefix(prefix_len, 2, 7)
+
+
+@pytest.mark.parametrize("prefix_len", [torch.tensor([2, 4]), torch.tensor([3])])
+def test_a_prefix_is_no_obstacle_to_one_graph_or_a_pack(prefix_len):
+    """Where numbers are not there to be looked at they are taken as they are."""
+    check = torch.compile(lambda given: check_prefix(given, 2, 7) or given + 1, fullgraph=True, backend="eager")
+    assert torch.equal(check(prefix_len), prefix_len + 1)
+    packed = torch.vmap(lambda given: check_prefix(given, 2, 7) or given + 1)
+    assert torch.equal(packed(prefix_len[None]), prefix_len[None] + 1)
+    assert check_prefix(prefix_len.to("meta"), 2, 7) is None
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "sequence"])
+def test_padding_is_refused_where_statistics_would_run_over_it(norm):
+    decoder = build(norm=norm, mask="full")
+    with pytest.raises(UserError, match=r"^norm: the statistics of \w+ run over .*seq.*, and so over the padding; give"):
+        decoder(draw_tokens(seq=SEQ), padding=torch.tensor(PADDING))
+    assert decoder(draw_tokens(seq=SEQ)).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [norm for norm in options("norm") if not make("norm", norm).func(d_model=8).sees_future])
+@torch.no_grad()
+def test_any_other_norm_knows_nothing_of_the_padding(norm):
+    decoder, tokens = build(norm=norm).eval(), draw_tokens(seq=SEQ)
+    together = decoder(tokens, padding=torch.tensor(PADDING))
+    torch.testing.assert_close(together[:1, 3:], decoder(tokens[:1, 3:]), **EXACT)
 
 
 def test_arguments_of_the_wrong_length_are_named():

@@ -66,6 +66,52 @@ def test_top_p_keeps_the_fewest_that_add_up():
         assert keep_top_p(logits, p).isfinite().sum(dim=-1).tolist() == [kept, kept]
 
 
+def test_top_p_of_one_drops_nothing_and_just_below_it_only_what_is_beyond():
+    """At GPT-2's vocabulary, where a running sum in float32 is 1 before its end."""
+    logits = 2 * torch.randn(3, 50257, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+    for p in (0.999999, 0.999, 0.9, 0.5):
+        for row, stays in zip(logits.double().softmax(dim=-1), keep_top_p(logits, p).isfinite(), strict=True):
+            kept = row[stays].sort(descending=True).values
+            assert kept[-1] >= row[~stays].max()
+            assert kept[:-1].sum() - 5e-6 < p < kept.sum() + 5e-6  # a float32 softmax of so many adds up to 1 within that
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_top_p_that_the_first_ones_reach_exactly_keeps_no_more(dtype, seed):
+    """p read off a softmax of either precision; with three that add up to it as well."""
+    logits = scores_of(seed)[:1]
+    descending = logits.to(dtype).softmax(dim=-1).sort(descending=True).values[0]
+    for n in (1, 2, 3):
+        assert keep_top_p(logits, float(descending[:n].sum())).isfinite().sum() == n
+    many = torch.randn(1, 50257, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    assert keep_top_p(many, float(many.softmax(dim=-1).max())).isfinite().sum() == 1
+    halves = torch.tensor([[0.25, 0.5, 0.25]]).log()
+    assert keep_top_p(halves, 0.5).isfinite().tolist() == [[False, True, False]]
+    assert keep_top_p(halves, 0.75).isfinite().tolist() == [[True, True, False]]  # of equal ones the lowest id
+    assert keep_top_p(halves, 5e-324).isfinite().tolist() == [[False, True, False]]
+
+
+def test_of_equal_logits_top_k_keeps_k():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    for k, kept in ((1, [[1], [0]]), (2, [[1, 2], [0, 1]]), (4, [[1, 2, 3, 4], [0, 1, 2, 3]])):
+        assert [row.nonzero().flatten().tolist() for row in keep_top_k(logits, k).isfinite()] == kept
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-45, 1e-30])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 1.0}, {"top_p": 0.5}], ids=str)
+def test_near_temperature_0_the_likeliest_is_drawn(temperature, options):
+    logits = scores_of(2) * 1e4
+    drawn = choose(logits, temperature, options.get("top_k"), options.get("top_p"), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, logits.argmax(dim=-1))
+
+
+def test_at_the_largest_temperature_any_token_is_drawn_alike():
+    drawn = choose(scores_of(2)[:1].expand(20000, -1), 1e308, None, None, torch.Generator().manual_seed(0))
+    assert (torch.bincount(drawn, minlength=VOCAB) / 20000 - 1 / VOCAB).abs().max() < 0.005  # five standard deviations
+
+
 def test_draws_have_the_frequencies_of_hugging_faces_warped_softmax():
     """20000 draws: a frequency's standard deviation is at most 0.0036; five of them."""
     logits, n = scores_of(8)[:1], 20000
@@ -135,6 +181,10 @@ def test_each_new_token_costs_one_forward_of_one_token():
         ({"top_k": 3}, "top_k=3: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out"),
         ({"top_p": 0.5}, "top_p=0.5: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out"),
         ({"eos": -1}, "eos=-1: should be a token id, 0 or above"),
+        ({"eos": VOCAB}, "eos=61: is never said, since the model's vocabulary ends at 60; leave it out"),
+        ({"eos": 10**30}, f"eos={10**30}: is never said, since the model's vocabulary ends at 60; leave it out"),
+        ({"temperature": 1.0, "seed": 10**23}, f"seed={10**23}: should be from 0 to 2^63 - 1"),
+        ({"seed": -1}, "seed=-1: should be from 0 to 2^63 - 1"),
     ],
 )
 def test_an_option_out_of_range_is_one_line(options, line):

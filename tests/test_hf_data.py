@@ -68,6 +68,27 @@ def test_tokens_decode_to_the_documents(folder, tokenizer):
     assert np.array_equal(source.train(0, 0, 5, 13).tokens, again.train(0, 0, 5, 13).tokens)
 
 
+STORED = {
+    "truncation": lambda model: model.enable_truncation(max_length=4),
+    "truncation from the left": lambda model: model.enable_truncation(max_length=4, direction="left"),
+    "truncation in strides": lambda model: model.enable_truncation(max_length=4, stride=2),
+    "padding to the longest": lambda model: model.enable_padding(pad_id=0),
+    "padding to a length": lambda model: model.enable_padding(pad_id=0, length=40),
+    "padding to a multiple": lambda model: model.enable_padding(pad_id=0, pad_to_multiple_of=32, direction="left"),
+    "merges left out at random": lambda model: setattr(model.model, "dropout", 0.9),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_what_a_tokenizer_stores_for_batches_does_not_touch_documents(folder, tokenizer, tmp_path, stored):
+    model = tokenizers.Tokenizer.from_file(tokenizer)
+    STORED[stored](model)
+    model.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str() != tokenizers.Tokenizer.from_file(tokenizer).to_str()
+    plain, source = (HuggingFace(folder, valid_split="test", tokenizer=str(file)) for file in (tokenizer, tmp_path / "tokenizer.json"))
+    assert source.train_part.tolist() == plain.train_part.tolist() and source.sha256 == plain.sha256
+
+
 def test_a_tokenizer_without_an_end_joins_documents(folder, tmp_path):
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "No": 2, "more": 5, ".": 7}, unk_token="?"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

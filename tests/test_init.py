@@ -1,11 +1,13 @@
 """Initial weights, against standard deviations written by hand and the promise that arms share their weights."""
 
+import math
 from functools import cache
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from oracles import VOCAB, build, every_option, make, node, options
+from torch.nn.functional import cross_entropy
 
 import archlab
 
@@ -227,6 +229,28 @@ def test_t5s_table_starts_as_wide_as_the_models_other_tables(init, std):
     """Hugging Face's T5: normal with d_model^(-1/2)."""
     table = start(init, pos="t5", n_layers=1, d_model=32, d_ff=40, n_heads=64, head_dim=4).position.table.weight
     assert table.std().item() == pytest.approx(std, rel=5 / (2 * table.numel()) ** 0.5)  # five standard errors
+
+
+@pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
+@pytest.mark.parametrize("words", [[], ["residual=post"], ["residual=sandwich"], ["embed.norm=true"], ["embed.width=48"]], ids=str)
+@torch.no_grad()
+def test_a_tied_model_starts_by_knowing_nothing(size, words):
+    """With the default scale: the loss of any tokens is that of equal chances, log 256, and no token expects itself."""
+    decoder = archlab.build(f"size={size}", *words, "embed.tied=true").eval()
+    assert decoder.embed_scale == decoder.d_model**0.5
+    tokens = torch.randint(256, (2, 129), generator=torch.Generator().manual_seed(1))
+    logits = decoder(tokens[:, :-1])
+    assert cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() == pytest.approx(math.log(256), abs=0.1)
+    itself = cross_entropy(logits.flatten(0, 1), tokens[:, :-1].flatten()).item()
+    assert itself == pytest.approx(math.log(256), abs=1.5)  # a logit of 1.5 at the most, where it was sqrt(d_model)
+
+
+def test_a_tied_table_is_otherwise_as_wide_as_its_scheme_says():
+    """GPT-2 and Gemma draw theirs as all else, and without a scale there is nothing to divide by."""
+    sizes = dict(n_layers=1, d_model=100, vocab_size=400, tied=True)  # five standard errors of 40,000 draws: 1.8%
+    for init, scale, std in (("normal", "sqrt_d_model", 0.02), ("normal", "none", 0.02), ("xavier", "none", 0.1), ("xavier", "sqrt_d_model", 0.01)):
+        table = start(init, embed_scale=scale, **sizes).embedding.weight
+        assert table.std().item() == pytest.approx(std, rel=0.018), (init, scale)
 
 
 def test_a_tied_head_is_the_embedding_table():

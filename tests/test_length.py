@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import archlab
 from archlab.data.batch import Batch, Source, TooLong
-from archlab.evaluate.length import by_length, verdict
+from archlab.data.corpus import Corpus
+from archlab.evaluate.length import by_length, stride, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
 from archlab.evaluate.validation import HeldOut, held_out, unigram_entropy
@@ -171,6 +173,54 @@ def test_sliding_windows_are_laid_out_by_their_stride():
     scored = torch.tensor([[True] * 4, [False, False, True, True], [False, False, True, True]])
     seen = HeldOut(nats, scored, scored, step=2)
     assert seen.along_the_tokens(nats.where(scored, torch.nan)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+@pytest.mark.parametrize("n_windows", [1, 2, 5])
+def test_sliding_scores_each_token_once_and_at_its_place(step, n_windows):
+    """Whatever the stride: the held-out part counts up, so a target says itself where it belongs."""
+    seq_len, held_out_part = 12, np.arange(70)
+    corpus = Corpus(np.arange(70), held_out_part, 70, None)
+    batches = list(corpus.validation(seq_len, n_windows * seq_len, 3, step))
+    targets, scored = (torch.cat(column) for column in zip(*((b.to_predict, b.scored) for b in batches), strict=True))
+    assert targets[scored].tolist() == list(range(1, n_windows * seq_len + 1))
+    seen = HeldOut(targets.float(), scored, scored, step=step)
+    laid_out = seen.along_the_tokens(seen.nats.where(scored, torch.nan))
+    assert laid_out.tolist() == list(range(1, n_windows * seq_len + 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", [3, 4, 5, 7, 10])
+@pytest.mark.parametrize("multiple", [2, 3])
+def test_the_ratio_compares_the_same_tokens_when_windows_slide(multiple, step):
+    """Each late target of the longer windows, against that very token, one token at a time; the stride may not divide."""
+    decoder, train_len, held_out_part = archlab.build(*SIZE, "pos=sinusoidal").eval(), 10, Tape().tape.numpy()
+    corpus = Corpus(held_out_part, held_out_part, 23, None)
+    sliding = settings(tokens=120, protocol="sliding", stride=step)
+    lengths, _ = by_length(decoder, corpus, CPU, sliding, train_len, [1, multiple])
+
+    def by_token(eval_len, late):
+        """The loss of every token that a window is the first to hold, and its place in that window."""
+        start, last, end, losses = 0, 120 - eval_len, 0, {}
+        while True:
+            window = torch.from_numpy(held_out_part[start : start + eval_len + 1])
+            nats = F.cross_entropy(decoder(window[None, :-1])[0], window[1:], reduction="none")
+            losses |= {start + i: float(nats[i]) for i in range(end - start, eval_len) if i >= eval_len - late}
+            end = start + eval_len
+            if start == last:
+                return losses
+            start = min(start + step, last)
+
+    after, before = by_token(multiple * train_len, late=train_len // 2), by_token(train_len, late=train_len)
+    expected = sum(after.values()) / sum(before[token] for token in after)
+    assert lengths[1]["late_ratio"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("train_len", "expected"), [(10, 5), (11, 5), (128, 64)])
+def test_windows_slide_by_half_of_train_len_where_nothing_is_said(train_len, expected):
+    assert stride(settings(protocol="sliding"), train_len) == expected
+    assert stride(settings(protocol="sliding", stride=3), train_len) == 3
+    assert stride(settings(protocol="disjoint"), train_len) is None
 
 
 @pytest.mark.parametrize(

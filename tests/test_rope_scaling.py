@@ -8,6 +8,7 @@ from oracles import BATCH, D_MODEL, HEAD_DIM, HEADS, SEQ, build, draw_tokens, ma
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from archlab.blocks.cache import Cache
 from archlab.errors import UserError
 
 WIDE, L = 48, 64  # features of a head, and the length that the model was trained at
@@ -205,6 +206,36 @@ def test_xpos_is_torchscales_up_to_its_common_offset():
     xpos = make_xpos()
     rotation = xpos.rotation(torch.arange(length)[None])
     torch.testing.assert_close(xpos.rotate_queries(q, rotation) @ xpos.rotate_keys(k, rotation).mT, expected, rtol=0, atol=2e-4)  # float32 angles of 30
+
+
+FAR = (0, 5000, 9000, 20_000, 100_000)  # the fastest pair leaves float16 at 4700 or so, and is held from 17,000 on
+
+
+@pytest.mark.parametrize("start", FAR)
+@pytest.mark.parametrize("mask", ["causal", "window"])
+@torch.no_grad()
+def test_xpos_is_the_same_function_in_float16(mask, start):
+    """Under autocast, in a model of that dtype, and from a cache: to what eleven bits keep through four layers."""
+    wide, tokens = build(torch.float32, pos="xpos", mask=mask).eval(), draw_tokens()
+    positions = torch.arange(start, start + tokens.shape[1])[None]
+    narrow = build(torch.float16, pos="xpos", mask=mask).eval()
+    narrow.load_state_dict(wide.state_dict())
+    expected, cache = wide(tokens, positions=positions), Cache()
+    with torch.autocast("cpu", torch.float16):
+        mixed = wide(tokens, positions=positions)
+    pieces = [narrow(tokens[:, part], positions=positions[:, part], cache=cache) for part in (slice(0, 4), slice(4, None))]
+    for close in (mixed, narrow(tokens, positions=positions), torch.cat(pieces, dim=1)):
+        assert close.dtype == torch.float16
+        assert (close.float() - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_xpos_trains_in_float16_at_any_position(softcap):
+    decoder, tokens = build(torch.float32, pos="xpos", attn=make("attn", "gqa", softcap=softcap)), draw_tokens()
+    with torch.autocast("cpu", torch.float16):
+        logits = decoder(tokens, positions=torch.arange(9000, 9000 + tokens.shape[1])[None])
+    logits.float().square().mean().backward()
+    assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in decoder.parameters())
 
 
 # --- refused ------------------------------------------------------------------------------------

@@ -215,6 +215,9 @@ class Position(Block):
 
     vectors = Role.SCALAR
 
+    widens: bool = False
+    """Whether turned queries and keys leave the range of float16, and so come in float32 where they were that."""
+
     uses_length: bool = False
     """Whether what a position means depends on how long the sequence is, so that keys kept in a cache grow stale."""
 

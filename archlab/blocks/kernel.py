@@ -90,8 +90,19 @@ def explicit_kernel(squash: Squash) -> Kernel:
     return kernel
 
 
+def as_wide_as_queries(attend: Kernel) -> Kernel:
+    """A kernel for queries and keys that may be of a wider dtype than the values: all are taken in that one."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+        with without_autocast(q.device):
+            return attend(q, k, v.type_as(q), reading, dropout).type_as(v)
+
+    return kernel
+
+
 def fused_kernel(position: Position, mask: Mask) -> Kernel:
     """The cheapest kernel that computes what a layer's position scheme and mask ask for."""
     if position.biases_scores:
         return biased_kernel
-    return causal_kernel if mask.causal else masked_kernel
+    kernel = causal_kernel if mask.causal else masked_kernel
+    return as_wide_as_queries(kernel) if position.widens else kernel

@@ -77,7 +77,7 @@ def at_the_start(
     """
     batch, seq_len = tokens.shape
     check_padding(padding, batch, seq_len)
-    check_prefix(prefix_len, seq_len)
+    check_prefix(prefix_len, batch, seq_len, padding)
     index = torch.arange(seq_len, device=tokens.device).view(1, -1)
     if padding is not None:
         index = index - padding.to(tokens.device).view(-1, 1)
@@ -136,6 +136,8 @@ def shaped(positions: Tensor, position: Position, tokens: Int[Tensor, "batch seq
         )
     if position.limit is not None and int(positions.max()) >= position.limit:
         raise ValueError(f"positions up to {int(positions.max())}: the table of positions ends at {position.limit - 1}")
+    if position.limit is not None and int(positions.min()) < 0:
+        raise ValueError(f"positions from {int(positions.min())}: the table of positions begins at 0")
     return positions.to(tokens.device).expand(batch, *axes, seq_len)
 
 
@@ -144,9 +146,37 @@ def check_length(seq_len: int, position: Position) -> None:
         raise PositionLimit(seq_len, position.limit)
 
 
-def check_prefix(prefix_len: int | Tensor | None, seq_len: int) -> None:
-    if isinstance(prefix_len, int) and not 0 <= prefix_len <= seq_len:
-        raise ValueError(f"prefix_len={prefix_len}: should be from 0 to the {seq_len} tokens of the sequence")
+def check_prefix(prefix_len: int | Tensor | None, batch: int, seq_len: int, padding: Tensor | None = None) -> None:
+    """A prefix begins after the padding, so it is at most as long as what stands there."""
+    if prefix_len is None:
+        return
+    given = torch.as_tensor(prefix_len)
+    if given.dtype not in WHOLE:
+        raise ValueError(f"prefix_len={prefix_len}: should be whole numbers of tokens")
+    if given.shape not in ((), (1,), (batch,)):
+        raise ValueError(
+            f"prefix_len of shape {tuple(given.shape)}: should be one number, or one for each of {batch} sequences"
+        )
+    if not may_be_looked_at(given):
+        return
+    lengths, room = given.cpu().numpy(), seq_len if padding is None else seq_len - padding.cpu().numpy()
+    if not ((lengths >= 0) & (lengths <= room)).all():
+        left = f"{seq_len} tokens of the sequence" if padding is None else f"{room.tolist()} that stand after the padding"
+        raise ValueError(f"prefix_len={lengths.tolist()}: should be from 0 to the {left}")
+
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def may_be_looked_at(numbers: Tensor) -> bool:
+    """Whether an `if` may depend on these numbers.
+
+    While a graph is traced they are not there yet, under vmap they are several at once, and in a step of training on a
+    GPU the step would have to wait for them.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(numbers) or numbers.is_meta:
+        return False
+    return numbers.device.type == "cpu" or not torch.is_grad_enabled()
 
 
 def check_padding(padding: Tensor | None, batch: int, seq_len: int) -> None:

@@ -11,6 +11,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_range_of_float32(x: Tensor, like: Tensor) -> Tensor:
+    """In the dtype of the other, but for float16, which ends at 65504: then in float32."""
+    return x.to(torch.float32 if like.dtype == torch.float16 else like.dtype)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Operations keep the dtype of what they are given. The meta device, on which shapes are tried, has no autocast."""
     if not torch.amp.is_autocast_available(device.type):

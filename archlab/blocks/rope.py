@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from archlab.blocks.contracts import Position, Rotation, SomeHeads
-from archlab.blocks.precision import at_least_float32
+from archlab.blocks.precision import at_least_float32, in_range_of_float32
 from archlab.blocks.rope_scaling import make_scaling, powers
 from archlab.blocks.two_axes import two_axes
 from archlab.errors import UserError
@@ -42,11 +42,16 @@ LAYOUTS = {"half": HALF, "interleaved": INTERLEAVED}
 
 def turn(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
     """Turns as many features as there are angles for, two a pair; the others are left."""
+    return turn_widely(x, cos_sin, layout).type_as(x)
+
+
+def turn_widely(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
+    """The same, in float32 at least."""
     split, join = layout
     cos, sin = cos_sin[:, :, None].unbind(dim=1)  # broadcast over heads
     rotated = 2 * cos.shape[-1]
     first, second = split(at_least_float32(x[..., :rotated]))
-    return join(first * cos - second * sin, second * cos + first * sin, x[..., rotated:]).type_as(x)
+    return join(first * cos - second * sin, second * cos + first * sin, x[..., rotated:])
 
 
 def waves(angles: Float[Tensor, "#batch seq pairs"]) -> Float[Tensor, "#batch 2 seq pairs"]:
@@ -154,12 +159,14 @@ class XPos(Position):
 
     zeta_i = (2i + 0.4 r) / (1.4 r) for pair i of r features, so the slower a pair turns, the less it fades. A score
     depends on the distance alone. The power is held at 2^-60 and 2^60, which is reached at the 17,000th position of
-    the fastest pair, so that no position leaves float32; from there on that pair fades no further.
+    the fastest pair, so that no position leaves float32; from there on that pair fades no further. float16 ends at
+    2^16, so in a model of that dtype queries and keys come out in float32, and so are scores and what a cache keeps.
 
     Source: arXiv:2212.10554, sec. 3.2, alg. 1, with the constants of its published code.
     """
 
     LARGEST = 60.0
+    widens = True
 
     def __init__(
         self,
@@ -185,10 +192,10 @@ class XPos(Position):
         return torch.cat((waves(angles) * fading, waves(angles) / fading), dim=1)
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return turn(q, rotation[:, :2], self.layout)
+        return in_range_of_float32(turn_widely(q, rotation[:, :2], self.layout), like=q)
 
     def rotate_keys(self, k: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return turn(k, rotation[:, 2:], self.layout)
+        return in_range_of_float32(turn_widely(k, rotation[:, 2:], self.layout), like=k)
 
 
 class RoPE2D(Position):

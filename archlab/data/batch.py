@@ -85,5 +85,5 @@ class Source(ABC):
         """Held-out data, the same at every call: about `n_tokens` tokens of it, at least one sequence.
 
         The last batch may be smaller. With a `stride`, windows overlap and advance by that many tokens, and each
-        target is still scored once.
+        target is still scored once; the last window may advance by less, to end where the last disjoint one would.
         """

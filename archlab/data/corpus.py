@@ -125,6 +125,13 @@ def sliding(seq_len: int, n_windows: int, stride: int) -> tuple[Int[np.ndarray, 
     return starts, seq_len - advance + 1
 
 
+def where_windows_start(n_windows: int, seq_len: int, stride: int) -> Int[np.ndarray, " window"]:
+    """The starts that `sliding` gave so many windows in all: the last one stands where a disjoint one would."""
+    starts = stride * np.arange(n_windows)
+    starts[-1] -= starts[-1] % seq_len
+    return starts
+
+
 def slices(n: int, size: int) -> Iterator[slice]:
     """Cuts n rows into runs of `size`, the last one shorter where it must be."""
     return (slice(start, start + size) for start in range(0, n, size))

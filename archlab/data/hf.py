@@ -120,12 +120,24 @@ def load_tokenizer(tokenizer: str) -> "Tokenizer":
 
     load = Tokenizer.from_file if Path(tokenizer).exists() else Tokenizer.from_pretrained
     try:
-        return load(tokenizer)
+        return of_whole_documents(load(tokenizer))
     except Exception as error:  # tokenizers raises nothing narrower
         reason = first_line(error)
         raise UserError(
             f"data.tokenizer={tokenizer}: cannot be loaded ({reason}); give a tokenizer.json, a name on the hub or null"
         ) from error
+
+
+def of_whole_documents(tokenizer: "Tokenizer") -> "Tokenizer":
+    """A tokenizer.json may say to cut and pad what is encoded, for batches of one length, or to merge at random.
+
+    Here a document is encoded whole, with nothing added, and the same at every time.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
 def first_line(error: Exception) -> str:

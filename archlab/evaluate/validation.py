@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from archlab.data.batch import Source
+from archlab.data.corpus import where_windows_start
 from archlab.model import Decoder
 from archlab.train.objective import TokenLosses, token_losses
 from archlab.train.precision import Machine
@@ -19,7 +20,7 @@ TOKENS_AT_ONCE = 8192
 class HeldOut:
     """By window and position of its targets: the loss in nats, whether it counts, whether the likeliest token was right.
 
-    Windows of one length follow each other along the same held-out tokens, `step` tokens apart.
+    Windows of one length follow each other along the same held-out tokens, `step` tokens apart; the last may be nearer.
     """
 
     nats: Float[Tensor, "window seq"]
@@ -46,8 +47,9 @@ class HeldOut:
     def along_the_tokens(self, values: Float[Tensor, "window seq"]) -> Float[Tensor, " token"]:
         """Values laid out by the token they belong to; NaN where it has none."""
         n_windows, seq_len = values.shape
-        token = self.step * torch.arange(n_windows)[:, None] + torch.arange(seq_len)
-        laid_out = torch.full((self.step * (n_windows - 1) + seq_len,), torch.nan)
+        starts = torch.from_numpy(where_windows_start(n_windows, seq_len, self.step))
+        token = starts[:, None] + torch.arange(seq_len)
+        laid_out = torch.full((int(starts[-1]) + seq_len,), torch.nan)
         there = values.isfinite()
         laid_out[token[there]] = values[there]
         return laid_out
