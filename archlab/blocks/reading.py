@@ -73,9 +73,9 @@ class Reading:
     def add_loss(self, name: str, value: Tensor) -> None:
         self.taps.add_loss(name, value)
 
-    def held(self, mixer: nn.Module) -> tuple[Tensor, ...] | None:
-        """What the mixer kept of the tokens before these; None at the start of the sequences, or without a cache."""
-        return None if self.cache is None else self.cache.held.get(mixer)
+    def held(self, mixer: nn.Module, *start: Tensor) -> tuple[Tensor, ...]:
+        """What the mixer kept of the tokens before these; `start` where nothing came before."""
+        return start if self.cache is None else self.cache.held.get(mixer, start)
 
     def hold(self, mixer: nn.Module, *state: Tensor) -> None:
         """Keeps what the mixer goes on from; nothing is kept where there is no cache."""

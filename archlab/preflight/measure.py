@@ -16,7 +16,7 @@ from archlab.blocks.contracts import Block
 from archlab.blocks.roles import MATRICES
 from archlab.data.batch import Batch, Source
 from archlab.model import Decoder, Layer
-from archlab.probe.look import LOOKED_AT, Look
+from archlab.probe.look import Look
 from archlab.train.objective import TokenLosses, compute, token_losses
 
 BATCH_SIZE, SEQ_LEN = 8, 64
@@ -60,7 +60,7 @@ def look_at_start(
     """One forward and one backward pass on the first training batch of this seed."""
     look = Look(decoder)
     with at_rest(decoder):
-        losses, output = compute(decoder, source.train(seed, 1, batch_size, seq_len), LOOKED_AT)
+        losses, output = compute(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
         look.saw(output.taps)
         loss = backward(losses)
         look.gradients()

@@ -8,7 +8,7 @@ By layer:
     update_ratio        norm of the step's change of the layer's parameters over the norm of the parameters
 
 The two attention quantities are taken from the first sequence of the batch, and from its last queries where it is long;
-a mixer without softmax scores has neither. The first three are taps, which leave a layer with its output
+a mixer without softmax scores has neither. A block may let more be seen. The first three are taps, which leave a layer with its output
 (`archlab.blocks.taps`), so that they are the same numbers eager, compiled and packed.
 """
 
@@ -22,10 +22,6 @@ from torch.nn.utils import get_total_norm
 from archlab.model import Decoder
 
 
-LOOKED_AT = ("activation_rms", "attention_entropy", "max_score")
-"""What a forward pass is asked for; a layer without softmax scores has the first alone."""
-
-
 class Look:
     """Measures one step: `saw()` after the forward pass, `gradients()` after the backward, `update()` around the step."""
 
@@ -34,7 +30,7 @@ class Look:
         self.seen: list[dict[str, Tensor]] = []
 
     def saw(self, taps: Sequence[Mapping[str, Tensor]]) -> None:
-        """Takes what the forward pass let be seen, by layer: `Output.taps` of a pass that was asked for LOOKED_AT."""
+        """Takes what the forward pass let be seen, by layer: `Output.taps` of a pass that was asked for `decoder.taps`."""
         self.seen = [dict(layer) for layer in taps]
 
     @torch.no_grad()
@@ -52,6 +48,6 @@ class Look:
                 seen["update_ratio"] = get_total_norm(change) / get_total_norm(old)
 
     def by_layer(self) -> list[dict[str, float]]:
-        """What was seen, one record per layer: what a layer has, in the order of LOOKED_AT. One transfer for all of it."""
+        """What was seen, one record per layer: whatever a layer has. One transfer for all of it."""
         numbers = iter(torch.stack([value.float() for layer in self.seen for value in layer.values()]).tolist())
         return [{name: next(numbers) for name in layer} for layer in self.seen]

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from archlab.data.batch import Batch, Source
 from archlab.model import Decoder
-from archlab.probe.look import LOOKED_AT, Look
+from archlab.probe.look import Look
 from archlab.probe.nonfinite import NonFinite, first_nonfinite
 from archlab.probe.recorder import Recorder
 from archlab.train.clock import Clock
@@ -157,7 +157,7 @@ def backward(
     total = torch.zeros((), device=machine.device)
     for i, piece in enumerate(split(batch, pieces)):
         with machine.autocast():
-            losses, output = compute(decoder, piece, LOOKED_AT if look and i == 0 else ())
+            losses, output = compute(decoder, piece, decoder.taps if look and i == 0 else ())
             loss = losses.total / n_scored.to(machine.device) + sum(output.losses.values()) / pieces
         if look and i == 0:
             look.saw(output.taps)

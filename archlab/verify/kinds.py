@@ -15,7 +15,7 @@ from archlab.blocks.norm import RMSNorm
 from archlab.blocks.position import NoPosition
 from archlab.blocks.rope import RoPE
 from archlab.verify.finding import Broken, Check, NotAsked
-from archlab.verify.subject import BATCH, SEED, SEQ, Subject, logits_of, randomise
+from archlab.verify.subject import BATCH, SEED, SEQ, Subject, logits_of, prefix_of, randomise
 
 FAR = 1_000_000
 """A position no model is trained at."""
@@ -321,8 +321,8 @@ def every_option_counts(group: str) -> Check:
             tried += [option] * bool(seen)
             if seen and all(same(trace, before) for trace in seen):
                 raise Broken(
-                    f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit in training"
-                    " and none in evaluation: an option without effect is no option."
+                    f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit, in training or"
+                    " evaluation, and no loss: an option without effect is no option."
                 )
         return f"Each of {', '.join(tried) or 'its options, of which it has none,'} changes something."
 
@@ -362,8 +362,8 @@ def traces_of(subject: Subject) -> Traces:
     shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
     evaluated = logits_of(decoder, subject.tokens)
     torch.manual_seed(SEED)
-    trained = logits_of(decoder.train(), subject.tokens)
-    return shapes, [evaluated, trained, *decoder.buffers()]
+    trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
+    return shapes, [evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
 
 
 def same(one: Traces, other: Traces) -> bool:
