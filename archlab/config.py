@@ -1,6 +1,6 @@
 """From what a user typed to a configuration that can be run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -20,6 +20,12 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
     `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
     """
+    whole, words = composed(overrides, config_dir)
+    return finish(whole, whole.hydra.runtime.choices, asked_for(words))
+
+
+def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
+    """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
     own = [Path(config_dir).absolute()] if config_dir else []
     words = normalise(overrides, own)
     searched = [f"hydra.searchpath=[file://{folder}]" for folder in own]
@@ -29,7 +35,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
             whole = hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error) from error
-    return finish(whole, whole.hydra.runtime.choices, asked_for(words))
+    return whole, words
 
 
 def finish(cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = ()) -> DictConfig:

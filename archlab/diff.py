@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.assemble import assemble_without_weights
-from archlab.changes import NO_PART, spelled
+from archlab.changes import NO_PART
 from archlab.check import GROUPS
 from archlab.describe import count_parameters, forward_flops_per_token, kv_bytes_per_token, parameters_by_part
 from archlab.memory import bill
@@ -15,6 +15,7 @@ from archlab.memory.estimate import estimate
 from archlab.memory.settings import MemorySettings
 from archlab.named import Named
 from archlab.nested import leaves
+from archlab.spelling import spelled
 from archlab.train.budget import TOKENS_PER_PARAMETER
 
 Pair = tuple[str, Any, Any]

@@ -5,6 +5,7 @@ the others, and a misspelt `+nrom=rms` quietly becomes a new field. Here every s
 and an unreal one is an error, for the command line and for `archlab.config.compose` alike.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,7 @@ def _normalise(word: str, known: Known) -> str:
     bare = word.lstrip("+~")
     key, equals, value = bare.partition("=")
     head = key.split(".")[0]
+    _refuse_classes(bare, key, value)
     if key.startswith(("hydra.", "hydra/")):
         return word
     if not equals and not word.startswith("~"):
@@ -147,6 +149,18 @@ def _normalise(word: str, known: Known) -> str:
     if (whole := known.list_around(key)) is not None:
         raise UserError(f"{bare}: {whole} is a list, whose items have numbers; or set all of it, {whole}=[1,2]")
     return bare
+
+
+def _refuse_classes(word: str, key: str, value: str) -> None:
+    """A class is named in an option's file; a word of the command line, or of a file, sets values alone."""
+    named = [part for part in key.split(".") if part.startswith("_")]
+    if not named and "_" in value and set("{$") & set(value):
+        named = re.findall(r"(?<!\w)_(?:target|partial|args|recursive|convert)_(?!\w)", value)
+    if named:
+        raise UserError(
+            f"{word}: {named[0]} says what class to make, which only an option's own file does; write it into a yaml, such as"
+            " my/norm/mine.yaml, and give the folder by --config-dir my"
+        )
 
 
 def _hint(name: str, known: Known) -> str:

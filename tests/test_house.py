@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "archlab"
 
 FLOORS = (
-    ("errors", "quantities", "nested"),
-    ("loggers",),
+    ("errors", "quantities", "nested", "spelling"),
+    ("plain", "loggers"),
     ("blocks",),
     ("model",),
     ("init", "describe", "generate"),
