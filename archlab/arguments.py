@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -53,3 +54,8 @@ def read(name: str, value: str, hint: Any) -> Any:
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
         raise UserError(f"{name}={value}: {wanted}") from None
+
+
+def config_dir(flags: dict[str, str]) -> Path | None:
+    """The folder of the user's own options, where one was given."""
+    return Path(flags["--config-dir"]) if "--config-dir" in flags else None

@@ -64,8 +64,16 @@ def makers(cfg: DictConfig) -> list[LayerParts]:
 
 def assemble_without_weights(cfg: DictConfig) -> Decoder:
     """The same on the meta device: every module and shape, no memory."""
-    with torch.device("meta"):
-        return assemble(cfg)
+    try:
+        with torch.device("meta"):
+            return assemble(cfg)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(
+            f"size: a weight of this model would have more bytes than can be counted, at size.d_model={cfg.size.d_model} and"
+            f" size.d_ff={cfg.size.d_ff}; use a smaller size"
+        ) from None
 
 
 def build(cfg: DictConfig) -> Decoder:

@@ -1,6 +1,5 @@
 """What makes one configuration into another: the overrides, change by change, and the way from one to the other."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +16,7 @@ from archlab.nested import leaves
 from archlab.overrides import conf_dir, option_node
 from archlab.plan import IN_LAYERS
 from archlab.presets import overruled
+from archlab.spelling import spelled
 from archlab.words import key_of
 
 NO_PART = ("choices", "matched", "match", "output", "loggers")
@@ -116,19 +116,6 @@ def unlike(given: Mapping[str, Any], standard: Mapping[str, Any], prefix: str = 
 
 
 # ---------------------------------------------------------------- as overrides
-
-
-def spelled(value: Any) -> str:
-    """A value as Hydra reads it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{spelled(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{','.join(map(spelled, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_./@-]+", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return str(value)
 
 
 def all_words(cfg: DictConfig, own: Path | None = None) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class TopLevel:
 @dataclass(frozen=True)
 class Size:
     d_model: Count
-    n_layers: Count
+    n_layers: Annotated[int, Interval(ge=1, le=10_000)]
     n_heads: Count
     n_kv_heads: Count | None
     head_dim: Count | None

@@ -20,6 +20,12 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
     `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
     """
+    whole, words = composed(overrides, config_dir)
+    return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
+
+
+def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
+    """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
     own = [Path(config_dir).absolute()] if config_dir else []
     words = normalise(overrides, own)
     searched = [f"hydra.searchpath=[file://{folder}]" for folder in own]
@@ -29,7 +35,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
             whole = hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error) from error
-    return finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
+    return whole, words
 
 
 def finish(

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from archlab import experiments
-from archlab.arguments import understood
-from archlab.errors import UserError
+from archlab.arguments import config_dir, understood
+from archlab.errors import UserError, printable
 from archlab.quantities import Count, Natural, NonNegative
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def claims(arguments: list[str]) -> None:
     from archlab.claims.session import decide_claims
     from archlab.report.claims import claims_table
 
-    own = Path(flags["--config-dir"]) if flags else None
-    records = decide_claims(names, options.budget, Path(options.runs), Path(options.output), options.workers, own)
+    runs, output = Path(options.runs), Path(options.output)
+    records = decide_claims(names, options.budget, runs, output, options.workers, config_dir(flags))
     Console().print(claims_table(records))
 
 
@@ -118,27 +119,32 @@ class ReportOptions:
 
 
 def report(arguments: list[str]) -> None:
-    names, options, _ = understood("report", arguments, ReportOptions)
+    names, options, flags = understood("report", arguments, ReportOptions)
     from archlab.report.written import write_report
 
     comparing = {name: value for name, value in vars(options).items() if name != "output" and value is not None}
-    print(write_report(names, Path(options.output), comparing, drawn_run))
+    print(write_report(names, Path(options.output), comparing, partial(drawn_run, own=config_dir(flags))))
 
 
-def drawn_run(directory: Path) -> str:
+def drawn_run(directory: Path, own: Path | None = None) -> str:
     """The block diagram, as SVG, of the model a run trained."""
-    from omegaconf import OmegaConf
-
     from archlab.assemble import assemble_without_weights
     from archlab.draw import svg
+    from archlab.loaded import saved_configuration
 
-    return svg(assemble_without_weights(OmegaConf.load(directory / "config.yaml")))
+    return svg(assemble_without_weights(saved_configuration(directory, own)))
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """`stability_map` has no options of its own."""
 
 
 def stability_map(arguments: list[str]) -> None:
-    if not arguments or arguments[0].startswith("-"):
+    directories, _, _ = understood("stability_map", arguments, MapOptions)
+    if not directories:
         raise UserError("stability_map: takes directories of runs, as in archlab stability_map 'experiments/runs/*'")
-    experiments.map_stability(arguments)
+    experiments.map_stability(directories)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class GenerateOptions:
 
 def generate(arguments: list[str]) -> None:
     """Prints the prompt and what a run's model says after it; under a prefix mask the prompt is the prefix."""
-    names, options, _ = understood("generate", arguments, GenerateOptions)
+    names, options, flags = understood("generate", arguments, GenerateOptions)
     if len(names) != 1:
         raise UserError(
             f"generate: takes one run's directory, not {len(names)}, as in archlab generate RUN prompt='In the beginning'"
@@ -167,12 +173,13 @@ def generate(arguments: list[str]) -> None:
     from archlab.generate import generate as go_on
     from archlab.loaded import load_run
 
-    cfg, decoder = load_run(names[0])
+    cfg, decoder = load_run(names[0], config_dir=config_dir(flags))
     check_bytes(names[0], cfg)
     tokens = torch.tensor([list(options.prompt.encode())])
     settings = {name: value for name, value in vars(options).items() if name != "prompt"}
     told = go_on(decoder, tokens, prefix_len=tokens.shape[1] if decoder.mask.uses_prefix else None, **settings)
-    print(bytes(told[0].tolist()).decode(errors="replace"))
+    text = bytes(told[0].tolist()).decode(errors="replace")
+    print(printable(text) if sys.stdout.isatty() else text)  # a terminal would obey what a stranger's model says
 
 
 def check_bytes(run: str, cfg: "DictConfig") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.assemble import assemble_without_weights
-from archlab.changes import NO_PART, spelled
+from archlab.changes import NO_PART
 from archlab.check import GROUPS
 from archlab.describe import count_parameters, parameters_by_part
 from archlab.measure import costs
@@ -17,6 +17,7 @@ from archlab.memory.settings import MemorySettings
 from archlab.named import Named
 from archlab.nested import leaves
 from archlab.plan import kinds_of_layers
+from archlab.spelling import spelled
 from archlab.train.budget import TOKENS_PER_PARAMETER
 
 Pair = tuple[str, Any, Any]

@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import ChoiceSweep
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from archlab.compare.runs import find, read_run
-from archlab.compare.stability_map import LEAST_RATES, stability_map
+from archlab.compare.arms import read_all
+from archlab.compare.stability_map import LEAST_RATES, MAPPED, stability_map
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
 from archlab.overrides import conf_dir, groups, parse
@@ -95,9 +95,10 @@ def map_stability(patterns: Sequence[str | Path]) -> None:
     from archlab.logbook import new_directory
     from archlab.report import stability_map as report
 
-    directories = find(patterns)
-    chart = stability_map([read_run(directory) for directory in directories])
-    folder = new_directory(directories[0].parent / "stability_map", f"{datetime.now():%Y%m%d-%H%M%S}")
+    runs, left_out = read_all(patterns, MAPPED)
+    chart = stability_map(runs)
+    chart["notes"] = [*left_out, *chart["notes"]]
+    folder = new_directory(runs[0].directory.parent / "stability_map", f"{datetime.now():%Y%m%d-%H%M%S}")
     (folder / "stability_map.json").write_text(json.dumps(chart, indent=2) + "\n", encoding="utf-8")
     report.write_csv(chart, folder / "stability_map.csv")
     report.draw(chart, folder / "stability_map.png")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archlab.arguments import understood
+from archlab.arguments import config_dir, understood
 from archlab.errors import UserError
 from archlab.quantities import Count
 
@@ -105,10 +105,6 @@ def decoder_of(model: "Named") -> "Decoder":
     if model.directory is not None:
         return load_weights(model.directory, model.cfg)
     return build(model.cfg) if count_parameters(decoder) <= DRAWN_WITH_WEIGHTS else decoder
-
-
-def config_dir(flags: dict[str, str]) -> Path | None:
-    return Path(flags["--config-dir"]) if "--config-dir" in flags else None
 
 
 def pictures(output: str, both: bool) -> list[Path]:

@@ -1,6 +1,6 @@
 """A run's own directory: everything that is known of it, written as it becomes known.
 
-config.yaml          the whole configuration, resolved
+config.yaml          the whole configuration, resolved: the options by their names and values, no classes
 overrides.yaml       what was asked for on the command line
 metrics.jsonl        one object a logged step
 summary.json         how it ended
@@ -31,6 +31,7 @@ from torch import nn
 import archlab
 from archlab.errors import UserError
 from archlab.loggers import open_loggers
+from archlab.nested import options_alone
 
 Record = dict[str, Any]
 
@@ -40,7 +41,7 @@ class Logbook:
 
     def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str]):
         self.directory = new_directory(Path(output), f"{datetime.now():%Y%m%d-%H%M%S}-{slug(overrides)}")
-        (self.directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (self.directory / "config.yaml").write_text(OmegaConf.to_yaml(options_alone(OmegaConf.to_container(cfg, resolve=True))))
         (self.directory / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)))
         self.metrics: list[Record] = []
         self.lines = (self.directory / "metrics.jsonl").open("w", buffering=1)

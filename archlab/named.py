@@ -30,7 +30,7 @@ def named(word: str, own: Path | None = None) -> Named:
     """What a word stands for; `own` is a folder of the user's own options. Raises UserError where it is none of the three."""
     directory = Path(word)
     if (directory / "config.yaml").is_file():
-        return Named(directory.name, saved_configuration(directory), None, directory)
+        return Named(directory.name, saved_configuration(directory, own), None, directory)
     if "=" in word:
         words = _words(word)
         return Named(word, compose(*words, config_dir=own), words)

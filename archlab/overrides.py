@@ -5,6 +5,7 @@ the others, and a misspelt `+nrom=rms` quietly becomes a new field. Here every s
 and an unreal one is an error, for the command line and for `archlab.config.compose` alike.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
 def _normalise(word: str, known: Known) -> str:
     bare = word.lstrip("+~")
     key, equals, value = bare.partition("=")
+    _refuse_classes(bare, key, value)
     if (rule := rule_of(key)) is not None and equals:
         _check_rule(word, *rule, known)
         return spelt(word)
@@ -162,6 +164,18 @@ def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
         _choice(f"{inside}={word.partition('=')[2]}", inside, word.partition("=")[2], known)
     elif "." not in inside:
         raise UserError(f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}")
+
+
+def _refuse_classes(word: str, key: str, value: str) -> None:
+    """A class is named in an option's file; a word of the command line, or of a file, sets values alone."""
+    named = [part for part in key.split(".") if part.startswith("_")]
+    if not named and "_" in value and set("{$") & set(value):
+        named = re.findall(r"(?<!\w)_(?:target|partial|args|recursive|convert)_(?!\w)", value)
+    if named:
+        raise UserError(
+            f"{word}: {named[0]} says what class to make, which only an option's own file does; write it into a yaml, such as"
+            " my/norm/mine.yaml, and give the folder by --config-dir my"
+        )
 
 
 def _hint(name: str, known: Known) -> str:

@@ -4,11 +4,14 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import yaml
-
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
+from archlab.plain import Unreadable, read_yaml
+from archlab.spelling import spelled
 from archlab.words import key_of, rule_of
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+"""Of a group or an option; what begins with an underscore names a class, and that is for the option's own file to do."""
 
 FOLLOWS_SIZE = ("embed.width",)
 """What a preset sets for its own width; left to its default where another size is chosen."""
@@ -37,7 +40,7 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
     rest = [word for word in words if word not in named]
     taken = {key_of(word) for word in rest}
     kept = {key: value for key, value in read(file).items() if not overruled(key, taken)}
-    return [*(f"{at_size(key, taken)}={_spelt(value)}" for key, value in kept.items()), *rest]
+    return [*(f"{at_size(key, taken)}={spelled(value)}" for key, value in kept.items()), *rest]
 
 
 def at_size(key: str, taken: Collection[str]) -> str:
@@ -52,11 +55,19 @@ def at_size(key: str, taken: Collection[str]) -> str:
 def read(file: Path) -> dict[str, object]:
     """What a preset's file sets, by dotted names."""
     try:
-        preset = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())[:120]}") from None
+        preset = read_yaml(file)
+    except Unreadable as error:
+        raise UserError(f"{file}: cannot be read as YAML: {error}") from None
     if not isinstance(preset, dict) or any(isinstance(value, dict) for value in preset.values()):
         raise UserError(f"{file}: a preset is a line for each override, such as norm: rms and norm.eps: 1e-6")
+    for key, value in preset.items():
+        rule = rule_of(str(key))
+        names = (str(key) if rule is None else rule[1]).split(".")
+        if not all(NAME.fullmatch(part) for part in names) or key.startswith("hydra."):
+            raise UserError(f"{file}: {key}: is no option; a preset names options, such as norm or norm.eps")
+        for item in value if isinstance(value, list) else [value]:
+            if not (isinstance(item, str | int | float) or item is None) or set("${}") & set(str(item)):
+                raise UserError(f"{file}: {key}={item}: a preset holds names, numbers and lists of them; write one of these")
     return preset
 
 
@@ -67,7 +78,3 @@ def overruled(key: str, taken: Collection[str]) -> bool:
     group = key.partition(".")[0]
     follows = (key in FOLLOWS_SIZE and "size" in taken) or (key == "size.n_kv_heads" and "mixer" in taken)
     return key in taken or group in taken or follows
-
-
-def _spelt(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,9 +9,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "archlab"
 
 FLOORS = (
-    ("errors", "quantities", "nested"),
-    ("words",),
-    ("loggers",),
+    ("errors", "quantities", "nested", "spelling"),
+    ("plain", "loggers", "words"),
     ("blocks",),
     ("model",),
     ("init", "describe", "generate", "measure"),

@@ -1,14 +1,14 @@
 """Runs sorted into arms: what was compared, under names the user would give them, and whether it can be compared."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archlab.compare.runs import Record, Run, find, read_run
+from archlab.compare.runs import COMPARED, Record, Run, find, read_run
 from archlab.errors import UserError
-from archlab.nested import leaves
+from archlab.nested import leaves, options_alone
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
@@ -36,15 +36,15 @@ class Arm:
         return [word for word in self.runs[0].overrides if name_of(word) not in NOT_THE_ARM]
 
 
-def read_all(patterns: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
-    """The runs that paths and globs name, and a line for each that cannot be read.
+def read_all(patterns: Sequence[str | Path], needs: Collection[str] = COMPARED) -> tuple[list[Run], list[str]]:
+    """The runs that paths and globs name, and a line for each that cannot be read; `needs` as in `read_run`.
 
     Raises UserError where none can.
     """
     runs, complaints = [], []
     for directory in find(patterns):
         try:
-            runs.append(read_run(directory))
+            runs.append(read_run(directory, needs))
         except UserError as error:
             complaints.append(str(error).removesuffix("; leave it out") + "; left out")
     if not runs:
@@ -81,7 +81,8 @@ def identity(run: Run) -> str:
 
 def options(run: Run) -> Record:
     """The configuration under dotted names, without what may differ within an arm."""
-    return dict(leaves({key: value for key, value in run.config.items() if key not in NOT_THE_ARM}))
+    asked = {key: value for key, value in run.config.items() if key not in NOT_THE_ARM}
+    return dict(leaves(options_alone(asked)))  # only older runs wrote the classes beside the options
 
 
 def _interrupted(run: Run, notes: list[str]) -> bool:

@@ -1,21 +1,23 @@
 """Runs that were written down, read back from their directories."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from archlab.errors import UserError
+from archlab.compare.records import check_config, check_metrics, check_overrides, check_positions, check_summary
+from archlab.errors import UNPRINTABLE, UserError
+from archlab.plain import SERIES, Unreadable, read_json, read_lines, read_yaml
 
 Record = dict[str, Any]
 
 PARTS = ("config.yaml", "summary.json")
 """What a directory must hold to be a run."""
+
+COMPARED = ("train.steps", "train.batch_size", "train.train_len", "size.vocab_size", "eval.protocol", "eval.lengths", "eval.stride", "eval.tokens")  # fmt: skip
+"""What is looked at before runs are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,53 +38,62 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[Record]:
-        """One record a logged step; a last line that was cut off in the middle is left out.
-
-        Raises UserError where any other line is no record.
-        """
-        try:
-            lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        except OSError:
-            return []
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            told = " ".join(str(error).split())[:120]
-            raise UserError(f"{self.directory}: its metrics.jsonl cannot be read: {told}; leave it out") from None
+        """One record a logged step; a last line that was cut off in the middle is left out. Raises UserError."""
+        return self._read("metrics.jsonl", read_lines, check_metrics)
 
     @cached_property
     def positions(self) -> list[Record]:
-        """Held-out loss by position, one curve a length."""
-        try:
-            return json.loads((self.directory / "positions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
+        """Held-out loss by position, one curve a length. Raises UserError."""
+        return self._read("positions.json", read_positions, check_positions)
 
     @cached_property
     def overrides(self) -> list[str]:
-        try:
-            return yaml.safe_load((self.directory / "overrides.yaml").read_text(encoding="utf-8")) or []
-        except (OSError, yaml.YAMLError):
+        """What was asked for on the command line. Raises UserError."""
+        return self._read("overrides.yaml", read_yaml, check_overrides)
+
+    def _read(self, name: str, read: Callable[[Path], Any], check: Callable[[Any], list[Any]]) -> list[Any]:
+        """What a file holds that a run may do without."""
+        file = self.directory / name
+        if not file.exists():
             return []
+        try:
+            return check(read(file))
+        except Unreadable as error:
+            raise UserError(f"{self.directory}: its {name} cannot be read: {error}; leave it out") from None
 
 
-def read_run(directory: Path) -> Run:
-    """Raises UserError, with the file that is missing or cannot be read."""
+def read_positions(file: Path) -> Any:
+    return read_json(file, SERIES)
+
+
+def asked_words(file: Path) -> list[str]:
+    """The overrides that a run was asked for by. Raises Unreadable."""
+    return check_overrides(read_yaml(file))
+
+
+def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
+    """Every file of a run, checked; `needs` are the fields of its configuration that there is no doing without.
+
+    Raises UserError, with the file that is missing or damaged and what is wrong with it.
+    """
+    if UNPRINTABLE.search(str(directory)):
+        raise UserError(f"{directory}: has a control character in its name; rename it, or leave it out")
     for part in PARTS:
         if not (directory / part).is_file():
             raise UserError(f"{directory}: has no {part}, so it is no finished run; leave it out")
     try:
-        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{directory}: cannot be read: {' '.join(str(error).split())[:120]}; leave it out") from None
-    missing = {"status", "val_loss", "corpus_sha256"} - set(summary if isinstance(summary, dict) else ())
-    if missing or not isinstance(config, dict) or "seed" not in config:
-        raise UserError(f"{directory}: its record lacks {', '.join(sorted(missing)) or 'a seed'}; leave it out")
-    if not isinstance(summary["corpus_sha256"], str):
-        raise UserError(f"{directory}: its record lacks the hash of its corpus; leave it out")
-    run = Run(directory, config, summary)
-    _ = run.metrics  # a damaged line is found here, where a run can still be left out
+        config = read_yaml(directory / "config.yaml")
+        summary = read_json(directory / "summary.json")
+    except Unreadable as error:
+        raise UserError(f"{directory}: cannot be read: {error}; leave it out") from None
+    try:
+        run = Run(directory, check_config(config, needs), check_summary(summary))
+    except Unreadable as error:
+        raise UserError(f"{directory}: its record is damaged: {error}; leave it out") from None
+    # What is damaged is found here, where a run can still be left out.
+    _ = run.metrics, run.overrides
+    if run.positions and "train_len" not in run.summary:
+        raise UserError(f"{directory}: its record is damaged: train_len is missing; leave it out")
     return run
 
 

@@ -26,9 +26,12 @@ from typing import Any
 
 from archlab.compare.runs import Run
 from archlab.errors import UserError
-from archlab.nested import leaves
+from archlab.nested import leaves, options_alone
 
 Record = dict[str, Any]
+
+MAPPED = ("train.lr", "train.steps", "train.warmup", "size.n_layers", "size.vocab_size")
+"""What a run has to say to have a place on the map."""
 
 LEAST_RATES = 3
 PLATEAU_MARGIN = 0.05
@@ -83,7 +86,7 @@ def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
 
 def arm(run: Run) -> dict[str, Any]:
     """Everything that was set but for what is swept, by dotted name."""
-    fields = dict(leaves(run.config))
+    fields = dict(leaves(options_alone(run.config)))
     if fields.get("budget") is not None or fields.get("train.tokens") is not None:
         fields.pop("train.steps", None)  # follows from the budget and the depth
     kept = {name: value for name, value in fields.items() if name not in (*SWEPT, *WITHOUT_MEANING)}

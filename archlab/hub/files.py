@@ -1,6 +1,7 @@
 """Released weights read into a decoder, and a decoder written as a released model's folder."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,17 @@ from archlab.complaints import did_you_mean
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.hub.families import FAMILIES, Family, kind_of
+from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row
 from archlab.hub.writing import as_released
 from archlab.model import Decoder
+from archlab.plain import Unreadable, read_json
 from archlab.presets import key_of, overruled
 
 ORIGIN = "hub_origin"
+
+LARGEST_INDEX = 2**26
+"""Bytes: that of a model of half a million tensors."""
 
 
 def from_hf(model: Any, *overrides: str) -> Decoder:
@@ -45,7 +51,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
         return from_hf(from_gguf(path), *overrides)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
-    return assembled(read_json(path / "config.json"), read_tensors(path), overrides)
+    return assembled(read_object(path / "config.json"), read_tensors(path), overrides)
 
 
 def export(decoder: Decoder, path: str | Path) -> None:
@@ -86,11 +92,12 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         hint = did_you_mean(kind, FAMILIES)
         raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
+    check_fields(config, kind)
     try:
-        words = family.words(config)
+        words = [plain_word(word) for word in family.words(config)]
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"config.json: holds a value of another kind than a {kind} model's: {error}") from None
     taken = {key_of(word) for word in overrides}
     if "preset" in taken:
@@ -103,6 +110,13 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
     if not overrides:  # with them it is no longer what config.json says, and goes out as a decoder made here does
         setattr(decoder, ORIGIN, (dict(config), cfg))
     return decoder.requires_grad_().eval()
+
+
+def plain_word(word: str) -> str:
+    """A word made of a config.json, whose value is a name or a number and nothing that a parser would take apart."""
+    if not re.fullmatch(r"[a-z_0-9.]+=[A-Za-z0-9_.+-]+", word):
+        raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
+    return word
 
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
@@ -161,13 +175,13 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; a model's folder has one")
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: is no JSON: {' '.join(str(error).split())}; fetch it again") from None
+        told = read_json(file, LARGEST_INDEX)
+    except Unreadable as error:
+        raise UserError(f"{file}: is no JSON: {error}; fetch it again") from None
     if not isinstance(told, dict):
         raise UserError(f"{file}: should hold one object; fetch it again")
     return told
@@ -176,9 +190,9 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, in one file or in several with an index."""
     index = folder / "model.safetensors.index.json"
-    names = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {"model.safetensors"}
+    names = indexed(index) if index.is_file() else {"model.safetensors"}
     tensors: dict[str, Tensor] = {}
-    for file in (folder / str(name) for name in sorted(names)):
+    for file in (folder / name for name in sorted(names)):
         if not file.is_file():
             raise UserError(f"{file}: no such file; only safetensors and GGUF are read, no pickles (.bin, .pt)")
         try:
@@ -186,6 +200,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}; the file is damaged") from None
     return tensors
+
+
+def indexed(index: Path) -> set[str]:
+    """The files that an index names, all of which lie beside it. Raises UserError."""
+    where = read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UserError(f"{index}: should hold a weight_map, the file of each tensor; fetch it again")
+    for name in where.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", name):
+            raise UserError(f"{index}: {str(name)[:60]!r} names no safetensors file beside it; fetch it again")
+    return set(where.values())
 
 
 def from_gguf(file: Path) -> Any:
@@ -201,8 +226,10 @@ def from_gguf(file: Path) -> Any:
             f"{file}: reading GGUF needs transformers, gguf and accelerate; pip install 'archlab[hub]'"
         ) from None
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
-        )
+        with tempfile.TemporaryDirectory(prefix="archlab-") as alone:  # what else lies beside the file is not looked at
+            (Path(alone) / file.name).symlink_to(file.absolute())
+            return AutoModelForCausalLM.from_pretrained(
+                alone, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:
         raise UserError(f"{file}: transformers cannot read it: {' '.join(str(error).split())[:160]}") from None

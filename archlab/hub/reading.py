@@ -116,4 +116,4 @@ def word(value: bool) -> str:
 
 
 def unsupported(name: str, given: Any, can: str) -> UserError:
-    return UserError(f"config.json: {name}={given}: no block of archlab does this; what can be read is {can}")
+    return UserError(f"config.json: {name}={str(given)[:60]}: no block of archlab does this; what can be read is {can}")

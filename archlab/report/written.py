@@ -9,6 +9,7 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
+from archlab.compare.arms import identity
 from archlab.compare.comparison import compare
 from archlab.compare.runs import Run, find, read_run
 from archlab.errors import UserError
@@ -54,7 +55,7 @@ def write_report(
     if comparing and not directories:
         raise UserError(f"{next(iter(comparing))}={next(iter(comparing.values()))}: no runs to compare; leave it out")
     notes: list[str] = []
-    runs = list(readable(directories, read_run, notes))
+    runs, drawings = drawn(list(readable(directories, read_run, notes)), draw, notes)
     claims = list(readable(records["result.json"], read_record, notes))
     maps = list(readable(records["stability_map.json"], read_record, notes))
     if not (runs or claims or maps):
@@ -62,7 +63,7 @@ def write_report(
     for note in notes:
         print(f"archlab: note: left out: {note}", file=sys.stderr)
 
-    title, sections = compared(runs, comparing, draw) if runs else ("Claims" if claims else "Stability", [])
+    title, sections = compared(runs, comparing, drawings) if runs else ("Claims" if claims else "Stability", [])
     sections += claim_sections(claims) + [stability_section(record) for record in maps]
     left_out = f"Left out: {'. '.join(notes)}" if notes else ""
     replace(output, page(sections, title, left_out))
@@ -70,12 +71,33 @@ def write_report(
 
 
 def compared(
-    runs: Sequence[Run], comparing: Mapping[str, Any], draw: Callable[[Path], str] | None
+    runs: Sequence[Run], comparing: Mapping[str, Any], drawings: Mapping[str, str]
 ) -> tuple[str, list[Section]]:
-    """The question that the runs answer, and its sections."""
+    """The question that the runs answer, and its sections; `drawings` holds an arm's diagram by its `identity`."""
     record = compare(runs, **comparing).record()
-    drawings = {arm["label"]: draw(Path(arm["runs"][0])) for arm in record["arms"]} if draw else {}
-    return record["question"], comparison_sections(record, runs, drawings)
+    arm_of = {str(run.directory): identity(run) for run in runs}
+    named = {arm["label"]: drawings.get(arm_of[arm["runs"][0]], "") for arm in record["arms"]}
+    return record["question"], comparison_sections(record, runs, {label: svg for label, svg in named.items() if svg})
+
+
+def drawn(
+    runs: Sequence[Run], draw: Callable[[Path], str] | None, notes: list[str]
+) -> tuple[list[Run], dict[str, str]]:
+    """The runs whose model can be drawn, and each arm's diagram; why the others cannot is added to the notes."""
+    if draw is None:
+        return list(runs), {}
+    drawings: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for run in runs:
+        arm = identity(run)
+        if arm not in drawings and arm not in refused:
+            try:
+                drawings[arm] = draw(run.directory)
+            except UserError as error:
+                refused[arm] = str(error)
+        if arm in refused:
+            notes.append(f"{run.directory}: {refused[arm].removeprefix(str(run.directory)).lstrip('/: ')}")
+    return [run for run in runs if identity(run) in drawings], drawings
 
 
 def sorted_out(names: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]:

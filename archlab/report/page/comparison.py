@@ -130,11 +130,11 @@ def choices(arms: Sequence[Arm]) -> Table:
     """What each arm is made of; what they differ in comes first."""
     shown = [(arm, arm.runs[0].summary) for arm in arms if arm.runs]
     groups = list(dict.fromkeys(group for _, summary in shown for group in summary.get("choices", {})))
-    groups.sort(key=lambda group: len({summary["choices"].get(group) for _, summary in shown}) == 1)
+    groups.sort(key=lambda group: len({summary.get("choices", {}).get(group) for _, summary in shown}) == 1)
     rows = [
         [
             word(arm.label),
-            *(word(summary["choices"].get(group, "n/a")) for group in groups),
+            *(word(summary.get("choices", {}).get(group, "n/a")) for group in groups),
             Cell(count(summary.get("n_params")), summary.get("n_params")),
             Cell(flop(summary.get("train_flops_per_token")), summary.get("train_flops_per_token")),
         ]

@@ -1,0 +1,63 @@
+"""The fields of a config.json that are read, and of what type each is: a number is a number, and never a text of one."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Strict, TypeAdapter, ValidationError
+
+from archlab.errors import UserError
+from archlab.hub.reading import Config
+
+WHOLE = """
+vocab_size padded_vocab_size hidden_size d_model n_embd n_embed num_hidden_layers n_layer n_layers num_layers
+num_attention_heads n_head n_heads num_key_value_heads num_kv_heads multi_query_group_num head_dim kv_channels
+intermediate_size inner_hidden_size ffn_hidden_size ffn_dim n_inner expansion_ratio word_embed_proj_dim
+max_position_embeddings n_positions seq_length sliding_window sliding_window_pattern _sliding_window_pattern rotary_dim
+num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings
+""".split()
+
+NUMBERS = """
+rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rotary_emb_base rope_local_base_freq
+rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
+final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
+high_freq_factor mscale mscale_all_dim
+""".split()
+
+FLAGS = """
+tie_word_embeddings attention_bias mlp_bias bias enable_bias use_qkv_bias add_qkv_bias add_bias_linear no_bias
+use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_query_attention alibi qk_ln qk_layernorm
+use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
+_remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
+position_encoding_2d rmsnorm post_layer_norm original_rope truncate
+""".split()
+
+WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type".split()
+
+WITHIN = ("rope_parameters", "rope_scaling", "attn_config", "full_attention", "sliding_attention")
+"""Fields that hold fields."""
+
+TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(WHOLE, Annotated[int, Strict()]),
+    **dict.fromkeys(NUMBERS, Annotated[float, Strict()]),
+    **dict.fromkeys(FLAGS, Annotated[bool, Strict()]),
+    **dict.fromkeys(WORDS, Annotated[str, Strict()]),
+    **dict.fromkeys(WITHIN, dict[str, Any]),
+    "layer_types": list[Annotated[str, Strict()]],
+}
+
+
+def check_fields(config: Config, kind: str, inside: str = "") -> None:
+    """Raises UserError at the first field that is not of its type; one that is null is as good as not there."""
+    for name in TYPES.keys() & config.keys():
+        value, where = config[name], f"{inside}{name}"
+        if value is None:
+            continue
+        try:
+            TypeAdapter(TYPES[name]).validate_python(value)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
+            raise UserError(
+                f"config.json: holds a value of another kind than a {kind} model's: {where}={str(value)[:60]!r}: {wanted}"
+            ) from None
+        if name in WITHIN:
+            check_fields(value, kind, f"{where}.")

@@ -1,0 +1,117 @@
+"""The fields of a config.json: which are read, what type each has, and that none of them is ever parsed as a word."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import archlab
+from archlab import hub
+from archlab.errors import UserError
+from archlab.hub.fields import TYPES
+
+HUB = Path(archlab.__file__).parent / "hub"
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 61, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8,
+    "intermediate_size": 88, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False,
+    "mlp_bias": False, "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "original_max_position_embeddings": 16, "truncate": True},
+}  # fmt: skip
+"""Every field that a llama of this version has a say in."""
+
+
+def names_read() -> set[str]:
+    """The names that the readers of config.json ask for: subscripts, get(...), only(...), and the names they hand on."""
+    found: set[str] = set()
+    for node in (node for file in ("words.py", "reading.py") for node in ast.walk(ast.parse((HUB / file).read_text()))):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            found.add(node.slice.value)
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = [part.value for argument in node.args for part in ast.walk(argument) if isinstance(part, ast.Constant)]
+            if called == "get":
+                found |= set(texts[:1])
+            elif called == "only":
+                found |= {keyword.arg for keyword in node.keywords}
+            elif called in ("ffn", "rms", "layer_norm", "table", "sizes"):
+                found |= {text for text in texts if isinstance(text, str) and "_" in text}
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("widths", "names"):
+            found |= {part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return {name for name in found if isinstance(name, str)}
+
+
+def test_every_field_that_is_read_has_a_type():
+    missing = names_read() - set(TYPES) - {"gelu_pytorch_tanh", "sliding_attention", "full_attention"}
+    assert not missing and len(names_read()) > 60
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """config.json alone: what it says is refused before any weight is looked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    return tmp_path / "llama"
+
+
+def refused(folder, config, match):
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if not list(folder.glob("*.safetensors*")):
+        (folder / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    with pytest.raises(UserError, match=match) as refusal:
+        hub.load(folder)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 700
+    assert not os.path.exists("hurt")
+
+
+NUMBERS = [key for key, value in LLAMA.items() if isinstance(value, int | float)]
+CALL = "{_target_: os.mkdir, _args_: [hurt]}"
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [CALL, "${oc.env:HOME}", "16", [16], {"a": 1}, "1 norm=layer"], ids=str)
+def test_a_text_is_no_number_or_flag(key, value, folder):
+    refused(folder, LLAMA | {key: value}, f"another kind than a llama model's: {key}=")
+
+
+@pytest.mark.parametrize("key", ["factor", "rope_theta", "original_max_position_embeddings", "truncate"])
+def test_nor_is_one_within_a_field(key, folder):
+    refused(folder, LLAMA | {"rope_parameters": LLAMA["rope_parameters"] | {key: CALL}}, f"another kind than a llama model's: rope_parameters.{key}=")
+
+
+@pytest.mark.parametrize("key", ["hidden_act", "model_type"])
+def test_a_name_is_one_of_those_that_are_known(key, folder):
+    refused(folder, LLAMA | {key: CALL}, "no block of archlab does this|no such family")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ("[" * 100_000, "deep in each other"), ('{"a":' * 2000 + "1" + "}" * 2000, "deep in each other"), ("[1, 2]", "should hold one object"),
+        ('{"model_type": "llama", "vocab_size": ' + "9" * 5000 + "}", "is no JSON"), (json.dumps(LLAMA | {"hidden_size": 10**9}), "weights: .* missing"),
+        (json.dumps(LLAMA | {"hidden_size": 10**9, "intermediate_size": 10**15}), "size: a weight of this model would have more"),
+        (json.dumps(LLAMA | {"num_hidden_layers": 10**9}), "size.n_layers=1000000000: should be less than or equal to 10000"),
+        (json.dumps(LLAMA | {"rms_norm_eps": float("nan")}), "norm.eps"), (json.dumps(LLAMA | {"num_attention_heads": 0}), "n_heads"),
+        (json.dumps(LLAMA | {"head_dim": -8}), "head_dim"), (json.dumps(LLAMA | {"vocab_size": None}), "vocab_size"),
+    ],
+    ids=["brackets", "objects", "a list", "digits", "wide", "wider", "deep", "no number", "no heads", "negative", "null"],
+)  # fmt: skip
+def test_what_no_model_can_be_made_of_is_one_line(config, match, folder):
+    refused(folder, config, match)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": {"a": "../other/model.safetensors"}}, {"weight_map": {"a": "/etc/hostname"}}, {"weight_map": {"a": ".."}}, {"weight_map": {"a": ""}},
+        {"weight_map": {"a": "pytorch_model.bin"}}, {"weight_map": ["model.safetensors"]}, {"weight_map": None}, {"weight_map": {"a": ["model.safetensors"]}},
+        {"weight_map": {"a": None}}, {"weight_map": {"a": "a\\..\\b.safetensors"}}, {"weight_map": {}}, {}, {"weight_map": "model.safetensors"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_names_files_beside_it_and_nothing_else(index, folder):
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, LLAMA, "model.safetensors.index.json: .*(should hold a weight_map|names no safetensors file beside it)")
