@@ -64,6 +64,7 @@ class Layer(Block):
         self.mixer = mixer
         self.ffn = ffn
         self.residual = residual
+        self.register_load_state_dict_pre_hook(with_todays_names)
         self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
 
     def forward(self, x: Tensor, reading: Reading, taps: Taps = NOBODY_LOOKS) -> Tensor:
@@ -77,6 +78,12 @@ class Layer(Block):
         taps = Taps(wanted)
         x = self(x, reading, taps)
         return x, taps.seen, taps.losses
+
+
+def with_todays_names(layer: Layer, weights: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Files that were written when every mixer was attention call it so."""
+    for name in [name for name in weights if name.startswith(f"{prefix}attention.")]:
+        weights[f"{prefix}mixer.{name.removeprefix(prefix + 'attention.')}"] = weights.pop(name)
 
 
 def with_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
