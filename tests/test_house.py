@@ -10,7 +10,8 @@ PACKAGE = ROOT / "archlab"
 
 FLOORS = (
     ("errors", "quantities", "nested"),
-    ("loggers",),
+    ("loggers", "files", "signals"),
+    ("rundir",),
     ("blocks",),
     ("model",),
     ("init", "describe", "generate"),

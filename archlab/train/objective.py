@@ -1,5 +1,6 @@
 """What is minimised: the cross-entropy of the targets that count."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from archlab.data.batch import Batch
 from archlab.model import Decoder
+from archlab.probe.look import Look
+from archlab.train.precision import Machine
 
 
 class TokenLosses(NamedTuple):
@@ -21,8 +24,25 @@ class TokenLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Nats over all scored targets."""
-        return self.nats[self.scored].sum()
+        """Nats over all scored targets; a masked sum, whose shape no number of scored targets decides."""
+        return self.nats.where(self.scored, 0).sum()
+
+
+class LossParts(NamedTuple):
+    """What a batch comes to: nats over its scored targets, and how many those are. Tensors, which nobody waits for."""
+
+    total: Tensor
+    n_scored: Tensor
+
+
+def compute(
+    decoder: Decoder, batch: Batch, machine: Machine, taps: Sequence[str] = ()
+) -> tuple[LossParts, dict[str, Float[Tensor, " layer"]]]:
+    """The loss of a batch, and by name what the forward pass showed in each layer."""
+    look = Look(decoder, taps)
+    with machine.autocast(), look.forward():
+        losses = token_losses(decoder, batch)
+    return LossParts(losses.total, losses.scored.sum()), look.taps()
 
 
 def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
