@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,16 +32,18 @@ def no_room(error: BaseException, path: Path | str | None = None) -> NoRoom | No
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, named: Callable[[Path], Path] | None = None) -> Iterator[Path]:
     """A name beside `path` to write to; once the block ends the file takes its place. Where it fails nothing is left.
 
-    The name keeps the suffix, by which libraries know what to write. Raises NoRoom, or what the block raises.
+    The name keeps the suffix, by which libraries know what to write. `named` gives the place where what was written
+    decides it. Raises NoRoom, or what the block raises.
     """
+    path = path.resolve()  # of a link, what it leads to is replaced, and the link stays
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
         sync(part)
-        os.replace(part, path)
+        os.replace(part, named(part) if named else path)
         sync(path.parent)
     except BaseException as error:
         with suppress(OSError):

@@ -10,6 +10,7 @@ from archlab.check import BLOCKS, check_types
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.model import Decoder
+from archlab.rundir import unfinished
 from archlab.saved import load_weights
 
 
@@ -21,6 +22,8 @@ def load_run(directory: str | Path, *overrides: str) -> tuple[DictConfig, Decode
     a weight is not a finite number, or the weights are another model's.
     """
     directory = Path(directory)
+    if why := unfinished(directory):
+        raise UserError(why)
     cfg = saved_configuration(directory)
     if overrides:
         cfg = changed(directory, cfg, overrides)
@@ -33,11 +36,13 @@ def saved_configuration(directory: Path) -> DictConfig:
         raise UserError(f"{directory}: has no config.yaml, so it is no run; give a run's directory, as a run prints it")
     try:
         cfg = OmegaConf.load(file)
+        cfg.train.setdefault("save_every", None)  # which runs before it have no word of
         check_types(cfg)
     except UserError:
         raise
     except (
         OSError,
+        AttributeError,
         UnicodeDecodeError,
         YAMLError,
         OmegaConfBaseException,

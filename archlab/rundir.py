@@ -14,7 +14,7 @@ import yaml
 from archlab.errors import UserError
 from archlab.files import lock, no_room, sync
 
-CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
+CONFIG, SUMMARY, METRICS, STEPS = "config.yaml", "summary.json", "metrics.jsonl", "steps.jsonl"
 CHECKPOINTS = "checkpoint-*.safetensors"
 
 

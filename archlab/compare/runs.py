@@ -1,6 +1,7 @@
 """Runs that were written down, read back from their directories."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from archlab.errors import UserError
+from archlab.rundir import STEPS, unfinished
 
 Record = dict[str, Any]
 
@@ -50,6 +52,28 @@ class Run:
             told = " ".join(str(error).split())[:120]
             raise UserError(f"{self.directory}: its metrics.jsonl cannot be read: {told}; leave it out") from None
 
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step, nats per token; nan where it was not finite, and empty for runs that kept none."""
+        return [math.nan if step["loss"] is None else step["loss"] for step in self.steps]
+
+    @property
+    def grad_norms(self) -> list[float]:
+        """The gradient's norm at every step, before clipping."""
+        return [math.nan if step["grad_norm"] is None else step["grad_norm"] for step in self.steps]
+
+    @cached_property
+    def steps(self) -> list[Record]:
+        """{step, loss, grad_norm} of every step, where `metrics` has those that were logged."""
+        try:
+            lines = (self.directory / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            told = " ".join(str(error).split())[:120]
+            raise UserError(f"{self.directory}: its {STEPS} cannot be read: {told}; leave it out") from None
+
     @cached_property
     def positions(self) -> list[Record]:
         """Held-out loss by position, one curve a length."""
@@ -68,6 +92,8 @@ class Run:
 
 def read_run(directory: Path) -> Run:
     """Raises UserError, with the file that is missing or cannot be read."""
+    if why := unfinished(directory):
+        raise UserError(why)
     for part in PARTS:
         if not (directory / part).is_file():
             raise UserError(f"{directory}: has no {part}, so it is no finished run; leave it out")

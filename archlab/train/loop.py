@@ -88,8 +88,8 @@ def train(
             if any(observer.due(state) for observer in observers):
                 show(state, pending, observers)
             tick(state.step, last(state.losses), last(state.grad_norms), state.clock.tokens_per_second)
-    except KeyboardInterrupt:
-        stop.asked = stop.asked or signal.SIGINT
+    except KeyboardInterrupt as error:
+        stop.asked = getattr(error, "number", signal.SIGINT)
     if state.status == RUNNING:
         show(state, pending, observers)
     return outcome(state)

@@ -164,6 +164,8 @@ class Checkpoints(Observer):
     def __init__(self, every: int | None, stop: Stop, save: Callable[[TrainState], None]):
         self.every, self.stop, self.save = every, stop, save
         self.saved, self.cost = time.monotonic(), LEAST_SECONDS * SHARE_FOR_SAVING
+        self.holds: tuple[int, str] | None = None
+        """The step and status that were saved last."""
 
     def due(self, state: TrainState) -> bool:
         if self.every is not None:
@@ -173,8 +175,10 @@ class Checkpoints(Observer):
     def see(self, state: TrainState, seen: list[Seen]) -> None:
         if state.status == RUNNING and self.stop.asked is None and not self.due(state):
             return
+        if self.holds == (state.step, state.status):
+            return
         since = time.monotonic()
         with state.clock.paused():
             self.save(state)
-        self.saved = time.monotonic()
+        self.holds, self.saved = (state.step, state.status), time.monotonic()
         self.cost = self.saved - since
