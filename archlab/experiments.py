@@ -20,6 +20,7 @@ from archlab.compare.runs import find, read_run
 from archlab.compare.stability_map import LEAST_RATES, stability_map
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
+from archlab.files import write_text
 from archlab.overrides import conf_dir, groups, parse
 
 EXPERIMENT = "experiment"
@@ -98,7 +99,7 @@ def map_stability(patterns: Sequence[str | Path]) -> None:
     directories = find(patterns)
     chart = stability_map([read_run(directory) for directory in directories])
     folder = new_directory(directories[0].parent / "stability_map", f"{datetime.now():%Y%m%d-%H%M%S}")
-    (folder / "stability_map.json").write_text(json.dumps(chart, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "stability_map.json", json.dumps(chart, indent=2) + "\n")
     report.write_csv(chart, folder / "stability_map.csv")
     report.draw(chart, folder / "stability_map.png")
     Console().print(report.table(chart))
