@@ -308,6 +308,12 @@ def check_training(cfg: DictConfig) -> None:
         )
     if train.warmup is not None and train.warmup > train.steps:
         raise UserError(f"train.warmup={train.warmup}: the run has only {train.steps} steps; use at most that many")
+    for name in ("eval_every", "save_every"):
+        if train[name] is not None and train[name] > train.steps:
+            raise UserError(
+                f"train.{name}={train[name]}: the run has only {train.steps} steps, so it would change nothing;"
+                " use at most that many, or leave it out"
+            )
     if train.patience is not None and train.eval_every is None:
         raise UserError(
             f"train.patience={train.patience}: counts validations, and there are none while training;"

@@ -24,11 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
-from archlab import desk, experiments, explorer
+from archlab import desk, experiments, explorer, signals
 from archlab.complaints import did_you_mean, explain
-from archlab.errors import UserError
+from archlab.errors import NoRoom, UserError
+from archlab.files import no_room
 from archlab.flags import FLAGS, split
 from archlab.overrides import conf_dir, normalise
+from archlab.rundir import as_written, same_run
+from archlab.words import plain
 
 Action = Callable[[DictConfig, list[str]], Path | None]
 """What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""
@@ -51,18 +54,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.insert(0, "")  # a console script, unlike python -m, does not find the user's own blocks beside them
     try:
         try:
-            _dispatch(list(sys.argv[1:] if argv is None else argv))
+            with signals.raising():
+                _dispatch(list(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()
     except UserError as error:
-        print("archlab:", " ".join(str(error).split()), file=sys.stderr)
+        _say(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except NoRoom as error:
+        _say(error)
+        sys.exit(1)
+    except KeyboardInterrupt as error:
+        sys.exit(getattr(error, "status", 130))
     except BrokenPipeError:
         # The reader has gone (`archlab --help | head`); a last flush into the closed pipe would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if (full := no_room(error)) is None:
+            raise
+        _say(full)
+        sys.exit(1)
+
+
+def _say(error: Exception) -> None:
+    print("archlab:", " ".join(str(error).split()), file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -106,6 +122,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
         return _complete(flags, words)
     _check_flags(flags)
     flags, words, experiment = _expanded(flags, words, action)
+    words, action = _resuming(words, action)
     words = normalise(words, _own(flags))
     jobs = Jobs(action)
     if "--multirun" in flags and not any(word.startswith("hydra/sweeper") for word in words):
@@ -117,11 +134,22 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     finally:
         if "--multirun" in flags and jobs.directories:
             print(*jobs.directories, sep="\n")
-    jobs.raise_errors()
     if experiment and jobs.directories:
         experiment.finish(jobs.directories)
     elif len(jobs.directories) > 1:
         desk.compare_sweep(jobs.directories)
+    jobs.raise_errors()
+
+
+def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
+    """With `resume=true`, which asks for the runs that are not there yet; how a run is made, and the other words."""
+    asked = [word for word in words if experiments.key_of(word) == "resume" and "=" in word]
+    if not asked or action is not _run:
+        return words, action
+    value = asked[-1].partition("=")[2].lower()
+    if value not in ("true", "false"):
+        raise UserError(f"{asked[-1]}: should be true or false; resume=true keeps the runs that are there and finishes the rest")
+    return [word for word in words if word not in asked], _run_or_resume if value == "true" else _run
 
 
 def _expanded(
@@ -171,10 +199,15 @@ class Jobs:
     total: int | None = None
     directories: list[Path] = field(default_factory=list)
     errors: list[UserError] = field(default_factory=list)
+    full: NoRoom | None = None
+    """A disk without room ends the command: the jobs that are left would only find it full too."""
+
     process: int = field(default_factory=os.getpid)
 
     def run(self, cfg: DictConfig) -> None:
         """One job. Hydra prints a line of its own for an exception, so a user's error is kept for the end instead."""
+        if self.full:
+            return
         try:
             directory = self.action(_finished(cfg), self._announce())
         except (UserError, InstantiationException) as error:
@@ -183,11 +216,17 @@ class Jobs:
             self.errors.append(explain(error))
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
+        except (NoRoom, OSError) as error:
+            self.full = error if isinstance(error, NoRoom) else no_room(error)
+            if self.full is None or os.getpid() != self.process:
+                raise
         else:
             self.directories += [directory] if directory else []
 
     def raise_errors(self) -> None:
         """One line for all of them."""
+        if self.full:
+            raise self.full
         if self.errors:
             others = f" ({len(self.errors)} jobs failed; this is the first)" if len(self.errors) > 1 else ""
             raise UserError(f"{self.errors[0]}{others}")
@@ -195,7 +234,7 @@ class Jobs:
     def _announce(self) -> list[str]:
         """The job's overrides, printed where it is one of several."""
         settings = HydraConfig.get()
-        overrides = list(settings.overrides.task)
+        overrides = [plain(word) for word in settings.overrides.task]
         if settings.mode == RunMode.MULTIRUN:
             of = f"/{self.total}" if self.total else ""
             print(f"[{settings.job.num + 1}{of}] {' '.join(overrides)}", flush=True)
@@ -207,9 +246,16 @@ def _finished(cfg: DictConfig) -> DictConfig:
 
     settings = HydraConfig.get()
     try:
-        return config.finish(cfg, settings.runtime.choices, config.asked_for(list(settings.overrides.task)))
+        own = [folder for folder in (_own_of_job(),) if folder]
+        return config.finish(cfg, settings.runtime.choices, config.asked_for(list(settings.overrides.task)), own)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+
+
+def _own_of_job() -> Path | None:
+    """The folder of the user's own options that this job was composed with."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((Path(source.path) for source in sources if source.provider == "command-line"), None)
 
 
 def _rehearse(flags: list[str], words: list[str]) -> int:
@@ -343,6 +389,28 @@ def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
     return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
 
 
+def _run_or_resume(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    """The run of this configuration that is there, finished if it was broken off, or else a new one."""
+    from archlab import lab
+
+    directory = same_run(Path(cfg.output), as_written(OmegaConf.to_container(cfg, resolve=True)))
+    return lab.resume(directory, own=_own_of_job()) if directory else _run(cfg, overrides)
+
+
+def _resume(arguments: list[str]) -> None:
+    flags, words = split(arguments)
+    if flags and flags[0] != "--config-dir":
+        raise UserError(f"{flags[0]}: resume takes no such flag; it takes --config-dir")
+    if not words:
+        raise UserError("resume: takes a run's directory, as a run prints it")
+    if options := [word for word in words if "=" in word and "/" not in word and not Path(word).exists()]:
+        raise UserError(f"{options[0]}: a run goes on as it was begun; resume takes its directory alone")
+    from archlab import lab
+
+    for directory in words:
+        lab.resume(Path(directory), own=next(iter(_own(flags)), None))
+
+
 def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
     from archlab import lab
 
@@ -359,6 +427,7 @@ def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
 VERBS = {
     "run": Verb("train a model and measure it; the verb when none is given", partial(_with_configuration, _run)),
+    "resume": Verb("finish a RUN that was broken off, as it would have gone on", _resume),
     "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
     "compare": Verb(
         "which of the arms of these RUNS differ, and is the difference real; metric=, baseline=", desk.compare

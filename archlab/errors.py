@@ -20,3 +20,9 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+class NoRoom(Exception):
+    """A disk is full. The message is one line; what was written before stays, and nothing is left half-written.
+
+    The command line prints it and leaves with status 1: nothing the user typed was wrong.
+    """

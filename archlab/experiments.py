@@ -20,6 +20,7 @@ from archlab.compare.arms import read_all
 from archlab.compare.stability_map import LEAST_RATES, MAPPED, stability_map
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
+from archlab.files import write_text
 from archlab.overrides import conf_dir, groups, parse
 
 EXPERIMENT = "experiment"
@@ -99,7 +100,7 @@ def map_stability(patterns: Sequence[str | Path]) -> None:
     chart = stability_map(runs)
     chart["notes"] = [*left_out, *chart["notes"]]
     folder = new_directory(runs[0].directory.parent / "stability_map", f"{datetime.now():%Y%m%d-%H%M%S}")
-    (folder / "stability_map.json").write_text(json.dumps(chart, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "stability_map.json", json.dumps(chart, indent=2) + "\n")
     report.write_csv(chart, folder / "stability_map.csv")
     report.draw(chart, folder / "stability_map.png")
     Console().print(report.table(chart))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from archlab.arguments import config_dir, understood
 from archlab.errors import UserError
+from archlab.files import write_bytes
 from archlab.quantities import Count
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def write(files: Iterable[Path], svg: str) -> None:
 
     for file in files:
         try:
-            file.write_bytes(svg.encode() if file.suffix == ".svg" else png(svg))
+            write_bytes(file, svg.encode() if file.suffix == ".svg" else png(svg))
         except OSError as error:
             raise UserError(f"output={file}: cannot be written: {error.strerror}; give another file") from None
         print(file)

@@ -1,9 +1,12 @@
 """What the verbs do: assemble and describe a model; train it, look at it, and write down what was seen."""
 
+import os
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import archlab
 from archlab import depths, describe, measure, tune
 from archlab.assemble import assemble_without_weights, build, in_the_users_words
-from archlab.check import GROUPS, leaks
+from archlab.check import GROUPS, SECTIONS, leaks
 from archlab.data.batch import Source
 from archlab.errors import UserError
 from archlab.evaluate.autopsy import autopsy
@@ -22,6 +26,8 @@ from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
+from archlab.loaded import saved_configuration
+from archlab.logbook import Again, Logbook, git_state, versions
 from archlab.match import describe_match
 from archlab.memory import bill
 from archlab.memory.estimate import estimate
@@ -33,11 +39,16 @@ from archlab.preflight.measure import look_at_start, update_size
 from archlab.preflight.settings import PreflightSettings
 from archlab.preflight.warn import warnings
 from archlab.report import bills
+from archlab.rundir import hold, is_finished
 from archlab.saved import load_weights
+from archlab.signals import Stop, Stopped, listening
 from archlab.train.budget import TOKENS_PER_PARAMETER
-from archlab.train.loop import Record, train
+from archlab.train.checkpoint import Checkpoint, newest
+from archlab.train.loop import Outcome, Record, train
+from archlab.train.observers import Checkpoints, EveryStep
 from archlab.train.precision import Machine, machine
 from archlab.train.settings import TrainSettings
+from archlab.train.state import TrainState
 
 LAST_STEPS = 20
 """train_loss is the mean over this many last steps."""
@@ -46,8 +57,8 @@ LAST_STEPS = 20
 def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Prints what a settled configuration assembles and what training it takes, without training it."""
     console, decoder = Console(), assemble_without_weights(cfg)
-    price = costs(cfg, machine(cfg.device, cfg.precision))
-    print_assembled(console, cfg, price)
+    price = costs(cfg, machine(cfg.device, cfg.precision), decoder)
+    print_assembled(console, cfg, price, decoder)
     console.print("", bills.parts(describe.parameters_by_part(decoder)), "", sep="\n")
     console.print(bills.memory(memory_bill(cfg, decoder)))
     tokens = TOKENS_PER_PARAMETER * price["n_params"]
@@ -94,95 +105,249 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = 
     """Trains and evaluates what a settled configuration describes; returns the run's directory.
 
     `started` is the time.time() from which the time to the first step counts. A run the user interrupts is written
-    down like any other before KeyboardInterrupt goes on.
+    down like any other, with the checkpoint it goes on from, before KeyboardInterrupt goes on.
     """
-    from archlab.logbook import Logbook, git_state, versions
-    from archlab.report import tables
-    from archlab.report.progress import TrainingProgress
+    return carried_out(prepared(cfg, started or time.time()), overrides, plots)
 
-    started, provenance = started or time.time(), {"versions": versions(), "git": git_state()}
-    console = Console()
-    where, settings = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
-    source = open_source(cfg)
+
+def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path:
+    """Finishes a run that was broken off, as it would have gone on; one that is finished is left as it is.
+
+    `own` is the folder of the user's own options, where the run has any.
+
+    Raises UserError where the directory holds no run, another process is writing it, another version of archlab began
+    it, or all of its checkpoints are damaged.
+    """
+    if is_finished(directory):
+        print(f"{directory}: is finished; there is nothing left to do")
+        return directory
+    held = hold(directory)
+    try:
+        cfg = saved_configuration(directory, own)
+        check_known(directory, cfg)
+        damaged: list[str] = []
+        saved = newest(directory, damaged)
+        about = saved.about if saved else {}
+        check_version(directory, about)
+        tell_where(directory, cfg, damaged, about)
+        work = prepared(cfg, time.time() - about.get("seconds", 0), about)
+        again = Again(directory, held, about)
+        again.clear()
+    except BaseException:
+        os.close(held)
+        raise
+    return carried_out(work, (), plots, again, saved)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run is made with, before its first step or before its next."""
+
+    cfg: DictConfig
+    where: Machine
+    settings: TrainSettings
+    source: Source
+    decoder: Decoder
+    unigram: float
+    price: dict[str, Any]
+    tuned: Record | None
+    started: float
+    """time.time() when it began, had it never stood still."""
+
+    about: Record
+    """What a checkpoint says besides the state."""
+
+
+def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> Work:
+    """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
+    where, settings, source = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
-    price = costs(cfg, where)
-    print_assembled(console, cfg, price)
-    tuned = find_rate(cfg, source, where) if cfg.tune else None
+    decoder = build(cfg)
+    price = costs(cfg, where, decoder)
+    print_assembled(Console(), cfg, price, decoder)
+    tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
-
-    decoder = build(cfg).to(where.device)
     if settings.checkpoint:
         decoder.recompute_activations()
-    validation = partial(held_out, decoder, source, where, settings.train_len, cfg.eval.tokens)
-    logbook = Logbook(cfg.output, cfg, overrides)
-    with TrainingProgress(settings.steps) as progress:
-        outcome = train(
-            decoder,
-            source,
-            settings,
-            where,
-            seed=cfg.seed,
-            probe_every=cfg.probe.every,
-            validate=lambda: validation().loss(),
+    made_by = {"archlab": archlab.__version__, "made_with": {"versions": versions(), "git": git_state()}}
+    known = {**made_by, "began": started, "tuned": tuned, **about}
+    return Work(cfg, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
+
+
+def carried_out(
+    work: Work, overrides: Sequence[str], plots: bool, again: Again | None = None, saved: Checkpoint | None = None
+) -> Path:
+    """From the first step, or the one after the checkpoint, to the run's last file."""
+    with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook:
+        outcome = trained(work, logbook, stop, saved)
+        val_loss, lengths, positions = evaluated(work, outcome, stop)
+        findings = findings_of(outcome)
+        summary = summary_of(work, outcome, logbook, val_loss, lengths, findings)
+        if findings:
+            logbook.autopsy({**findings, "recorded": outcome.recorded})
+        if plots:
+            plotted(logbook, summary, positions, findings, outcome, stop)
+        if outcome.interrupted:
+            summary["status"] = "stopped"
+        summary["wall_seconds"] = time.time() - work.started
+        logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
+    from archlab.report import tables
+
+    Console().print(tables.result(summary))
+    print(logbook.directory)
+    if outcome.interrupted:
+        raise Stopped(stop.asked or signal.SIGINT)
+    return logbook.directory
+
+
+def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:
+    from archlab.report.progress import TrainingProgress
+
+    def save(state: TrainState) -> None:
+        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
+
+    def validate() -> float | None:
+        return validated(work)
+
+    start = saved.state["step"] if saved else 0
+    with TrainingProgress(work.settings.steps, start) as progress:
+        return train(
+            work.decoder,
+            work.source,
+            work.settings,
+            work.where,
+            seed=work.cfg.seed,
+            probe_every=work.cfg.probe.every,
+            validate=validate,
             report=logbook.step,
             tick=progress.advance,
+            observers=[EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)],
+            stop=stop,
+            saved=saved and (saved.tensors, saved.state),
         )
-    broken = outcome.status == "diverged" or outcome.interrupted
-    val_loss = None if broken else validation().loss()
-    lengths, positions = ([], []) if broken else evaluate(cfg, decoder, source, where)
-    findings = autopsy(
+
+
+def validated(work: Work) -> float | None:
+    return held_out(work.decoder, work.source, work.where, work.settings.train_len, work.cfg.eval.tokens).loss()
+
+
+def evaluated(work: Work, outcome: Outcome, stop: Stop) -> tuple[float | None, list[Record], list[Record]]:
+    """The validation loss, and what is known by length and by position; nothing of a run that broke or was stopped."""
+    if outcome.status == "diverged" or outcome.interrupted:
+        return None, [], []
+    try:
+        with stop.raising():
+            return validated(work), *evaluate(work.cfg, work.decoder, work.source, work.where)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+        return None, [], []
+
+
+def findings_of(outcome: Outcome) -> Record | None:
+    return autopsy(
         outcome.losses,
         outcome.recorded,
         diverged=outcome.status == "diverged",
         first_spike=outcome.first_spike,
         first_nonfinite=outcome.first_nonfinite and asdict(outcome.first_nonfinite),
     )
-    summary = {
-        "status": outcome.status,
+
+
+def summary_of(
+    work: Work,
+    outcome: Outcome,
+    logbook: Logbook,
+    val_loss: float | None,
+    lengths: list[Record],
+    findings: Record | None,
+) -> dict[str, Any]:
+    cfg, settings, source = work.cfg, work.settings, work.source
+    made_with = {"versions": versions(), "git": git_state()}
+    return {
+        "status": "stopped" if outcome.interrupted else outcome.status,
         "leaking": leaks(cfg),
         "choices": dict(cfg.choices),
-        **price,
+        **work.price,
         "train_loss": mean(outcome.losses[-LAST_STEPS:]),
         "val_loss": val_loss,
-        "unigram_loss": unigram,
+        "unigram_loss": work.unigram,
         "best_step": outcome.best_step,
         "matched": OmegaConf.to_container(cfg.matched) if cfg.match else None,
-        "tuned": tuned,
+        "tuned": work.tuned,
         "length": lengths,
-        "length_verdict": verdict(lengths, settings.train_len, source.exact, unigram),
+        "length_verdict": verdict(lengths, settings.train_len, source.exact, work.unigram),
         "stability": stability(outcome, logbook.metrics, settings.clip),
         "autopsy": findings,
         "tokens_per_second": outcome.tokens_per_second,
-        "first_step_seconds": outcome.first_step_at and outcome.first_step_at - started,
+        "first_step_seconds": outcome.first_step_at and outcome.first_step_at - work.about["began"],
         "seed": cfg.seed,
-        "device": str(where.device),
+        "device": str(work.where.device),
         "train_len": settings.train_len,
         "steps": len(outcome.losses),
         "tokens": len(outcome.losses) * settings.tokens_per_step,
         "corpus_sha256": source.sha256,
         "threads": torch.get_num_threads(),
-        **provenance,
-        "wall_seconds": time.time() - started,
+        **made_with,
+        # Where other code or other libraries began the run, its weights are of both.
+        **({"begun_with": work.about["made_with"]} if work.about["made_with"] != made_with else {}),
+        "wall_seconds": time.time() - work.started,
     }
-    if findings:
-        logbook.autopsy({**findings, "recorded": outcome.recorded})
-    if plots:
-        from archlab.report.plots import draw_all  # here, so that training need not wait for matplotlib
-        from archlab.report.plots_autopsy import draw_autopsy
 
-        draw_all(logbook.directory, logbook.metrics, summary, positions)
-        if findings:
-            draw_autopsy(findings, outcome.recorded, logbook.directory / "autopsy.png")
-    summary["wall_seconds"] = time.time() - started
-    logbook.close(summary, positions, decoder)
-    console.print(tables.result(summary))
-    print(logbook.directory)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    return logbook.directory
+
+def plotted(
+    logbook: Logbook,
+    summary: dict[str, Any],
+    positions: list[Record],
+    findings: Record | None,
+    outcome: Outcome,
+    stop: Stop,
+) -> None:
+    from archlab.report.plots import draw_all  # here, so that training need not wait for matplotlib
+    from archlab.report.plots_autopsy import draw_autopsy
+
+    try:
+        # Who has asked to stop already gets the plots of what there is; who asks now does not wait for them.
+        with nullcontext() if stop.asked else stop.raising():
+            draw_all(logbook.directory, logbook.metrics, summary, positions)
+            if findings:
+                draw_autopsy(findings, outcome.recorded, logbook.directory / "autopsy.png")
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+
+
+# ---------------------------------------------------------------- going on
+
+
+def check_known(directory: Path, cfg: DictConfig) -> None:
+    """Refuses a configuration with fields that nothing here knows."""
+    for name, kind in SECTIONS.items():
+        unknown = set(cfg[name]) - {field.name for field in fields(kind)} if name else ()
+        if unknown:
+            raise UserError(
+                f"{directory}: its config.yaml has {name}.{min(unknown)}, which this version of archlab does not know;"
+                " finish it with the version that began it"
+            )
+
+
+def check_version(directory: Path, about: Mapping[str, Any]) -> None:
+    if about and about["archlab"] != archlab.__version__:
+        raise UserError(
+            f"{directory}: was begun by archlab {about['archlab']}, and this is {archlab.__version__};"
+            " finish it with the version that began it"
+        )
+
+
+def tell_where(directory: Path, cfg: DictConfig, damaged: Sequence[str], about: Mapping[str, Any]) -> None:
+    for line in damaged:
+        print(f"archlab: note: {directory}: {line}; going on from the one before", file=sys.stderr)
+    after = f"goes on after step {about['step']} of {cfg.train.steps}" if about else "has no checkpoint, so it begins anew"
+    print(f"archlab: {directory}: {after}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- parts of a run
 
 
 def open_source(cfg: DictConfig) -> Source:
@@ -228,17 +393,16 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def costs(cfg: DictConfig, where: Machine) -> dict[str, Any]:
+def costs(cfg: DictConfig, where: Machine, decoder: Decoder) -> dict[str, Any]:
     """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
-    on_meta = assemble_without_weights(cfg)
     return {
-        "n_params": describe.count_parameters(on_meta),
-        **measure.costs(on_meta, cfg.train.train_len, where.dtype.itemsize),
+        "n_params": describe.count_parameters(decoder),
+        **measure.costs(describe.on_meta(decoder), cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),
     }
 
 
-def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any]) -> None:
+def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> None:
     from archlab.report import tables
 
     blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
@@ -246,7 +410,7 @@ def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any])
     console.print(tables.assembled(blocks, price, by_layer))
     if cfg.match:
         console.print(f"matched: {describe_match(cfg.matched)}", highlight=False)
-    console.print(describe.tree(assemble_without_weights(cfg)), markup=False, highlight=False)
+    console.print(describe.tree(decoder), markup=False, highlight=False)
 
 
 def chosen(cfg: DictConfig, group: str) -> str:

@@ -22,6 +22,7 @@ from archlab.nested import options_alone
 from archlab.overrides import conf_dir, groups
 from archlab.plain import Unreadable, read_yaml, within
 from archlab.rules import check_rules, settle_layers
+from archlab.rundir import unfinished
 from archlab.saved import load_weights
 from archlab.words import RENAMED, TURNS, spelt
 
@@ -38,6 +39,8 @@ def load_run(directory: str | Path, *overrides: str, config_dir: str | Path | No
     another model's.
     """
     directory = Path(directory)
+    if why := unfinished(directory):
+        raise UserError(why)
     cfg = saved_configuration(directory, config_dir)
     if overrides:
         cfg = changed(directory, cfg, overrides, config_dir)

@@ -19,22 +19,24 @@ PROJECT = "archlab"
 
 @runtime_checkable
 class Logger(Protocol):
-    """One more place for a run's numbers. Made as `Logger(directory, config)`, the run's own."""
+    """One more place for a run's numbers. Made as `Logger(directory, config)`, the run's own; where a run goes on that
+    was broken off, as `Logger(directory, config, after)`, the number of steps that stand.
+    """
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         """Called at each logged step, with steps that rise."""
 
     def finish(self, summary: Record) -> None:
-        """Called once, with how the run ended; what is not finite has become None."""
+        """Called once, with how the run ended, or with nothing where it broke off; what is not finite has become None."""
 
 
 class TensorBoard:
     """Writes events.out.* into the run's directory; read by `tensorboard --logdir`."""
 
-    def __init__(self, directory: Path, config: Record):
+    def __init__(self, directory: Path, config: Record, after: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.events = SummaryWriter(str(directory))
+        self.events = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
@@ -45,9 +47,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Writes wandb/offline-run-* into the run's directory; sent by `wandb sync`, if ever, by the user alone."""
+    """Writes wandb/offline-run-* into the run's directory; sent by `wandb sync`, if ever, by the user alone.
 
-    def __init__(self, directory: Path, config: Record):
+    Each time a run goes on it writes one more, of the steps that follow.
+    """
+
+    def __init__(self, directory: Path, config: Record, after: int = 0):
         import wandb
 
         self.run = wandb.init(
@@ -72,10 +77,11 @@ class Trackio:
 
     `TRACKIO_DIR=experiments/runs/.trackio trackio show --project archlab` opens it. The library reads the folder
     once a process, so runs of one command share the first one's. It has no summary; the summary's numbers are logged
-    once more, as summary/..., at the last step.
+    once more, as summary/..., at the last step. A run that goes on does so under its name; steps logged between its last
+    checkpoint and its end stay there twice.
     """
 
-    def __init__(self, directory: Path, config: Record):
+    def __init__(self, directory: Path, config: Record, after: int = 0):
         os.environ.setdefault("TRACKIO_DIR", str(directory.parent.absolute() / ".trackio"))
         for elsewhere in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):  # with either, it would send the numbers away
             os.environ.pop(elsewhere, None)
@@ -84,7 +90,13 @@ class Trackio:
         self.library, self.last = trackio, 0
         with redirect_stdout(io.StringIO()):  # what a run prints last is its own directory
             self.run = trackio.init(
-                PROJECT, directory.name, config=config, embed=False, auto_log_gpu=False, auto_log_cpu=False
+                PROJECT,
+                directory.name,
+                config=config,
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+                resume="allow" if after else "never",
             )
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
@@ -110,9 +122,10 @@ def check_installed(names: Sequence[str]) -> None:
             raise UserError(f"loggers={list(names)}: {name} is not installed; pip install 'archlab[{name}]'")
 
 
-def open_loggers(names: Sequence[str], directory: Path, config: Record) -> list[Logger]:
-    """TensorBoard's, which every run has, and those that were asked for."""
-    return [logger(directory, config) for logger in (TensorBoard, *(OPTIONAL[name] for name in names))]
+def open_loggers(names: Sequence[str], directory: Path, config: Record, after: int = 0) -> list[Logger]:
+    """TensorBoard's, which every run has, and those that were asked for; `after` steps of the run stand already."""
+    given = (directory, config, after) if after else (directory, config)
+    return [logger(*given) for logger in (TensorBoard, *(OPTIONAL[name] for name in names))]
 
 
 def numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

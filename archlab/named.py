@@ -12,6 +12,7 @@ from archlab.config import compose
 from archlab.errors import UserError
 from archlab.loaded import saved_configuration
 from archlab.overrides import groups
+from archlab.rundir import unfinished
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def named(word: str, own: Path | None = None) -> Named:
     """What a word stands for; `own` is a folder of the user's own options. Raises UserError where it is none of the three."""
     directory = Path(word)
     if (directory / "config.yaml").is_file():
+        if why := unfinished(directory):
+            raise UserError(why)
         return Named(directory.name, saved_configuration(directory, own), None, directory)
     if "=" in word:
         words = _words(word)

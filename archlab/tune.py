@@ -7,7 +7,7 @@ favours every arm alike. Its outcome is kept beside the runs, so that an arm's s
 import hashlib
 import json
 import math
-import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.assemble import build
 from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
+from archlab.files import write_text
+from archlab.signals import Stop, Stopped
 from archlab.train.loop import train
 from archlab.train.precision import Machine
 from archlab.train.settings import TrainSettings
@@ -47,9 +49,7 @@ def tuned_rate(cfg: DictConfig, source: Source, where: Machine, rates: Iterable[
         "seed": SEED,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(found))
-    part.replace(file)
+    write_text(file, json.dumps(found))
     return found
 
 
@@ -78,9 +78,12 @@ def loss_at(rate: float, cfg: DictConfig, source: Source, where: Machine) -> flo
         assert loss is not None
         return loss
 
-    outcome = train(decoder, source, settings, where, seed=SEED, validate=validate, report=ignore, tick=ignore)
+    stop = Stop()
+    outcome = train(
+        decoder, source, settings, where, seed=SEED, validate=validate, report=ignore, tick=ignore, stop=stop
+    )
     if outcome.interrupted:
-        raise KeyboardInterrupt
+        raise Stopped(stop.asked or signal.SIGINT)
     loss = math.inf if outcome.status == "diverged" else validate()
     return loss if math.isfinite(loss) else math.inf
 

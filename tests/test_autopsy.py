@@ -11,12 +11,16 @@ from test_train import CPU, Counting, settings
 
 import archlab
 from archlab import lab
+from archlab.data.batch import Batch
 from archlab.evaluate.autopsy import HORIZON, autopsy, threshold
 from archlab.evaluate.stability import spike_score
+from archlab.probe.look import IN_FORWARD, gradient_norms
 from archlab.probe.recorder import AFTER_SPIKE, CAPACITY, Recorder
 from archlab.probe.spike import is_spike
 from archlab.report import plots_autopsy, tables
 from archlab.train.loop import train
+from archlab.train.objective import compute
+from archlab.train.step import backward
 
 LAYERS = 4
 SMALL = ("size=nano", "size.d_model=24", "size.n_heads=3", f"size.n_layers={LAYERS}", "size.vocab_size=17")
@@ -193,15 +197,13 @@ def test_the_spike_score_counts_what_is_a_spike():
 
 def recorded_step(decoder, pieces=1):
     """One step recorded, with what a hook of the test's own saw of the stream."""
-    recorder, streams = Recorder(list(decoder.layers)), []
+    recorder, streams = Recorder(), []
     for layer in decoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: streams.append(output.detach().double()))
-    tokens = torch.randint(0, 17, (6, 13))
-    with recorder.forward():
-        for piece in tokens.chunk(pieces):
-            decoder(piece).square().mean().backward()
-    recorder.gradients()
-    recorder.step_done([2.5])
+    batch = Batch(torch.randint(0, 17, (6, 13)), None, torch.ones(6, 12, dtype=torch.bool))
+    _, seen = backward(decoder, batch, pieces, CPU, CPU.scaler(), ("activation_rms",))
+    seen["grad_norm"] = gradient_norms(list(decoder.layers))
+    recorder.step_done(1, [2.5], {name: values.tolist() for name, values in seen.items()})
     return recorder.kept(diverged=True), streams
 
 
@@ -229,19 +231,18 @@ def test_layers_that_are_recomputed_are_recorded_once():
 
 def test_a_recorder_leaves_no_hook_behind():
     decoder = archlab.build(*SMALL)
-    recorder = Recorder(list(decoder.layers))
-    with pytest.raises(RuntimeError), recorder.forward():
-        raise RuntimeError
+    tokens = torch.full((2, 5), 17)  # an id that is not in the vocabulary
+    with pytest.raises(IndexError):
+        compute(decoder, Batch(tokens, None, torch.ones(2, 4, dtype=torch.bool)), CPU, IN_FORWARD)
     assert not any(module._forward_hooks for module in decoder.modules())
 
 
 def feed(n_steps, spike_at=None):
     """A recorder after so many steps of one layer, whose activation RMS is the step's number."""
-    recorder, losses = Recorder([torch.nn.Identity()]), []
+    recorder, losses = Recorder(), []
     for step in range(1, n_steps + 1):
         losses.append(9.0 if step == spike_at else 2.0 + 0.01 * (step % 2))
-        recorder.streams, recorder.norms = {0: torch.tensor(float(step))}, [torch.tensor(1.0)]
-        recorder.step_done(losses)
+        recorder.step_done(step, losses, {"activation_rms": [float(step)], "grad_norm": [1.0]})
     return recorder
 
 

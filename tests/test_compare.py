@@ -102,7 +102,7 @@ def test_a_damaged_summary_is_left_out_and_said(tmp_path):
     runs, notes = read_all([tmp_path])
     assert [run.seed for run in runs] == [0]
     assert notes[0].startswith(f"{damaged}: cannot be read: ") and notes[0].endswith("; left out")
-    assert notes[1] == f"{unfinished}: has no summary.json, so it is no finished run; left out"
+    assert notes[1] == f"{unfinished}: was broken off at step 40 of 40; archlab resume {unfinished} finishes it; left out"
 
 
 def test_where_no_run_can_be_read_there_is_an_error(tmp_path):

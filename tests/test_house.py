@@ -10,7 +10,8 @@ PACKAGE = ROOT / "archlab"
 
 FLOORS = (
     ("errors", "quantities", "nested", "spelling"),
-    ("plain", "loggers", "words"),
+    ("plain", "loggers", "words", "files", "signals"),
+    ("rundir",),
     ("blocks",),
     ("model",),
     ("init", "describe", "generate", "measure"),

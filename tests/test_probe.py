@@ -6,23 +6,23 @@ import pytest
 import torch
 
 import archlab
-from archlab.probe.look import Look
+from archlab.probe.look import Update, by_layer, columns, gradient_norms
 
 SIZE = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.n_layers=3", "size.vocab_size=19")
 BATCH, SEQ = 4, 13
 
 
 def probed(decoder, prefix_len=None):
+    """What one step of plain gradient descent shows of each layer; and the tokens it was taken on."""
     tokens = torch.randint(0, 19, (BATCH, SEQ), generator=torch.Generator().manual_seed(5))
     optimizer = torch.optim.SGD(decoder.parameters(), lr=0.5)
-    look = Look(decoder)
-    with look.forward():
-        logits = decoder(tokens, prefix_len=prefix_len)
-    logits.square().mean().backward()
-    look.gradients()
-    with look.update():
-        optimizer.step()
-    return look.by_layer(), tokens
+    output = decoder.compute(tokens, decoder.read(tokens, prefix_len), decoder.taps)
+    output.logits.square().mean().backward()
+    seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
+    update = Update(decoder.layers)
+    optimizer.step()
+    seen["update_ratio"] = update.ratios()
+    return by_layer({name: [float(value) for value in values] for name, values in seen.items()}), tokens
 
 
 def test_activation_rms_is_that_of_the_stream_after_each_layer():
@@ -55,7 +55,7 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
     before.load_state_dict(decoder.state_dict())
     seen, tokens = probed(decoder)
     attention, captured = before.layers[0].mixer, {}
-    attention.register_forward_pre_hook(lambda module, inputs, options: captured.update(x=inputs[0], **options), with_kwargs=True)
+    attention.register_forward_pre_hook(lambda module, inputs: captured.update(x=inputs[0], reading=inputs[1]))
     before(tokens[:1])
     with torch.no_grad():
         q, k = attention.queries_and_keys(captured["x"], captured["reading"])
@@ -100,7 +100,11 @@ def test_gradient_norms_and_update_ratios_by_layer():
         assert layer["update_ratio"] == pytest.approx(change / weights, rel=1e-3)  # a small difference of float32 numbers
 
 
-def test_a_look_leaves_no_hook_behind():
+def test_what_nobody_asked_for_is_not_computed():
     decoder = archlab.build(*SIZE)
-    probed(decoder)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())
+    for layer in decoder.layers:
+        layer.mixer.look = None  # whoever calls it fails
+    tokens = torch.zeros(1, SEQ, dtype=torch.long)
+    output = decoder.compute(tokens, decoder.read(tokens), ("activation_rms",))
+    assert [set(seen) for seen in output.taps] == [{"activation_rms"}] * 3
+    assert [set(seen) for seen in decoder.compute(tokens, decoder.read(tokens)).taps] == [set()] * 3

@@ -9,13 +9,14 @@ from oracles import build
 
 import archlab
 from archlab.data.batch import Batch, Source
-from archlab.train.loop import backward, split, train
+from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import adamw
 from archlab.train.patience import Patience
 from archlab.train.precision import Machine
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
+from archlab.train.step import backward, split
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 SMALL = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=17")
@@ -65,6 +66,11 @@ def test_schedule_at_hand_computed_steps(step, expected):
     assert learning_rate(step, settings(steps=110, warmup=10)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, None])
+def test_a_run_of_one_step_takes_it_at_lr(warmup):
+    assert learning_rate(1, settings(steps=1, warmup=warmup, lr=0.02)) == 0.02
+
+
 def test_schedule_without_warmup_starts_near_the_top_and_by_default_warms_up_a_tenth():
     assert learning_rate(1, settings(steps=1000, warmup=0)) == pytest.approx(1e-2, rel=1e-4)
     assert settings(steps=70, warmup=None).warmup_steps == 7
@@ -82,7 +88,7 @@ def test_weight_decay_is_on_matrices_only():
 def test_one_step_is_torchs_adamw_on_the_clipped_gradient():
     ours, theirs = (archlab.build(*SMALL) for _ in range(2))
     run(ours, {"steps": 1, "clip": 0.05, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)  # the cosine ends at a tenth of 1e-2
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)  # one step is taken at lr
     batch = Counting().train(3, 1, 6, 11)
     logits = theirs(batch.tokens[:, :-1])
     torch.nn.functional.cross_entropy(logits[batch.scored], batch.tokens[:, 1:][batch.scored]).backward()
@@ -104,8 +110,8 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(pieces):
     batch, found = Counting().train(0, 1, 6, 11), []
     for n in (1, pieces):
         decoder = archlab.build(*SMALL).double()
-        loss = backward(decoder, batch, n, CPU, CPU.scaler(), None)
-        found.append((loss, gradients(decoder)))
+        loss, _ = backward(decoder, batch, n, CPU, CPU.scaler())
+        found.append((float(loss), gradients(decoder)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)  # the total is kept in float32
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-5, atol=1e-9, msg=name)
@@ -124,7 +130,7 @@ def test_recomputing_activations_changes_no_gradient():
         decoder = archlab.build(*SMALL)
         if recompute:
             decoder.recompute_activations()
-        backward(decoder, batch, 1, CPU, CPU.scaler(), None)
+        backward(decoder, batch, 1, CPU, CPU.scaler())
         found.append(gradients(decoder))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=0, msg=name)

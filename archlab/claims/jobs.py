@@ -8,18 +8,20 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import archlab
+from archlab.errors import UserError
+from archlab.files import alone, write_text
+from archlab.rundir import as_written, is_finished, same_run
 
 Record = dict[str, Any]
 
@@ -41,7 +43,7 @@ class Run:
     @property
     def result(self) -> Path | None:
         """summary.json, where the run is done."""
-        return next(iter(self.folder.glob("*/summary.json")), None)
+        return next((file for file in self.folder.glob("*/summary.json") if is_finished(file.parent)), None)
 
     @property
     def record(self) -> Record:
@@ -49,13 +51,19 @@ class Run:
         return json.loads(self.result.read_text())
 
     def do(self) -> None:
+        """Finishes what an interrupted session left, or makes the run; another session that is at it is waited for."""
         from archlab import lab
 
-        shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted run left
-        self.folder.mkdir(parents=True)
         cfg = self.cfg.copy()
         cfg.output = str(self.folder)
-        with quietly(self.folder / "log.txt"):
+        with alone(self.folder / ".lock"), quietly(self.folder / "log.txt"):
+            if self.result:
+                return
+            begun = same_run(self.folder, as_written(OmegaConf.to_container(cfg, resolve=True)))
+            if begun is not None:
+                with contextlib.suppress(UserError):  # one that cannot go on is left as it is, and made once more
+                    lab.resume(begun, plots=False)
+                    return
             lab.run(cfg, plots=False)
 
 
@@ -132,9 +140,7 @@ def plain(part: object) -> object:
 
 def write(file: Path, record: Record) -> None:
     """All of it or nothing."""
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(record))
-    part.replace(file)
+    write_text(file, json.dumps(record))
 
 
 @contextlib.contextmanager
@@ -164,7 +170,7 @@ def timed(job: Job) -> float:
 def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
     """Does the jobs, longest first and looks after the runs they need; yields each with its seconds.
 
-    An interruption lets go of the jobs that had not started and passes on.
+    An interruption lets go of the jobs that had not started, ends the others, which go on another time, and passes on.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     waiting: list[Job] = sorted(jobs, key=lambda job: -seconds(job))
@@ -180,6 +186,8 @@ def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
                     yield going.pop(future), future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
             raise
 
 

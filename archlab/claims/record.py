@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from archlab.claims.bench import Plan
 from archlab.claims.decide import PartResult, Verdict, decide, reason, shifted, told
 from archlab.claims.jobs import Job, Look, Measurement, Run
+from archlab.files import write_text
 from archlab.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, readme
 
@@ -124,9 +125,9 @@ def commits(jobs: Iterable[Job]) -> set[str]:
 def keep(record: Record, folder: Path) -> None:
     """Writes a claim's folder; what was there of an earlier decision is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
     picture = draw_claim(record, folder / "plot.png")
-    (folder / "README.md").write_text(readme(record, picture))
+    write_text(folder / "README.md", readme(record, picture))
 
 
 def keep_index(output: Path) -> None:
@@ -135,7 +136,7 @@ def keep_index(output: Path) -> None:
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
     made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
     head = f"# Claims\n\nDecided by `python -m archlab claims`: {'; '.join(made)}.\n\n"
-    (output / "README.md").write_text(head + claims_markdown(records))
+    write_text(output / "README.md", head + claims_markdown(records))
 
 
 VERDICTS = ("SUPPORTED", "REFUTED", "INCONCLUSIVE")

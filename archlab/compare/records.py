@@ -129,6 +129,14 @@ class Logged(Said):
     layers: list[dict[str, Number | None]] | None = None
 
 
+class Step(Said):
+    """A line of steps.jsonl."""
+
+    step: Natural
+    loss: Number | None
+    grad_norm: Number | None
+
+
 class Positions(Said):
     """Held-out loss by position, at one length."""
 
@@ -138,7 +146,7 @@ class Positions(Said):
 
 
 NAME = re.compile(r"[A-Za-z_][\w-]*")
-OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(=.*)?", re.DOTALL)
+OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(\[[-:\d]*\][\w./@-]*)?(=.*)?", re.DOTALL)
 
 
 def check_config(said: object, needs: Iterable[str]) -> Mapping[str, Any]:
@@ -168,6 +176,11 @@ def check_summary(said: object) -> Mapping[str, Any]:
 def check_metrics(said: object) -> list[Any]:
     """Raises Unreadable."""
     return checked(list[Logged], said)
+
+
+def check_steps(said: object) -> list[Any]:
+    """Raises Unreadable."""
+    return checked(list[Step], said)
 
 
 def check_positions(said: object) -> list[Any]:

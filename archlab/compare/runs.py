@@ -1,5 +1,6 @@
 """Runs that were written down, read back from their directories."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,9 +8,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from archlab.compare.records import check_config, check_metrics, check_overrides, check_positions, check_summary
+from archlab.compare.records import check_config, check_metrics, check_overrides, check_positions, check_steps, check_summary
 from archlab.errors import UNPRINTABLE, UserError
 from archlab.plain import SERIES, Unreadable, read_json, read_lines, read_yaml
+from archlab.rundir import STEPS, unfinished
 
 Record = dict[str, Any]
 
@@ -40,6 +42,21 @@ class Run:
     def metrics(self) -> list[Record]:
         """One record a logged step; a last line that was cut off in the middle is left out. Raises UserError."""
         return self._read("metrics.jsonl", read_lines, check_metrics)
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step, nats per token; nan where it was not finite, and empty for runs that kept none."""
+        return [math.nan if step["loss"] is None else step["loss"] for step in self.steps]
+
+    @property
+    def grad_norms(self) -> list[float]:
+        """The gradient's norm at every step, before clipping."""
+        return [math.nan if step["grad_norm"] is None else step["grad_norm"] for step in self.steps]
+
+    @cached_property
+    def steps(self) -> list[Record]:
+        """{step, loss, grad_norm} of every step, where `metrics` has those that were logged. Raises UserError."""
+        return self._read(STEPS, read_lines, check_steps)
 
     @cached_property
     def positions(self) -> list[Record]:
@@ -78,6 +95,8 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
     """
     if UNPRINTABLE.search(str(directory)):
         raise UserError(f"{directory}: has a control character in its name; rename it, or leave it out")
+    if why := unfinished(directory):
+        raise UserError(why)
     for part in PARTS:
         if not (directory / part).is_file():
             raise UserError(f"{directory}: has no {part}, so it is no finished run; leave it out")

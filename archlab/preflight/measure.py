@@ -16,8 +16,8 @@ from archlab.blocks.contracts import Block
 from archlab.blocks.roles import MATRICES
 from archlab.data.batch import Batch, Source
 from archlab.model import Decoder, Layer
-from archlab.probe.look import Look
-from archlab.train.objective import TokenLosses, compute, token_losses
+from archlab.probe.look import Columns, by_layer, columns, gradient_norms
+from archlab.train.objective import TokenLosses, run, token_losses
 
 BATCH_SIZE, SEQ_LEN = 8, 64
 ADAM_BETAS = (0.9, 0.98)
@@ -58,18 +58,16 @@ def look_at_start(
     decoder: Decoder, source: Source, seed: int = 0, batch_size: int = BATCH_SIZE, seq_len: int = SEQ_LEN
 ) -> Start:
     """One forward and one backward pass on the first training batch of this seed."""
-    look = Look(decoder)
     with at_rest(decoder):
-        losses, output = compute(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
-        look.saw(output.taps)
+        losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
         loss = backward(losses)
-        look.gradients()
+        seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
         matrices = [matrix_gradients(layer) for layer in decoder.layers]
     return Start(
         loss=loss,
         uniform_loss=math.log(decoder.head.out_features),
         logit_std=float(output.logits.detach().float().std()),
-        layers=[{**seen, **norms} for seen, norms in zip(look.by_layer(), matrices, strict=True)],
+        layers=[{**layer, **norms} for layer, norms in zip(in_numbers(seen), matrices, strict=True)],
     )
 
 
@@ -118,6 +116,10 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
     if len(x) < 2 or not all(value > 0 and math.isfinite(value) for value in y):
         return None
     return float(stats.linregress([math.log(value) for value in x], [math.log(value) for value in y]).slope)
+
+
+def in_numbers(seen: Columns) -> list[dict[str, float]]:
+    return by_layer({name: [None if value is None else float(value) for value in of_layers] for name, of_layers in seen.items()})
 
 
 def backward(losses: TokenLosses) -> float:

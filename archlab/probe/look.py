@@ -8,46 +8,53 @@ By layer:
     update_ratio        norm of the step's change of the layer's parameters over the norm of the parameters
 
 The two attention quantities are taken from the first sequence of the batch, and from its last queries where it is long;
-a mixer without softmax scores has neither. A block may let more be seen. The first three are taps, which leave a layer with its output
-(`archlab.blocks.taps`), so that they are the same numbers eager, compiled and packed.
+a mixer without softmax scores has neither, and a block may let more be seen. All but the last two are taps, which leave a
+layer with its output (`archlab.blocks.taps`), so they are the same numbers eager, compiled and packed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from archlab.model import Decoder
+EVERY_STEP = ("activation_rms",)
+"""The tap that is cheap enough for every step."""
+
+Columns = Mapping[str, Sequence[Tensor | None]]
+"""By quantity, a value for each layer; None where a layer has no such thing."""
 
 
-class Look:
-    """Measures one step: `saw()` after the forward pass, `gradients()` after the backward, `update()` around the step."""
+def columns(taps: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor | None]]:
+    """What each layer let be seen, by quantity."""
+    names = dict.fromkeys(name for layer in taps for name in layer)
+    return {name: [layer.get(name) for layer in taps] for name in names}
 
-    def __init__(self, decoder: Decoder):
-        self.decoder = decoder
-        self.seen: list[dict[str, Tensor]] = []
 
-    def saw(self, taps: Sequence[Mapping[str, Tensor]]) -> None:
-        """Takes what the forward pass let be seen, by layer: `Output.taps` of a pass that was asked for `decoder.taps`."""
-        self.seen = [dict(layer) for layer in taps]
+def by_layer(numbers: Mapping[str, Sequence[float | None]]) -> list[dict[str, float]]:
+    """One record per layer, of what it has."""
+    rows = zip(*numbers.values(), strict=True)
+    return [
+        {name: value for name, value in zip(numbers, row, strict=True) if value is not None} for row in rows
+    ]
+
+
+def gradient_norms(layers: Iterable[nn.Module]) -> list[Tensor]:
+    """By layer, the norm of the gradient of all its parameters."""
+    return [get_total_norm([p.grad for p in layer.parameters() if p.grad is not None]) for layer in layers]
+
+
+class Update:
+    """How far a step moves each layer: made before the step, `ratios()` after it."""
+
+    def __init__(self, layers: Iterable[nn.Module]):
+        self.layers = list(layers)
+        self.before = [[p.detach().clone() for p in layer.parameters()] for layer in self.layers]
 
     @torch.no_grad()
-    def gradients(self) -> None:
-        for seen, layer in zip(self.seen, self.decoder.layers, strict=True):
-            seen["grad_norm"] = get_total_norm([p.grad for p in layer.parameters() if p.grad is not None])
-
-    @contextmanager
-    def update(self) -> Iterator[None]:
-        before = [[p.detach().clone() for p in layer.parameters()] for layer in self.decoder.layers]
-        yield
-        with torch.no_grad():
-            for seen, layer, old in zip(self.seen, self.decoder.layers, before, strict=True):
-                change = torch._foreach_sub(list(layer.parameters()), old)
-                seen["update_ratio"] = get_total_norm(change) / get_total_norm(old)
-
-    def by_layer(self) -> list[dict[str, float]]:
-        """What was seen, one record per layer: whatever a layer has. One transfer for all of it."""
-        numbers = iter(torch.stack([value.float() for layer in self.seen for value in layer.values()]).tolist())
-        return [{name: next(numbers) for name in layer} for layer in self.seen]
+    def ratios(self) -> list[Tensor]:
+        """By layer, the norm of the change of its parameters over their norm before."""
+        return [
+            get_total_norm(torch._foreach_sub(list(layer.parameters()), old)) / get_total_norm(old)
+            for layer, old in zip(self.layers, self.before, strict=True)
+        ]

@@ -4,20 +4,18 @@ At every step, by layer:
     activation_rms      root mean square of the residual stream after the layer
     grad_norm           norm of the gradient of all the layer's parameters, before clipping
 
-On the steps at which a `Look` is taken its quantities stand beside these. Nothing waits for the device: what is
-measured stays a tensor until somebody reads it.
+On the steps at which a `Look` is taken its quantities stand beside these.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
 
+from archlab.probe.look import by_layer
 from archlab.probe.spike import is_spike
 
 CAPACITY = 256
@@ -26,73 +24,40 @@ CAPACITY = 256
 AFTER_SPIKE = 16
 """Steps that are kept after the first spike; those before it fill the rest."""
 
+EVERY_STEP = ("activation_rms", "grad_norm")
+
 Record = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step as it was recorded: a scalar tensor for each layer, and what a look saw, if one was taken."""
+    """One step as it was recorded: by quantity, a value for each layer."""
 
     number: int
     loss: float
-    activation_rms: list[Tensor]
-    grad_norm: list[Tensor]
-    look: list[dict[str, float]] | None
+    layers: Mapping[str, Sequence[float | None]]
 
     def record(self) -> Record:
-        """As plain numbers: {step, loss, layers: [{quantity: value}]}."""
-        columns = zip(torch.stack(self.activation_rms).tolist(), torch.stack(self.grad_norm).tolist(), strict=True)
-        every_step = [{"activation_rms": rms, "grad_norm": norm} for rms, norm in columns]
-        layers = [
-            {**seen, **layer} for seen, layer in zip(self.look or [{}] * len(every_step), every_step, strict=True)
-        ]
-        return {"step": self.number, "loss": self.loss, "layers": layers}
+        """As {step, loss, layers: [{quantity: value}]}."""
+        return {"step": self.number, "loss": self.loss, "layers": by_layer(dict(sorted(self.layers.items())))}
 
 
 class Recorder:
-    """Records each step: `forward()` around the passes, `gradients()` after them, `step_done()` at the end.
-
-    Without layers it records nothing but still notes the first spike. `kept()` is what to look at: the stretch around
-    the first spike, or the last steps where the run broke down.
+    """Told of each step, it keeps the last ones. `kept()` is what to look at: the stretch around the first spike, or
+    the last steps where the run broke down. Of steps without layers it keeps nothing, but still notes the first spike.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]):
-        self.layers = layers
-        self.parameters = [list(layer.parameters()) for layer in layers]
+    def __init__(self):
         self.steps: deque[Step] = deque(maxlen=CAPACITY)
         self.around_spike: list[Step] | None = None
         self.first_spike: int | None = None
-        self.streams: dict[int, Tensor] = {}
-        self.norms: list[Tensor] = []
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """With several micro-batches the first one is seen; a layer that is recomputed is seen once."""
-        self.streams = {}
-        hooks = [
-            layer.register_forward_hook(partial(self.see_stream, depth)) for depth, layer in enumerate(self.layers)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @torch.no_grad()
-    def see_stream(self, depth: int, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if depth not in self.streams:
-            self.streams[depth] = torch.linalg.vector_norm(output, dtype=torch.float32) / output.numel() ** 0.5
-
-    @torch.no_grad()
-    def gradients(self) -> None:
-        self.norms = [get_total_norm([p.grad for p in own if p.grad is not None]) for own in self.parameters]
-
-    def step_done(self, losses: Sequence[float], look: list[dict[str, float]] | None = None) -> None:
-        """`losses` are those of all steps so far."""
-        number = len(losses)
-        if self.layers:
-            streams = [self.streams[depth] for depth in range(len(self.layers))]
-            self.steps.append(Step(number, losses[-1], streams, self.norms, look))
+    def step_done(
+        self, number: int, losses: Sequence[float], layers: Mapping[str, Sequence[float | None]] | None = None
+    ) -> None:
+        """`losses` are those of the steps up to this one, at least as many as `is_spike` looks at."""
+        if layers:
+            self.steps.append(Step(number, losses[-1], layers))
         if self.first_spike is None and is_spike(losses):
             self.first_spike = number
         if self.first_spike is not None and number == self.first_spike + AFTER_SPIKE:
@@ -104,3 +69,33 @@ class Recorder:
             return []
         steps = self.steps if diverged or self.around_spike is None else self.around_spike
         return [step.record() for step in steps]
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        rest: dict[str, Any] = {"first_spike": self.first_spike}
+        for name, steps in (("steps", self.steps), ("around_spike", self.around_spike or [])):
+            told = {"numbers": [step.number for step in steps], "losses": [step.loss for step in steps], "rows": {}, "absent": {}}
+            for quantity in {quantity: None for step in steps for quantity in step.layers}:
+                rows = [row for row, step in enumerate(steps) if quantity in step.layers]
+                told["rows"][quantity] = rows
+                values = [steps[row].layers[quantity] for row in rows]
+                told["absent"][quantity] = [layer for layer, value in enumerate(values[0]) if value is None]
+                there = [[0.0 if value is None else value for value in row] for row in values]
+                tensors[f"{name}/{quantity}"] = torch.tensor(there, dtype=torch.float64)
+            rest[name] = told
+        return tensors, rest
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+        read = {name: list(steps_of(name, tensors, rest[name])) for name in ("steps", "around_spike")}
+        self.first_spike = rest["first_spike"]
+        self.steps = deque(read["steps"], maxlen=CAPACITY)
+        self.around_spike = read["around_spike"] or None
+
+
+def steps_of(name: str, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> list[Step]:
+    layers: list[dict[str, list[float | None]]] = [{} for _ in told["numbers"]]
+    for quantity, rows in told["rows"].items():
+        absent = told["absent"][quantity]
+        for row, values in zip(rows, tensors[f"{name}/{quantity}"].tolist(), strict=True):
+            layers[row][quantity] = [None if layer in absent else value for layer, value in enumerate(values)]
+    return [Step(*step) for step in zip(told["numbers"], told["losses"], layers, strict=True)]

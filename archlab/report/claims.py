@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.text import Text
 
+from archlab.files import whole
 from archlab.report.tables import Record, duration, make_table, number
 
 COLORS = {"SUPPORTED": "green", "REFUTED": "red", "INCONCLUSIVE": "yellow"}
@@ -67,7 +68,8 @@ def draw_claim(record: Record, path: Path) -> Path | None:
     figure = Figure(figsize=(4.2 * len(parts), 3.4), layout="constrained")
     for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         draw_part(axes, part)
-    figure.savefig(path, dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, dpi=110)
     return path
 
 

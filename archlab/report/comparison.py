@@ -17,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from archlab.files import whole, write_text
 from archlab.report.plots import BLUE, GREEN, GREY, STYLE, VERMILLION
 from archlab.report.tables import count, flop, nats, number, percent
 
@@ -43,11 +44,12 @@ def save_all(record: Record, folder: Path) -> list[Path]:
     }
     paths = [folder / f"comparison.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     figure = effects_figure(record)
     if figure is not None:
         paths.append(folder / "comparison.png")
-        figure.savefig(paths[-1])
+        with whole(paths[-1]) as part:
+            figure.savefig(part)
     return paths
 
 

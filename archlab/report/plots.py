@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from archlab.files import whole
 from archlab.report.tables import count
 
 Records = Sequence[Mapping[str, Any]]
@@ -304,5 +305,6 @@ def _floats(values: Sequence[float | None]) -> np.ndarray:
 def _save(figure: Figure | None, path: Path) -> Path | None:
     if figure is None:
         return None
-    figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part)
     return path

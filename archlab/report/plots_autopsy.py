@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from archlab.files import whole
 from archlab.report.plots import BLUE, GREY, ORDERED, STYLE, VERMILLION, log_y
 from archlab.report.tables import QUANTITIES, moved_first
 
@@ -24,7 +25,8 @@ def draw_autopsy(findings: Mapping[str, Any], recorded: Records, path: Path) -> 
     """Saves `autopsy_figure`; returns None where no step was recorded."""
     figure = autopsy_figure(findings, recorded)
     if figure is not None:
-        figure.savefig(path)
+        with whole(path) as part:
+            figure.savefig(part)
         return path
     return None
 

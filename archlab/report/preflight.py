@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from archlab.files import whole
 from archlab.report.tables import make_pairs, make_table, nats, number, spaced
 
 COLUMNS: dict[str, str] = {
@@ -81,5 +82,6 @@ def draw(seen: Mapping[str, Any], path: Path) -> Path:
             axes.set(title=key.replace("_", " "), xlabel="layer", ylim=(0, None))
         figure.suptitle("At initialisation")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with whole(path) as part:
+            figure.savefig(part)
     return path

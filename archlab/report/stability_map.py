@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from archlab.files import whole
 from archlab.report.plots import ORDERED, STYLE, VERMILLION
 from archlab.report.tables import make_table, nats, number
 
@@ -57,7 +58,7 @@ def largest(row: Record) -> str:
 
 def write_csv(chart: Record, path: Path) -> None:
     """A line for each cell; seeds and their losses are separated by spaces, and a diverged run's loss is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for arm in chart["arms"]:
@@ -71,7 +72,8 @@ def write_csv(chart: Record, path: Path) -> None:
 
 def draw(chart: Record, path: Path) -> None:
     """Saves `figure`."""
-    figure(chart).savefig(path)
+    with whole(path) as part:
+        figure(chart).savefig(part)
 
 
 @matplotlib.rc_context({**STYLE, "axes.grid": False})

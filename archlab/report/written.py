@@ -1,9 +1,7 @@
 """From directories of runs, claims and stability maps to one HTML file."""
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import escape, glob
 from pathlib import Path
@@ -13,6 +11,7 @@ from archlab.compare.arms import identity
 from archlab.compare.comparison import compare
 from archlab.compare.runs import Run, find, read_run
 from archlab.errors import UserError
+from archlab.files import write_text
 from archlab.report.page import page
 from archlab.report.page.claims import claim_sections
 from archlab.report.page.comparison import comparison_sections
@@ -147,11 +146,6 @@ def replace(output: Path, text: str) -> None:
     """Writes a file whole or not at all. Raises UserError where it cannot be written."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=output.parent, suffix=".part", delete=False
-        ) as part:
-            part.write(text)
-        os.chmod(part.name, 0o644)
-        os.replace(part.name, output)
+        write_text(output, text)
     except OSError as error:
         raise UserError(f"output={output}: cannot be written: {error.strerror}; give another file") from None

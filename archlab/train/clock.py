@@ -14,9 +14,10 @@ class Clock:
         self.first_step_at: float | None = None
         self.started = 0.0
 
-    def step_done(self) -> None:
-        self.steps += 1
-        if self.first_step_at is None:
+    def steps_done(self, n_steps: int) -> None:
+        """Called where the numbers of so many steps are there, so that their work is over on any device."""
+        self.steps += n_steps
+        if n_steps and self.first_step_at is None:
             self.first_step_at, self.started = time.time(), time.perf_counter()
 
     @property
@@ -24,6 +25,15 @@ class Clock:
         return (
             (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
         )
+
+    def state_dict(self) -> dict[str, float | None]:
+        seconds = time.perf_counter() - self.started if self.steps else 0.0
+        return {"steps": self.steps, "seconds": seconds, "first_step_at": self.first_step_at}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Goes on from there: the time in which nothing ran counts for nothing."""
+        self.steps, self.first_step_at = state["steps"], state["first_step_at"]
+        self.started = time.perf_counter() - state["seconds"]
 
     @contextmanager
     def paused(self) -> Iterator[None]:

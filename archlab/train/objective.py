@@ -11,6 +11,8 @@ from torch import Tensor
 
 from archlab.data.batch import Batch
 from archlab.model import Decoder, Output
+from archlab.probe.look import Columns, columns
+from archlab.train.precision import Machine
 
 
 class TokenLosses(NamedTuple):
@@ -22,11 +24,30 @@ class TokenLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Nats over all scored targets."""
-        return torch.where(self.scored, self.nats, 0.0).sum()
+        """Nats over all scored targets; a masked sum, whose shape no number of scored targets decides."""
+        return self.nats.where(self.scored, 0).sum()
 
 
-def compute(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+class LossParts(NamedTuple):
+    """What a batch comes to: nats over its scored targets, and how many those are. Tensors, which nobody waits for."""
+
+    total: Tensor
+    n_scored: Tensor
+
+    added: dict[str, Tensor]
+    """What is minimised beside it, by name, such as a router's balance: a mean over the batch."""
+
+
+def compute(
+    decoder: Decoder, batch: Batch, machine: Machine, wanted: Collection[str] = ()
+) -> tuple[LossParts, Columns]:
+    """The loss of a batch, and by name what was asked for of each layer: tensors alone, and nothing on the side."""
+    with machine.autocast():
+        losses, output = run(decoder, batch, wanted)
+    return LossParts(losses.total, losses.scored.sum(), output.losses), columns(output.taps)
+
+
+def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
     """The losses of a batch's targets, float32, with what the layers let be seen and what they add to the loss.
 
     A target counts where the data scores it and the mask does not let its position attend to it.
@@ -47,7 +68,7 @@ def compute(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tup
 
 def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
     """The losses of a batch's targets alone."""
-    return compute(decoder, batch)[0]
+    return run(decoder, batch)[0]
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

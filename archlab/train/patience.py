@@ -1,11 +1,11 @@
 """Early stopping."""
 
-import copy
 import math
 
 from torch import Tensor
 
 from archlab.model import Decoder
+from archlab.train.weights import own_tensors, put_into
 
 
 class Patience:
@@ -22,7 +22,7 @@ class Patience:
         self.waited += 1
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.waited = loss, step, 0
-            self.best_weights = copy.deepcopy(decoder.state_dict())
+            self.best_weights = {name: tensor.clone() for name, tensor in own_tensors(decoder).items()}
 
     @property
     def over(self) -> bool:
@@ -30,5 +30,12 @@ class Patience:
 
     def restore(self, decoder: Decoder) -> int | None:
         if self.best_weights:
-            decoder.load_state_dict(self.best_weights)
+            put_into(decoder, self.best_weights)
         return self.best_step
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        return self.best_weights, {"best_loss": self.best_loss, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], rest: dict[str, object]) -> None:
+        self.best_weights = tensors
+        self.best_loss, self.best_step, self.waited = rest["best_loss"], rest["best_step"], rest["waited"]

@@ -28,6 +28,7 @@ class TrainSettings:
     eval_every: Count | None
     patience: Count | None
     log_every: Count
+    save_every: Count | None = None
 
     @property
     def tokens_per_step(self) -> int:

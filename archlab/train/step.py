@@ -1,0 +1,162 @@
+"""One step of training. Everything it works with and returns is a tensor, and nobody waits for the device."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from archlab.data.batch import Batch
+from archlab.model import Decoder
+from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
+from archlab.train.objective import compute, scored_targets
+from archlab.train.precision import Machine
+from archlab.train.schedule import learning_rate
+from archlab.train.settings import TrainSettings
+from archlab.train.state import TrainState
+
+
+class StepResult(NamedTuple):
+    """What came of a step: the batch's mean loss in nats, the gradient's norm before clipping, whether both are numbers.
+
+    `taps` holds, by quantity, what was seen in each layer.
+    """
+
+    number: int
+    loss: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+    taps: Columns
+
+
+class Seen(NamedTuple):
+    """A StepResult as plain numbers."""
+
+    number: int
+    loss: float
+    grad_norm: float
+    finite: bool
+    layers: dict[str, list[float | None]]
+    """By quantity, a value for each layer; None where a layer has no such thing."""
+
+
+Step = Callable[[TrainState, Batch], StepResult]
+
+
+def make_step(
+    decoder: Decoder, settings: TrainSettings, machine: Machine, probe_every: int | None = None
+) -> Step:
+    """A step of this model: forward and backward pass, clipping, AdamW.
+
+    Layers are watched where `probe_every` is a number: cheaply at each step, closely at those that fall on it. A step
+    whose loss or gradient is not finite leaves the weights alone, and so does every step after it, so that a run found
+    broken later stands where it broke.
+    """
+    layers, kept_beside = list(decoder.layers), list(decoder.buffers())
+
+    def step(state: TrainState, batch: Batch) -> StepResult:
+        number, was_broken = state.step + 1, state.broken
+        closely = falls_on(number, probe_every, settings.steps)
+        wanted = decoder.taps if closely else EVERY_STEP if probe_every else ()
+        buffers = [buffer.clone() for buffer in kept_beside]
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(number, settings)
+
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, seen = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted)
+        state.scaler.unscale_(state.optimizer)
+        if probe_every:
+            seen["grad_norm"] = gradient_norms(layers)
+        grad_norm = clip_grad_norm_(decoder.parameters(), settings.clip or math.inf)
+        finite = not_broken(loss, grad_norm, state.scaler)
+        state.broken = was_broken | ~finite
+
+        update = Update(layers) if closely else None
+        apply(state, ~grad_norm.isfinite())
+        if update:
+            seen["update_ratio"] = update.ratios()
+        for buffer, before in zip(kept_beside, buffers, strict=True):
+            buffer.copy_(before.where(was_broken, buffer))
+        state.step = number
+        return StepResult(number, loss, grad_norm.detach(), finite, seen)
+
+    return step
+
+
+def backward(
+    decoder: Decoder,
+    batch: Batch,
+    pieces: int,
+    machine: Machine,
+    scaler: torch.amp.GradScaler,
+    wanted: Collection[str] = (),
+) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
+    """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
+
+    What blocks add to the loss is minimised too, and is no part of the loss that is told, so that models compare.
+    Returns that loss, and what was seen in the layers on the first piece.
+    """
+    n_scored = scored_targets(decoder, batch).sum().clamp(min=1).to(machine.device, non_blocking=True)
+    total, seen = torch.zeros((), device=machine.device), {}
+    for i, piece in enumerate(split(batch, pieces)):
+        parts, shown = compute(decoder, piece, machine, wanted if i == 0 else ())
+        loss = parts.total / n_scored
+        scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
+        total += loss.detach()
+        seen |= shown
+    return total, seen
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    columns = [x.chunk(pieces) if x is not None else [None] * pieces for x in batch]
+    return [Batch(*column) for column in zip(*columns, strict=True)]
+
+
+def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    """Under loss scaling an overflowing gradient is an ordinary event: the step is skipped and the scale lowered."""
+    if scaler.is_enabled():
+        return loss.isfinite() & (scaler.scale(torch.ones_like(loss)) >= 1)
+    return loss.isfinite() & grad_norm.isfinite()
+
+
+def apply(state: TrainState, overflowed: Tensor) -> None:
+    """AdamW's update, which its kernel leaves undone where `found_inf` is one: on the device, as GradScaler does it."""
+    state.optimizer.grad_scale = None
+    state.optimizer.found_inf = (state.broken | overflowed).float()
+    state.optimizer.step()
+    state.scaler.update()
+
+
+def falls_on(step: int, every: int | None, last: int) -> bool:
+    """The first step, every so many, and the last."""
+    return every is not None and (step in (1, last) or step % every == 0)
+
+
+def read(results: Sequence[StepResult]) -> list[Seen]:
+    """The results as plain numbers: the one place where training waits for the device, in one transfer for all."""
+    if not results:
+        return []
+    scalars = [
+        tensor.float()
+        for result in results
+        for tensor in (result.loss, result.grad_norm, result.finite, *chain(*result.taps.values()))
+        if tensor is not None
+    ]
+    numbers = iter(torch.stack(scalars).tolist())
+
+    def take(layers: Sequence[Tensor | None]) -> list[float | None]:
+        return [None if tensor is None else next(numbers) for tensor in layers]
+
+    return [
+        Seen(
+            result.number,
+            next(numbers),
+            next(numbers),
+            next(numbers) == 1,
+            {name: take(layers) for name, layers in result.taps.items()},
+        )
+        for result in results
+    ]
