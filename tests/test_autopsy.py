@@ -14,7 +14,7 @@ from archlab import lab
 from archlab.data.batch import Batch
 from archlab.evaluate.autopsy import HORIZON, autopsy, threshold
 from archlab.evaluate.stability import spike_score
-from archlab.probe.look import IN_FORWARD, gradient_norms
+from archlab.probe.look import gradient_norms
 from archlab.probe.recorder import AFTER_SPIKE, CAPACITY, Recorder
 from archlab.probe.spike import is_spike
 from archlab.report import plots_autopsy, tables
@@ -233,7 +233,7 @@ def test_a_recorder_leaves_no_hook_behind():
     decoder = archlab.build(*SMALL)
     tokens = torch.full((2, 5), 17)  # an id that is not in the vocabulary
     with pytest.raises(IndexError):
-        compute(decoder, Batch(tokens, None, torch.ones(2, 4, dtype=torch.bool)), CPU, IN_FORWARD)
+        compute(decoder, Batch(tokens, None, torch.ones(2, 4, dtype=torch.bool)), CPU, decoder.taps)
     assert not any(module._forward_hooks for module in decoder.modules())
 
 

@@ -103,7 +103,7 @@ def test_gradient_norms_and_update_ratios_by_layer():
 def test_what_nobody_asked_for_is_not_computed():
     decoder = archlab.build(*SIZE)
     for layer in decoder.layers:
-        layer.mixer.look = None  # whoever calls it fails
+        layer.mixer.look = lambda *given: pytest.fail("nobody asked for it")
     tokens = torch.zeros(1, SEQ, dtype=torch.long)
     output = decoder.compute(tokens, decoder.read(tokens), ("activation_rms",))
     assert [set(seen) for seen in output.taps] == [{"activation_rms"}] * 3
