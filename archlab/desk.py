@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from archlab import experiments
 from archlab.arguments import config_dir, understood
 from archlab.errors import UserError, printable
+from archlab.metrics import Direction
 from archlab.quantities import Count, Natural, NonNegative
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class CompareOptions:
     metric: str = "val_loss"
     baseline: str | None = None
     smallest_effect: NonNegative | None = None
+    direction: Direction | None = None
     mix: bool = False
     output: str | None = None
 
@@ -44,8 +46,8 @@ def compared(patterns: Sequence[str | Path], options: CompareOptions) -> dict:
     from archlab.compare.comparison import compare as compare_runs
 
     runs, notes = read_all(patterns)
-    asked = {"metric": options.metric, "baseline": options.baseline, "smallest_effect": options.smallest_effect}
-    record = compare_runs(runs, **asked, mix=options.mix).record()
+    asked = {name: value for name, value in vars(options).items() if name != "output"}
+    record = compare_runs(runs, **asked).record()
     return record | {"notes": [*notes, *record["notes"]]}
 
 
@@ -115,6 +117,7 @@ class ReportOptions:
     metric: str | None = None
     baseline: str | None = None
     smallest_effect: float | None = None
+    direction: Direction | None = None
     mix: bool | None = None
 
 

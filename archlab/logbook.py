@@ -30,6 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_model
 from torch import nn
@@ -204,10 +205,15 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def versions() -> Record:
-    names = ("torch", "numpy", "einops", "hydra-core")
+    """Of torch its build too, and of what it computes with on a GPU."""
+    names = ("numpy", "einops", "hydra-core")
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
+    beneath = {"cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn), "hip": torch.version.hip}
     return {
         "archlab": archlab.__version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **{name: version for name, version in beneath.items() if version},
         **{name: metadata.version(name) for name in names},
     }
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 
-from archlab.assemble import assemble
+from archlab.assemble import assemble, assemble_without_weights
 from archlab.errors import UserError
 from archlab.model import Decoder
 
@@ -20,10 +20,12 @@ def load_weights(directory: Path, cfg: DictConfig) -> Decoder:
     The configuration may differ from the run's in what has no weights: the mask, the scaling of positions.
     Raises UserError where the file is missing, cannot be read, belongs to another model, or holds a number that is none.
     """
-    file, decoder = directory / WEIGHTS, assemble(cfg)
+    file = directory / WEIGHTS
     if not file.is_file():
         raise UserError(f"{directory}: has no {WEIGHTS}; give the directory of a run that ended")
     try:
+        check_header(file, assemble_without_weights(cfg))  # before there is memory for what the configuration says
+        decoder = assemble(cfg)
         load_model(decoder, str(file))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}; the file is damaged") from None
@@ -32,9 +34,28 @@ def load_weights(directory: Path, cfg: DictConfig) -> Decoder:
         raise UserError(
             f"{file}: are another model's weights: {told[:200]}; use the configuration they were trained with"
         ) from None
-    for name, weight in decoder.named_parameters():
-        if not torch.isfinite(weight).all():
+    for name, weight in decoder.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise UserError(
                 f"{file}: {name} holds a number that is not finite; a run that diverged has no use for its weights"
             )
     return decoder
+
+
+def check_header(file: Path, decoder: Decoder) -> None:
+    """Whether a file has this decoder's weights, in shape and kind of number, by its header alone. Raises UserError."""
+    ours = decoder.state_dict(keep_vars=True)
+    with safe_open(str(file), "pt") as stored:
+        theirs = {name: stored.get_slice(name) for name in stored.keys()}
+        there = {id(weight) for name, weight in ours.items() if name in theirs}  # of tied weights, one is stored
+        apart = [name for name, weight in ours.items() if id(weight) not in there] + [*(theirs.keys() - ours.keys())]
+        apart += [name for name in ours.keys() & theirs.keys() if tuple(theirs[name].get_shape()) != tuple(ours[name].shape)]
+        if apart:
+            raise UserError(
+                f"{file}: are another model's weights: {', '.join(sorted(apart)[:3])} ({len(apart)} in all); use the"
+                " configuration they were trained with"
+            )
+        for name in ours.keys() & theirs.keys():
+            kind = theirs[name].get_dtype()
+            if ours[name].is_floating_point() and not kind.lstrip("B").startswith("F"):
+                raise UserError(f"{file}: {name} holds numbers of type {kind}, and weights are floating-point numbers")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "archlab"
 
 FLOORS = (
-    ("errors", "quantities", "nested", "spelling"),
+    ("errors", "quantities", "nested", "spelling", "metrics"),
     ("plain", "loggers", "words", "files", "signals"),
     ("rundir",),
     ("blocks",),

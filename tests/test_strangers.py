@@ -269,9 +269,14 @@ def works_or_is_a_line(words, capsys) -> None:
     assert all(line.startswith("archlab: ") for line in lines), err
 
 
-def test_a_configuration_of_which_one_field_is_wrong_is_read_or_refused(copied, capsys):
+FEW, ALL = 12, pytest.param(1, marks=pytest.mark.slow)
+"""Every so many of a file's fields are tried."""
+
+
+@pytest.mark.parametrize("every", [FEW, ALL])
+def test_a_configuration_of_which_one_field_is_wrong_is_read_or_refused(every, copied, capsys):
     whole, random_ = settings(copied), random.Random(0)
-    for key, value in leaves(whole):
+    for key, value in list(leaves(whole))[::every]:
         (copied / "config.yaml").write_text(yaml.safe_dump(whole))
         put(copied, key, damaged(value, random_))
         for act in (saved_configuration, read_run):
@@ -282,10 +287,11 @@ def test_a_configuration_of_which_one_field_is_wrong_is_read_or_refused(copied, 
         works_or_is_a_line(random_.choice(list(VERBS.values())), capsys)
 
 
-def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(copied, good, capsys):
+@pytest.mark.parametrize("every", [FEW, ALL])
+def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(every, copied, good, capsys):
     whole, random_ = json.loads((copied / "summary.json").read_text()), random.Random(0)
     places = [(key,) for key in whole] + [("length", 0, key) for key in whole["length"][0]] + [("stability", key) for key in whole["stability"]]
-    for place in places:
+    for place in places[::every]:
         record = node = json.loads(json.dumps(whole))
         for part in place[:-1]:
             node = node[part]
@@ -317,12 +323,52 @@ def test_one_damaged_run_is_left_out_and_the_rest_is_compared(file, content, cop
     assert status == 2 and err.startswith("archlab: train.lr: takes 1 value in these runs")  # of the one that is left
 
 
-def test_a_directory_of_noise_is_a_line_for_every_verb(copied, capsys):
+@pytest.mark.parametrize("every", [2, ALL])
+def test_a_directory_of_noise_is_a_line_for_every_verb(every, copied, capsys):
     random_ = random.Random(1)
-    for file in sorted(copied.iterdir()):
+    for file in sorted(copied.iterdir())[::every]:
         whole = file.read_bytes()
         for content in (b"", random_.randbytes(300), whole[: len(whole) // 2]):
             file.write_bytes(content)
-            for words in VERBS.values():
+            for words in random_.sample(list(VERBS.values()), 1 if every > 1 else len(VERBS)):
                 works_or_is_a_line(words, capsys)
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int8, torch.bool, torch.uint8])
+def test_weights_of_another_kind_of_number_are_refused(kind, copied, capsys):
+    file = copied / "model.safetensors"
+    weights = load_file(file)
+    weights["layers.0.ffn.up_proj.weight"] = weights["layers.0.ffn.up_proj.weight"].to(kind)
+    save_file(weights, file)
+    refused(load_run, copied, match="layers.0.ffn.up_proj.weight holds numbers of type .*, and weights are floating-point")
+    assert said(VERBS["generate"], capsys)[0] == said(VERBS["draw"], capsys)[0] == 2
+
+
+def test_half_as_many_bits_are_still_weights(copied):
+    file = copied / "model.safetensors"
+    save_file({name: weight.bfloat16() for name, weight in load_file(file).items()}, file)
+    load_run(copied)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("size.d_model", 10**9, "another model's weights"), ("size.d_ff", 10**15, "another model's weights"), ("size.vocab_size", 10**12, "another model's weights"),
+        ("size.n_layers", 10**9, "size.n_layers=1000000000: should be less than or equal to 10000"), ("size.n_kv_heads", 3, "size.n_kv_heads=3: "),
+        ("size.d_ff", "many", "size.d_ff=many: "), ("size.head_dim", -1, "size.head_dim=-1: "), ("size.n_heads", 5, "size.n_"), ("size.d_model", 65, "another model"),
+        ("size.d_model", "64", "size.d_model=64: should be a valid integer"), ("train.lr", "high", "train.lr=high: "), ("prefix", [2, 1], "prefix="),
+    ],
+)  # fmt: skip
+def test_a_saved_size_is_checked_as_a_typed_one(key, value, match, copied, capsys):
+    put(copied, key, value)
+    refused(load_run, copied, match=match)
+    for verb in ("generate", "draw", "diff"):
+        status, _, err = said(VERBS[verb], capsys)
+        assert status in ((0, 2) if verb == "diff" else (2,)) and err.count("\n") == (status == 2), (verb, err)
+
+
+@pytest.mark.parametrize(("key", "value"), [("size.d_ff", "matched"), ("size.head_dim", None), ("size.n_kv_heads", None)])
+def test_what_a_size_leaves_to_a_rule_is_settled_by_it(key, value, copied, good):
+    put(copied, key, value)
+    assert saved_configuration(copied) == saved_configuration(good)

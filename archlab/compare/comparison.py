@@ -13,6 +13,7 @@ from archlab.compare.metric import Metric
 from archlab.compare.paired import Paired, paired
 from archlab.compare.runs import Record, Run
 from archlab.errors import UserError
+from archlab.metrics import Direction
 
 WORDS = {"a": "better", "b": "worse"}
 """A verdict of `paired(arm, baseline)`, said of the arm; the other verdicts stand as they are."""
@@ -99,6 +100,7 @@ class Comparison:
             "metric": self.metric.name,
             "unit": self.metric.unit,
             "lower_is_better": self.metric.lower_is_better,
+            "direction": self.metric.direction,
             "baseline": self.baseline.arm.label,
             "smallest_effect": self.smallest_effect,
             "alpha": self.alpha,
@@ -114,13 +116,15 @@ def compare(
     metric: str = "val_loss",
     baseline: str | None = None,
     smallest_effect: float | None = None,
+    direction: Direction | None = None,
     alpha: float = 0.05,
     mix: bool = False,
 ) -> Comparison:
     """Sorts runs into arms and compares every arm with the baseline, seed by seed.
 
     `baseline` is an arm's label, or enough of its words to mean one arm; without it, the arm of the first run.
-    `smallest_effect` is in the metric's unit; without it, 0.01 where that is nats per token, else 0.
+    `smallest_effect` is in the metric's unit; without it, 0.01 where that is nats per token, else 0. `direction` says
+    which way is better of a number of which `archlab.metrics` does not.
 
     The noise floor is the standard deviation of the baseline's values over seeds (n - 1), of those that finished.
     Each other arm is compared by `paired(arm, baseline)`; effect is arm - baseline. With k such comparisons the
@@ -135,12 +139,13 @@ def compare(
     value, whatever the metric, and takes the worst rank in its comparison. Raises UserError where runs cannot be
     compared, or the metric or the baseline is not among them.
     """
-    measure = Metric(metric)
+    measure = Metric(metric, direction)
     smallest = measure.smallest_effect if smallest_effect is None else smallest_effect
     arms, notes = sort_into_arms(runs, mix=mix)
     reference = find_baseline(arms, baseline)
     values = [{seed: measure.value(run) for seed, run in arm.by_seed.items()} for arm in arms]
     values = [dict(sorted(of_arm.items())) for of_arm in values]
+    _ = measure.lower_is_better  # asked for here, of a number that is there
     pairs = _against(values[arms.index(reference)], reference, arms, values, measure, smallest, alpha)
     losses, reached = at_equal(arms)
     measured = [

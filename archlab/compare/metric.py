@@ -7,23 +7,7 @@ from typing import Any
 
 from archlab.compare.runs import Run
 from archlab.errors import UserError
-
-HIGHER_IS_BETTER = frozenset({"exact_match", "token_accuracy", "tokens_per_second"})
-
-UNITS = {
-    "val_loss": "nats per token",
-    "train_loss": "nats per token",
-    "loss": "nats per token",
-    "loss_last": "nats per token",
-    "late_ratio": "times the same targets at 1x",
-    "exact_match": "share of answers",
-    "token_accuracy": "share of tokens",
-    "tokens_per_second": "tokens per second",
-    "wall_seconds": "seconds",
-}
-
-SMALLEST_EFFECTS = {"nats per token": 0.01}
-"""Below this, a difference makes no difference to anyone; 0 for other units, of which that cannot be said in general."""
+from archlab.metrics import KINDS, Direction
 
 AT_LENGTH = ("loss", "loss_last", "late_ratio", "exact_match", "token_accuracy")
 """What is measured at each evaluation length."""
@@ -34,6 +18,8 @@ class Metric:
     """`val_loss`, `late_ratio@4` (at 4 times train_len) or a dotted number of the summary, `stability.max_grad_norm`."""
 
     name: str
+    direction: Direction | None = None
+    """Which way is better, where the number is none of `archlab.metrics`."""
 
     @property
     def quantity(self) -> str:
@@ -41,15 +27,23 @@ class Metric:
 
     @property
     def unit(self) -> str:
-        return UNITS.get(self.quantity, "")
+        return KINDS[self.quantity].unit if self.quantity in KINDS else ""
 
     @property
     def lower_is_better(self) -> bool:
-        return self.quantity not in HIGHER_IS_BETTER
+        """Raises UserError where that is not known, or said though it is."""
+        kind = KINDS.get(self.quantity)
+        if kind is None and self.direction is None:
+            raise UserError(
+                f"metric={self.name}: which way is better is not known of this number; add direction=lower or direction=higher"
+            )
+        if kind is not None and self.direction is not None:
+            raise UserError(f"direction={self.direction}: of {self.name} {kind.better} is better, as is known; leave it out")
+        return (self.direction or kind.better) == "lower"
 
     @property
     def smallest_effect(self) -> float:
-        return SMALLEST_EFFECTS.get(self.unit, 0.0)
+        return KINDS[self.quantity].smallest_effect if self.quantity in KINDS else 0.0
 
     def value(self, run: Run) -> float | None:
         """None where the run diverged, whatever it measured before, or where the number was not finite.
@@ -77,7 +71,7 @@ def _numbers(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
             yield from _numbers(value, f"{path}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{path}{name}", value
-        elif value is None and name in UNITS:
+        elif value is None and name in KINDS:
             yield f"{path}{name}", None  # written where it was not finite
 
 
