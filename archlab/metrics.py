@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "flops_per_token": Kind("lower", "FLOPs per token"),
     "train_flops_per_token": Kind("lower", "FLOPs per token"),
     "kv_bytes_per_token": Kind("lower", "bytes per token"),
+    "state_bytes": Kind("lower", "bytes per sequence"),
     "tokens_per_second": Kind("higher", "tokens per second"),
     "first_step_seconds": Kind("lower", "seconds"),
     "wall_seconds": Kind("lower", "seconds"),

@@ -1,6 +1,7 @@
 """The model: the only place where blocks meet."""
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,10 +81,14 @@ class Layer(Block):
         return x, taps.seen, taps.losses
 
 
+def todays_name(weight: str) -> str:
+    """A weight's name; files that were written when every mixer was attention call it so."""
+    return re.sub(r"^(layers\.\d+)\.attention\.", r"\1.mixer.", weight)
+
+
 def with_todays_names(layer: Layer, weights: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Files that were written when every mixer was attention call it so."""
     for name in [name for name in weights if name.startswith(f"{prefix}attention.")]:
-        weights[f"{prefix}mixer.{name.removeprefix(prefix + 'attention.')}"] = weights.pop(name)
+        weights[todays_name(name)] = weights.pop(name)
 
 
 def with_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
@@ -267,6 +272,11 @@ class Decoder(Block):
                 f"prefix_len={prefix_len}: a cache takes a prefix whole, so the first tokens should hold it"
             )
         return at_the_start(tokens, self.position, prefix_len, positions, padding)
+
+    def for_packs(self) -> None:
+        """From now on the decoder is one to be mapped over stacked weights (`torch.vmap`), as several runs in one."""
+        for layer in self.layers:
+            layer.mixer.for_packs()
 
     def recompute_activations(self) -> None:
         """From now on the backward pass runs each layer again instead of keeping what it computed."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_model
 
 from archlab.assemble import assemble, assemble_without_weights
 from archlab.errors import UserError
-from archlab.model import Decoder
+from archlab.model import Decoder, todays_name
 
 WEIGHTS = "model.safetensors"
 
@@ -46,7 +46,7 @@ def check_header(file: Path, decoder: Decoder) -> None:
     """Whether a file has this decoder's weights, in shape and kind of number, by its header alone. Raises UserError."""
     ours = decoder.state_dict(keep_vars=True)
     with safe_open(str(file), "pt") as stored:
-        theirs = {name: stored.get_slice(name) for name in stored.keys()}
+        theirs = {todays_name(name): stored.get_slice(name) for name in stored.keys()}
         there = {id(weight) for name, weight in ours.items() if name in theirs}  # of tied weights, one is stored
         apart = [name for name, weight in ours.items() if id(weight) not in there] + [*(theirs.keys() - ours.keys())]
         apart += [name for name in ours.keys() & theirs.keys() if tuple(theirs[name].get_shape()) != tuple(ours[name].shape)]

@@ -116,6 +116,10 @@ class Attention(Mixer):
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
 
+    def for_packs(self) -> None:
+        """Fused attention has no rule for vmap in torch 2.13, neither forward nor backward; the explicit kernel needs none."""
+        self.kernel = explicit_kernel(self.squash)
+
     # ------------------------------------------------------------ what it answers
 
     @property

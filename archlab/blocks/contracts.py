@@ -160,6 +160,9 @@ class Mixer(Block):
     def forward(self, x: Stream, context: Any) -> Stream:
         """`context` is an `archlab.blocks.reading.Reading`: who may attend to whom, where tokens stand, the cache, taps."""
 
+    def for_packs(self) -> None:
+        """From now on it computes by operations that `torch.vmap` has rules for, where it would by others."""
+
     def steps(self, position: "Position", mask: "Mask") -> Sequence[Step] | None:
         """What it does, for a drawing; None: what it does is observed."""
         return None

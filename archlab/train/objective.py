@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from archlab.data.batch import Batch
 from archlab.model import Decoder, Output
@@ -38,37 +38,69 @@ class LossParts(NamedTuple):
     """What is minimised beside it, by name, such as a router's balance: a mean over the batch."""
 
 
+class Inputs(NamedTuple):
+    """A batch as the model is given it, on its device: tensors, of which none is a number that somebody has to read."""
+
+    tokens: Int[Tensor, "batch seq"]
+    targets: Int[Tensor, "batch seq"]
+    scored: Bool[Tensor, "batch seq"]
+    prefix_len: Int[Tensor, " batch"] | None
+    positions: Int[Tensor, "batch *axes seq"] | None
+
+
+class Program(nn.Module):
+    """What a step computes, as a pure function of weights and a batch: LossParts, and what was seen of each layer.
+
+    So `torch.func.functional_call(program, weights, inputs)` may be compiled as one graph, and mapped over the stacked
+    weights of several runs, with ordinary autograd outside.
+    """
+
+    def __init__(self, decoder: Decoder, wanted: Collection[str] = ()):
+        super().__init__()
+        self.decoder, self.wanted = decoder, tuple(wanted)
+
+    def forward(self, *inputs: Tensor | None) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
+        losses, output = losses_of(self.decoder, Inputs(*inputs), self.wanted)
+        return LossParts(losses.total, losses.scored.sum(), output.losses), output.taps
+
+
 def compute(
     decoder: Decoder, batch: Batch, machine: Machine, wanted: Collection[str] = ()
 ) -> tuple[LossParts, Columns]:
-    """The loss of a batch, and by name what was asked for of each layer: tensors alone, and nothing on the side."""
+    """The loss of a batch, and by name what was asked for of each layer."""
     with machine.autocast():
-        losses, output = run(decoder, batch, wanted)
-    return LossParts(losses.total, losses.scored.sum(), output.losses), columns(output.taps)
-
-
-def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
-    """The losses of a batch's targets, float32, with what the layers let be seen and what they add to the loss.
-
-    A target counts where the data scores it and the mask does not let its position attend to it.
-    """
-    device = decoder.embedding.weight.device
-    inputs, targets, scored = (
-        column.to(device, non_blocking=True)
-        for column in (batch.inputs, batch.to_predict, scored_targets(decoder, batch))
-    )
-    prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
-    output = decoder.compute(inputs, decoder.read(inputs, prefix_len, positions_for(decoder, batch)), wanted)
-    logits = output.logits.float()
-    nats = F.cross_entropy(
-        rearrange(logits, "batch seq vocab -> (batch seq) vocab"), targets.flatten(), reduction="none"
-    )
-    return TokenLosses(nats.view_as(targets), scored, logits.detach().argmax(dim=-1) == targets), output
+        parts, taps = Program(decoder, wanted)(*placed(decoder, batch))
+    return parts, columns(taps)
 
 
 def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
     """The losses of a batch's targets alone."""
     return run(decoder, batch)[0]
+
+
+def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+    return losses_of(decoder, placed(decoder, batch), wanted)
+
+
+def placed(decoder: Decoder, batch: Batch) -> Inputs:
+    """A target counts where the data scores it and the mask does not let its position attend to it."""
+    device = decoder.embedding.weight.device
+    columns = batch.inputs, batch.to_predict, scored_targets(decoder, batch)
+    tokens, targets, scored = (column.to(device, non_blocking=True) for column in columns)
+    prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
+    return Inputs(tokens, targets, scored, prefix_len, positions_for(decoder, batch))
+
+
+def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+    """The losses of the targets, float32, with what the layers let be seen and what they add to the loss."""
+    readings = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
+    output = decoder.compute(inputs.tokens, readings, wanted)
+    logits = output.logits.float()
+    nats = F.cross_entropy(
+        rearrange(logits, "batch seq vocab -> (batch seq) vocab"), inputs.targets.flatten(), reduction="none"
+    )
+    right = logits.detach().argmax(dim=-1) == inputs.targets
+    return TokenLosses(nats.view_as(inputs.targets), inputs.scored, right), output
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

@@ -1,0 +1,124 @@
+"""A step is a pure function: one graph for the compiler, and one program for several runs whose weights are stacked."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import cycle, islice, product
+from pathlib import Path
+
+import pytest
+from oracles import options
+from program import worst_gap
+
+import archlab
+from archlab.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+GROUPS = ("norm", "residual", "pos", "mask", "mixer", "ffn", "head")
+
+SAME = 1e-9
+"""Of what is compared, in float64: the pack adds in another order, through two layers of sums."""
+
+IN_FLOAT32 = 2e-4
+"""The router's softmax and what positions compute in float32 whatever the model's dtype."""
+
+EXCEPTIONS: dict[str, str] = {}
+"""Combinations that torch leaves no way for, each with its reason: none, in torch 2.13."""
+
+
+def admitted(words: list[str]) -> bool:
+    try:
+        archlab.compose("size=nano", "allow_leak=true", *words)
+    except UserError:
+        return False
+    return True
+
+
+def words_of(choice: dict[str, str]) -> list[str]:
+    return [f"{group}={name}" for group, name in choice.items()] + ["prefix=[0.25,0.75]"] * (choice["mask"] == "prefix")
+
+
+def every_option_once() -> list[list[str]]:
+    """As few combinations as hold every option of every group; an option that check refuses there gets one of its own."""
+    columns = {group: options(group) for group in GROUPS}
+    rows = max(map(len, columns.values()))
+    table = [dict(zip(GROUPS, row, strict=True)) for row in zip(*(islice(cycle(columns[group]), rows) for group in GROUPS), strict=True)]
+    chosen, seen = [], set()
+    plain = dict(norm="rms", residual="pre", pos="rope", mask="causal", mixer="mha", ffn="swiglu", head="linear")
+    alone = [plain | {group: name} for group in GROUPS for name in columns[group]]
+    for choice in (*table, *alone):
+        if not set(choice.items()) <= seen and admitted(words_of(choice)):
+            seen |= set(choice.items())
+            chosen.append(words_of(choice))
+    assert seen >= {(group, name) for group in GROUPS for name in columns[group]}
+    return chosen
+
+
+COVER = every_option_once()
+OBJECTIVES = [
+    "masked mask=full head=mlm",
+    "blank mask=prefix prefix=[0.25,0.75] pos=learned_2d",
+    "blank mask=prefix prefix=[0.25,0.75] pos=rope_2d residual=deep_glm",
+    "next mixer=linear pos=none",
+    "next ffn=two_experts",
+    "next residual=two_streams",
+    "next size.n_layers=4 mask=window layers[1::2].mask=causal layers[1::2].pos=alibi layers[0].ffn=gelu",
+]
+"""Objectives beside the next token, blocks of a user's own, and layers that differ."""
+
+
+@pytest.mark.parametrize("words", COVER, ids="-".join)
+def test_members_of_a_pack_are_each_what_they_are_alone(words):
+    assert worst_gap(words) < SAME
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_packs_of_other_objectives_and_blocks_of_ones_own(case):
+    objective, *words = case.split()
+    assert worst_gap(words, objective) < (IN_FLOAT32 if "two_experts" in case else SAME)
+
+
+def in_one_graph(backend: str, how: str, cases: list[str]) -> list[dict]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "program.py"), backend, how, *cases]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(seen: list[dict], cases: list[str], tolerance: float) -> None:
+    assert [one["case"] for one in seen] == cases
+    wrong = [one for one in seen if not one.get("gap", 1.0) < tolerance and one["case"] not in EXCEPTIONS]
+    assert not wrong
+
+
+CASES = [*(" ".join(["next", *words]) for words in COVER), *OBJECTIVES]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_step_is_one_graph(part):
+    """Every option in some combination; float64, so that what the compiler reorders stays far below what it could break."""
+    cases = CASES[part::4]
+    check(in_one_graph("aot_eager", "alone", cases), cases, IN_FLOAT32)
+
+
+def test_a_pack_is_one_graph():
+    cases = ["next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer", "next mixer=gqa mask=window ffn=gelu residual=sandwich"]
+    check(in_one_graph("aot_eager", "pack", cases), cases, SAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "case"), list(product(("alone", "pack"), CASES)))
+def test_inductor_takes_every_case_as_one_graph(how, case):
+    check(in_one_graph("inductor", how, [case]), [case], IN_FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("residual", "norm", "mask", "mixer"), list(product(*map(options, ("residual", "norm", "mask", "mixer")))))
+def test_every_admitted_combination_packs(residual, norm, mask, mixer):
+    """The full product with every position scheme, as far as check admits it."""
+    for pos in options("pos"):
+        choice = dict(residual=residual, norm=norm, mask=mask, mixer=mixer, pos=pos)
+        if admitted(words_of(choice)):
+            assert worst_gap(words_of(choice)) < SAME
