@@ -1,19 +1,15 @@
 """What a model is made of and what it costs, counted from the model itself, without running it."""
 
-import copy
 import re
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TypeVar
 
-import torch
 import torchinfo
 from torch import nn
 
 from archlab.blocks.contracts import Norm
 from archlab.model import Decoder
 
-Model = TypeVar("Model", bound=nn.Module)
 
 LAYER = "└─Layer: "
 NUMBER = re.compile(r": \d+-\d+ *")
@@ -44,16 +40,6 @@ def part_of(path: str) -> str:
     named |= {"mixer": "mixer", "ffn": "ffn"}
     place = words[2] if words[0] == "layers" and len(words) > 2 else words[0]
     return "norms" if "norm" in place or {"norm", "norms", "branch_norms"} & set(words) else named.get(place, "other")
-
-
-def on_meta(model: Model) -> Model:
-    """The same model with its weights on the meta device, nothing assembled twice; the given one keeps its own."""
-    without = {
-        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
-        for tensor in model.parameters()
-    }
-    without |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in model.buffers()}
-    return copy.deepcopy(model, without)
 
 
 def tree(model: nn.Module, depth: int = 3) -> str:

@@ -8,8 +8,9 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,8 +20,8 @@ from archlab.blocks.places import at_the_start
 from archlab.blocks.reading import Reading
 from archlab.model import Decoder
 
-SHORT, LONG = 8, 16
-"""Lengths at which what a block keeps is measured: two, to tell what goes by token from what goes by pair."""
+LENGTHS = (8, 16, 32)
+"""At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
 
 
 def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
@@ -93,13 +94,11 @@ def kept_by_branches(decoder: Decoder, depth: int, rules: Accounting) -> Iterato
 
 def measured(decoder: Decoder, depth: int, name: str, rules: Accounting) -> tuple[Term, ...]:
     """The input, once, and everything else that autograd saves in a forward pass, weights left out."""
-    d_model = decoder.d_model
-    short, long = (bytes_saved(decoder, depth, name, seq_len, rules.e) for seq_len in (SHORT, LONG))
-    pair = max(0.0, (long / LONG - short / SHORT) / (LONG - SHORT))
-    token = max(0.0, short / SHORT - pair * SHORT)
+    saved = np.array([bytes_saved(decoder, depth, name, seq_len, rules.e) for seq_len in LENGTHS])
+    sequence, token, pair = np.linalg.solve(np.vander(LENGTHS, increasing=True), saved).clip(min=0).tolist()
     return (
-        Term(f"{name}: input", rules.e * d_model, branch_input=True),
-        Term(f"{name}: what autograd keeps, as measured", token, pair),
+        Term(f"{name}: input", rules.e * decoder.d_model, branch_input=True),
+        Term(f"{name}: what autograd keeps, as measured", token, pair, sequence),
     )
 
 
@@ -108,6 +107,7 @@ def bytes_saved(decoder: Decoder, depth: int, name: str, seq_len: int, e: int) -
     saved: dict[int, float] = {}
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
+        saved.clear()
         layer = decoder.layers[depth]
         reading = decoder.read(tokens)[decoder.pair_of_layer[depth]]
         x = torch.randn(1, seq_len, decoder.d_model, device=tokens.device, requires_grad=True)
@@ -138,10 +138,22 @@ def where_it_can(decoder: Decoder, run: Callable[[Decoder, Tensor], None], token
     """Runs on the meta device, or where a block asks for values there, on the CPU with weights of no account."""
     try:
         with torch.device("meta"):
-            run(decoder, tokens)
+            run(on_meta(decoder), tokens)
     except (NotImplementedError, RuntimeError):
         real = with_some_weights(decoder)
         run(real, torch.zeros(tokens.shape, dtype=torch.long, device="cpu"))
+
+
+def on_meta(model: Decoder) -> Decoder:
+    """The same model with its weights on the meta device, nothing assembled twice; the given one keeps its own."""
+    if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    without = {
+        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        for tensor in model.parameters()
+    }
+    without |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in model.buffers()}
+    return copy.deepcopy(model, without)
 
 
 @torch.no_grad()

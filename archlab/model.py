@@ -100,8 +100,9 @@ def without_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
 
 
 def stream_rms(x: Tensor) -> Mapping[str, Scalar]:
-    """The root mean square of the stream, over all its axes; float32."""
-    return {"activation_rms": torch.linalg.vector_norm(x, dtype=torch.float32) / x.numel() ** 0.5}
+    """The root mean square of the stream, over all its axes; float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return {"activation_rms": torch.linalg.vector_norm(x, dtype=wide) / x.numel() ** 0.5}
 
 
 class Decoder(Block):

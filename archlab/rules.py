@@ -29,9 +29,22 @@ def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
         cfg.layers = rules
 
 
+FOLLOW = "follow"
+"""Where a rule notes, while it is settled, which of its sizes nobody typed."""
+
+
 def check_rules(cfg: DictConfig) -> None:
-    """Raises UserError where a rule changes nothing, or rules leave nothing of a choice that stands for the whole model."""
+    """Raises UserError where a rule changes nothing, or rules leave nothing of a choice that stands for the whole model.
+
+    A size that nobody typed, and that is the model's anyway, is no part of a rule.
+    """
     plain = OmegaConf.to_container(cfg)
+    for rule in plain["layers"]:
+        of_itself = rule.pop(FOLLOW, [])
+        sizes = {name: size for name, size in rule.pop("size", {}).items() if name not in of_itself or size != cfg.size[name]}
+        rule |= {"size": sizes} if sizes else {}
+    with open_dict(cfg):
+        cfg.layers = plain["layers"]
     rules, whole = plain["layers"], plans_of(plain)
     for i, rule in enumerate(rules):
         selected = layers_in(rule["at"], cfg.size.n_layers)
@@ -73,7 +86,7 @@ def settled(at: str, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequenc
     for group in spoken_of:
         rule[group] = whole_choice(at, group, chosen.get(group), typed.get(group, {}), cfg, folders)
     if sizes := dict(settled_sizes(at, rule, typed.get("size", {}), cfg)):
-        rule["size"] = sizes
+        rule |= {"size": sizes, FOLLOW: [name for name in sizes if name not in typed.get("size", {})]}
     return rule
 
 

@@ -36,7 +36,9 @@ def admitted(words: list[str]) -> bool:
 
 
 def words_of(choice: dict[str, str]) -> list[str]:
-    return [f"{group}={name}" for group, name in choice.items()] + ["prefix=[0.25,0.75]"] * (choice["mask"] == "prefix")
+    """Without dropout, whose draws no two ways of computing share."""
+    needs = ["prefix=[0.25,0.75]"] * (choice["mask"] == "prefix") + ["ffn.dropout=0"] * (choice.get("ffn") == "glm")
+    return [f"{group}={name}" for group, name in choice.items()] + needs
 
 
 def every_option_once() -> list[list[str]]:

@@ -14,11 +14,12 @@ MASK = 1
 
 @dataclass(frozen=True)
 class Term:
-    """Bytes kept for a reason: `token` for each token of the batch, `pair` for each query and key of a sequence."""
+    """Bytes kept for a reason: for each `token` of the batch, each `pair` of query and key, and each `sequence`."""
 
     what: str
     token: float = 0
     pair: float = 0
+    sequence: float = 0
 
     needed_by: tuple[str, ...] | None = None
     """The matrices for whose gradients alone it is kept: not kept where all of them are frozen. None: always kept."""
@@ -27,7 +28,7 @@ class Term:
     """Whether it is what the branch was given, which is kept once where both branches are given the same."""
 
     def bytes(self, batch: int, seq_len: int) -> float:
-        return batch * seq_len * (self.token + self.pair * seq_len)
+        return batch * (self.sequence + seq_len * (self.token + self.pair * seq_len))
 
 
 @dataclass(frozen=True)
