@@ -20,9 +20,9 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
     `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
     """
-    own = [Path(config_dir).absolute()] if config_dir else []
+    own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
-    searched = [f"hydra.searchpath=[file://{folder}]" for folder in own]
+    searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
