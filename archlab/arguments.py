@@ -32,7 +32,7 @@ def understood(
     if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
         raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
     hints = {field.name: field.type for field in fields(kind)}
-    names, given = [], {}
+    names, given, typed = [], {}, {}
     for word in words:
         name, equals, value = word.lstrip("+").partition("=")
         if not equals or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides
@@ -43,8 +43,10 @@ def understood(
             raise UserError(
                 f"{word}: {verb} has no option {name}; {did_you_mean(name, hints)}it has: {', '.join(hints)}"
             )
+        elif name in given and typed[name] != word:
+            raise UserError(f"{typed[name]} {word}: set {name} twice; keep one of the two")
         else:
-            given[name] = read(name, value, hints[name])
+            given[name], typed[name] = read(name, value, hints[name]), word
     return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2]))
 
 

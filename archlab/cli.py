@@ -29,7 +29,7 @@ from archlab.complaints import did_you_mean, explain
 from archlab.errors import NoRoom, UserError
 from archlab.files import no_room
 from archlab.flags import FLAGS, split
-from archlab.overrides import conf_dir, normalise
+from archlab.overrides import conf_dir, normalise, refuse_twice
 from archlab.rundir import as_written, same_run
 from archlab.words import plain
 
@@ -85,7 +85,7 @@ def _dispatch(arguments: list[str]) -> None:
     if "--version" in arguments or "-V" in arguments:
         print("archlab", archlab.__version__)
         return
-    verb, rest = _verb(arguments)
+    verb, rest = _verb(*split(arguments))
     _check_sections(verb, rest)
     VERBS[verb].act(rest)
 
@@ -100,13 +100,15 @@ def _check_sections(verb: str, arguments: list[str]) -> None:
             )
 
 
-def _verb(arguments: list[str]) -> tuple[str, list[str]]:
-    """The verb, `run` where none is given, and the words after it."""
-    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
-        return "run", arguments
-    word, *rest = arguments
+def _verb(flags: list[str], words: list[str]) -> tuple[str, list[str]]:
+    """The verb, `run` where none is given, and what goes with it: flags may stand before it and after."""
+    if not words or "=" in words[0] or words[0].startswith(("+", "~")) or "--shell-completion" in flags:
+        return "run", flags + words
+    word, *rest = words
     if word in VERBS:
-        return word, rest
+        return word, flags + rest
+    if "--info" in flags:  # more likely a misspelt value of that flag's, which can do without one
+        return "run", flags + words
     raise UserError(
         f"{word}: no such verb; {did_you_mean(word, VERBS)}verbs: {', '.join(VERBS)}; an override is name=value"
     )
@@ -121,6 +123,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     if "--shell-completion" in flags:
         return _complete(flags, words)
     _check_flags(flags)
+    refuse_twice(words)
     flags, words, experiment = _expanded(flags, words, action)
     words, action = _resuming(words, action)
     words = normalise(words, _own(flags))
@@ -349,10 +352,9 @@ def _complete(flags: list[str], words: list[str]) -> None:
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()[1:]
     last = typed.pop() if typed and not line.endswith(" ") else ""
-    if typed and typed[0] in VERBS:
-        typed.pop(0)
-    elif not typed:
-        print(*(verb for verb in VERBS if verb.startswith(last)))
+    with suppress(UserError):  # a flag that still waits for its value
+        if not split(typed)[1]:
+            print(*(verb for verb in VERBS if verb.startswith(last)))
     if last.startswith("-"):
         return print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
     sensible, own = _understood(typed)
@@ -369,7 +371,7 @@ def _understood(typed: list[str]) -> tuple[list[str], list[str]]:
     except UserError:
         return [], []
     sensible = ["-m"] if "--multirun" in flags else []
-    for word in words:
+    for word in words[1:] if words and words[0] in VERBS else words:
         with suppress(UserError):
             sensible += normalise([word], _own(flags))
     return sensible, [word for folder in _own(flags) for word in ("--config-dir", str(folder))]

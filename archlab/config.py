@@ -26,9 +26,9 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
     """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
-    own = [Path(config_dir).absolute()] if config_dir else []
+    own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
-    searched = [f"hydra.searchpath=[file://{folder}]" for folder in own]
+    searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from archlab.arguments import config_dir, understood
 from archlab.errors import UserError
 from archlab.files import write_bytes
+from archlab.overrides import refuse_twice
 from archlab.quantities import Count
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def one(verb: str, names: list[str], own: Path | None) -> "Named":
         return named(names[0], own)
     if without := [name for name in names if "=" not in name]:
         raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
+    refuse_twice(names)
     return Named(" ".join(names), compose(*names, config_dir=own), tuple(names))
 
 
@@ -144,6 +146,7 @@ def verify(arguments: list[str]) -> None:
     """Prints whether blocks keep their contract; leaves with status 1 where a promise is broken."""
     words, _, flags = understood("verify", arguments, VerifyOptions, names_are_overrides=True)
     groups = named_blocks(words)
+    refuse_twice(words)
     from rich.console import Console
 
     from archlab.config import compose

@@ -44,6 +44,7 @@ FLAGS = (
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags, written out in full with their values, and the other words, wherever they stood."""
     flags, words, queue = [], [], deque(arguments)
+    given: dict[str, str] = {}
     while queue:
         word = queue.popleft()
         if not word.startswith("-"):
@@ -51,11 +52,16 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, _, attached = word.partition("=")
         flag = _flag(name)
-        flags.append(flag.name)
         if flag.values is not None:
-            flags.append(_value(flag, attached, queue))
+            value = _value(flag, attached, queue)
+            if flag.name in given and given[flag.name] != value:
+                raise UserError(f"{flag.name} {given[flag.name]} {flag.name} {value}: one at a time; keep one of the two")
+            given[flag.name] = value
+            flags += [flag.name, value]
         elif attached:
             raise UserError(f"{word}: {flag.name} takes no value")
+        else:
+            flags.append(flag.name)
     return flags, words
 
 

@@ -11,7 +11,7 @@ from archlab.complaints import did_you_mean
 from archlab.config import compose
 from archlab.errors import UserError
 from archlab.loaded import saved_configuration
-from archlab.overrides import groups
+from archlab.overrides import groups, refuse_twice
 from archlab.rundir import unfinished
 
 
@@ -55,6 +55,7 @@ def _words(written: str) -> tuple[str, ...]:
     for word in words:
         if word.startswith("-"):
             raise UserError(f"{word}: no flag belongs in a model's overrides; write it outside the quotes")
+    refuse_twice(words)
     return words
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.complaints import did_you_mean, explain
 from archlab.errors import UserError
 from archlab.flags import split
+from archlab.nested import leaves
 from archlab.plan import IN_LAYERS
 from archlab.presets import expand
 from archlab.words import rule_of, spelt, today
@@ -52,11 +53,33 @@ NO_GROUPS = ("hydra", "claim")
 """Folders of conf/ that no option is chosen from."""
 
 
+def check_own(own: Sequence[Path]) -> None:
+    """Refuses folders of the user's that are not there, and in them what has the name of something of archlab's.
+
+    Which of the two is meant can't be told from a name. A copy that is still the same is no second thing.
+    """
+    for folder in own:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: no such folder; in it, an option of yours is a norm/mine.yaml")
+        for file in sorted((*folder.glob("*/*.yaml"), *folder.glob("config.yaml"))):
+            name = file.relative_to(folder)
+            ours = conf_dir() / name
+            if not ours.is_file() or ours.read_bytes() == file.read_bytes():
+                continue
+            if file.parent == folder:
+                raise UserError(f"--config-dir {folder}: its config.yaml would not be read, since archlab has its own; remove it")
+            raise UserError(
+                f"--config-dir {folder}: {name} has the name of archlab's own {name.parent}={name.stem}, so it can't be told which"
+                f" is meant; call yours otherwise, such as {name.with_stem(f'my_{name.stem}')}"
+            )
+
+
 def groups(own: Sequence[Path] = ()) -> dict[str, list[str]]:
     """Every group with its options: a folder with the YAML files in it, archlab's own or the user's.
 
     Folders of other data, which no override chooses from, are left out.
     """
+    check_own(own)
     found: dict[str, set[str]] = {}
     for file in (file for folder in (conf_dir(), *own) for file in folder.glob("*/*.yaml")):
         if file.parent.name not in NO_GROUPS:
@@ -77,9 +100,7 @@ class Known:
 
     @classmethod
     def within(cls, own: Sequence[Path]) -> "Known":
-        for folder in own:
-            if not folder.is_dir():
-                raise UserError(f"--config-dir {folder}: no such folder; in it, an option of yours is a norm/mine.yaml")
+        check_own(own)
         fields = _read(conf_dir() / "config.yaml")
         fields.pop("hydra", None)
         entries = [entry for entry in fields.pop("defaults") if isinstance(entry, Mapping)]
@@ -146,6 +167,8 @@ def _normalise(word: str, known: Known) -> str:
         raise UserError(f"{word}: an experiment is several runs; only the verb run takes it, as experiment=NAME")
     if word.startswith("~"):
         raise UserError(f"{word}: {key} cannot be left out, only set; {_can_be(key, known)}")
+    if value.lstrip().startswith("{"):
+        _refuse_empty(bare, key, parse(bare).value())
     if key in known.groups:
         return _choice(bare, key, value, known)
     if head == "layers":
@@ -176,6 +199,14 @@ def _refuse_classes(word: str, key: str, value: str) -> None:
             f"{word}: {named[0]} says what class to make, which only an option's own file does; write it into a yaml, such as"
             " my/norm/mine.yaml, and give the folder by --config-dir my"
         )
+
+
+def _refuse_empty(word: str, name: str, value: Any) -> None:
+    """Refuses a mapping that holds nothing, here or further in, since it sets nothing."""
+    if value == {}:
+        raise UserError(f"{word}: sets nothing; write what it is to set, as in {name}.NAME=VALUE, or leave it out")
+    for key, inside in value.items() if isinstance(value, dict) else ():
+        _refuse_empty(word, f"{name}.{key}", inside)
 
 
 def _hint(name: str, known: Known) -> str:
@@ -222,6 +253,48 @@ def _options(override: Override, text: str, options: list[str]) -> list[str]:
 
 def _quoted(option: str, value: str) -> str:
     return "" if option == value else f" '{option}'"
+
+
+def refuse_twice(words: Sequence[str]) -> None:
+    """Refuses a command of which one word leaves another without effect; the same word once more is let pass.
+
+    What is no override is left for others to refuse.
+    """
+    seen: dict[str, tuple[str, Any]] = {}
+    for word in words:
+        for key, value in _settings(word):
+            for other, (first, said) in seen.items():
+                if _overrules(key, value, other, said):
+                    raise UserError(f"{first} {word}: set {min(key, other, key=len)} twice; keep one of the two")
+            seen[key] = word, value
+
+
+def _overrules(key: str, value: Any, other: str, said: Any) -> bool:
+    """Whether two settings are of the same field, or one of a list and one of an item in it, and differ."""
+    if key == other:
+        return said != value
+    return (isinstance(said, list) and key.startswith(f"{other}.")) or (
+        isinstance(value, list) and other.startswith(f"{key}.")
+    )
+
+
+def _settings(word: str) -> Iterator[tuple[str, Any]]:
+    """What an override sets, by dotted names: of a mapping each thing in it. A preset has a line of its own for this."""
+    key, equals, _ = word.lstrip("+").partition("=")
+    if not equals or word.startswith("~") or key == "preset":
+        return
+    try:
+        value = parse(word).value()
+    except UserError:  # whoever reads the word says so
+        return
+    yield from leaves({key: value}) if isinstance(value, dict) else [(key, _comparable(value))]
+
+
+def _comparable(value: Any) -> Any:
+    """Hydra's own classes for quoted text and for sweeps compare as objects."""
+    if isinstance(value, QuotedString):
+        return value.text
+    return str(value) if isinstance(value, Sweep | Glob) else value
 
 
 def parse(word: str) -> Override:

@@ -98,8 +98,9 @@ def test_a_field_may_be_named_before_its_group(archlab: Session) -> None:
     assert overrides == ["norm.eps=1e-3", "norm=layer"]
 
 
-def test_the_last_word_wins(archlab: Session) -> None:
-    archlab("norm=rms", "+norm=layer")
+def test_what_is_said_twice_alike_is_said(archlab: Session) -> None:
+    words = ["norm=layer", "++norm='layer'", "train.steps=2", "+train.steps=2", "norm.eps=1e-3", "norm={eps:0.001}"]
+    assert archlab(*words, "train={steps:2,warmup:0}", "eval.lengths=[1,2]", "eval.lengths=[1, 2]").status == 0
     assert archlab.norms == ["layer"]
 
 
@@ -113,9 +114,28 @@ def test_a_sweep_is_one_job_for_every_combination(archlab: Session) -> None:
 
 
 def test_flags_may_stand_anywhere(archlab: Session) -> None:
-    assert archlab("+norm=rms", "pos=alibi", "-m", "norm=layer,rms").status == 0
+    assert archlab("pos=alibi", "-m", "norm=layer,rms").status == 0
     assert archlab.norms == ["layer", "rms"]
     assert {cfg.choices.pos for cfg, _ in archlab.jobs} == {"alibi"}
+
+
+def test_flags_may_stand_before_a_verb_and_after_it(archlab: Session, tmp_path: Path) -> None:
+    option = tmp_path / "my" / "norm" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("_target_: archlab.blocks.norm.RMSNorm\n_partial_: true\neps: 0.25\n")
+    for words in (["-cd=my", "show"], ["--config-dir", "my", "show"], ["show", "-cd", "my"]):
+        assert archlab(*words, "norm=mine").status == 0
+    assert archlab("show", "norm=mine", "--config-dir=my").status == 0
+    assert archlab("-m", "run", "norm=layer,rms").status == 0
+    assert archlab.norms == ["mine"] * 4 + ["layer", "rms"]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("run", "show", "preflight")])
+def test_a_flag_before_a_verb_of_names_is_its_own(archlab: Session, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    heard: list[str] = []
+    monkeypatch.setitem(VERBS, verb, Verb("", heard.extend))
+    assert archlab("--config-dir", "my", verb, "a", "b=1").status == 0
+    assert heard == ["--config-dir", "my", "a", "b=1"]
 
 
 @pytest.mark.parametrize("sweep", ["norm=choice(layer,rms)", "+norm=glob(*,exclude=[none,batch,sequence,instance])"])
@@ -243,7 +263,30 @@ MISTAKES = {
     "shwo": "shwo: no such verb; did you mean show? verbs: run, ",
     "norm": "norm: no such verb; verbs: run, ",
     "norm=rms show": "show: an override is written name=value; a verb comes first",
+    "--config-dir my shwo": "shwo: no such verb; did you mean show?",
     "-m norm=rms,batch": "norm=batch:",
+    # the same thing twice
+    "norm=rms +norm=layer": "norm=rms +norm=layer: set norm twice; keep one of the two",
+    "train.steps=2 train.steps=3": "train.steps=2 train.steps=3: set train.steps twice; keep one of the two",
+    "train.lr=1e-3 seed=1 ++train.lr=1e-2": "train.lr=1e-3 ++train.lr=1e-2: set train.lr twice",
+    "norm={eps:1e-3} norm.eps=1e-4": "norm={eps:1e-3} norm.eps=1e-4: set norm.eps twice",
+    "train.steps=2 train={steps:3}": "train.steps=2 train={steps:3}: set train.steps twice",
+    "eval.lengths=[1,2] eval.lengths.0=2": "eval.lengths=[1,2] eval.lengths.0=2: set eval.lengths twice",
+    "eval.lengths.0=2 eval.lengths=[1,2]": "eval.lengths.0=2 eval.lengths=[1,2]: set eval.lengths twice",
+    "-m seed=1,2 seed=3": "seed=1,2 seed=3: set seed twice",
+    "show size=nano size=tiny": "size=nano size=tiny: set size twice",
+    "--config-dir a --config-dir b": "--config-dir a --config-dir b: one at a time; keep one of the two",
+    "--cfg job --cfg all": "--cfg job --cfg all: one at a time",
+    "experiment=stability_map experiment=other": "set experiment twice",
+    "draw size=nano size=tiny": "size=nano size=tiny: set size twice",
+    "draw size=nano output=a.svg output=b.svg": "output=a.svg output=b.svg: set output twice",
+    "verify norm=rms norm=layer": "norm=rms norm=layer: set norm twice",
+    "compare x metric=val_loss metric=train_loss": "metric=val_loss metric=train_loss: set metric twice",
+    # nothing
+    "train={}": "train={}: sets nothing; write what it is to set, as in train.NAME=VALUE, or leave it out",
+    "norm={}": "norm={}: sets nothing; write what it is to set, as in norm.NAME=VALUE",
+    "+eval={}": "eval={}: sets nothing",
+    "probe={every:{}}": "probe={every:{}}: sets nothing; write what it is to set, as in probe.every.NAME=VALUE",
     "-m seed=1,2 size.d_model=128,7": "size.d_model=7",
 }
 
@@ -257,6 +300,33 @@ def test_a_mistake_is_answered_in_one_line(archlab: Session, words: str, tmp_pat
     assert answer.out == ""
     assert archlab.jobs == []
     assert list(tmp_path.iterdir()) == []
+
+
+OWN = {
+    "norm/rms.yaml": "norm/rms.yaml has the name of archlab's own norm=rms, so it can't be told which is meant; call yours otherwise, such as norm/my_rms.yaml",
+    "preset/gpt2.yaml": "preset/gpt2.yaml has the name of archlab's own preset=gpt2",
+    "experiment/stability_map.yaml": "experiment/stability_map.yaml has the name of archlab's own experiment=stability_map",
+    "claim/alibi_holds.yaml": "claim/alibi_holds.yaml has the name of archlab's own claim=alibi_holds",
+    "config.yaml": "its config.yaml would not be read, since archlab has its own; remove it",
+}
+
+
+@pytest.mark.parametrize("words", ["norm=rms", "show", "-m norm=rms,layer", "experiment=stability_map", "diff gpt2 llama_7b", "draw preset=gpt2", "verify norm=rms", "claims alibi_holds"])
+@pytest.mark.parametrize("name", OWN)
+def test_an_own_option_of_a_name_that_archlab_has_is_refused(archlab: Session, tmp_path: Path, name: str, words: str) -> None:
+    file = tmp_path / "my" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("seed: 1\n")
+    answer = archlab("--config-dir", "my", *words.split())
+    assert (answer.status, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert answer.err.startswith(f"archlab: --config-dir my: {OWN[name]}")
+    assert archlab.jobs == [] and list(tmp_path.iterdir()) == [tmp_path / "my"]
+
+
+def test_a_copy_of_archlabs_own_options_is_no_second_thing(archlab: Session, tmp_path: Path) -> None:
+    shutil.copytree(conf_dir(), tmp_path / "my")
+    assert archlab("--config-dir", "my", "norm=layer").status == 0
+    assert archlab.norms == ["layer"]
 
 
 def test_an_unreadable_option_of_the_users_own(archlab: Session, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
-from archlab.overrides import conf_dir
+from archlab.overrides import check_own, conf_dir
 from archlab.quantities import Count, NonNegative
 
 BudgetName = Literal["quick", "full"]
@@ -157,5 +157,6 @@ def one_line(text: str) -> str:
 
 def known_claims(own: tuple[Path, ...] = ()) -> dict[str, Path]:
     """Every claim by name, archlab's own and those in the user's folders."""
+    check_own(own)
     files = (file for folder in (conf_dir(), *own) for file in (folder / "claim").glob("*.yaml"))
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
