@@ -94,7 +94,7 @@ class ClaimsOptions:
     budget: Literal["quick", "full"] = "quick"
     workers: Count | None = None
     runs: str = "experiments/runs/claims"
-    output: str = "experiments/claims"
+    output: str | None = None
 
 
 def claims(arguments: list[str]) -> None:
@@ -104,7 +104,7 @@ def claims(arguments: list[str]) -> None:
     from archlab.claims.session import decide_claims
     from archlab.report.claims import claims_table
 
-    runs, output = Path(options.runs), Path(options.output)
+    runs, output = Path(options.runs), Path(options.output) if options.output else None
     records = decide_claims(names, options.budget, runs, output, options.workers, config_dir(flags))
     Console().print(claims_table(records))
 

@@ -77,6 +77,8 @@ def said_in(file: Path) -> dict[str, Any]:
     for _, part in within(saved):
         if isinstance(part, str) and ("${" in part or part == "???"):
             raise Unreadable(f"{part[:60]} is a reference, and a run's file holds values alone")
+        if isinstance(part, list) and (named := [inner for _, inner in within(part) if names_a_class(inner)]):
+            raise Unreadable(f"{next(iter(named[0]))} stands in a list, and a run's file names no class")
     return saved
 
 
@@ -112,6 +114,10 @@ def rules_said(rules: object) -> dict[str, Any]:
             raise Unreadable("layers holds no rules")
         said[spelling] = options_alone(parts)
     return said
+
+
+def names_a_class(part: object) -> bool:
+    return isinstance(part, dict) and any(key.startswith("_") for key in part)
 
 
 def settled_as_it_was(saved: Mapping[str, Any], own: str | Path | None) -> DictConfig:
@@ -194,6 +200,11 @@ def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: s
         asked = asked_words(directory / "overrides.yaml")
     except Unreadable as error:
         raise UserError(f"{directory}/overrides.yaml: cannot be read: {error}") from None
+    if references := [word for word in asked if "$" in word]:
+        raise UserError(
+            f"{directory}/overrides.yaml: {references[0][:60]}: is a reference, and a run's file holds values alone; load the"
+            " run as it is"
+        )
     again = compose(*asked, config_dir=own)
     for part in (*BLOCKS, "layers", "size", "embed"):
         if again[part] != cfg[part]:

@@ -23,7 +23,7 @@ from archlab.flags import split
 from archlab.nested import leaves
 from archlab.plan import IN_LAYERS
 from archlab.presets import expand
-from archlab.words import rule_of, spelt, today
+from archlab.words import plain, renamed, rule_of, spelt, today
 
 # ---------------------------------------------------------------- what there is to choose from
 
@@ -265,7 +265,7 @@ def refuse_twice(words: Sequence[str]) -> None:
         for key, value in _settings(word):
             for other, (first, said) in seen.items():
                 if _overrules(key, value, other, said):
-                    raise UserError(f"{first} {word}: set {min(key, other, key=len)} twice; keep one of the two")
+                    raise UserError(f"{first} {word}: set {plain(min(key, other, key=len))} twice; keep one of the two")
             seen[key] = word, value
 
 
@@ -280,7 +280,11 @@ def _overrules(key: str, value: Any, other: str, said: Any) -> bool:
 
 def _settings(word: str) -> Iterator[tuple[str, Any]]:
     """What an override sets, by dotted names: of a mapping each thing in it. A preset has a line of its own for this."""
-    key, equals, _ = word.lstrip("+").partition("=")
+    try:
+        word = spelt(renamed(word)).lstrip("+")
+    except UserError:
+        return
+    key, equals, _ = word.partition("=")
     if not equals or word.startswith("~") or key == "preset":
         return
     try:

@@ -371,3 +371,50 @@ def test_misuse_is_one_line_and_status_two(words, told, tmp_path):
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"archlab: {told}") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+# --- what is told of a claim of one's own -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expect", "form", "options", "values", "told"),
+    [
+        ("below", "difference", {"by": 0.01}, {"a": [2.025, 2.02, 2.03], "b": [2.0, 2.0, 2.0]}, "asked: below -0.01; seen: +0.025 ("),
+        ("above", "difference", {"by": 0.25}, {"a": [2.5, 2.75, 2.25], "b": [2.0, 2.0, 2.0]}, "asked: above +0.25; seen: +0.5 ("),
+        ("above", "difference", {"by": 0.0}, {"a": [2.0, 1.75, 2.25], "b": [2.5, 2.5, 2.5]}, "asked: above 0; seen: -0.5 ("),
+        ("below", "value", {"by": 0.5, "than": 2.0}, {"a": [1.25, 1.0, 1.5]}, "asked: below 1.5; seen: 1.25 ("),
+        ("equal", "ratio", {"by": 0.1}, {"a": [2.0, 2.5, 3.0], "b": [2.0, 2.5, 3.0]}, "asked: within 0.1 of 1; seen: 1 (exactly)"),
+    ],
+)
+def test_what_was_asked_stands_beside_what_was_seen(expect, form, options, values, told):
+    assert record_part(decided(expect, form, **options, **values))["told"].startswith(told)
+
+
+def test_one_of_something_is_one():
+    from archlab.claims import session
+
+    cfg = archlab.compose(*SMALL)
+    run, look = Run(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
+    assert [session.needs(jobs) for jobs in ([run], [run, run, look], [look, look])] == ["1 run", "2 runs and 1 measurement", "2 measurements"]
+    assert [session.counted(n, "claim") for n in (1, 2)] == ["1 claim", "2 claims"]
+
+
+def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
+    """A start of 4 seconds, and every job three times as slow as it was estimated: two runs one after the other."""
+    from archlab.claims import jobs, pace
+
+    runs = [Run(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
+    one = jobs.seconds(runs[0])
+    assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(runs, 2) == pytest.approx(4 + 3 * one)
+    monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * jobs.seconds_of_a_step(cfg))
+    assert pace.measured(runs, 1, 2.0) == pace.Pace(2.0, 5.0)
+    assert pace.measured([], 1, 2.0) == pace.Pace(2.0, 1.0)
+
+
+def test_the_result_of_a_claim_of_ones_own_goes_to_the_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, quick="it is not decided here")
+    decide_claims(["mine", "copying_ranks_otherwise"], own=tmp_path)
+    assert (tmp_path / "experiments/runs/claims/decided/mine/README.md").is_file()
+    assert [folder.name for folder in (tmp_path / "experiments/claims").iterdir() if folder.is_dir()] == ["copying_ranks_otherwise"]
+    assert "experiments/runs/claims/decided" in capsys.readouterr().err

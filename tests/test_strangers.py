@@ -94,6 +94,7 @@ POISONED = {
     "a call for a number": ("norm.eps", CALL),
     "a call within a block within a block": ("pos.local_layers.base", CALL),
     "a call in a list": ("train.lr", [CALL]),
+    "a call in a list of a list": ("data.prefix", [0.25, [CALL]]),
     "a call for data": ("data.valid_share", CALL),
     "a call for a section": ("train", CALL),
     "a call for a seed": ("seed", CALL),
@@ -372,3 +373,12 @@ def test_a_saved_size_is_checked_as_a_typed_one(key, value, match, copied, capsy
 def test_what_a_size_leaves_to_a_rule_is_settled_by_it(key, value, copied, good):
     put(copied, key, value)
     assert saved_configuration(copied) == saved_configuration(good)
+
+
+@pytest.mark.parametrize("word", ["norm.eps=${oc.env:HOME}", "norm.eps=${oc.create:{_target_:os.mkdir,_args_:[hurt]}}", "norm._target_=hurtful.Block", "preset=../x", "norm={_target_:os.mkdir}"])
+def test_overrides_of_a_file_are_no_more_than_values(word, hurtful):
+    """They are parsed only where a run is loaded under other options."""
+    (hurtful / "overrides.yaml").write_text(yaml.safe_dump([word]))
+    load_run(hurtful)
+    refused(load_run, hurtful, "seed=1")
+    assert not (hurtful.parent / "hurt").exists()

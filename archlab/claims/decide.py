@@ -98,13 +98,25 @@ def told(result: PartResult) -> str:
     part, found = result.part, result.found
     if found.diverged_a or found.diverged_b:
         return f"{found.diverged_a} of {found.n} runs diverged on the one side, {found.diverged_b} on the other (worst-rank p {found.p:.3g})"
-    effect = f"{found.effect + part.against if shifted(part) else found.effect:.4g}"
+    seen = f"asked: {asked(part)}; seen: {signed(part, found.effect + part.against if shifted(part) else found.effect)}"
     if found.interval is None:
-        return f"{effect}, from one seed"
+        return f"{seen}, from one seed"
     low, high = (bound + part.against if shifted(part) else bound for bound in found.interval)
     limits = f"{found.level:.3g} interval {low:.4g} to {high:.4g}, {found.n} seeds" if low != high else "exactly"
     needed = f"; about {found.seeds_needed} seeds would tell" if found.seeds_needed else ""
-    return f"{effect} ({limits}), {part.expect} {part.against:g} by {part.by:g} asked for{needed}"
+    return f"{seen} ({limits}){needed}"
+
+
+def asked(part: Part) -> str:
+    """What the quantity has to be, in words: below -0.01."""
+    if part.expect == "equal":
+        return f"within {part.by:g} of {part.against:g}"
+    return f"{part.expect} {signed(part, part.against + (part.by if part.expect == 'above' else -part.by))}"
+
+
+def signed(part: Part, value: float) -> str:
+    """A number of the quantity; a difference always has its sign."""
+    return f"{value:+.4g}" if part.form == "difference" and value else f"{value:.4g}"
 
 
 def shifted(part: Part) -> bool:

@@ -172,7 +172,7 @@ def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
 
     An interruption lets go of the jobs that had not started, ends the others, which go on another time, and passes on.
     """
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_each(workers)
     waiting: list[Job] = sorted(jobs, key=lambda job: -seconds(job))
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (threads,)) as pool:
         going: dict = {}
@@ -191,6 +191,10 @@ def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
             raise
 
 
+def threads_each(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
 def ready(job: Job) -> bool:
     return not isinstance(job, Look) or job.of.result is not None
 
@@ -205,13 +209,16 @@ def seconds(job: Job) -> float:
     """An estimate for one CPU thread, rough to a factor of two."""
     match job:
         case Run(cfg=cfg):
-            tokens = 3 * cfg.train.steps * cfg.train.batch_size * cfg.train.train_len + evaluated(cfg)
-            calls = cfg.train.steps * (PER_STEP + PER_LAYER * cfg.size.n_layers)
-            return PER_JOB + calls + tokens * PER_FLOP * flops_per_token(cfg)
+            return PER_JOB + cfg.train.steps * seconds_of_a_step(cfg) + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
         case Look(cfg=cfg):
             return PER_JOB + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
         case Measurement():
             return PER_JOB
+
+
+def seconds_of_a_step(cfg: DictConfig) -> float:
+    tokens = 3 * cfg.train.batch_size * cfg.train.train_len
+    return PER_STEP + PER_LAYER * cfg.size.n_layers + tokens * PER_FLOP * flops_per_token(cfg)
 
 
 def evaluated(cfg: DictConfig) -> int:

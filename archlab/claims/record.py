@@ -14,6 +14,7 @@ from archlab.claims.decide import PartResult, Verdict, decide, reason, shifted, 
 from archlab.claims.jobs import Job, Look, Measurement, Run
 from archlab.files import write_text
 from archlab.logbook import git_state, versions
+from archlab.plain import Unreadable, read_json
 from archlab.report.claims import claims_markdown, draw_claim, readme
 
 Record = dict[str, Any]
@@ -132,11 +133,21 @@ def keep(record: Record, folder: Path) -> None:
 
 def keep_index(output: Path) -> None:
     """A page of all claims that were decided here, by verdict and name."""
-    records = [json.loads(file.read_text()) for file in output.glob("*/result.json")]
+    records = [record for file in output.glob("*/result.json") if (record := kept(file))]
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
     made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
     head = f"# Claims\n\nDecided by `python -m archlab claims`: {'; '.join(made)}.\n\n"
     write_text(output / "README.md", head + claims_markdown(records))
+
+
+def kept(file: Path) -> Record | None:
+    """What was decided before; None where the file is no such record."""
+    try:
+        record = read_json(file)
+        claims_markdown([record])
+        return record if record["verdict"] in VERDICTS and record["date"] and record["budget"] else None
+    except (Unreadable, KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
 
 
 VERDICTS = ("SUPPORTED", "REFUTED", "INCONCLUSIVE")

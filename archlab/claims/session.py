@@ -9,7 +9,8 @@ from rich.console import Console
 
 from archlab.claims.bench import Plan, plan
 from archlab.claims.claim import BudgetName, Claim, known_claims, read_claim
-from archlab.claims.jobs import Job, Run, seconds, work
+from archlab.claims.jobs import Job, Run, seconds, threads_each, work
+from archlab.claims.pace import measured, since_start
 from archlab.claims.record import Record, keep, keep_index, record_of
 from archlab.complaints import did_you_mean
 from archlab.errors import UserError
@@ -17,39 +18,54 @@ from archlab.report.progress import Counted
 from archlab.report.tables import duration
 
 
+OUR_OWN = Path("experiments/claims")
+
+
 def decide_claims(
     names: Sequence[str],
     budget: BudgetName = "quick",
     runs: Path = Path("experiments/runs/claims"),
-    output: Path = Path("experiments/claims"),
+    output: Path | None = None,
     workers: int | None = None,
     own: Path | None = None,
 ) -> list[Record]:
     """Runs what the claims need that is not there yet, and returns their records; every claim where no name is given.
 
-    Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`.
+    Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`. Where
+    none is given, that is `experiments/claims`, whose pages belong to archlab's own claims, and for a claim of one's own
+    `decided` beside its runs.
     Raises UserError before anything is run where a claim can't be read or made.
     """
+    start = since_start()
     plans = [plan(claim, budget, runs, own) for claim in chosen(names, own)]
     missing = list({key(job): job for planned in plans for job in planned if job.result is None}.values())
     console, workers = Console(stderr=True), workers or default_workers()
-    announce(console, plans, missing, workers)
+    announce(console, plans, missing, workers, start)
+    folders = {planned.claim.name: output or home(planned.claim.name, runs) for planned in plans}
     records: dict[str, Record] = {}
 
     def settle() -> None:
         for planned in plans:
             if planned.claim.name not in records and all(job.result for job in planned):
                 record = records[planned.claim.name] = record_of(planned, budget)
-                keep(record, output / planned.claim.name)
-                console.print(f"{record['verdict']:12} {record['sentence']}", highlight=False, soft_wrap=True)
+                keep(record, folders[planned.claim.name] / planned.claim.name)
+                console.print(f"{record['verdict']:12} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
     with Counted("claims", sum(map(seconds, missing)), console) as progress:
         settle()
         for job, _ in work(missing, workers):
             progress.add(seconds(job))
             settle()
-    keep_index(output)
+    for folder in dict.fromkeys(folders.values()):
+        keep_index(folder)
+        if folder != OUR_OWN:
+            console.print(str(folder), markup=False, highlight=False, soft_wrap=True)
     return [records[planned.claim.name] for planned in plans]
+
+
+def home(name: str, runs: Path) -> Path:
+    """Where a claim's result goes: a user's own to the runs, not among pages that are kept under version control."""
+    return OUR_OWN if name in known_claims() else runs / "decided"
 
 
 def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
@@ -67,18 +83,32 @@ def key(job: Job) -> object:
     return job.folder if isinstance(job, Run) else job.file
 
 
-def announce(console: Console, plans: Sequence[Plan], missing: Sequence[Job], workers: int) -> None:
-    total = len({key(job) for planned in plans for job in planned})
+def announce(console: Console, plans: Sequence[Plan], missing: Sequence[Job], workers: int, start: float) -> None:
+    """Says what there is to do and how long it takes, by the pace of this machine."""
+    jobs = {key(job): job for planned in plans for job in planned}
+    claims, needed = counted(len(plans), "claim"), needs(list(jobs.values()))
     if not missing:
-        console.print(f"{len(plans)} claims; all {total} runs and measurements are there already", highlight=False)
+        console.print(f"{claims}: {needed}, all there already" if jobs else f"{claims}, of nothing to run", highlight=False)
         return
-    estimate = max(sum(map(seconds, missing)) / workers, max(map(seconds, missing)))
+    there = f", {len(jobs) - len(missing)} of them there already" if len(missing) < len(jobs) else ""
+    estimate = measured(missing, threads_each(workers), start).estimate(missing, workers)
     console.print(
-        f"{len(plans)} claims need {total} runs and measurements, {total - len(missing)} of them there already;"
-        f" the rest takes about {duration(estimate)} with {workers} at a time (an estimate for CPU threads)",
+        f"{claims} need{'s' * (len(plans) == 1)} {needed}{there}; what is missing takes about {duration(estimate)}, {workers} at"
+        " a time at this machine's pace",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def needs(jobs: Sequence[Job]) -> str:
+    """How many of each kind of job."""
+    n_runs = sum(isinstance(job, Run) for job in jobs)
+    kinds = [counted(n_runs, "run"), counted(len(jobs) - n_runs, "measurement")]
+    return " and ".join(words for words in kinds if not words.startswith("0 "))
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def default_workers() -> int:

@@ -100,13 +100,13 @@ class Comparison:
             "metric": self.metric.name,
             "unit": self.metric.unit,
             "lower_is_better": self.metric.lower_is_better,
-            "direction": self.metric.direction,
             "baseline": self.baseline.arm.label,
             "smallest_effect": self.smallest_effect,
             "alpha": self.alpha,
             "noise": {"sd": self.baseline.sd, "n": len(self.baseline.finished)},
             "notes": self.notes,
             "arms": [measured.record() for measured in self.arms],
+            **({"direction": self.metric.direction} if self.metric.direction else {}),
         }
 
 

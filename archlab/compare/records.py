@@ -145,7 +145,7 @@ class Positions(Said):
     loss: list[Number | None]
 
 
-NAME = re.compile(r"[A-Za-z_][\w-]*")
+NAME = re.compile(r"[\w:][\w:./-]*")
 OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(\[[-:\d]*\][\w./@-]*)?(=.*)?", re.DOTALL)
 
 

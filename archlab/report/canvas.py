@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from xml.sax.saxutils import escape, quoteattr
 
+from archlab.errors import printable
 from archlab.report.lettering import BOLD, FAMILY, REGULAR, fitting
 
 Point = tuple[float, float]
@@ -26,7 +27,7 @@ class Canvas:
     @contextmanager
     def group(self, kind: str, **data: str) -> Iterator[None]:
         """Everything drawn inside belongs to a <g class=kind data-...>."""
-        attributes = "".join(f" data-{name}={quoteattr(value)}" for name, value in data.items() if value)
+        attributes = "".join(f" data-{name}={quoteattr(printable(value))}" for name, value in data.items() if value)
         self.elements.append(f'<g class="{kind}"{attributes}>')
         yield
         self.elements.append("</g>")
@@ -76,7 +77,7 @@ class Canvas:
         fill: str = INK,
     ) -> None:
         """One line of words, made smaller where the room is too narrow."""
-        words, size = fitting(words, size, room, bold)
+        words, size = fitting(printable(words), size, room, bold)
         weight = ' font-weight="bold"' if bold else ""
         self.elements.append(
             f'<text x="{x:.5g}" y="{y:.5g}" font-size="{size:.3g}" text-anchor="{anchor}" fill="{fill}"{weight}>'
@@ -109,7 +110,7 @@ def document(elements: Sequence[str], left: float, top: float, wide: float, high
     """A whole SVG file on white."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:.5g} {top:.5g} {wide:.5g} {high:.5g}" width="{wide:.5g}"'
-        f' height="{high:.5g}" font-family="{FAMILY}" role="img">\n<title>{escape(title)}</title>\n{ARROW}\n'
+        f' height="{high:.5g}" font-family="{FAMILY}" role="img">\n<title>{escape(printable(title))}</title>\n{ARROW}\n'
         f'<rect x="{left:.5g}" y="{top:.5g}" width="{wide:.5g}" height="{high:.5g}" fill="white"/>\n'
         + "\n".join(elements)
         + "\n</svg>\n"

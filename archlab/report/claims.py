@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,11 +11,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from archlab.files import whole
-from archlab.report.tables import Record, duration, make_table, number
+from archlab.report.plots import in_plot
+from archlab.report.tables import Record, as_code, duration, in_markdown, make_table, number
 
 COLORS = {"SUPPORTED": "green", "REFUTED": "red", "INCONCLUSIVE": "yellow"}
-
-RELATIONS = {"above": "above", "below": "below", "equal": "equal to"}
 
 
 def claims_table(records: Iterable[Record]) -> RenderableType:
@@ -40,8 +40,8 @@ def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
     for record in records:
         part = deciding(record)
         effect = f"{number(part['effect'])} ({interval(part)})" if part else "not measured"
-        name = f"[{record['name']}]({folder}{record['name']}/README.md)"
-        lines.append(f"| {name}: {record['sentence']} | {record['verdict']} | {effect} | {record['seeds']} |")
+        name = f"[{in_markdown(record['name'])}]({folder}{quote(record['name'])}/README.md)"
+        lines.append(f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -89,10 +89,10 @@ def draw_part(axes: Axes, part: Record) -> None:
             )
     if part["form"] == "value":
         axes.axhline(part["than"], color="0.4", linestyle="--", linewidth=0.9)
-    axes.set_xticks(range(len(arms)), arms)
+    axes.set_xticks(range(len(arms)), [in_plot(arm) for arm in arms])
     axes.set_xlim(-0.6, len(arms) - 0.4)
-    axes.set_ylabel(measured(part))
-    axes.set_title(f"{part['text']}\n{part['verdict']}", fontsize=8.5, wrap=True)
+    axes.set_ylabel(in_plot(measured(part)))
+    axes.set_title(in_plot(f"{part['text']}\n{part['verdict']}"), fontsize=8.5, wrap=True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -104,11 +104,11 @@ def measured(part: Record) -> str:
 def readme(record: Record, picture: Path | None) -> str:
     """The claim's page, in Markdown."""
     lines = [
-        f"# {record['sentence']}",
+        f"# {in_markdown(record['sentence'])}",
         "",
-        f"**{record['verdict']}**: {record['reason']}.",
+        f"**{record['verdict']}**: {in_markdown(record['reason'])}.",
         "",
-        f"Claimed in: {record['source']}",
+        f"Claimed in: {in_markdown(record['source'])}",
         "",
     ]
     if record["parts"]:
@@ -122,18 +122,17 @@ def readme(record: Record, picture: Path | None) -> str:
         lines += [
             "## Arms",
             "",
-            *(f"- **{label}**: `{' '.join(arm['train'])}`{then(arm)}" for label, arm in record["arms"].items()),
+            *(f"- **{in_markdown(label)}**: {as_code(' '.join(arm['train']))}{then(arm)}" for label, arm in record["arms"].items()),
             "",
         ]
     return "\n".join([*lines, *made(record)]) + "\n"
 
 
 def part_lines(part: Record) -> list[str]:
-    asked = f"{quantity(part)} should be {RELATIONS[part['expect']]} {part['than']:g}, by {part['smallest_effect']:g}"
-    header = [f"## {part['text']}: {part['verdict']}", "", f"Asked for: {asked}. Seen: {part['told']}.", ""]
-    rows = [f"| {label} | {', '.join('diverged' if value is None else f'{value:.5g}' for value in values)} |"
+    header = [f"## {in_markdown(part['text'])}: {part['verdict']}", "", in_markdown(f"{quantity(part)}; {part['told']}."), ""]
+    rows = [f"| {in_markdown(label)} | {', '.join('diverged' if value is None else f'{value:.5g}' for value in values)} |"
             for label, values in part["values"].items()]  # fmt: skip
-    return [*header, f"| arm | {measured(part)}, by seed |", "|---|---|", *rows, ""]
+    return [*header, f"| arm | {in_markdown(measured(part))}, by seed |", "|---|---|", *rows, ""]
 
 
 def quantity(part: Record) -> str:
@@ -151,7 +150,7 @@ def quantity(part: Record) -> str:
 
 
 def then(arm: Record) -> str:
-    return f", its weights then looked at under `{' '.join(arm['then'])}`" if arm["then"] else ""
+    return f", its weights then looked at under {as_code(' '.join(arm['then']))}" if arm["then"] else ""
 
 
 def made(record: Record) -> list[str]:

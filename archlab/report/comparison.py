@@ -5,30 +5,27 @@ A record is what `archlab.compare.comparison.Comparison.record()` gives, or the 
 
 import json
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from archlab.files import whole, write_text
-from archlab.report.plots import BLUE, GREEN, GREY, STYLE, VERMILLION
-from archlab.report.tables import count, flop, nats, number, percent
+from archlab.report.plots import BLUE, GREEN, GREY, STYLE, VERMILLION, in_plot
+from archlab.report.tables import count, flop, in_markdown, make_table, nats, number, percent
 
 Record = Mapping[str, Any]
 
 COLORS = {"better": "green", "worse": "red", "equivalent": "cyan", "within noise": "yellow", "one pair": "yellow"}
 MARKS = {"better": GREEN, "worse": VERMILLION}
 
-WIDE = 1000  # columns: a table in a file need not wrap
-
-WRAPPING = ("arm", "interval", "verdict")
+NAMES = ("arm", "verdict")
+WRAPPING = (*NAMES, "interval")
 MIN_NAME = 18
 """Columns of the terminal that an arm's name is never squeezed below."""
 
@@ -84,12 +81,20 @@ def comparison(record: Record) -> RenderableType:
 
 def markdown(record: Record) -> str:
     """The same tables as the terminal's."""
-    parts = [f"# {record['question']}", noise(record)]
+    parts = [f"# {in_markdown(record['question'])}", in_markdown(noise(record))]
     for title, frame in _tables(record):
-        written = Console(file=StringIO(), width=WIDE)
-        written.print(_rich(frame, record, box.MARKDOWN))
-        parts += [f"**{title}**", written.file.getvalue().strip()]
-    return "\n\n".join(parts) + "\n\n" + "".join(f"- {note}\n" for note in record["notes"])
+        parts += [f"**{in_markdown(title)}**", markdown_table(frame)]
+    return "\n\n".join(parts) + "\n\n" + "".join(f"- {in_markdown(note)}\n" for note in record["notes"])
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Columns as wide as what is in them, so that the file itself can be read too."""
+    cells = [[in_markdown(cell) for cell in row] for row in (frame.columns, *frame.to_numpy().tolist())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    place = [str.ljust if name in NAMES else str.rjust for name in frame]
+    lines = ["| " + " | ".join(put(*cell) for put, *cell in zip(place, row, widths, strict=True)) + " |" for row in cells]
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if name in NAMES else ":") for name, width in zip(frame, widths, strict=True)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _tables(record: Record) -> list[tuple[str, pd.DataFrame]]:
@@ -164,14 +169,14 @@ def _value(value: float | None, record: Record, sign: str = "") -> str:
     return f"{value:{sign}.4g}"
 
 
-def _rich(frame: pd.DataFrame, record: Record, lines: box.Box = box.SIMPLE_HEAD) -> Table:
+def _rich(frame: pd.DataFrame, record: Record) -> Table:
     """A table in which names, intervals and verdicts may wrap, and no number is cut."""
-    table = Table(box=lines, padding=(0, 1), pad_edge=lines is box.MARKDOWN, show_edge=lines is box.MARKDOWN)
+    table = make_table()
     colors = {arm["label"]: COLORS.get(arm["verdict"], "") for arm in record["arms"]}
     for name in frame:
         table.add_column(
             name,
-            justify="left" if name in ("arm", "verdict") else "right",
+            justify="left" if name in NAMES else "right",
             no_wrap=name not in WRAPPING,
             min_width=MIN_NAME if name == "arm" else None,
             overflow="fold",
@@ -193,7 +198,7 @@ def effects_figure(record: Record) -> Figure | None:
     baseline = next(arm for arm in record["arms"] if arm["label"] == record["baseline"])
     figure = Figure(figsize=(8, 2.2 + 0.6 * len(compared)), layout="constrained")
     axes = figure.subplots()
-    figure.suptitle(f"{record['metric']} against {record['baseline']}")
+    figure.suptitle(in_plot(f"{record['metric']} against {record['baseline']}"))
     if record["noise"]["sd"]:
         sd = record["noise"]["sd"]
         axes.axvspan(
@@ -211,12 +216,12 @@ def effects_figure(record: Record) -> Figure | None:
         color = MARKS.get(arm["verdict"], GREY)
         axes.plot([low, high], [place, place], color=color, lw=2.5, solid_capstyle="butt")
         axes.plot(arm["effect"], place, "D", color=color, label="mean and interval" if place == 0 else None)
-    axes.set_yticks(range(len(compared)), [f"{arm['label']}\n{arm['verdict']}" for arm in compared])
+    axes.set_yticks(range(len(compared)), [in_plot(f"{arm['label']}\n{arm['verdict']}") for arm in compared])
     axes.set_ylim(len(compared) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     better = "lower" if record["lower_is_better"] else "higher"
     unit = f" ({record['unit']})" if record["unit"] else ""
-    axes.set_xlabel(f"difference in {record['metric']}{unit}; {better} is better")
+    axes.set_xlabel(in_plot(f"difference in {record['metric']}{unit}; {better} is better"))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

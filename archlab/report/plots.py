@@ -26,6 +26,12 @@ Records = Sequence[Mapping[str, Any]]
 BLUE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#595959"
 ORDERED = "viridis"
 
+
+def in_plot(text: str) -> str:
+    """A text as matplotlib takes it, which reads formulas between dollars."""
+    return text.replace("$", r"\$")
+
+
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from archlab.files import whole
-from archlab.report.plots import BLUE, GREY, ORDERED, STYLE, VERMILLION, log_y
+from archlab.report.plots import BLUE, GREY, ORDERED, STYLE, VERMILLION, in_plot, log_y
 from archlab.report.tables import QUANTITIES, moved_first
 
 Records = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ def autopsy_figure(findings: Mapping[str, Any], recorded: Records) -> Figure | N
     figure = Figure(figsize=(9, 1.9 * len(shown) + 1.4), layout="constrained")
     first = findings["first"]
     words = moved_first(first) if first else findings["note"]
-    figure.suptitle(words[0].upper() + words[1:])
+    figure.suptitle(in_plot(words[0].upper() + words[1:]))
     steps = np.array([record["step"] for record in recorded])
     for axes, key in zip(figure.subplots(len(shown), 1, sharex=True, squeeze=False).flat, shown, strict=True):
         if key == "loss":

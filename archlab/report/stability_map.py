@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from archlab.files import whole
-from archlab.report.plots import ORDERED, STYLE, VERMILLION
+from archlab.report.plots import ORDERED, STYLE, VERMILLION, in_plot
 from archlab.report.tables import make_table, nats, number
 
 Record = Mapping[str, Any]
@@ -99,7 +99,7 @@ def figure(chart: Record) -> Figure:
     several = len({warmup for _, warmup in panels}) > 1
     for axes, (arm, warmup) in zip(grid, panels):
         _panel(axes, arm, warmup, rates, scale)
-        axes.set_title(f"{arm['label']}{f', warm-up {warmup}' if several else ''}", fontsize=10)
+        axes.set_title(in_plot(f"{arm['label']}{f', warm-up {warmup}' if several else ''}"), fontsize=10)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     colors = matplotlib.cm.ScalarMappable(scale, matplotlib.colormaps[ORDERED])

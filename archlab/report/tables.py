@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 Record = Mapping[str, Any]
@@ -98,6 +99,22 @@ def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
     place = next((i for i in range(len(units)) if abs(value) / base**i < min(base, 1000) - 0.5), len(units) - 1)
     scaled = value / base**place
     return (f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}") + units[place]
+
+
+# Text that comes from files.
+
+
+def in_markdown(text: object) -> str:
+    """A text as it is to be read, in one line: nothing in it is markup."""
+    return re.sub(r"([\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(str(text).split()))
+
+
+def as_code(text: object) -> str:
+    """A text between as many backquotes as it takes."""
+    words = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
+    blank = " " if "`" in words else ""
+    return f"{fence}{blank}{words}{blank}{fence}"
 
 
 # Tables.
@@ -294,9 +311,49 @@ def make_pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group | None:
     return Group(Text(title, style="bold"), table)
 
 
-def make_table(*columns: tuple[str, Any]) -> Table:
+class Fitted(Table):
+    """A table that cuts no number: columns that may wrap give way first; where even that is too wide, rows are stacked."""
+
+    UNBROKEN = 18
+    """Letters. A word up to this long is never broken over two lines."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width - 3 * (len(self.columns) - 1)  # between two columns stand two blanks and the border
+        bounds = [self._bounds(column, console, options) for column in self.columns]
+        spare = width - sum(least for least, _ in bounds)
+        if spare < 0:
+            yield from self._stacked(options.max_width // 2)
+            return
+        left = len(bounds)
+        for column, (least, most) in sorted(zip(self.columns, bounds, strict=True), key=lambda pair: pair[1][1] - pair[1][0]):
+            column.width = least + min(most - least, spare // left)
+            spare, left = spare - (column.width - least), left - 1
+        yield from super().__rich_console__(console, options)
+
+    def _bounds(self, column: Column, console: Console, options: ConsoleOptions) -> tuple[int, int]:
+        """The fewest letters a column can do with, and the most it has use for."""
+        wide = options.update(max_width=10_000, no_wrap=False)
+        measured = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+        most = max(one.maximum for one in measured)
+        least = most if column.no_wrap else max(min(one.minimum, self.UNBROKEN) for one in measured)
+        return min(most, max(least, column.min_width or 0)), most
+
+    def _stacked(self, room: int) -> RenderResult:
+        """Each row as a list of its own, a line for each column; headings have so much room."""
+        headings = [str(column.header).replace("-\n", "").replace("\n", " ") for column in self.columns]
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            pairs = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+            pairs.add_column(overflow="fold", width=min(room, max(map(len, headings))))
+            pairs.add_column(overflow="fold")
+            for heading, cell in zip(headings, row, strict=True):
+                pairs.add_row(Text(heading, style="bold"), cell)
+            yield pairs
+            yield Text()
+
+
+def make_table(*columns: tuple[str, Any]) -> Fitted:
     """A table whose (heading, alignment) columns never give up a character."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    table = Fitted(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for heading, alignment in columns:
         table.add_column(heading, justify=alignment, no_wrap=True)
     return table

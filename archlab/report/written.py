@@ -1,6 +1,7 @@
 """From directories of runs, claims and stability maps to one HTML file."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import escape, glob
@@ -12,6 +13,7 @@ from archlab.compare.comparison import compare
 from archlab.compare.runs import Run, find, read_run
 from archlab.errors import UserError
 from archlab.files import write_text
+from archlab.plain import Unreadable, read_json
 from archlab.report.page import page
 from archlab.report.page.claims import claim_sections
 from archlab.report.page.comparison import comparison_sections
@@ -129,15 +131,15 @@ def readable(paths: Sequence[Path], read: Any, notes: list[str]) -> Iterator[Any
 def read_record(path: Path) -> Record:
     """A claim's result or a stability map. Raises UserError."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:120]}") from None
+        record = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     missing = [field for field in NEEDED[path.name] if not isinstance(record, dict) or field not in record]
     if missing:
         raise UserError(f"{path}: its record lacks {', '.join(missing)}")
     try:
         LAID_OUT[path.name](record)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise UserError(f"{path}: its record is damaged: {type(error).__name__} {error}") from None
     return record
 

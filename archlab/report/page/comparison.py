@@ -187,7 +187,7 @@ def effects(record: Record) -> Figure | None:
     }
     unit = f" ({record['unit']})" if record["unit"] else ""
     layout = {
-        "xaxis": {"title": {"text": f"effect on {record['metric']}{unit}"}},
+        "xaxis": {"title": {"text": figure_text(f"effect on {record['metric']}{unit}")}},
         "yaxis": {"autorange": "reversed", "type": "category"},
         "shapes": [band, zero] if small else [zero],
     }
