@@ -1,13 +1,12 @@
 """`python -m archlab` is the same as `archlab`. Until a verb begins, Ctrl-C ends the process without a word."""
 
+import os
 import signal
-
-from archlab.signals import leave
 
 
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     from archlab.cli import main as answer
 
     answer()

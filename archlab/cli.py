@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry point of `archlab` and of `python -m archlab`; leaves by SystemExit where the status is not 0."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, "")  # a console script, unlike python -m, does not find the user's own blocks beside them
+    threading.excepthook = _of_a_thread
     try:
         try:
             with signals.raising():
@@ -75,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _say(full)
         sys.exit(1)
+
+
+def _of_a_thread(raised: threading.ExceptHookArgs) -> None:
+    """A logger's thread that finds the disk full has told the run, which says so in a line of its own."""
+    if raised.exc_value is None or no_room(raised.exc_value) is None:
+        threading.__excepthook__(raised)
 
 
 def _say(error: Exception) -> None:

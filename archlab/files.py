@@ -24,6 +24,8 @@ PARTS = ".*.part*"
 def no_room(error: BaseException, path: Path | str | None = None) -> NoRoom | None:
     """The error as one of a full disk; None where it is another. Libraries in Rust put the number into their words."""
     said = re.search(r"os error (\d+)", str(error))
+    if isinstance(error, NoRoom):
+        return error
     number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
     if number not in FULL:
         return None

@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from archlab import depths, describe, measure, tune
 from archlab.assemble import assemble_without_weights, build, in_the_users_words
 from archlab.check import GROUPS, SECTIONS, leaks
 from archlab.data.batch import Source
-from archlab.errors import UserError
+from archlab.errors import NoRoom, UserError
 from archlab.evaluate.autopsy import autopsy
 from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
+from archlab.files import no_room
 from archlab.loaded import saved_configuration
 from archlab.logbook import Again, Logbook, git_state, versions
 from archlab.match import describe_match
@@ -181,7 +182,7 @@ def carried_out(
     work: Work, overrides: Sequence[str], plots: bool, again: Again | None = None, saved: Checkpoint | None = None
 ) -> Path:
     """From the first step, or the one after the checkpoint, to the run's last file."""
-    with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook:
+    with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook, full_disk_told(logbook):
         outcome = trained(work, logbook, stop, saved)
         val_loss, lengths, positions = evaluated(work, outcome, stop)
         findings = findings_of(outcome)
@@ -201,6 +202,18 @@ def carried_out(
     if outcome.interrupted:
         raise Stopped(stop.asked or signal.SIGINT)
     return logbook.directory
+
+
+@contextmanager
+def full_disk_told(logbook: Logbook) -> Iterator[None]:
+    """What to do about a full disk is said with the run's own name."""
+    try:
+        yield
+    except (NoRoom, OSError) as error:
+        if (full := no_room(error)) is None:
+            raise
+        what = str(full).partition("; make room")[0]
+        raise NoRoom(f"{what}; make room, and archlab resume {logbook.directory} finishes the run") from None
 
 
 def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:

@@ -351,6 +351,20 @@ def test_what_a_job_refuses_is_one_line_too(archlab: Session, monkeypatch: pytes
     assert answer.out.splitlines()[-1] == "a-run"
 
 
+def test_a_sweep_with_a_job_that_fails_compares_the_others(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+        if cfg.seed == 1:
+            raise UserError("seed=1: not today")
+        return Path(f"run-{cfg.seed}")
+
+    compared: list[list[Path]] = []
+    monkeypatch.setattr(lab, "run", refuse)
+    monkeypatch.setattr(cli.desk, "compare_sweep", lambda directories: compared.append(list(directories)))
+    answer = archlab("-m", "seed=0,1,2")
+    assert (answer.status, answer.err) == (2, "archlab: seed=1: not today\n")
+    assert compared == [[Path("run-0"), Path("run-2")]]
+
+
 def test_a_fault_of_ours_keeps_its_traceback(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
         return cfg.no_such_field
