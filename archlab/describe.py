@@ -10,7 +10,6 @@ from torch import nn
 from archlab.blocks.contracts import Norm
 from archlab.model import Decoder
 
-
 LAYER = "└─Layer: "
 NUMBER = re.compile(r": \d+-\d+ *")
 """torchinfo's own numbering of modules, and the space after it that keeps columns apart."""

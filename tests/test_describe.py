@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import archlab
 from archlab.assemble import assemble_without_weights
 from archlab.config import compose
-from archlab.describe import count_parameters, folded, forward_flops_per_token, kv_bytes_per_token, tree
+from archlab.describe import count_parameters, folded, tree
+from archlab.measure import costs, forward_flops_per_token
 
 
 def test_parameters_of_a_llama():
@@ -43,16 +44,22 @@ def test_flops_by_hand(overrides):
     projections = 2 * size.d_model * size.n_heads * size.head_dim + 2 * size.d_model * size.n_kv_heads * size.head_dim
     layer = 2 * (projections + matrices * size.d_model * size.d_ff)
     attention = 4 * seq * size.n_heads * size.head_dim  # scores and their sum over all pairs
-    if "train.train_len=640" in overrides:
-        # In blocks of 512 queries the first block reads its own 512 keys alone.
-        attention = 4 * (512 * 512 + 128 * 640) / 640 * size.n_heads * size.head_dim
     expected = size.n_layers * (layer + attention) + 2 * size.d_model * size.vocab_size
     assert forward_flops_per_token(assemble_without_weights(cfg), seq) == expected
 
 
 def test_kv_cache_of_llama_2_70b():
     # 80 layers, 8 key-value heads of 128, float16: 2 * 80 * 8 * 128 * 2 bytes.
-    assert kv_bytes_per_token(80, 8, 128, 2) == 327_680
+    words = ("size.n_layers=80", "size.d_model=8192", "size.n_heads=64", "mixer=gqa", "size.n_kv_heads=8")
+    seen = costs(assemble_without_weights(archlab.compose(*words)), 128, 2)
+    assert seen["kv_bytes_per_token"] == 327_680 and seen["state_bytes"] == 0
+
+
+@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("mixer.softcap=30",), ("mask=prefix", "prefix=[0.25,0.75]"), ("mask=window",)])
+def test_flops_are_the_same_beyond_the_length_at_which_kernels_cut_queries_into_blocks(overrides):
+    """All query-key pairs, whatever kernel runs: 1024 tokens take twice as much attention per token as 512."""
+    costs = [forward_flops_per_token(assemble_without_weights(archlab.compose("size=nano", *overrides)), seq) for seq in (256, 512, 1024)]
+    assert costs[2] - costs[1] == 2 * (costs[1] - costs[0])
 
 
 def test_the_tree_names_modules_and_leaves_totals_out():

@@ -20,7 +20,8 @@ from archlab.assemble import assemble_without_weights
 from archlab.describe import count_parameters, parameters_by_part
 from archlab.errors import UserError
 from archlab.memory import bill
-from archlab.memory.activations import Accounting, ffn_terms, layer_terms, outer_terms
+from archlab.blocks.kept import Accounting
+from archlab.memory.activations import layer_terms, outer_terms
 from archlab.memory.estimate import activation_bytes, estimate, growth, largest_batch, remedies
 from archlab.memory.settings import MemorySettings, bytes_of
 
@@ -139,7 +140,7 @@ def kept_by(layer, batch, seq, d, dtype=torch.float16) -> int:
 
 
 def counted(decoder, rules, batch, seq) -> float:
-    return sum(term.bytes(batch, seq) for term in layer_terms(decoder.layers[0], rules))
+    return sum(term.bytes(batch, seq) for term in layer_terms(decoder, 0, rules))
 
 
 SIZES = [(2, 7, 48, 6, 88), (3, 31, 40, 5, 120), (1, 64, 96, 8, 256)]
@@ -156,9 +157,9 @@ def test_a_textbook_layer_keeps_34_and_5(batch, seq, d, heads):
 
 
 def test_the_34_is_11_and_19_and_4_and_the_5_is_2_and_1_and_2():
-    layer = on_meta("size.d_model=48", "size.n_heads=6", "ffn=gelu", "norm=layer").layers[0]
+    decoder = on_meta("size.d_model=48", "size.n_heads=6", "ffn=gelu", "norm=layer")
     by_part, pairs = {"attention": 0.0, "ffn": 0.0, "norms": 0.0}, []
-    for term in layer_terms(layer, Accounting(2, dropout=True)):
+    for term in layer_terms(decoder, 0, Accounting(2, dropout=True)):
         by_part[term.what.partition(":")[0]] += term.token / 48
         pairs += [term.pair / 6] if term.pair else []
     assert by_part == {"attention": 11, "ffn": 19, "norms": 4}
@@ -201,9 +202,9 @@ def test_flash_attention_keeps_its_inputs_its_output_and_a_sum_for_each_head(kv_
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
     del out
-    layer = on_meta("size.d_model=48", "size.n_heads=6", "mixer=gqa", f"size.n_kv_heads={kv_heads}").layers[0]
-    terms = {term.what: term.bytes(batch, seq) for term in layer_terms(layer, Accounting(2, flash=True))}
-    ours = sum(terms[f"attention: {what}"] for what in ("queries, keys, values", "sums of exponentials", "what the heads read"))
+    decoder = on_meta("size.d_model=48", "size.n_heads=6", "mixer=gqa", f"size.n_kv_heads={kv_heads}")
+    terms = {term.what: term.bytes(batch, seq) for term in layer_terms(decoder, 0, Accounting(2, flash=True))}
+    ours = sum(terms[f"attention: {what}"] for what in ("queries, keys, values", "sums of exponentials", "what the heads gather"))
     assert ours == sum(sizes.values())
 
 
@@ -213,14 +214,14 @@ def test_flash_attention_keeps_its_inputs_its_output_and_a_sum_for_each_head(kv_
 )
 def test_norms_and_branches_are_counted_where_they_stand(residual, norms, inputs):
     d = 48
-    layer = on_meta(f"size.d_model={d}", "size.n_heads=6", f"residual={residual}").layers[0]
-    terms = {term.what: term.token for term in layer_terms(layer, Accounting(2))}
+    decoder = on_meta(f"size.d_model={d}", "size.n_heads=6", f"residual={residual}")
+    terms = {term.what: term.token for term in layer_terms(decoder, 0, Accounting(2))}
     assert terms["norms: input"] == norms * 2 * d
     assert terms["attention: input"] + terms.get("ffn: input", 0) == inputs * 2 * d
 
 
 def test_without_norms_none_are_counted():
-    terms = layer_terms(on_meta("norm=none").layers[0], Accounting(2))
+    terms = layer_terms(on_meta("norm=none"), 0, Accounting(2))
     assert sum(term.token for term in terms if term.what.startswith("norms")) == 0
 
 
@@ -408,7 +409,7 @@ def test_parameters_by_part_by_hand():
     parts = parameters_by_part(on_meta("size=tiny", "pos=learned", "mixer.qk_norm=head", "embed.norm=true", "ffn=relu"))
     d, layers, d_ff = 128, 4, 512
     assert parts == {
-        "embedding": 256 * d, "positions": 512 * d, "attention": layers * 4 * d * d, "ffn": layers * 2 * d * d_ff,
+        "embedding": 256 * d, "positions": 512 * d, "mixer": layers * 4 * d * d, "ffn": layers * 2 * d * d_ff,
         "norms": layers * (2 * d + 2 * 32) + 2 * d, "head": 256 * d,
     }  # fmt: skip
 

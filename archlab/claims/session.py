@@ -17,7 +17,6 @@ from archlab.errors import UserError
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
 
-
 OUR_OWN = Path("experiments/claims")
 
 

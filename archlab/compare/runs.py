@@ -8,7 +8,14 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from archlab.compare.records import check_config, check_metrics, check_overrides, check_positions, check_steps, check_summary
+from archlab.compare.records import (
+    check_config,
+    check_metrics,
+    check_overrides,
+    check_positions,
+    check_steps,
+    check_summary,
+)
 from archlab.errors import UNPRINTABLE, UserError
 from archlab.plain import SERIES, Unreadable, read_json, read_lines, read_yaml
 from archlab.rundir import STEPS, unfinished

@@ -1,7 +1,5 @@
 """From directories of runs, claims and stability maps to one HTML file."""
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import escape, glob
