@@ -17,6 +17,9 @@ from archlab.errors import NoRoom
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a full disk, a full quota, and a file that may not grow."""
 
+NOT_HERE = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+"""What some network file systems say to being asked for safety or for a lock: they have none to give."""
+
 PARTS = ".*.part*"
 """What a writer that was killed leaves behind, as a glob."""
 
@@ -69,6 +72,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
     finally:
         os.close(descriptor)
 
@@ -107,6 +113,9 @@ def lock(descriptor: int, wait: bool = False) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
     return True
 
 

@@ -132,12 +132,10 @@ def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path
         check_version(directory, about)
         tell_where(directory, cfg, damaged, about)
         work = prepared(cfg, time.time() - about.get("seconds", 0), about)
-        again = Again(directory, held, about)
-        again.clear()
     except BaseException:
         os.close(held)
         raise
-    return carried_out(work, (), plots, again, saved)
+    return carried_out(work, (), plots, Again(directory, held, about), saved)
 
 
 @dataclass(frozen=True)

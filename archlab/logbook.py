@@ -38,7 +38,7 @@ from torch import nn
 import archlab
 from archlab.errors import NoRoom, UserError
 from archlab.files import PARTS, Lines, no_room, whole, write_text
-from archlab.loggers import open_loggers
+from archlab.loggers import Logger, open_loggers
 from archlab.rundir import METRICS, STEPS, SUMMARY, as_written, write_held
 from archlab.train import checkpoint
 from archlab.train.state import TrainState
@@ -53,14 +53,20 @@ class Logbook:
 
     def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str], again: "Again | None" = None):
         """A new run, or the one that goes on `again` in its own directory."""
-        if again is None:
-            again = Again(*begun(Path(output), cfg, overrides))
+        again = again or Again(*begun(Path(output), cfg, overrides))
         self.directory, self.held, self.finished = again.directory, again.held, False
-        lengths = again.about.get("lengths", {})
-        self.metrics = read_metrics(self.directory / METRICS, lengths.get(METRICS, 0))
-        self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
-        plain = OmegaConf.to_container(cfg, resolve=True)
-        self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
+        self.files: dict[str, Lines] = {}
+        self.loggers: list[Logger] = []
+        try:
+            lengths = again.about.get("lengths", {})
+            self.metrics = read_metrics(self.directory / METRICS, lengths.get(METRICS, 0))
+            again.clear()
+            self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
+            plain = OmegaConf.to_container(cfg, resolve=True)
+            self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "Logbook":
         return self

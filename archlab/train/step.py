@@ -17,6 +17,7 @@ from archlab.train.precision import Machine
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
+from archlab.train.weights import own_tensors
 
 
 class StepResult(NamedTuple):
@@ -55,7 +56,8 @@ def make_step(
     whose loss or gradient is not finite leaves the weights alone, and so does every step after it, so that a run found
     broken later stands where it broke.
     """
-    layers, kept_beside = list(decoder.layers), list(decoder.buffers())
+    layers, saved = list(decoder.layers), own_tensors(decoder)
+    kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
 
     def step(state: TrainState, batch: Batch) -> StepResult:
         number, was_broken = state.step + 1, state.broken
