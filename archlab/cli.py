@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab import desk, experiments, explorer
-from archlab.complaints import did_you_mean, explain
+from archlab.complaints import beyond_the_machine, did_you_mean, explain
 from archlab.errors import UserError
 from archlab.flags import FLAGS, split
 from archlab.overrides import conf_dir, normalise, refuse_twice
@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except UserError as error:
         print("archlab:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if (told := beyond_the_machine(error)) is None:
+            raise
+        print("archlab:", told, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -184,6 +189,10 @@ class Jobs:
             if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
                 raise explain(error) from None
             self.errors.append(explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if (told := beyond_the_machine(error)) is None:
+                raise
+            self.errors.append(told)
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
         else:
