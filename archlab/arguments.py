@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from archlab.complaints import did_you_mean
-from archlab.errors import UserError
+from archlab.errors import UserError, shortened
 from archlab.flags import split
 
 Options = TypeVar("Options")
@@ -51,11 +51,15 @@ def understood(
 
 
 def read(name: str, value: str, hint: Any) -> Any:
+    if not value and name != "prompt":  # of which generate says more
+        raise UserError(f"{name}=: is empty; write {name}=... with a value, or leave it out")
     try:
         return TypeAdapter(hint).validate_python(None if value == "null" else value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
-        raise UserError(f"{name}={value}: {wanted}") from None
+        if value.strip("+-").lower() in ("nan", "inf", "infinity"):
+            wanted = "should be a finite number"
+        raise UserError(f"{name}={shortened(value)}: {wanted}") from None
 
 
 def config_dir(flags: dict[str, str]) -> Path | None:

@@ -4,26 +4,30 @@ Every refusal is one line that names the field, what was given, why it cannot be
 """
 
 import inspect
+import math
 import pydoc
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.data.batch import Source
-from archlab.errors import UserError
+from archlab.errors import UserError, shortened
 from archlab.evaluate.settings import EvalSettings
 from archlab.init import Init
 from archlab.loggers import check_installed
 from archlab.memory.settings import MemorySettings, check_memory
 from archlab.model import Decoder
 from archlab.preflight.settings import PreflightSettings, check_preflight
-from archlab.quantities import Count, Fraction, Literal, Probability
+from archlab.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
 from archlab.train.settings import TrainSettings
+
+MOST_TOKENS = 2**28
+"""That can be held together, in a step or in a sequence."""
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
 GROUPS = (*BLOCKS, "init", "size", "data")
@@ -36,7 +40,7 @@ KINDS: dict[str, type] = {
 class TopLevel:
     """The options that belong to no section."""
 
-    seed: Annotated[int, Interval(ge=0, lt=2**63)]
+    seed: Natural
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     dropout: Probability
@@ -51,13 +55,13 @@ class TopLevel:
 
 @dataclass(frozen=True)
 class Size:
-    d_model: Count
-    n_layers: Annotated[int, Interval(ge=1, le=10_000)]
-    n_heads: Count
-    n_kv_heads: Count | None
-    head_dim: Count | None
+    d_model: Width
+    n_layers: Depth
+    n_heads: Width
+    n_kv_heads: Width | None
+    head_dim: Width | None
     d_ff: Count | Literal["matched"]
-    vocab_size: Annotated[int, Ge(2)]
+    vocab_size: Annotated[int, Interval(ge=2, lt=2**31)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Embed:
     tied: bool
     norm: bool
     scale: Literal["none", "sqrt_d_model"]
-    width: Count | None
+    width: Width | None
     types: Count | None
 
 
@@ -149,9 +153,17 @@ def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         except PydanticUserError:
             continue  # a hint that speaks of objects, such as a tensor, which no configuration file can hold
         except ValidationError as error:
-            wanted = {e["msg"].removeprefix("Input ").lower() for e in error.errors() if e["type"] != "none_required"}
-            where = f"{path}.{name}" if path else name
-            raise UserError(f"{where}={'null' if value is None else value}: {' or '.join(sorted(wanted))}") from None
+            where, shown = f"{path}.{name}" if path else name, "null" if value is None else shortened(str(value))
+            raise UserError(f"{where}={shown}: {wanted(value, error)}") from None
+
+
+def wanted(value: Any, error: ValidationError) -> str:
+    """What a value should have been; of a NaN or an infinity no bound is the reason."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        return "should be a finite number"
+    found = {e["msg"].removeprefix("Input ").lower() for e in error.errors() if e["type"] != "none_required"}
+    return " or ".join(sorted(found))
 
 
 def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
@@ -170,7 +182,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_training(cfg)
     check_evaluation(cfg)
     check_memory(MemorySettings(**OmegaConf.to_container(cfg.memory)), decoder, explicit)
-    check_installed(cfg.loggers)
+    check_loggers(cfg)
     check_preflight(PreflightSettings(**OmegaConf.to_container(cfg.preflight)))
 
 
@@ -294,6 +306,12 @@ def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
         )
 
 
+def check_loggers(cfg: DictConfig) -> None:
+    if len(set(cfg.loggers)) < len(cfg.loggers):
+        raise UserError(f"loggers={list(cfg.loggers)}: names one twice; name each once")
+    check_installed(cfg.loggers)
+
+
 def check_match(cfg: DictConfig, explicit: Collection[str]) -> None:
     if "size.d_ff" in explicit:
         raise UserError(f"match={cfg.match}: sets size.d_ff={cfg.size.d_ff} to another number; keep one of the two")
@@ -301,6 +319,11 @@ def check_match(cfg: DictConfig, explicit: Collection[str]) -> None:
 
 def check_training(cfg: DictConfig) -> None:
     train = cfg.train
+    if train.batch_size * train.train_len > MOST_TOKENS:
+        raise UserError(
+            f"train.batch_size={train.batch_size}: of train.train_len={train.train_len} tokens each are more than a step can"
+            f" hold; use at most {MOST_TOKENS // train.train_len}"
+        )
     if train.batch_size % train.accumulate:
         raise UserError(
             f"train.accumulate={train.accumulate}: does not divide train.batch_size={train.batch_size} into equal"
@@ -326,6 +349,11 @@ def check_evaluation(cfg: DictConfig) -> None:
     if list(evaluation.lengths) != sorted(set(evaluation.lengths)):
         rising = ",".join(map(str, sorted(set(evaluation.lengths))))
         raise UserError(f"eval.lengths={list(evaluation.lengths)}: should rise from one to the next; use [{rising}]")
+    if cfg.train.train_len * max(evaluation.lengths) > MOST_TOKENS:
+        raise UserError(
+            f"eval.lengths={shortened(str(list(evaluation.lengths)))}: times train.train_len={cfg.train.train_len} are more"
+            f" tokens than a sequence can have; use at most {MOST_TOKENS // cfg.train.train_len}"
+        )
     if evaluation.stride is not None and evaluation.protocol != "sliding":
         raise UserError(
             f"eval.stride={evaluation.stride}: windows slide only under eval.protocol=sliding; add that, or leave it out"

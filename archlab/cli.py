@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab import desk, experiments, explorer, signals
-from archlab.complaints import did_you_mean, explain
+from archlab.complaints import beyond_the_machine, did_you_mean, explain
 from archlab.errors import NoRoom, UserError
 from archlab.files import no_room
 from archlab.flags import FLAGS, split
@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except NoRoom as error:
         _say(error)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if (told := beyond_the_machine(error)) is None:
+            raise
+        _say(told)
+        sys.exit(2)
     except KeyboardInterrupt as error:
         sys.exit(getattr(error, "status", 130))
     except BrokenPipeError:
@@ -225,6 +230,10 @@ class Jobs:
             if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
                 raise explain(error) from None
             self.errors.append(explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if (told := beyond_the_machine(error)) is None:
+                raise
+            self.errors.append(told)
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
         except (NoRoom, OSError) as error:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from archlab.complaints import explain
+from archlab.complaints import beyond_the_machine, explain
 from archlab.overrides import Known, conf_dir, normalise
 
 
@@ -61,10 +61,13 @@ def finish(
     settle_layers(settled, (*own, conf_dir()))
     settle_size(settled)
     check_rules(settled)
-    if settled.match:
-        check_match(settled, explicit)
-        settle_match(settled, default_blocks(settled))
-    decoder = assemble_without_weights(settled)
+    try:
+        if settled.match:
+            check_match(settled, explicit)
+            settle_match(settled, default_blocks(settled))
+        decoder = assemble_without_weights(settled)
+    except (RuntimeError, TypeError) as error:
+        raise beyond_the_machine(error) or error from error
     settle_steps(settled, count_parameters(decoder))
     check_together(settled, decoder, explicit)
     OmegaConf.set_struct(settled, True)

@@ -116,7 +116,7 @@ class ReportOptions:
     output: str = "report.html"
     metric: str | None = None
     baseline: str | None = None
-    smallest_effect: float | None = None
+    smallest_effect: NonNegative | None = None
     direction: Direction | None = None
     mix: bool | None = None
 

@@ -1,4 +1,4 @@
-"""The one kind of error a user sees: a sentence about what they typed, or about a file they named."""
+"""The one kind of error a user sees: a sentence about what they typed, or about a file they named; cut where nobody would read it."""
 
 import re
 
@@ -21,8 +21,13 @@ class UserError(Exception):
     def __init__(self, message: str):
         super().__init__(printable(message))
 
+
 class NoRoom(Exception):
     """A disk is full. The message is one line; what was written before stays, and nothing is left half-written.
 
     The command line prints it and leaves with status 1: nothing the user typed was wrong.
     """
+
+def shortened(text: str, most: int = 80) -> str:
+    """Its beginning, and how long it is, where nobody would read it to its end."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

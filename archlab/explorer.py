@@ -9,7 +9,7 @@ from archlab.arguments import config_dir, understood
 from archlab.errors import UserError
 from archlab.files import write_bytes
 from archlab.overrides import refuse_twice
-from archlab.quantities import Count
+from archlab.quantities import AtOnce
 
 if TYPE_CHECKING:
     from archlab.model import Decoder
@@ -24,7 +24,7 @@ DRAWN_WITH_WEIGHTS = 50_000_000
 class DiffOptions:
     """What `diff` takes besides two models; `output` is a file for a picture of both."""
 
-    seq_len: Count | None = None
+    seq_len: AtOnce | None = None
     output: str | None = None
 
 

@@ -18,7 +18,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.complaints import did_you_mean, explain
-from archlab.errors import UserError
+from archlab.errors import UserError, shortened
 from archlab.flags import split
 from archlab.nested import leaves
 from archlab.plan import IN_LAYERS
@@ -167,6 +167,8 @@ def _normalise(word: str, known: Known) -> str:
         raise UserError(f"{word}: an experiment is several runs; only the verb run takes it, as experiment=NAME")
     if word.startswith("~"):
         raise UserError(f"{word}: {key} cannot be left out, only set; {_can_be(key, known)}")
+    if len(value) > 4000:  # of which a number may be too long for Hydra, which then says so in a traceback
+        parse(bare)
     if value.lstrip().startswith("{"):
         _refuse_empty(bare, key, parse(bare).value())
     if key in known.groups:
@@ -307,3 +309,5 @@ def parse(word: str) -> Override:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
         raise explain(error) from error
+    except ValueError:  # Python's own limit on the digits of an integer
+        raise UserError(f"{shortened(word)}: has a number of more digits than can be read; use a smaller one") from None

@@ -1,20 +1,33 @@
 """The kinds of number an option may hold, named once and checked wherever a configuration is read."""
 
-import math
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval, Lt, MinLen
+from annotated_types import Interval, MinLen
 
-Count = Annotated[int, Ge(1)]
-"""At least one of something: layers, heads, steps."""
+# Every kind has an end, beyond which nothing could be computed or counted: a few digits too many are a mistake in typing.
 
-Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Interval(ge=1, lt=2**31)]
+"""At least one of something: steps, sequences, rows of a table."""
+
+Width = Annotated[int, Interval(ge=1, le=2**20)]
+"""A number of features or heads, such that a matrix of two of them has no more numbers than 64 bits can count."""
+
+Depth = Annotated[int, Interval(ge=1, le=1000)]
+"""A number of layers; the deepest that were published are DeepNet's 1000 (arXiv:2203.00555)."""
+
+Tokens = Annotated[int, Interval(ge=1, lt=2**53)]
+"""A budget of tokens."""
+
+AtOnce = Annotated[int, Interval(ge=1, le=2**28)]
+"""Tokens that are held together: of a sequence, or of all that is evaluated."""
+
+Natural = Annotated[int, Interval(ge=0, lt=2**63)]
 """Zero or more of something: warm-up steps, a seed."""
 
-Positive = Annotated[float, Gt(0), Lt(math.inf)]
-"""A number above zero: a learning rate, an epsilon."""
+Positive = Annotated[float, Interval(gt=0, lt=1e30)]
+"""A number above zero, with room to the end of float32: a learning rate, an epsilon."""
 
-NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
+NonNegative = Annotated[float, Interval(ge=0, lt=1e30)]
 """A number that may be zero: a weight decay."""
 
 Probability = Annotated[float, Interval(ge=0, lt=1)]
@@ -29,4 +42,7 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 Counts = Annotated[list[Count], MinLen(1)]
 """A non-empty list of counts: the lengths to evaluate at."""
 
-__all__ = ["Count", "Counts", "Fraction", "Literal", "Natural", "NonNegative", "Positive", "Probability", "Share"]
+__all__ = [
+    "AtOnce", "Count", "Counts", "Depth", "Fraction", "Literal", "Natural", "NonNegative", "Positive", "Probability",
+    "Share", "Tokens", "Width",
+]  # fmt: skip

@@ -1,13 +1,16 @@
 """Byte corpora: where windows are cut, which targets count, and what the user is told."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from archlab.data import TooLong
+from archlab.data.blank import Blank
 from archlab.data.corpus import Corpus, check_prefix, split
+from archlab.data.masked import Masked
 from archlab.data.text import File, StandardLibrary, Text, standard_library
 from archlab.errors import UserError
 
@@ -207,3 +210,53 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             File(path)
     with pytest.raises(UserError, match="^data.path=.*is empty"):
         File(str(tmp_path / "empty.txt"))
+
+
+def test_what_is_no_file_is_called_what_it_is(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("some text")
+    monkeypatch.delenv("HOME", raising=False)
+    for path, why in (
+        (str(tmp_path / "pipe"), "is a pipe or a device, which can be read only once; write it to a file, and give that"),
+        ("/dev/null", "is a pipe or a device"),
+        ("/dev/zero", "is a pipe or a device"),
+        (str(tmp_path / "link"), "is a link to what is not there"),
+        (str(tmp_path / "text" / "more"), "does not exist"),
+        ("", "data=file does not know which file"),
+        ("x" * 300, "cannot be looked at: File name too long"),
+        ("a\0b", "cannot be looked at: embedded null byte"),
+        ("~nobody-of-this-name/text", "cannot be looked at: Could not determine home directory"),
+    ):
+        for make in (File, lambda path: Masked(path=path), lambda path: Blank(path=path)):
+            with pytest.raises(UserError) as refusal:
+                make(path)
+            assert str(refusal.value).startswith("data.path=") and why in str(refusal.value), path
+            assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
+
+
+def test_a_file_without_the_right_to_read_it(tmp_path, monkeypatch):
+    (tmp_path / "text").write_text("some text")
+    monkeypatch.setattr(np, "memmap", lambda *args, **options: open("/proc/1/mem/none"))  # root may read all else
+    with pytest.raises(UserError, match="^data.path=.*text: cannot be read: "):
+        File(str(tmp_path / "text"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_a_file_too_short_for_any_sequence_is_told_so(tmp_path, n):
+    (tmp_path / "short").write_bytes(b"x" * n)
+    source = File(str(tmp_path / "short"))
+    with pytest.raises(TooLong) as refusal:
+        source.train(0, 1, 4, 128)
+    has = {1: "1 token", 2: "2 tokens", 9: "9 tokens"}[n]
+    remedy = "use a train_len of at most 8 or a longer corpus" if n == 9 else "give a longer corpus"
+    assert str(refusal.value) == f"train.train_len=128: data=file has {has} to train on and a sequence takes 129; {remedy}"
+    with pytest.raises(TooLong) as refusal:
+        source.validation(1, 10, 1)
+    assert str(refusal.value) == (
+        "eval.lengths: a length of 1: data=file holds out 0 tokens and a sequence takes 2; use a larger data.valid_share or a"
+        " longer corpus"
+    )
+    for make in (Masked, Blank):
+        with pytest.raises(TooLong, match=f"^train.train_len=128: data={make.name} has {has} there; "):
+            make(path=str(tmp_path / "short")).train(0, 1, 4, 128)

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple, final
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 
 from archlab.data.batch import Batch, Source
 from archlab.data.corpus import hash_of, slices
@@ -54,15 +54,15 @@ class Blank(Source):
     def __init__(
         self,
         share: Share = 0.15,
-        mean_span: Annotated[float, Ge(1)] = 3.0,
+        mean_span: Annotated[float, Interval(ge=1, lt=2**31)] = 3.0,
         rest: Fraction = 0.0,
         path: str | None = None,
         valid_share: Share = 0.1,
     ):
         if not 0 < share < 0.5:
             raise UserError(f"data.share={share}: should be a share of the text above 0 and below a half, such as 0.15")
-        if not mean_span >= 1:
-            raise UserError(f"data.mean_span={mean_span}: should be 1 token or more")
+        if not 1 <= mean_span < 2**31:
+            raise UserError(f"data.mean_span={mean_span}: should be 1 token or more, and fewer than 2^31")
         self.share, self.mean_span, self.rest = share, mean_span, rest
         self.train_part, self.valid_part = given_text(path, valid_share)
         self.sha256 = hash_of(self.train_part, self.valid_part, as_bytes(share, mean_span, rest))
@@ -112,9 +112,9 @@ class Blank(Source):
         while sum(lengths) < self.share * (seq_len - 2 * len(lengths)):
             lengths.append(max(1, int(rng.poisson(self.mean_span))))
         left = seq_len - 2 * len(lengths) - sum(lengths)
-        while left < len(lengths):  # a last span too long for a short text
-            lengths[-1] -= 1
-            left += 1
+        too_long = max(0, len(lengths) - left)  # a last span, for a short text
+        lengths[-1] -= too_long
+        left += too_long
         # Each blank in a gap of its own between the tokens that are left, so that no two touch.
         gaps = np.sort(rng.choice(left + 1, len(lengths), replace=False))
         starts = [int(gap) + sum(lengths[:i]) for i, gap in enumerate(gaps)]

@@ -67,19 +67,20 @@ class Corpus(Source):
     def _check_train_len(self, seq_len: int) -> None:
         longest = max(len(self.train_part) - 1, 0)
         if seq_len > longest:
+            remedy = f"use a train_len of at most {longest} or a longer corpus" if longest >= 2 else "give a longer corpus"
             raise TooLong(
-                f"train.train_len={seq_len}: data={self.name} has {len(self.train_part)} tokens to train on and a "
-                f"sequence takes {seq_len + 1}; use a train_len of at most {longest} or a longer corpus",
+                f"train.train_len={seq_len}: data={self.name} has {counted(self.train_part)} to train on and a "
+                f"sequence takes {seq_len + 1}; {remedy}",
                 longest,
             )
 
     def _check_eval_len(self, seq_len: int) -> None:
         longest = max(len(self.valid_part) - 1, 0)
         if seq_len > longest:
+            remedy = f"use a length of at most {longest}, " if longest else "use "
             raise TooLong(
-                f"eval.lengths: a length of {seq_len}: data={self.name} holds out {len(self.valid_part)} tokens and a "
-                f"sequence takes {seq_len + 1}; use a length of at most {longest}, a larger data.valid_share "
-                "or a longer corpus",
+                f"eval.lengths: a length of {seq_len}: data={self.name} holds out {counted(self.valid_part)} and a "
+                f"sequence takes {seq_len + 1}; {remedy}a larger data.valid_share or a longer corpus",
                 longest,
             )
 
@@ -95,6 +96,10 @@ class Corpus(Source):
                 f"eval.stride={stride}: sliding windows score every target and prefix={list(self.prefix)} only what "
                 "follows a prefix; use eval.protocol=disjoint or prefix=null"
             )
+
+
+def counted(part: Integer[np.ndarray, " tokens"]) -> str:
+    return "1 token" if len(part) == 1 else f"{len(part)} tokens"
 
 
 def windows(

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from archlab.data.batch import Source, TooLong
-from archlab.data.corpus import split
+from archlab.data.corpus import counted, split
 from archlab.data.text import Text, mapped
 from archlab.errors import UserError
 
@@ -20,10 +20,8 @@ def given_text(path: str | None, valid_share: float) -> tuple[UInt8[np.ndarray, 
 def check_length(source: Source, asked: str, seq_len: int, part: UInt8[np.ndarray, " tokens"]) -> None:
     """Raises TooLong where a part of the text is shorter than a sequence."""
     if seq_len > len(part):
-        raise TooLong(
-            f"{asked}={seq_len}: data={source.name} has {len(part)} tokens there; use at most that, or a longer text",
-            len(part),
-        )
+        remedy = "use at most that, or a longer text" if len(part) >= 2 else "give a longer text, or another data.valid_share"
+        raise TooLong(f"{asked}={seq_len}: data={source.name} has {counted(part)} there; {remedy}", len(part))
 
 
 def drawn(rng: np.random.Generator, part: UInt8[np.ndarray, " tokens"], seq_len: int, n: int) -> np.ndarray:

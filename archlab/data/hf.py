@@ -96,8 +96,8 @@ def encode(dataset: "Dataset", column: str, codec: Bytes | Tokens) -> Integer[np
 def load_split(path: str | None, name: str) -> "Dataset":
     from datasets import load_dataset, load_from_disk
 
-    if path is None:
-        raise UserError("data.path=null: data=hf does not know which dataset; give a folder or a name on the hub")
+    if not path:
+        raise UserError(f"data.path={'null' if path is None else ''}: data=hf does not know which dataset; give a folder or a name on the hub")
     try:
         if not saved_to_disk(Path(path)):
             return load_dataset(path, split=name)

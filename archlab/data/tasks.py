@@ -2,13 +2,17 @@
 
 import math
 from abc import abstractmethod
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Int
 
 from archlab.data.generated import Problems, Sizes, Task
 from archlab.quantities import Count
+
+Open = Annotated[int, Interval(ge=1, le=2**16)]
+"""Brackets that may be open at once."""
 
 
 class Transcript(Task):
@@ -158,7 +162,7 @@ class Dyck(Task):
 
     name = "dyck"
 
-    def __init__(self, kinds: Count = 3, depth: Count = 8, smallest: Count | None = None, varied: bool = True):
+    def __init__(self, kinds: Count = 3, depth: Open = 8, smallest: Count | None = None, varied: bool = True):
         self.kinds, self.depth = kinds, depth
         super().__init__(2 * kinds + 3, smallest, varied, kinds=kinds, depth=depth)
 

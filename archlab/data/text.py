@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from archlab.data.corpus import Corpus, split
-from archlab.errors import UserError
+from archlab.errors import UserError, shortened
 from archlab.quantities import Share
 
 N_BYTES = 256
@@ -91,12 +92,28 @@ class File(Corpus):
 
 
 def mapped(path: str | None) -> UInt8[np.ndarray, " bytes"]:
-    if path is None:
-        raise UserError("data.path=null: data=file does not know which file; give data.path=my.txt")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        found = "is a folder" if file.is_dir() else "does not exist"
-        raise UserError(f"data.path={path}: {found}; give the path of a file")
-    if file.stat().st_size == 0:
-        raise UserError(f"data.path={path}: is empty; give a file with something to learn from")
-    return np.memmap(file, np.uint8, mode="r")
+    if not path:
+        given = "null" if path is None else ""
+        raise UserError(f"data.path={given}: data=file does not know which file; give data.path=my.txt")
+    if reason := why_not_mapped(path):
+        raise UserError(f"data.path={shortened(path)}: {reason}")
+    try:
+        return np.memmap(Path(path).expanduser(), np.uint8, mode="r")
+    except OSError as error:
+        raise UserError(f"data.path={shortened(path)}: cannot be read: {error.strerror}; give another file") from None
+
+
+def why_not_mapped(path: str) -> str | None:
+    """What a path names, where that is no file with something in it."""
+    try:
+        file = Path(path).expanduser()
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "is a link to what is not there" if file.is_symlink() else "does not exist; give the path of a file"
+    except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long a name, no such home, a zero byte
+        return f"cannot be looked at: {getattr(error, 'strerror', None) or error}; give the path of a file"
+    if stat.S_ISDIR(found.st_mode):
+        return "is a folder; give the path of a file"
+    if not stat.S_ISREG(found.st_mode):
+        return "is a pipe or a device, which can be read only once; write it to a file, and give that"
+    return None if found.st_size else "is empty; give a file with something to learn from"

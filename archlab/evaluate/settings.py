@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from archlab.quantities import Count, Counts, Literal
+from archlab.quantities import AtOnce, Count, Counts, Literal
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """One field for each option of `eval`; conf/config.yaml says what each means."""
 
-    tokens: Count
+    tokens: AtOnce
     lengths: Counts
     protocol: Literal["disjoint", "sliding"]
     stride: Count | None

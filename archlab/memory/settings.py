@@ -8,7 +8,7 @@ from torch import nn
 
 from archlab.errors import UserError
 from archlab.model import Decoder
-from archlab.quantities import Count, Literal
+from archlab.quantities import AtOnce, Count, Literal
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -19,7 +19,7 @@ class MemorySettings:
     """One field for each option of `memory`; conf/config.yaml says what each means."""
 
     batch: Count = 1
-    seq_len: Count | None = None
+    seq_len: AtOnce | None = None
     weights: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: Literal["adam", "momentum", "sgd"] = "adam"
     attention: Literal["unfused", "flash"] = "unfused"

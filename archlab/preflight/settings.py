@@ -1,9 +1,12 @@
 """What can be set about a preflight."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import MinLen
 
 from archlab.errors import UserError
-from archlab.quantities import Count, Counts, Positive
+from archlab.quantities import AtOnce, Count, Depth, Positive
 
 
 @dataclass(frozen=True)
@@ -11,10 +14,10 @@ class PreflightSettings:
     """One field for each option of `preflight`; conf/config.yaml says what each means."""
 
     batch_size: Count = 8
-    seq_len: Count | None = None
+    seq_len: AtOnce | None = None
     steps: Count = 5
     lr: Positive = 1e-5
-    depths: Counts | None = None
+    depths: Annotated[list[Depth], MinLen(1)] | None = None
     plot: str | None = None
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Interval
 
-from archlab.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability
+from archlab.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability, Tokens
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class TrainSettings:
     """One field for each option of `train`; conf/config.yaml says what each means."""
 
     steps: Count
-    tokens: Count | None
-    train_len: Annotated[int, Ge(2)]
+    tokens: Tokens | None
+    train_len: Annotated[int, Interval(ge=2, le=2**28)]
     batch_size: Count
     accumulate: Count
     lr: Positive

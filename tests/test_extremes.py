@@ -1,0 +1,154 @@
+"""Numbers that nobody means: each typed anywhere is one line, or is computed with."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from oracles import every_option
+
+import archlab
+from archlab import config
+from archlab.arguments import understood
+from archlab.check import GROUPS
+from archlab.complaints import beyond_the_machine
+from archlab.desk import ClaimsOptions, CompareOptions, GenerateOptions, ReportOptions
+from archlab.errors import UserError
+from archlab.explorer import DiffOptions, DrawOptions
+
+NUMBERS = (10**11, 10**23, 10**400, 1e11, 1e-320, 1e308, math.inf, -math.inf, math.nan, -1, 0, 2**31 - 1, 2**63)
+OTHERS = ("", "x", [10**23], [math.nan], [[1]], {"a": 1}, True, None)
+
+NEEDS = {
+    **{f"norm={name}": ("mask=full",) for name in ("batch", "instance", "sequence")},
+    "pos=rope_2d": ("mask=prefix",), "pos=learned_2d": ("mask=prefix",), "data=masked": ("mask=full",), "norm=none": ("residual=pre",),
+}  # fmt: skip
+OPTIONS = [f"{group}={name}" for group, name in every_option(*GROUPS) if group != "size"]
+
+
+@cache
+def settled(*words: str) -> DictConfig:
+    return archlab.compose("size=nano", *words, *(word for each in words for word in NEEDS.get(each, ())))
+
+
+def names(node: dict, prefix: str = "") -> Iterator[str]:
+    """Of all that can be set."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from names(value, f"{prefix}{name}.")
+        elif not str(name).startswith("_"):
+            yield f"{prefix}{name}"
+
+
+def answer(cfg: DictConfig, field: str, value: object) -> str | None:
+    """What is said of a configuration with one field set so; None where nothing is."""
+    plain = copy.deepcopy(OmegaConf.to_container(cfg))
+    *around, last = field.split(".")
+    inside = plain
+    for name in around:
+        inside = inside[name]
+    inside[last] = value
+    try:
+        config.finish(OmegaConf.create(plain), plain.pop("choices"), {field})
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check(cfg: DictConfig, field: str, values: tuple = (*NUMBERS, *OTHERS)) -> None:
+    for value in values:
+        line = answer(cfg, field, value)
+        assert line is None or ("\n" not in line and len(line) < 600), (field, value)
+        if isinstance(value, float) and not math.isfinite(value) and not isinstance(value, str):
+            assert line is not None, f"{field}={value} is computed with"
+            assert line.startswith(f"{field}="), line
+        if value == 10**400:
+            assert line is not None and len(line) < 600, field
+
+
+SECTIONS = ("embed", "train", "probe", "eval", "memory", "preflight", "size")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_of_a_section(section):
+    cfg = settled()
+    for field in names(OmegaConf.to_container(cfg[section]), f"{section}."):
+        if field != "preflight.plot":  # a name, of which any will do
+            check(cfg, field)
+
+
+def test_every_field_of_the_top():
+    cfg = settled()
+    for field in ("seed", "device", "precision", "dropout", "prefix", "allow_leak", "budget", "match", "tune", "loggers"):
+        check(cfg, field)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_field_of_an_option(option):
+    group = option.partition("=")[0]
+    cfg = settled(option)
+    for field in names(OmegaConf.to_container(cfg[group]), f"{group}."):
+        if field.rpartition(".")[2] not in ("path", "tokenizer", "split", "valid_split", "column"):
+            check(cfg, field, (10**400, 1e308, math.inf, math.nan, 2**31 - 1, [10**23]))
+
+
+VERBS = (CompareOptions, ClaimsOptions, ReportOptions, GenerateOptions, DiffOptions, DrawOptions)
+TYPED = ("1e11", "9" * 23, "9" * 400, "9" * 5000, "1e400", "1e-320", "inf", "-inf", "nan", "-1", "", "x", "null")
+
+
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_every_option_of_a_verb(kind):
+    for field in fields(kind):
+        for value in TYPED:
+            try:
+                _, options, _ = understood("verb", [f"{field.name}={value}"], kind)
+            except UserError as error:
+                assert str(error).startswith(f"{field.name}=") and "\n" not in str(error) and len(str(error)) < 300
+            else:
+                given = getattr(options, field.name)
+                if isinstance(given, float) and field.name != "top_p":  # which generate() bounds itself
+                    assert math.isfinite(given)
+                assert given != "" or field.name == "prompt"  # of which generate says more
+                assert not isinstance(given, int) or given < 2**63
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train.batch_size=1e11"], "train.batch_size=100000000000.0: should be a valid integer"),
+        (["train.batch_size=100000000000"], "train.batch_size=100000000000: should be less than 2147483648"),
+        (["train.batch_size=4000000"], "train.batch_size=4000000: of train.train_len=128 tokens each are more than a step can hold; use at most 2097152"),
+        (["eval.lengths=[1,4000000]"], "eval.lengths=[1, 4000000]: times train.train_len=128 are more tokens than a sequence can have; use at most 2097152"),
+        (["size.d_model=1000000000"], "size.d_model=1000000000: should be less than or equal to 1048576"),
+        (["size.n_layers=100000"], "size.n_layers=100000: should be less than or equal to 1000"),
+        (["preflight.depths=[2,100000]"], "preflight.depths=[2, 100000]: should be less than or equal to 1000"),
+        (["seed=99999999999999999999999"], "seed=99999999999999999999999: should be less than 9223372036854775808"),
+        ([f"seed={'9' * 5000}"], f"seed={'9' * 75}... (5005 characters): has a number of more digits than can be read; use a smaller one"),
+        (["dropout=nan"], "dropout=nan: should be a finite number"),
+        (["train.lr=1e400"], "train.lr=inf: should be a finite number"),
+        (["prefix=[nan,0.5]"], "prefix=[nan, 0.5]: should be a finite number"),
+        (["loggers=[wandb,wandb]"], "loggers=['wandb', 'wandb']: names one twice; name each once"),
+        (["size.d_model=7", "size.n_heads=7"], "size.head_dim=1: RoPE turns features in pairs; use 2 or more, so fewer heads, or another pos"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_the_line_says_why(words, line):
+    with pytest.raises(UserError) as refusal:
+        archlab.compose("size=nano", *words)
+    assert str(refusal.value) == line
+
+
+def test_what_the_machine_cannot_hold_is_one_line():
+    said = [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 65536 bytes. Error code 12",
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 4 GiB",
+    ]
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
+    assert str(beyond_the_machine(RuntimeError(said[0]))).startswith("memory: this machine has not enough; 65536 bytes more were asked for;")
+    assert "20.00 GiB more" in str(beyond_the_machine(out_of_memory(said[1])))
+    assert "memory:" in str(beyond_the_machine(MemoryError()))
+    assert "2 bytes" not in str(beyond_the_machine(RuntimeError("Storage size calculation overflowed with sizes=[1, 2]")))
+    assert beyond_the_machine(RuntimeError("shapes do not fit")) is None
