@@ -57,9 +57,14 @@ def moment(directory: Path | None) -> str:
     return "training"
 
 
+def written(place: Path) -> int:
+    """Steps whose losses are on the disk; -1 before the run has a directory."""
+    return max((reached(file.parent) for file in place.glob("*/config.yaml")), default=-1)
+
+
 def reached(directory: Path) -> int:
-    lines = (directory / "steps.jsonl").read_bytes().split(b"\n")[:-1] if (directory / "steps.jsonl").exists() else []
-    return len(lines)
+    file = directory / "steps.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def main() -> None:
@@ -70,21 +75,21 @@ def main() -> None:
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         home = Path(folder)
-        since = time.monotonic()
         archlab(*WORDS, "output=whole", cwd=home).communicate()
-        usual = time.monotonic() - since
         (whole,) = (home / "whole").iterdir()
         expected = outcome(whole)
-        begins = whole.joinpath("config.yaml").stat().st_mtime - (time.time() - usual)
+        tail = (whole / "summary.json").stat().st_mtime - (whole / "steps.jsonl").stat().st_mtime
         print("| kill | signal | moment | steps written | resumed | bitwise equal |\n|---|---|---|---|---|---|")
         equal = 0
         for kill in range(1, asked.kills + 1):
             place = home / f"cut-{kill}"
             number = draw.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
             process = archlab(*WORDS, f"output={place}", cwd=home)
-            while not list(place.glob("*/config.yaml")) and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, max(usual - begins, 1)))
+            # Training and what follows it get kills alike, though training takes longer.
+            step, later = (draw.randrange(150), 0.02) if draw.random() < 0.6 else (150, tail)
+            while process.poll() is None and written(place) < step:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, later))
             (directory,) = place.iterdir()
             if process.poll() is None:
                 process.send_signal(signal.SIGSTOP)  # so that what is seen is what is killed
