@@ -28,6 +28,7 @@ class NoRoom(Exception):
     The command line prints it and leaves with status 1: nothing the user typed was wrong.
     """
 
+
 def shortened(text: str, most: int = 80) -> str:
     """Its beginning, and how long it is, where nobody would read it to its end."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
