@@ -189,3 +189,8 @@ def test_a_learned_bias_can_be_learned():
 def test_buckets_that_make_no_sense_are_refused(options, told):
     with pytest.raises(UserError, match=told):
         make_bias("t5", **options)
+
+
+def test_kerples_numbers_start_between_those_of_its_published_code():
+    assert make_bias("kerple").starts_within == {"r1": (0.0, 2.0), "r2": (0.0, 1.0)}
+    assert make_bias("kerple_power").starts_within == {"r1": (0.0, 1.0), "r2": (0.0, 2.0)}

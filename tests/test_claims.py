@@ -149,6 +149,18 @@ def test_a_value_and_a_ratio_are_held_against_their_number():
     assert decided("equal", "ratio", by=0.2, b=NEAR, a=FAR).verdict == "REFUTED"  # against 1, where nothing is said
 
 
+def test_a_difference_may_be_held_against_another_number_than_zero():
+    """NEAR lies 1.01 above FAR."""
+    assert decided("above", by=0.1, than=0.5, b=NEAR, a=FAR).verdict == "SUPPORTED"
+    assert decided("above", by=0.1, than=1.5, b=NEAR, a=FAR).verdict == "REFUTED"
+    assert decided("below", by=0.1, than=1.5, b=NEAR, a=FAR).verdict == "SUPPORTED"
+    assert decided("below", by=0.1, than=0.5, b=NEAR, a=FAR).verdict == "REFUTED"
+    assert decided("equal", by=0.2, than=1.0, b=NEAR, a=FAR).verdict == "SUPPORTED"
+    assert decided("equal", by=0.2, than=-1.0, b=NEAR, a=FAR).verdict == "REFUTED"
+    record = record_part(decided("above", by=0.1, than=0.5, b=NEAR, a=FAR))
+    assert record["effect"] == pytest.approx(1.0125) and np.mean(record["interval"]) == pytest.approx(1.0125)
+
+
 def test_an_effect_is_told_in_the_unit_of_the_quantity():
     result = decided("above", "value", by=0.0, than=0.5, a=[0.9, 1.1])
     record = record_part(result)

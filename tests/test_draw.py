@@ -4,13 +4,14 @@ import xml.etree.ElementTree as ET
 
 import pytest
 import torch
-from oracles import build, options
+from oracles import build, make, options
 
 import archlab
 from archlab import draw
 from archlab.draw import sketch
 from archlab.assemble import assemble_without_weights
 from archlab.blocks.contracts import Residual
+from archlab.draw.words import details
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -81,3 +82,12 @@ def test_scales_and_caps_are_drawn_as_they_are():
     told = texts(decoder)
     assert "scores q · k × 0.5" in told and any("fraction 0.25" in text for text in told)
     assert "× 3" in " ".join(told) and "tanh" in " ".join(told)
+
+
+def test_ropes_scaling_is_drawn_where_there_is_one():
+    told = {
+        scaling: details(make("pos", "rope", scaling=scaling, **options)(d_model=48, n_heads=6, head_dim=10))
+        for scaling, options in {"none": {}, "linear": {"factor": 2.0}, "ntk": {"factor": 2.0}, "dynamic_qwen": {"trained_len": 9}}.items()
+    }
+    assert "none" not in told["none"] and "scaled" not in told["none"]
+    assert all(f"scaled {scaling}" in words for scaling, words in told.items() if scaling != "none")

@@ -149,6 +149,13 @@ def test_the_verdict_is_the_ratio_at_the_longest_defined_length(losses, word, ra
     assert said["verdict"] == word and said["ratio"] == pytest.approx(ratio, abs=0.005)
 
 
+@pytest.mark.parametrize(("losses", "multiple"), [((2.0, 1.95), 2), ((2.0, 3.5, 2.02), 4), ((2.0, 2.2, None, 3.1), 8), ((2.0, 2.2, None), 2)])
+def test_the_verdict_names_the_length_that_decided_it(losses, multiple):
+    assert f" at {multiple}x train_len, " in verdict(text(*losses), 64, exact=False, unigram=5.0)["reason"]
+    matched = [record | {"exact_match": 0.9} for record in text(*losses)]
+    assert f" at {multiple}x train_len against 0.90 at 1x" in verdict(matched, 64, exact=True, unigram=5.0)["reason"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("multiple", [2, 3])
 def test_the_ratio_compares_the_same_tokens(multiple):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import build
+from oracles import VOCAB, build
 
 from archlab.config import compose
+from archlab.data.batch import Batch
 from archlab.data.blank import END, MASK, REST, START, Blank
 from archlab.data.masked import MASK as BERT_MASK
 from archlab.data.masked import Masked
@@ -16,6 +17,8 @@ from archlab.data.text import Text
 from archlab.errors import UserError
 from archlab.evaluate.length import by_length
 from archlab.evaluate.settings import EvalSettings
+from archlab.evaluate.validation import HeldOut
+from archlab.generate import generate
 from archlab.train.objective import token_losses
 from archlab.train.precision import machine
 
@@ -260,3 +263,42 @@ def test_options_out_of_range_are_refused(make, told):
     with pytest.raises(UserError, match=".*") as error:
         make()
     assert told in str(error.value)
+
+
+# --- the next token ------------------------------------------------------------------------------
+
+
+def by_hand(decoder, tokens, prefix_len=None):
+    """Losses and likeliest tokens, one target at a time."""
+    logits = decoder(tokens[:, :-1], prefix_len).float()
+    nats = torch.tensor([[-float(row[t].log_softmax(-1)[target]) for t, target in enumerate(targets)] for row, targets in zip(logits, tokens[:, 1:])])
+    likeliest = torch.tensor([[max(range(row.shape[-1]), key=row[t].tolist().__getitem__) for t in range(row.shape[0])] for row in logits])
+    return nats, likeliest
+
+
+@pytest.mark.parametrize("mask", ["causal", "window", "prefix"])
+@torch.no_grad()
+def test_a_batch_with_a_prefix_under_every_mask(mask):
+    """A mask without one reads it as it reads all else, and what is scored stays what the data scores."""
+    decoder, tokens = build(mask=mask).eval(), torch.randint(VOCAB, (3, 8))
+    prefix_len = torch.tensor([2, 5, 1])
+    scored = torch.arange(1, 8) >= prefix_len[:, None]
+    losses = token_losses(decoder, Batch(tokens, prefix_len, scored))
+    nats, likeliest = by_hand(decoder, tokens, prefix_len if mask == "prefix" else None)
+    torch.testing.assert_close(losses.nats, nats, rtol=1e-5, atol=1e-6)  # float32 losses of float64 logits
+    assert torch.equal(losses.scored, scored)  # what follows a prefix is seen by nobody before it
+    assert torch.equal(losses.right, likeliest == tokens[:, 1:])
+
+
+@torch.no_grad()
+def test_a_target_is_right_where_it_is_the_likeliest_token():
+    """Tokens that the model itself finds likeliest, but for some."""
+    decoder = build().eval()
+    tokens = generate(decoder, torch.randint(VOCAB, (3, 1)), max_new_tokens=9)
+    wrong = torch.zeros(3, 9, dtype=torch.bool)
+    wrong[0, 8] = wrong[2, 8] = True  # the last ones, which no other token goes by
+    tokens[:, 1:][wrong] = (tokens[:, 1:][wrong] + 1) % VOCAB
+    losses = token_losses(decoder, Batch(tokens, None, torch.ones(3, 9, dtype=torch.bool)))
+    assert torch.equal(losses.right, ~wrong)
+    assert HeldOut(*losses, step=9).exact_match == pytest.approx(1 / 3)
+    assert HeldOut(*losses, step=9).token_accuracy == pytest.approx(25 / 27)

@@ -7,6 +7,7 @@ import torch
 
 import archlab
 from archlab.probe.look import Update, by_layer, columns, gradient_norms
+from archlab.probe.spike import is_spike
 
 SIZE = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.n_layers=3", "size.vocab_size=19")
 BATCH, SEQ = 4, 13
@@ -108,3 +109,31 @@ def test_what_nobody_asked_for_is_not_computed():
     output = decoder.compute(tokens, decoder.read(tokens), ("activation_rms",))
     assert [set(seen) for seen in output.taps] == [{"activation_rms"}] * 3
     assert [set(seen) for seen in decoder.compute(tokens, decoder.read(tokens)).taps] == [set()] * 3
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_entropy_and_score_are_those_of_the_batchs_first_sequence(first):
+    """Whatever else is beside it, and however many others there are."""
+    decoder = archlab.build(*SIZE, "pos=alibi")
+    for layer in decoder.layers:
+        layer.mixer.q_proj.weight.data *= 5
+    tokens = torch.randint(0, 19, (BATCH, SEQ), generator=torch.Generator().manual_seed(5))
+
+    def seen(rows):
+        with torch.no_grad():
+            taps = decoder.compute(tokens[rows], decoder.read(tokens[rows]), decoder.taps).taps
+        return {name: torch.stack([layer[name] for layer in taps]) for name in ("attention_entropy", "max_score")}
+
+    among = seen([first, *(row for row in range(BATCH) if row != first)])
+    alone = {row: seen([row]) for row in range(BATCH)}
+    for name, values in among.items():
+        torch.testing.assert_close(values, alone[first][name])
+        assert all((values - alone[other][name]).abs().max() > 1e-3 for other in range(BATCH) if other != first)
+
+
+def test_a_spike_is_measured_by_the_losses_before_it_alone():
+    """Of 16 losses of mean 2 and deviation 1; with the last one among them 9 would lie within six deviations."""
+    before = [1.0, 3.0] * 8
+    assert not is_spike([*before, 7.99]) and is_spike([*before, 8.01]) and is_spike([*before, 9.0])
+    long_ago = [50.0, *[1.0, 3.0] * 64]  # 128 steps are looked at, and this one was before them
+    assert is_spike([*long_ago, 8.01]) and not is_spike([*long_ago[1:], 50.0, 8.01])
