@@ -231,7 +231,7 @@ def test_xpos_is_the_same_function_in_float16(mask, start):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_xpos_trains_in_float16_at_any_position(softcap):
-    decoder, tokens = build(torch.float32, pos="xpos", attn=make("attn", "gqa", softcap=softcap)), draw_tokens()
+    decoder, tokens = build(torch.float32, pos="xpos", mixer=make("mixer", "gqa", softcap=softcap)), draw_tokens()
     with torch.autocast("cpu", torch.float16):
         logits = decoder(tokens, positions=torch.arange(9000, 9000 + tokens.shape[1])[None])
     logits.float().square().mean().backward()
