@@ -398,3 +398,18 @@ def test_among_five_equal_arms_a_winner_is_rare(tmp_path):
 def test_a_run_is_read_back_as_it_was_written(tmp_path):
     run = read_run(write_run(tmp_path, "norm=layer", seed=3, val_loss=1.75))
     assert (run.seed, run.summary["val_loss"], run.overrides[0], run.diverged) == (3, 1.75, "norm=layer", False)
+
+
+def test_arms_that_differ_in_some_layers_are_named_by_their_rules(tmp_path):
+    for mixer in ("gqa", "mqa"):
+        rule = {"at": "1::2", "choices": {"mixer": mixer}, "mixer": {"qkv_bias": False}, "size": {"n_kv_heads": 1}}
+        write_run(tmp_path, seed=0, name=mixer, config={"layers": [rule]})
+    arms, _ = sort_into_arms([read_run(tmp_path / mixer) for mixer in ("gqa", "mqa")])
+    assert [arm.label for arm in arms] == ["layers[1::2].mixer=gqa", "layers[1::2].mixer=mqa"]
+
+
+def test_a_run_from_before_mixers_had_their_name_is_of_one_arm_with_a_newer_one(tmp_path):
+    old = write_run(tmp_path, seed=0, name="old", config={"choices.attn": "gqa", "attn.qkv_bias": True})
+    new = write_run(tmp_path, seed=1, name="new", config={"choices.mixer": "gqa", "mixer.qkv_bias": True})
+    (arm,), _ = sort_into_arms([read_run(old), read_run(new)])
+    assert arm.seeds == [0, 1]

@@ -1,7 +1,7 @@
 """Runs sorted into arms: what was compared, under names the user would give them, and whether it can be compared."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from archlab.compare.runs import COMPARED, Record, Run, find, read_run
 from archlab.errors import UserError
 from archlab.nested import leaves, options_alone
+from archlab.words import RENAMED
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
@@ -81,8 +82,23 @@ def identity(run: Run) -> str:
 
 def options(run: Run) -> Record:
     """The configuration under dotted names, without what may differ within an arm."""
-    asked = {key: value for key, value in run.config.items() if key not in NOT_THE_ARM}
-    return dict(leaves(options_alone(asked)))  # only older runs wrote the classes beside the options
+    asked = {key: value for key, value in run.config.items() if key not in (*NOT_THE_ARM, "layers")}
+    flat = dict(leaves(options_alone(asked)))  # only older runs wrote the classes beside the options
+    return {renamed(name): value for name, value in flat.items()} | dict(of_layers(run.config.get("layers") or []))
+
+
+def of_layers(rules: Sequence[Record]) -> Iterator[tuple[str, Any]]:
+    """What rules set in some layers, named as they are typed: layers[1::2].mixer."""
+    for rule in rules:
+        for group, option in rule.get("choices", {}).items():
+            yield f"layers[{rule.get('at')}].{group}", option
+        rest = {name: value for name, value in rule.items() if name not in ("at", "choices")}
+        yield from ((f"layers[{rule.get('at')}].{name}", value) for name, value in leaves(options_alone(rest)))
+
+
+def renamed(name: str) -> str:
+    """With today's names of groups, so that older runs are still of one arm with newer ones."""
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
 
 
 def _interrupted(run: Run, notes: list[str]) -> bool:
