@@ -203,7 +203,7 @@ def recorded_step(decoder, pieces=1):
     batch = Batch(torch.randint(0, 17, (6, 13)), None, torch.ones(6, 12, dtype=torch.bool))
     _, seen = backward(decoder, batch, pieces, CPU, CPU.scaler(), ("activation_rms",))
     seen["grad_norm"] = gradient_norms(list(decoder.layers))
-    recorder.step_done(1, [2.5], {name: values.tolist() for name, values in seen.items()})
+    recorder.step_done(1, [2.5], {name: [float(value) for value in values] for name, values in seen.items()})
     return recorder.kept(diverged=True), streams
 
 
