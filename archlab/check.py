@@ -6,7 +6,7 @@ Every refusal is one line that names the field, what was given, why it cannot be
 import inspect
 import math
 import pydoc
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -162,7 +162,7 @@ def wanted(value: Any, error: ValidationError) -> str:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "should be a finite number"
-    found = {e["msg"].removeprefix("Input ").lower() for e in error.errors() if e["type"] != "none_required"}
+    found = {e["msg"].removeprefix("Input ").removeprefix("String ").lower() for e in error.errors() if e["type"] != "none_required"}
     return " or ".join(sorted(found))
 
 
@@ -184,6 +184,16 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_memory(MemorySettings(**OmegaConf.to_container(cfg.memory)), decoder, explicit)
     check_loggers(cfg)
     check_preflight(PreflightSettings(**OmegaConf.to_container(cfg.preflight)))
+
+
+def without_effect(cfg: DictConfig) -> Iterator[str]:
+    """What a run's options leave without effect, though it is no mistake: a preset's window is meant for longer texts."""
+    window, longest = cfg.mask.get("window"), cfg.train.train_len * max(cfg.eval.lengths)
+    if isinstance(window, int) and window >= longest:
+        yield (
+            f"mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens; use a smaller"
+            " window, or longer eval.lengths"
+        )
 
 
 def target(cfg: DictConfig, group: str) -> Any:

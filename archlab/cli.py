@@ -403,7 +403,10 @@ def _no_job(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
     from archlab import lab
+    from archlab.check import without_effect
 
+    for line in without_effect(cfg):
+        print("archlab:", line, file=sys.stderr)
     first = HydraConfig.get().job.get("num", 0) == 0
     return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
 

@@ -60,7 +60,8 @@ def check_own(own: Sequence[Path]) -> None:
     """
     for folder in own:
         if not folder.is_dir():
-            raise UserError(f"--config-dir {folder}: no such folder; in it, an option of yours is a norm/mine.yaml")
+            found = "is a file" if folder.exists() else "no such folder"
+            raise UserError(f"--config-dir {folder}: {found}; give a folder, in which an option of yours is a norm/mine.yaml")
         for file in sorted((*folder.glob("*/*.yaml"), *folder.glob("config.yaml"))):
             name = file.relative_to(folder)
             ours = conf_dir() / name

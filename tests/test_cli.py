@@ -323,10 +323,40 @@ def test_an_own_option_of_a_name_that_archlab_has_is_refused(archlab: Session, t
     assert archlab.jobs == [] and list(tmp_path.iterdir()) == [tmp_path / "my"]
 
 
+def test_a_file_is_no_folder_of_options(archlab: Session, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").touch()
+    assert archlab("--config-dir", "mine.yaml", "show").err.startswith("archlab: --config-dir mine.yaml: is a file; give a folder,")
+
+
 def test_a_copy_of_archlabs_own_options_is_no_second_thing(archlab: Session, tmp_path: Path) -> None:
     shutil.copytree(conf_dir(), tmp_path / "my")
     assert archlab("--config-dir", "my", "norm=layer").status == 0
     assert archlab.norms == ["layer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "window", "longest"),
+    [
+        ("mask=window mask.window=2048", 2048, 2048),
+        ("mask=local_global mask.window=9999", 9999, 2048),
+        ("preset=mistral_7b size=nano", 4096, 2048),
+        ("mask=window eval.lengths=[1]", 128, 128),  # the default, train_len
+        ("mask=window mask.window=33 train.train_len=16 eval.lengths=[1,2]", 33, 32),
+    ],
+)
+def test_a_window_that_masks_nothing_is_said(archlab: Session, words: str, window: int, longest: int) -> None:
+    answer = archlab(*words.split())
+    assert (answer.status, answer.err) == (
+        0,
+        f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens; use a"
+        " smaller window, or longer eval.lengths\n",
+    )
+    assert archlab("show", *words.split()).err == ""  # which trains on nothing
+
+
+@pytest.mark.parametrize("words", ["mask=window", "mask=window mask.window=2047", "mask=local_global", "mask=causal"])
+def test_a_window_that_masks_something_is_not(archlab: Session, words: str) -> None:
+    assert archlab(*words.split()).err == ""
 
 
 def test_an_unreadable_option_of_the_users_own(archlab: Session, tmp_path: Path) -> None:
