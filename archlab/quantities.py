@@ -24,10 +24,10 @@ AtOnce = Annotated[int, Interval(ge=1, le=2**28)]
 Natural = Annotated[int, Interval(ge=0, lt=2**63)]
 """Zero or more of something: warm-up steps, a seed."""
 
-Positive = Annotated[float, Interval(gt=0, lt=1e30)]
+Positive = Annotated[float, Interval(gt=0, le=1e30)]
 """A number above zero, with room to the end of float32: a learning rate, an epsilon."""
 
-NonNegative = Annotated[float, Interval(ge=0, lt=1e30)]
+NonNegative = Annotated[float, Interval(ge=0, le=1e30)]
 """A number that may be zero: a weight decay."""
 
 Probability = Annotated[float, Interval(ge=0, lt=1)]
