@@ -1,5 +1,6 @@
 """From a configuration to a model."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,9 +43,20 @@ def assemble(cfg: DictConfig) -> Decoder:
             "embed_types": cfg.embed.types,
             "dropout": cfg.dropout,
         }
-        decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
+        try:
+            decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
+        except UserError as error:
+            raise UserError(by_options(str(error), cfg)) from None
     setattr(decoder, MADE_FROM, cfg.copy())
     return decoder
+
+
+def by_options(message: str, cfg: DictConfig) -> str:
+    """A block's refusal with what it calls by its class, norm=BatchNorm, called as the user does, norm=batch."""
+    for group in BLOCKS:
+        name = cfg[group]["_target_"].rpartition(".")[2]
+        message = re.sub(rf"(?<![\w.]){group}={name}\b", f"{group}={option(cfg, group)}", message)
+    return message
 
 
 def makers(cfg: DictConfig) -> list[LayerParts]:

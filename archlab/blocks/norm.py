@@ -81,8 +81,8 @@ def check_width_norm(asked: str, norm: nn.Module) -> None:
     """Raises UserError where a norm of some features is asked for and this one takes its statistics elsewhere."""
     if isinstance(norm, Norm) and norm.reduces != ("d_model",):
         raise UserError(
-            f"{asked}: queries and keys are normed over their features alone, which {type(norm).__name__} does not do;"
-            " use mixer.qk_norm=none, or a norm over d_model alone"
+            f"{asked}: queries and keys are normed over their features alone, which norm={type(norm).__name__} does not"
+            " do; use mixer.qk_norm=none, or a norm over d_model alone"
         )
 
 
