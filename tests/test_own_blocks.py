@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from oracles import BATCH, D_FF, D_MODEL, HEAD_DIM, HEADS, SEQ, draw_tokens, gradients, make_reading, randomise
 
 import archlab
@@ -24,6 +25,8 @@ from archlab.blocks.taps import Taps
 from archlab.errors import UserError
 from archlab.measure import decode_state, forward_flops_per_token
 from archlab.memory.activations import layer_terms
+from archlab.train.optimizer import adamw
+from archlab.train.settings import TrainSettings
 from archlab.verify import contract, decoder
 from archlab.verify.contract import verify
 from archlab.verify.subject import SMALL
@@ -150,6 +153,9 @@ def test_streams_start_as_they_were_made_and_do_not_decay():
     assert torch.equal(scheme.keep, torch.eye(2).repeat(2, 1, 1)) and torch.equal(scheme.write, torch.ones(2, 2))
     roles = {weight.name: weight.role for weight in model.weights() if ".residual." in weight.name}
     assert {role for name, role in roles.items() if "norms" not in name} == {Role.SCALAR}
+    settings = TrainSettings(**OmegaConf.to_container(archlab.compose().train) | {"weight_decay": 0.3})
+    decaying = {id(weight) for group in adamw(model, settings).param_groups if group["weight_decay"] for weight in group["params"]}
+    assert id(scheme.keep) not in decaying and id(model.layers[0].mixer.q_proj.weight) in decaying
 
 
 def test_roles_are_what_the_blocks_say():

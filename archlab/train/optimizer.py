@@ -1,17 +1,18 @@
-"""The optimiser: AdamW, decaying matrices and leaving gains, shifts and biases alone."""
+"""The optimiser: AdamW, decaying matrices and tables and leaving gains, biases and scalars alone."""
 
 import torch
-from torch import nn
 
+from archlab.blocks.roles import DECAYING
+from archlab.model import Decoder
 from archlab.train.settings import TrainSettings
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Source: arXiv:1711.05101, alg. 2; decay on tensors of two or more axes only, as GPT-3's successors do."""
-    parameters = list(model.parameters())
+def adamw(decoder: Decoder, settings: TrainSettings) -> torch.optim.AdamW:
+    """Decay goes by what each weight is for. Source: arXiv:1711.05101, alg. 2."""
+    weights = list(decoder.weights())
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [w.tensor for w in weights if w.role in DECAYING], "weight_decay": settings.weight_decay},
+        {"params": [w.tensor for w in weights if w.role not in DECAYING], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
