@@ -32,7 +32,8 @@ def is_finished(directory: Path) -> bool:
 
 def unfinished(directory: Path) -> str | None:
     """Why there is nothing to read yet, in one line; None where the run was written to its end, or there is no run."""
-    if (directory / SUMMARY).is_file() or not (directory / CONFIG).is_file():
+    begun = all((directory / name).is_file() for name in (CONFIG, METRICS))  # a model that was copied out is no run
+    if (directory / SUMMARY).is_file() or not begun:
         return None
     if being_written(directory):
         return f"{directory}: is still being written, {how_far(directory)}"

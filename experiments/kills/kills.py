@@ -73,6 +73,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20)
     asked = options.parse_args()
     draw = random.Random(asked.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it, children too
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         home = Path(folder)
         archlab(*WORDS, "output=whole", cwd=home).communicate()
