@@ -59,7 +59,7 @@ def centred_gap(layer: DictConfig, rms: DictConfig) -> float:
     centred.embedding.weight -= centred.embedding.weight.mean(dim=1, keepdim=True)
     for weight in centred.weights():
         if weight.writes_to_stream:
-            weight.tensor -= weight.tensor.mean(dim=0, keepdim=True)
+            weight.tensor.sub_(weight.tensor.mean(dim=0, keepdim=True))
     return gap(original, centred, tokens_for(layer))
 
 
