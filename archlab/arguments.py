@@ -52,7 +52,8 @@ def understood(
 
 def read(name: str, value: str, hint: Any) -> Any:
     if not value and name != "prompt":  # of which generate says more
-        raise UserError(f"{name}=: is empty; write {name}=... with a value, or leave it out")
+        found = "names no file or folder" if name == "output" else "is empty"
+        raise UserError(f"{name}=: {found}; write {name}=... with a value, or leave it out")
     try:
         return TypeAdapter(hint).validate_python(None if value == "null" else value)
     except ValidationError as error:

@@ -213,7 +213,8 @@ def _refuse_empty(word: str, name: str, value: Any) -> None:
 
 
 def _hint(name: str, known: Known) -> str:
-    return did_you_mean(name, known) or (f"did you mean {homes[0]}? " if (homes := known.homes(name)) else "")
+    """A field of that very name, wherever it lives, or the nearest name of the first kind."""
+    return f"did you mean {homes[0]}? " if (homes := known.homes(name)) else did_you_mean(name, known)
 
 
 def _can_be(key: str, known: Known) -> str:

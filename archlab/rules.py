@@ -24,6 +24,8 @@ def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
     layers may differ in, or changes nothing.
     """
     typed = OmegaConf.to_container(cfg.layers)
+    if isinstance(typed, list):  # it was settled before
+        return
     rules = [settled(slice_of(at), rule, cfg, folders) for at, rule in typed.items()]
     with open_dict(cfg):
         cfg.layers = rules

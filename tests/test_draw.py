@@ -63,7 +63,7 @@ def test_a_residual_scheme_of_ones_own_is_drawn_as_it_is():
 
 
 def test_layers_that_take_turns_are_drawn_apart_each_with_its_own_mask():
-    decoder = build(mask="local_global", n_layers=4)
+    decoder = archlab.build("size=nano", "size.n_layers=4", "mask=window", "mask.window=4", "layers[1::2].mask=causal")
     drawn = sketch(decoder)
     assert [layers.indices for layers in drawn.layers] == [(0, 2), (1, 3)]
     assert [matrix.title for matrix in drawn.matrices] == ["mask: Window", "mask: Causal"]

@@ -1,5 +1,6 @@
 """A decoder -> its sketch."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -61,22 +62,24 @@ def layers(decoder: Decoder) -> tuple[Layers, ...]:
 
 def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
     layer, pair = decoder.layers[depth], decoder.pairs[decoder.pair_of_layer[depth]]
-    reading = Reading(*pair, at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long, device="meta"), decoder.position))
     return LayerSketch(
         trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
         (
-            Branch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder.d_model, reading)),
+            Branch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
             Branch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
         ),
     )
 
 
-def mixer(part: Mixer, position: Position, mask: Mask, d_model: int, reading: Reading) -> Graph:
+def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Graph:
     """What it says it does, step by step, or what is observed where it says nothing."""
     steps = part.steps(position, mask)
-    if steps is None:
-        return trace.branch(part, d_model, "mixer", reading)
-    return drawn(steps, part, {"position": position, "mask": mask})
+    if steps is not None:
+        return drawn(steps, part, {"position": position, "mask": mask})
+    with torch.device("meta"):
+        places = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
+        reading = Reading(copy.deepcopy(position).to("meta"), mask, places)
+    return trace.branch(part, decoder.d_model, "mixer", reading)
 
 
 def drawn(steps: Sequence[Step], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:

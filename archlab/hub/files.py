@@ -114,7 +114,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
 
 def plain_word(word: str) -> str:
     """A word made of a config.json, whose value is a name or a number and nothing that a parser would take apart."""
-    if not re.fullmatch(r"[a-z_0-9.]+=[A-Za-z0-9_.+-]+", word):
+    if not re.fullmatch(r"(layers\[\d+::\d+\]\.)?[a-z_0-9.]+=[A-Za-z0-9_.+-]+", word):
         raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
     return word
 
