@@ -89,7 +89,7 @@ def test_tensorboard_reads_the_loss(default):
 
 
 def test_the_last_line_of_standard_output_is_the_directory(tmp_path, capsys):
-    main([*NANO, f"output={tmp_path}/runs", "train.steps=2"])
+    main([*(word for word in NANO if not word.startswith("train.steps")), f"output={tmp_path}/runs", "train.steps=2"])
     printed = capsys.readouterr().out.strip().splitlines()
     assert Path(printed[-1]).is_dir() and Path(printed[-1]).parent == tmp_path / "runs"
     assert any("validation loss" in line for line in printed)
@@ -146,7 +146,7 @@ def test_sliding_windows_and_a_prefix_are_refused_before_training():
     [
         ("eval.lengths=[2,1]", r"use \[1,2\]"),
         ("eval.lengths=[1,1,2]", r"use \[1,2\]"),
-        ("norm.eps=1e400", "norm.eps=inf: should be less than inf"),
+        ("norm.eps=1e400", "norm.eps=inf: should be a finite number"),
         ("seed=9223372036854775808", "seed=9223372036854775808: should be less than"),
     ],
 )

@@ -110,7 +110,7 @@ def test_every_logger_gets_every_step_and_the_summary(tmp_path, monkeypatch):
         ("[neptune]", "loggers=['neptune']: should be 'wandb' or 'trackio'"),
         ("wandb", "loggers=wandb: should be a valid list"),
         ("[wandb]", "loggers=['wandb']: wandb is not installed; pip install 'archlab[wandb]'"),
-        ("[trackio,trackio]", "loggers=['trackio', 'trackio']: trackio twice changes nothing; name it once"),
+        ("[trackio,trackio]", "loggers=['trackio', 'trackio']: names one twice; name each once"),
     ],
 )
 def test_a_logger_that_cannot_be_is_one_line_and_nothing_is_written(given, line, tmp_path, monkeypatch, capsys):

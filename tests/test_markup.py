@@ -56,7 +56,7 @@ DIFFERENCE = {
     "settings": [("train.lr", "0.003", "0.001")], "sizes": [("d_model", 4096, 12288)], "parts": [("all", 6_173_286_400, 124_439_808)],
     "costs": [("flops_per_token", 1.23456e10, 2.345e9)], "memory": [("weights", 1.2346e10, 2.4891e8)], "seq_len": (2048, 4096), "weights": ("bf16", "fp32"),
 }  # fmt: skip
-LAYER = {"activation_rms": 1.23456, "attention_entropy": 2.34567, "max_score": 3.45678, "grad_norm": 0.0123456, "v_proj": 0.000123456, "down_proj": 1.23456e-5}
+LAYER = {"activation_rms": 1.23456, "attention_entropy": 2.34567, "max_score": 3.45678, "grad_norm": 0.0123456, "mixer_to_stream": 0.000123456, "ffn_to_stream": 1.23456e-5}
 START = {"layers": [LAYER] * 2, "loss": 5.6, "uniform_loss": 5.545, "logit_std": 0.5, "growth_exponent": 0.5, "gradient_ratio": 2.0, "update": 0.1, "steps": 5, "lr": 1e-5}
 DEPTHS = [{"placement": "pre", "depths": [2, 4, 8, 16], **dict.fromkeys(("gradient", "rms", "update"), [0.0123456, 0.0234567, 0.0345678, 0.0456789]),
            "exponents": dict.fromkeys(("gradient", "rms", "update"), -0.512), "predicted": dict.fromkeys(("gradient", "rms", "update"), -0.5)}]  # fmt: skip
