@@ -1,11 +1,17 @@
 """A mixer without softmax scores: attention as a running sum, which decoding carries on from."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from archlab.blocks.contracts import Mixer
 from archlab.blocks.precision import at_least_float32, without_autocast
+
+
+def phi(u):
+    """elu(u) + 1. Written out, since torch 2.13 cannot compile the gradient of elu where heads are split after it."""
+    return torch.where(u > 0, u + 1, u.clamp(max=0).exp())
 
 
 class LinearAttention(Mixer):
@@ -30,7 +36,7 @@ class LinearAttention(Mixer):
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def forward(self, x, context):
-        q, k = F.elu(self.q_proj(x)) + 1, context.without_padding(F.elu(self.k_proj(x)) + 1)
+        q, k = phi(self.q_proj(x)), context.without_padding(phi(self.k_proj(x)))
         q, k, v = (self.heads(at_least_float32(projected)) for projected in (q, k, self.v_proj(x)))
         v = F.pad(v, (0, 1), value=1.0)  # a column of ones: its sum is z
         with without_autocast(x.device):
