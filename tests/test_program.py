@@ -23,8 +23,11 @@ SAME = 1e-9
 IN_FLOAT32 = 2e-4
 """The router's softmax and what positions compute in float32 whatever the model's dtype."""
 
-EXCEPTIONS: dict[str, str] = {}
-"""Combinations that torch leaves no way for, each with its reason: none, in torch 2.13."""
+EXCEPTIONS = {
+    "norm=instance": "torch 2.13 traces the gradient of a layer norm of a transposed tensor with other strides than it has,"
+    " and refuses its own view of it; the forward pass is one graph (verify), and eager packs hold"
+}
+"""What torch leaves no way to compile with its gradient, each with its reason. A test holds that it is still so."""
 
 
 def admitted(words: list[str]) -> bool:
@@ -91,8 +94,9 @@ def in_one_graph(backend: str, how: str, cases: list[str]) -> list[dict]:
 
 def check(seen: list[dict], cases: list[str], tolerance: float) -> None:
     assert [one["case"] for one in seen] == cases
-    wrong = [one for one in seen if not one.get("gap", 1.0) < tolerance and one["case"] not in EXCEPTIONS]
-    assert not wrong
+    excepted = [one for one in seen if set(one["case"].split()) & set(EXCEPTIONS)]
+    assert not [one for one in seen if not one.get("gap", 1.0) < tolerance and one not in excepted]
+    assert all("view size is not compatible" in one.get("error", "") for one in excepted), "no exception any more"
 
 
 CASES = [*(" ".join(["next", *words]) for words in COVER), *OBJECTIVES]

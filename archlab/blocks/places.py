@@ -134,11 +134,16 @@ def shaped(positions: Tensor, position: Position, tokens: Int[Tensor, "batch seq
             f"positions of shape {tuple(positions.shape)}: {type(position).__name__} takes"
             f" {(batch, *axes, seq_len)} for these tokens, or one set for all sequences"
         )
-    if position.limit is not None and int(positions.max()) >= position.limit:
-        raise ValueError(f"positions up to {int(positions.max())}: the table of positions ends at {position.limit - 1}")
-    if position.limit is not None and int(positions.min()) < 0:
-        raise ValueError(f"positions from {int(positions.min())}: the table of positions begins at 0")
+    if position.limit is not None and may_be_looked_at(positions):
+        check_table(positions, position.limit)
     return positions.to(tokens.device).expand(batch, *axes, seq_len)
+
+
+def check_table(positions: Positions, limit: int) -> None:
+    if int(positions.max()) >= limit:
+        raise ValueError(f"positions up to {int(positions.max())}: the table of positions ends at {limit - 1}")
+    if int(positions.min()) < 0:
+        raise ValueError(f"positions from {int(positions.min())}: the table of positions begins at 0")
 
 
 def check_length(seq_len: int, position: Position) -> None:
