@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
-from archlab import desk, experiments, explorer, signals
+from archlab import config, desk, experiments, explorer, signals
 from archlab.complaints import beyond_the_machine, did_you_mean, explain
 from archlab.errors import NoRoom, UserError
 from archlab.files import no_room
@@ -142,7 +142,9 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     words = normalise(words, _own(flags))
     jobs = Jobs(action)
     if "--multirun" in flags and not any(word.startswith("hydra/sweeper") for word in words):
-        jobs.total = _rehearse(flags, words)
+        # Every job of a sweep is checked before the first one starts, and here, whatever machine they are for.
+        here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+        jobs.total = len(config.plans(*here, config_dir=next(iter(_own(flags)), None)))
         if experiment:
             _announce_experiment(experiment, jobs.total)
     try:
@@ -262,8 +264,6 @@ class Jobs:
 
 
 def _finished(cfg: DictConfig) -> DictConfig:
-    from archlab import config
-
     settings = HydraConfig.get()
     try:
         own = [folder for folder in (_own_of_job(),) if folder]
@@ -276,26 +276,6 @@ def _own_of_job() -> Path | None:
     """The folder of the user's own options that this job was composed with."""
     sources = HydraConfig.get().runtime.config_sources
     return next((Path(source.path) for source in sources if source.provider == "command-line"), None)
-
-
-def _rehearse(flags: list[str], words: list[str]) -> int:
-    """Composes and checks every job of a sweep before the first one starts; how many there are."""
-    outcomes: list[UserError | None] = []
-
-    def check(cfg: DictConfig) -> None:
-        try:
-            _finished(cfg)
-        except UserError as error:
-            outcomes.append(error)
-        else:
-            outcomes.append(None)
-
-    # Checking is done here, whatever machine the jobs themselves are for.
-    here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-    _hydra(flags, here, check)
-    for error in filter(None, outcomes):
-        raise error
-    return len(outcomes)
 
 
 # ---------------------------------------------------------------- Hydra

@@ -1,11 +1,14 @@
 """From what a user typed to a configuration that can be run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -13,6 +16,8 @@ from yaml import YAMLError
 
 from archlab.complaints import beyond_the_machine, explain
 from archlab.overrides import Known, conf_dir, normalise
+from archlab.plan import Plan, layer_plans
+from archlab.words import plain
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
@@ -24,18 +29,48 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
+def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
+    """One plan for every combination of comma-separated values, in the order in which `archlab -m` runs them.
+
+    Raises UserError where one of them cannot be run.
+    """
+    own = [Path(config_dir)] if config_dir else []
+    words = normalise(overrides, own)
+    with hydra_at_hand():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
+    return [plan_of(job, own) for job in jobs]
+
+
+def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
+    """Of normalised overrides without a sweep."""
+    whole = hydras(words, own)
+    cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
+    return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
+
+
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
     """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
     own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
+    return hydras(words, own), words
+
+
+def hydras(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
     searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
+    with hydra_at_hand():
+        return hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
+
+
+@contextmanager
+def hydra_at_hand() -> Iterator[None]:
+    """Hydra over conf/, whose complaints come out in one line."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            whole = hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
+            yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error) from error
-    return whole, words
 
 
 def finish(

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,23 @@ def whole(path: Path, named: Callable[[Path], Path] | None = None) -> Iterator[P
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        if full := no_room(error, path):
+            raise full from None
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same of a folder that is not there yet: its files are written beside its place. Raises NoRoom."""
+    path = path.resolve()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir()
+        yield part
+        os.rename(part, path)
+        sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
         if full := no_room(error, path):
             raise full from None
         raise

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.console import Console
 import archlab
 from archlab import depths, describe, measure, tune
 from archlab.assemble import assemble_without_weights, build, in_the_users_words
-from archlab.check import GROUPS, SECTIONS, leaks
+from archlab.check import GROUPS, leaks
 from archlab.data.batch import Source
 from archlab.errors import NoRoom, UserError
 from archlab.evaluate.autopsy import autopsy
@@ -125,7 +125,6 @@ def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path
     held = hold(directory)
     try:
         cfg = saved_configuration(directory, own)
-        check_known(directory, cfg)
         damaged: list[str] = []
         saved = newest(directory, damaged)
         about = saved.about if saved else {}
@@ -330,17 +329,6 @@ def plotted(
 
 
 # ---------------------------------------------------------------- going on
-
-
-def check_known(directory: Path, cfg: DictConfig) -> None:
-    """Refuses a configuration with fields that nothing here knows."""
-    for name, kind in SECTIONS.items():
-        unknown = set(cfg[name]) - {field.name for field in fields(kind)} if name else ()
-        if unknown:
-            raise UserError(
-                f"{directory}: its config.yaml has {name}.{min(unknown)}, which this version of archlab does not know;"
-                " finish it with the version that began it"
-            )
 
 
 def check_version(directory: Path, about: Mapping[str, Any]) -> None:

@@ -86,6 +86,7 @@ def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What an older run's file says, with today's names of groups, and layers by turns as the rules they are now."""
     choices = {RENAMED.get(name, name): choice for name, choice in saved["choices"].items()}
     said = {RENAMED.get(name, name): value for name, value in saved.items()} | {"choices": choices}
+    rules: dict[str, dict[str, Any]] = {}
     for group, option, local, there in (
         ("mask", "window", lambda node: {"window": node.get("window")}, lambda node: ("causal", {})),
         ("pos", "rope", lambda node: node.get("local_layers"), lambda node: ("rope", node.get("global_layers"))),
@@ -97,8 +98,9 @@ def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(every, int) or every < 2:
                 raise Unreadable(f"{group}.every={every} says nothing of which layers take turns")
             at = f"{every - 1}::{every}" if first == "local" else f"::{every}"
-            rule = {"at": at, "choices": {group: at_global}, group: options_alone(options)}
-            said |= {group: local(node), "layers": [*(said.get("layers") or []), rule]}
+            rule = rules.setdefault(at, {"at": at, "choices": {}})
+            rule["choices"][group], rule[group] = at_global, options_alone(options)
+            said |= {group: local(node), "layers": list(rules.values())}
     return said
 
 

@@ -1,8 +1,8 @@
-"""What a model is made of, layer by layer: a settled configuration with its rules for some layers carried out."""
+"""A run as data: what was asked for, what it settled to, and what the model is made of, layer by layer."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any
 
@@ -44,6 +44,36 @@ class LayerPlan:
     mask: Choice
     d_ff: int
     n_kv_heads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, before anything of it is made. A sweep is several of them."""
+
+    overrides: tuple[str, ...]
+    cfg: DictConfig = field(compare=False, repr=False)
+    """What they settle to."""
+
+    layers: tuple[LayerPlan, ...] = field(repr=False)
+
+    @property
+    def program_key(self) -> str:
+        """All that decides which operations a step takes and their shapes, so written that equal ones are equal.
+
+        Plans of one key can be trained as one pack. They may differ in what is left: the seed and with it the data's
+        order, how the weights are drawn, the optimizer's numbers, how long training takes, and what is looked at.
+        """
+        whole = OmegaConf.to_container(self.cfg)
+        assert isinstance(whole, dict)
+        model = {group: whole[group] for group in (*OF_THE_MODEL, "data", "size")}
+        step = {name: whole["train"][name] for name in OF_A_STEP}
+        layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
+        keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
+        return json.dumps([keyed, model, step], sort_keys=True)
+
+
+OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision")
+OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint")
 
 
 def layer_plans(cfg: DictConfig) -> list[LayerPlan]:

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,11 @@ import torch
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores.
 torch.set_num_threads(1)
+
+# Whoever starts the tests from a script or under nohup has Ctrl-C ignored, and what they stop would go on for ever.
+for number, handling in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handling)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import BATCH, D_MODEL, HEAD_DIM, HEADS, SEQ, build, draw_tokens, gradients, make, make_attention, make_reading, randomise
+from oracles import (
+    BATCH,
+    D_MODEL,
+    HEAD_DIM,
+    HEADS,
+    SEQ,
+    build,
+    draw_tokens,
+    gradients,
+    make,
+    make_attention,
+    make_reading,
+    randomise,
+)
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from archlab.errors import UserError

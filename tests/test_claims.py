@@ -18,7 +18,6 @@ from archlab.claims.bench import plan
 from archlab.claims.claim import FORMS, Part, known_claims, read_claim
 from archlab.claims.decide import decide, decide_part
 from archlab.claims.jobs import Measurement, Run
-from archlab.claims.record import record_of
 from archlab.claims.reductions import REDUCTIONS
 from archlab.claims.session import decide_claims
 from archlab.errors import UserError

@@ -42,9 +42,9 @@ def in_pieces(decoder: Decoder, tokens, sizes, prefix_len=None, positions=None, 
 
 @pytest.mark.parametrize(("pos", "mask", "mixer"), MATRIX)
 @torch.no_grad()
-def test_decoding_is_the_parallel_forward(pos, mask, attn):
+def test_decoding_is_the_parallel_forward(pos, mask, mixer):
     """Token by token, and several at a time."""
-    decoder = build(pos=pos, mask=mask, mixer=attn, n_layers=2).eval()
+    decoder = build(pos=pos, mask=mask, mixer=mixer, n_layers=2).eval()
     tokens, prefix_len = draw_tokens(seq=SEQ), prefix_of(decoder)
     expected = decoder(tokens, prefix_len)
     for sizes in ([PROMPT] + [1] * (SEQ - PROMPT), [PROMPT, 3, 1]):
@@ -53,9 +53,9 @@ def test_decoding_is_the_parallel_forward(pos, mask, attn):
 
 @pytest.mark.parametrize(("pos", "mask", "mixer"), MATRIX)
 @torch.no_grad()
-def test_a_padded_sequence_is_read_as_if_it_stood_alone(pos, mask, attn):
+def test_a_padded_sequence_is_read_as_if_it_stood_alone(pos, mask, mixer):
     """Whole and from a cache; each sequence against itself without its padding."""
-    decoder = build(pos=pos, mask=mask, mixer=attn, n_layers=2).eval()
+    decoder = build(pos=pos, mask=mask, mixer=mixer, n_layers=2).eval()
     tokens, prefix_len, padding = draw_tokens(seq=SEQ), prefix_of(decoder), torch.tensor(PADDING)
     together = decoder(tokens, prefix_len, padding=padding)
     piecewise = in_pieces(decoder, tokens, [7, 1, 1], prefix_len, padding=padding)

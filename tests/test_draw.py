@@ -8,9 +8,9 @@ from oracles import build, make, options
 
 import archlab
 from archlab import draw
-from archlab.draw import sketch
 from archlab.assemble import assemble_without_weights
 from archlab.blocks.contracts import Residual
+from archlab.draw import sketch
 from archlab.draw.words import details
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,6 +1,8 @@
 """Released families against transformers' own classes, with random weights and odd sizes, in float64."""
 
 import json
+import resource
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import archlab
 from archlab import hub
 from archlab.assemble import assemble
-from archlab.errors import UserError
+from archlab.errors import NoRoom, UserError
 from archlab.hub.files import rows_of
 
 transformers = pytest.importorskip("transformers")
@@ -334,6 +336,23 @@ def test_export_leaves_what_is_there_alone(folder, tmp_path):
     with pytest.raises(UserError, match="is no folder; make it first"):
         hub.export(decoder, tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("room", [50, 2000], ids=["not even config.json fits", "the weights don't fit"])
+def test_an_export_that_finds_the_disk_full_leaves_nothing(room, folder, tmp_path):
+    """A limit on the size of a file is answered as a full disk is."""
+    decoder, out = hub.load(folder), tmp_path / "here"
+    out.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        with pytest.raises(NoRoom, match=f"{out}.*: cannot be written: .*; make room, then do it again"):
+            hub.export(decoder, out / "llama")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(out.iterdir()) == []
 
 
 def test_the_name_that_older_files_give_gpt_neoxs_head_is_read_too(tmp_path):

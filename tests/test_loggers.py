@@ -15,8 +15,8 @@ import archlab
 from archlab import loggers
 from archlab.cli import main
 from archlab.errors import UserError
-from archlab.loggers import numbers
 from archlab.logbook import Logbook, scalars
+from archlab.loggers import numbers
 
 ROOT = Path(__file__).parent.parent
 NANO = ["size=nano", "train.steps=4", "train.batch_size=3", "train.train_len=16", "train.log_every=2", "eval.tokens=96", "eval.lengths=[1,2]", "probe.every=3"]

@@ -6,7 +6,6 @@ Torch's eager dropout keeps its mask in the activations' dtype here, so dropout 
 """
 
 from dataclasses import replace
-
 from functools import partial
 
 import pytest
@@ -17,10 +16,10 @@ from torch import nn
 import archlab
 from archlab import lab
 from archlab.assemble import assemble_without_weights
+from archlab.blocks.kept import Accounting
 from archlab.describe import count_parameters, parameters_by_part
 from archlab.errors import UserError
 from archlab.memory import bill
-from archlab.blocks.kept import Accounting
 from archlab.memory.activations import layer_terms, outer_terms
 from archlab.memory.estimate import activation_bytes, estimate, growth, largest_batch, remedies
 from archlab.memory.settings import MemorySettings, bytes_of

@@ -7,17 +7,19 @@ router and a loss of its own, a residual scheme of two streams.
 import importlib
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import test_resume as resumed
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from oracles import BATCH, D_FF, D_MODEL, HEAD_DIM, HEADS, SEQ, draw_tokens, gradients, make_reading, randomise
 
 import archlab
-from archlab import cli
+from archlab import cli, lab
 from archlab.blocks.cache import Cache
 from archlab.blocks.kept import Accounting
 from archlab.blocks.roles import Role
@@ -25,6 +27,7 @@ from archlab.blocks.taps import Taps
 from archlab.errors import UserError
 from archlab.measure import decode_state, forward_flops_per_token
 from archlab.memory.activations import layer_terms
+from archlab.train import observers
 from archlab.train.optimizer import adamw
 from archlab.train.settings import TrainSettings
 from archlab.verify import contract, decoder
@@ -291,3 +294,22 @@ def test_blocks_of_ones_own_in_some_layers():
     model = build("mixer=linear", "pos=none", "layers[::3].mixer=mqa", "layers[1].ffn=two_experts")
     assert [type(layer.mixer).__name__ for layer in model.layers] == ["MultiQuery", "LinearAttention", "LinearAttention", "MultiQuery"]
     assert F.softmax(model(draw_tokens(seq=SEQ)), dim=-1).isfinite().all() and sys.path
+
+
+@each_block
+def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, monkeypatch):
+    own = OWN / "my"
+
+    def begin(folder: Path) -> None:
+        asked = [*resumed.WORDS, *words, f"output={folder}"]
+        lab.run(archlab.compose(*asked, config_dir=str(own)), asked, plots=False)
+
+    begin(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(observers.Checkpoints, "due", resumed.at_call(13, observers.Checkpoints.due))
+        assert resumed.in_a_child(lambda: begin(tmp_path / "cut")) == -signal.SIGKILL
+    cut = resumed.the_run(tmp_path / "cut")
+    with pytest.raises(UserError, match="if it is your own, give the folder by --config-dir"):
+        lab.resume(cut, plots=False)
+    lab.resume(cut, plots=False, own=own)
+    assert resumed.all_of(cut) == resumed.all_of(resumed.the_run(tmp_path / "whole"))

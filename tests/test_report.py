@@ -237,7 +237,7 @@ class TestResult:
         text = flat(lines)
         assert max(map(len, lines)) <= 80
         assert "norm rms divides" in text
-        assert "attn mha as many keys as queries" in text
+        assert "mixer mha as many keys as queries" in text
         assert "parameters 1.23M" in text
 
 

@@ -50,7 +50,7 @@ def put(run: Path, key: str, value: object) -> None:
     whole = node = settings(run)
     *path, last = key.split(".")
     for part in path:
-        node = node[part]
+        node = node[int(part) if isinstance(node, list) else part]
     node[last] = value
     (run / "config.yaml").write_text(yaml.safe_dump(whole))
 
@@ -92,7 +92,7 @@ CALL = {"_target_": "os.mkdir", "_args_": ["hurt"]}
 IMPORT = {"_target_": "hurtful.Block", "_partial_": True}
 POISONED = {
     "a call for a number": ("norm.eps", CALL),
-    "a call within a block within a block": ("pos.local_layers.base", CALL),
+    "a call within a rule for some layers": ("layers.0.pos.base", CALL),
     "a call in a list": ("train.lr", [CALL]),
     "a call in a list of a list": ("data.prefix", [0.25, [CALL]]),
     "a call for data": ("data.valid_share", CALL),
@@ -102,7 +102,7 @@ POISONED = {
     "a call where there is no field": ("norm.more", CALL),
     "a call at the top": ("more", CALL),
     "a block of the current folder": ("norm", IMPORT),
-    "a block of the current folder, within another": ("pos.local_layers._target_", "hurtful.Block"),
+    "a block of the current folder, in some layers": ("layers.0.pos._target_", "hurtful.Block"),
     "an activation": ("ffn.activation", IMPORT),
     "data of the current folder": ("data", IMPORT),
     "an init": ("init._target_", "hurtful.Block"),
@@ -169,9 +169,22 @@ def test_a_run_names_no_class_and_reads_back_as_it_was_composed(good):
     assert saved_configuration(good) == cfg
 
 
+def by_turns(cfg) -> dict:
+    """A configuration as runs wrote it when layers by turns were blocks, the mixer was `attn`, and every class was named."""
+    whole = OmegaConf.to_container(cfg)
+    (turns,) = {(rule["at"], *sorted(rule["choices"])) for rule in whole["layers"] if "pos" in rule["choices"]}
+    by_group = {group: rule[group] for rule in whole.pop("layers") for group in rule["choices"]}
+    assert turns[0] == "1::2" and set(by_group) == {"pos", "mask"}
+    every = {"_partial_": True, "every": 2, "first": "local"}
+    whole["pos"] = every | {"_target_": "archlab.blocks.interleaved.LocalGlobalPosition", "local_layers": whole["pos"], "global_layers": by_group["pos"]}
+    whole["mask"] = every | {"_target_": "archlab.blocks.interleaved.LocalGlobalMask", "window": whole["mask"]["window"]}
+    whole["choices"] |= {"pos": "local_global", "mask": "local_global", "attn": whole["choices"].pop("mixer")}
+    return whole | {"attn": whole.pop("mixer")}
+
+
 def test_an_older_run_that_wrote_the_classes_down_is_read_alike(good, copied):
     cfg = archlab.compose("pos=local_global", "mask=local_global", *SMALL, f"output={good.parent}")
-    OmegaConf.save(cfg, copied / "config.yaml")
+    OmegaConf.save(by_turns(cfg), copied / "config.yaml")
     assert "_target_" in (copied / "config.yaml").read_text()
     assert saved_configuration(copied) == cfg == saved_configuration(good)
     put(copied, "norm._target_", "archlab.blocks.of_old.RMSNorm")  # one of archlab's own that has moved since
@@ -247,9 +260,9 @@ def test_a_preset_holds_names_and_numbers(line, hurtful):
 
 def test_a_presets_numbers_lists_and_nulls_are_what_they_are(tmp_path):
     (tmp_path / "preset").mkdir()
-    (tmp_path / "preset" / "mine.yaml").write_text("size: nano\nnorm.eps: 1e-5\neval.lengths: [1, 3]\nattn.softcap: null\nembed.tied: true\n")
+    (tmp_path / "preset" / "mine.yaml").write_text("size: nano\nnorm.eps: 1e-5\neval.lengths: [1, 3]\nmixer.softcap: null\nembed.tied: true\n")
     cfg = archlab.compose("preset=mine", config_dir=str(tmp_path))
-    assert (cfg.norm.eps, list(cfg.eval.lengths), cfg.attn.softcap, cfg.embed.tied) == (1e-5, [1, 3], None, True)
+    assert (cfg.norm.eps, list(cfg.eval.lengths), cfg.mixer.softcap, cfg.embed.tied) == (1e-5, [1, 3], None, True)
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -355,8 +368,9 @@ def test_half_as_many_bits_are_still_weights(copied):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("size.d_model", 10**9, "another model's weights"), ("size.d_ff", 10**15, "another model's weights"), ("size.vocab_size", 10**12, "another model's weights"),
-        ("size.n_layers", 10**9, "size.n_layers=1000000000: should be less than or equal to 10000"), ("size.n_kv_heads", 3, "size.n_kv_heads=3: "),
+        ("size.d_model", 10**9, "size.d_model=1000000000: should be less than"), ("size.d_ff", 10**15, "size.d_ff=1000000000000000: .* less than"),
+        ("size.vocab_size", 10**12, "size.vocab_size=1000000000000: should be less than"), ("size.d_model", 2**18, "another model's weights"),
+        ("size.n_layers", 10**9, "size.n_layers=1000000000: should be less than or equal to 1000"), ("size.d_ff", 2**20, "another model's weights"), ("size.n_kv_heads", 3, "size.n_kv_heads=3: "),
         ("size.d_ff", "many", "size.d_ff=many: "), ("size.head_dim", -1, "size.head_dim=-1: "), ("size.n_heads", 5, "size.n_"), ("size.d_model", 65, "another model"),
         ("size.d_model", "64", "size.d_model=64: should be a valid integer"), ("train.lr", "high", "train.lr=high: "), ("prefix", [2, 1], "prefix="),
     ],

@@ -76,7 +76,7 @@ class T5Bias(Position):
     """Adds a learned number for the head and for the bucket that the distance query - key falls into.
 
     All layers share the one table, (buckets, heads). With `bidirectional` what lies ahead has buckets of its own.
-    T5 does not divide its scores by sqrt(head_dim): `attn.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
+    T5 does not divide its scores by sqrt(head_dim): `mixer.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
     """
 
     biases_scores = True

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from archlab.assemble import MADE_FROM, assemble_without_weights
 from archlab.complaints import did_you_mean
 from archlab.config import compose
 from archlab.errors import UserError
+from archlab.files import whole, whole_folder, write_text
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row
@@ -80,10 +80,10 @@ def export(decoder: Decoder, path: str | Path) -> None:
     }
     if cfg.embed.tied:
         tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archlab-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2, default=str))
-        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        shutil.copytree(folder, path)
+    with whole_folder(path) as folder:
+        write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
+        with whole(folder / "model.safetensors") as part:
+            save_file(tensors, part, metadata={"format": "pt"})
 
 
 def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Decoder:

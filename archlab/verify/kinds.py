@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from archlab.blocks.bias import ALiBi
-from archlab.blocks.mask import Causal, Window
+from archlab.blocks.mask import Causal, Prefix, Window
 from archlab.blocks.norm import RMSNorm
 from archlab.blocks.position import NoPosition
 from archlab.blocks.rope import RoPE
@@ -314,6 +314,8 @@ def every_option_counts(group: str) -> Check:
         """Every option counts."""
         node = OmegaConf.to_container(subject.cfg[group])
         hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
+        if group == "pos":  # some say where what follows a prefix stands
+            subject = subject.with_block("mask", Prefix)
         before, tried = traces_of(subject), []
         for option, value in node.items():
             others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
@@ -344,6 +346,9 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
         yield from (0.5 * value + 0.25, 100 * value + 1)
 
 
+LONG = 6
+"""Times a sequence of subject.tokens: longer than a table of T5's that knows 16 distances one by one."""
+
 Traces = tuple[list[tuple[str, tuple[int, ...]]], list[Tensor]]
 
 
@@ -357,13 +362,17 @@ def attempt(subject: Subject) -> Traces | None:
 
 @torch.no_grad()
 def traces_of(subject: Subject) -> Traces:
-    """The names and shapes of all weights, the logits in training and in evaluation, and what training leaves behind."""
+    """The names and shapes of all weights, the logits in training and in evaluation, and what training leaves behind.
+
+    Evaluated is also a long sequence, for what acts from a distance.
+    """
     decoder = subject.decoder()
     shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
-    evaluated = logits_of(decoder, subject.tokens)
+    long = subject.tokens.repeat(1, LONG)
+    evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
     torch.manual_seed(SEED)
     trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
-    return shapes, [evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
+    return shapes, [*evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
 
 
 def same(one: Traces, other: Traces) -> bool:

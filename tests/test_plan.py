@@ -1,0 +1,49 @@
+"""Runs as data: what a command line stands for, and which of its runs are one program."""
+
+import pytest
+
+import archlab
+from archlab.config import plans
+from archlab.errors import UserError
+
+SMALL = ("size.d_model=24", "size.n_layers=2", "size.n_heads=4", "size.head_dim=8", "size.d_ff=20", "size.vocab_size=256")
+
+
+def test_a_sweep_is_a_plan_for_every_combination_in_the_order_of_the_words():
+    asked = plans(*SMALL[:1], "norm=rms,layer", "attn=gqa", "seed=range(2)")
+    assert [plan.overrides for plan in asked] == [
+        (*SMALL[:1], f"norm={norm}", "mixer=gqa", f"seed={seed}") for norm in ("rms", "layer") for seed in (0, 1)
+    ]
+    assert [plan.cfg.choices.norm for plan in asked] == ["rms", "rms", "layer", "layer"]
+    assert [plan.cfg.seed for plan in asked] == [0, 1, 0, 1]
+    assert asked[1].cfg == archlab.compose(SMALL[0], "norm=rms", "mixer=gqa", "seed=1")
+
+
+def test_what_is_asked_once_is_one_plan_with_an_entry_for_each_layer():
+    (plan,) = plans(*SMALL, "layers[1:].pos=none")
+    assert [layer.pos.name for layer in plan.layers] == ["rope", "none"]
+
+
+def test_a_sweep_with_a_job_that_cannot_be_run_is_refused_whole():
+    with pytest.raises(UserError, match="rotates 7 of the 7 features of a head"):
+        plans(*SMALL, "pos=rope,none", "size.head_dim=8,7")
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=5", "train.lr=1e-4", "train.weight_decay=0", "train.clip=null", "train.beta2=0.9", "train.steps=7", "init=normal",
+             "train.warmup=3", "probe.every=null", "eval.tokens=1024", "train.log_every=1"],
+)  # fmt: skip
+def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word):
+    (one,), (other,) = plans(*SMALL), plans(*SMALL, word)
+    assert one.program_key == other.program_key and one != other
+
+
+@pytest.mark.parametrize(
+    "word", ["norm=layer", "residual=post", "ffn=gelu", "pos=alibi", "mask=prefix", "mixer=mqa", "head.softcap=30", "embed.tied=true",
+             "size.d_ff=24", "size.n_layers=3", "layers[1].pos=none", "layers[1].size.d_ff=8", "train.batch_size=3",
+             "train.train_len=64", "train.checkpoint=true", "train.accumulate=2", "data=masked", "dropout=0.1", "precision=bf16",
+             "mixer.softcap=50", "pos.base=500"],
+)  # fmt: skip
+def test_what_changes_an_operation_or_a_shape_is_another_program(word):
+    (one,), (other,) = plans(*SMALL), plans(*SMALL, word)
+    assert one.program_key != other.program_key
