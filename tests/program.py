@@ -40,11 +40,13 @@ def batch_of(objective: str) -> Batch:
 def worst_gap(words: list[str], objective: str = "next", backend: str | None = None, packed: bool = True) -> float:
     """The largest gap, of what it is compared with, between members of a pack and each member alone, eager.
 
-    Losses, what layers let be seen, and the gradient of every weight, float64. Without `packed` each member alone is
-    compiled instead.
+    Losses, what layers let be seen, and the gradient of every weight, float64. Without `packed` one member alone
+    is compiled instead.
     """
     members = [archlab.build(*SMALL, *words, f"seed={seed}", config_dir=OWN).double() for seed in range(MEMBERS)]
     inputs = placed(members[0], batch_of(objective))
+    if not packed:
+        del members[1:]
     alone = [of_member(member, inputs) for member in members]
     together = in_pack(members, inputs, backend) if packed else [of_member(member, inputs, backend) for member in members]
     return max(gap(one[name], other[name]) for one, other in zip(together, alone, strict=True) for name in other)

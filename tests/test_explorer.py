@@ -17,10 +17,10 @@ from archlab.named import named, two
 PAIRS = [
     ("gpt2", "bloom_560m"),
     ("llama_7b", "chatglm_6b"),
-    ("mistral_7b", "gemma2_2b"),  # windows, head_dim
+    pytest.param("mistral_7b", "gemma2_2b", marks=pytest.mark.slow),  # windows, head_dim
     ("falcon_7b", "gpt2"),  # one key-value head to many, which attn and sizes have to say together
-    ("gemma3_1b", "bert_base"),
-    ("qwen_7b", "opt_350m"),  # a narrow embedding
+    pytest.param("gemma3_1b", "bert_base", marks=pytest.mark.slow),
+    pytest.param("qwen_7b", "opt_350m", marks=pytest.mark.slow),  # a narrow embedding
     ("norm=layer", "mixer=gqa size=small size.n_kv_heads=2 train.tokens=100000"),
     ("train.tokens=100000 match=params", "ffn=gelu budget=chinchilla train.lr=1e-3"),
     ("mask=prefix", "mask=window mask.window=7 data.valid_share=0.2"),

@@ -9,6 +9,12 @@ from archlab.errors import UserError
 SMALL = ("size.d_model=24", "size.n_layers=2", "size.n_heads=4", "size.head_dim=8", "size.d_ff=20", "size.vocab_size=256")
 
 
+@pytest.fixture(scope="module")
+def one():
+    (plan,) = plans(*SMALL)
+    return plan
+
+
 def test_a_sweep_is_a_plan_for_every_combination_in_the_order_of_the_words():
     asked = plans(*SMALL[:1], "norm=rms,layer", "attn=gqa", "seed=range(2)")
     assert [plan.overrides for plan in asked] == [
@@ -33,8 +39,8 @@ def test_a_sweep_with_a_job_that_cannot_be_run_is_refused_whole():
     "word", ["seed=5", "train.lr=1e-4", "train.weight_decay=0", "train.clip=null", "train.beta2=0.9", "train.steps=7", "init=normal",
              "train.warmup=3", "probe.every=null", "eval.tokens=1024", "train.log_every=1"],
 )  # fmt: skip
-def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word):
-    (one,), (other,) = plans(*SMALL), plans(*SMALL, word)
+def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
+    (other,) = plans(*SMALL, word)
     assert one.program_key == other.program_key and one != other
 
 
@@ -44,6 +50,6 @@ def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word):
              "train.train_len=64", "train.checkpoint=true", "train.accumulate=2", "data=masked", "dropout=0.1", "precision=bf16",
              "mixer.softcap=50", "pos.base=500"],
 )  # fmt: skip
-def test_what_changes_an_operation_or_a_shape_is_another_program(word):
-    (one,), (other,) = plans(*SMALL), plans(*SMALL, word)
+def test_what_changes_an_operation_or_a_shape_is_another_program(word, one):
+    (other,) = plans(*SMALL, word)
     assert one.program_key != other.program_key

