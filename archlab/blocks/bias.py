@@ -24,16 +24,16 @@ Bias = Float[Tensor, "#batch heads query key"]
 Distances = Int[Tensor, "#batch query key"]
 
 
-def alibi_slopes(n_heads: int) -> list[float]:
-    """One slope a head: 2^(-8h/n) for h = 1 .. n where n is a power of two.
+def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, " heads"]:
+    """One slope a head: 2^(-8h/n) for h = 1 .. n where n is a power of two; float32.
 
-    Otherwise the slopes of the power below, then every second one of the power above.
+    Otherwise the slopes of the power below, then every second one of the power above. They are computed where they are
+    needed: a buffer would follow the model into half precision, and a copy would have the device waited for.
     Source: arXiv:2108.12409, sec. 3, and its published code for other numbers of heads.
     """
     below = 2 ** math.floor(math.log2(n_heads))
-    slopes = [2 ** (-8 * h / below) for h in range(1, below + 1)]
-    between = [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below + 1, 2)]
-    return slopes + between[: n_heads - below]
+    head = torch.arange(1, n_heads + 1, device=device, dtype=torch.float32)
+    return torch.exp2(-8 / below * torch.where(head <= below, head, head - below - 0.5))
 
 
 class ALiBi(Position):
@@ -43,10 +43,10 @@ class ALiBi(Position):
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int):
         super().__init__()
-        self.slopes = alibi_slopes(n_heads)
+        self.n_heads = n_heads
 
     def bias(self, query: QueryPositions, key: KeyPositions) -> Bias:
-        slopes = torch.tensor(self.slopes, device=query.device, dtype=torch.float32)
+        slopes = alibi_slopes(self.n_heads, query.device)
         return -slopes[:, None, None] * (query - key).abs()[:, None]
 
 

@@ -114,10 +114,10 @@ def yarn(
     first = max(math.floor(pair_that_turns(beta_fast)), 0)
     last = min(math.ceil(pair_that_turns(beta_slow)), rotated - 1)
     width = max(last - first, 0.001)  # a step where both fall on one pair
-    ramp = [min(max((pair - first) / width, 0.0), 1.0) for pair in range(rotated // 2)]
 
     def frequencies(positions: Tensor) -> Tensor:
-        divided = torch.tensor(ramp, device=positions.device, dtype=torch.float32)
+        pair = torch.arange(rotated // 2, device=positions.device, dtype=torch.float32)
+        divided = ((pair - first) / width).clamp(0, 1)
         return powers(base, rotated, positions) * (1 - divided + divided / factor)
 
     return Scaling(frequencies, 0.1 * math.log(factor) + 1 if attention_factor is None else attention_factor)
