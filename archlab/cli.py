@@ -141,10 +141,10 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     words, action = _resuming(words, action)
     words = normalise(words, _own(flags))
     jobs = Jobs(action)
-    if "--multirun" in flags and not any(word.startswith("hydra/sweeper") for word in words):
+    if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
         # Every job of a sweep is checked before the first one starts, and here, whatever machine they are for.
         here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-        jobs.total = len(config.plans(*here, config_dir=next(iter(_own(flags)), None)))
+        jobs.total = len(config.plans(*here, config_dir=_own_folder(flags)))
         if experiment:
             _announce_experiment(experiment, jobs.total)
     try:
@@ -207,6 +207,10 @@ def _check_flags(flags: list[str]) -> None:
 def _own(flags: list[str]) -> list[Path]:
     """The folder of the user's own options; the last one where several were given."""
     return [Path(folder) for flag, folder in zip(flags, flags[1:]) if flag == "--config-dir"][-1:]
+
+
+def _own_folder(flags: list[str]) -> Path | None:
+    return next(iter(_own(flags)), None)
 
 
 @dataclass
@@ -410,7 +414,7 @@ def _resume(arguments: list[str]) -> None:
     from archlab import lab
 
     for directory in words:
-        lab.resume(Path(directory), own=next(iter(_own(flags)), None))
+        lab.resume(Path(directory), own=_own_folder(flags))
 
 
 def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -36,15 +39,23 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
     """
     own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
-    with hydra_at_hand():
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    with in_one_line():
+        parser = OverridesParser.create(config_loader=options_within(own))
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
     return [plan_of(job, own) for job in jobs]
 
 
+def options_within(own: Sequence[Path]) -> ConfigLoader:
+    """What lists the options of a group, the user's own among them, for a sweep such as norm=glob(*)."""
+    searched = create_config_search_path(str(conf_dir()))
+    for folder in own:
+        searched.append("command-line", f"file://{folder.absolute()}")
+    return ConfigLoaderImpl(config_search_path=searched)
+
+
 def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
     """Of normalised overrides without a sweep."""
-    whole = hydras(words, own)
+    whole = by_hydra(words, own)
     cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
     return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
 
@@ -53,22 +64,22 @@ def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> 
     """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
     own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
-    return hydras(words, own), words
+    return by_hydra(words, own), words
 
 
-def hydras(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
+def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
+    """What Hydra composes of normalised overrides, its own settings with it."""
     searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
-    with hydra_at_hand():
+    GlobalHydra.instance().clear()
+    with in_one_line(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
 
 
 @contextmanager
-def hydra_at_hand() -> Iterator[None]:
-    """Hydra over conf/, whose complaints come out in one line."""
-    GlobalHydra.instance().clear()
+def in_one_line() -> Iterator[None]:
+    """Inside, Hydra's complaints come out in one line."""
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            yield
+        yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error) from error
 

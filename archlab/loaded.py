@@ -93,6 +93,8 @@ def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
     ):
         node = said.get(group)
         if choices.get(group) == TURNS and isinstance(node, Mapping):
+            if saved.get("layers"):
+                raise Unreadable(f"{group}={TURNS} and rules for some layers are of different versions")
             choices[group], (at_global, options) = option, there(node)
             every, first = node.get("every"), node.get("first")
             if not isinstance(every, int) or every < 2:

@@ -22,6 +22,7 @@ import archlab
 from archlab import cli, lab
 from archlab.blocks.cache import Cache
 from archlab.blocks.kept import Accounting
+from archlab.blocks.mask import Prefix
 from archlab.blocks.roles import Role
 from archlab.blocks.taps import Taps
 from archlab.errors import UserError
@@ -32,7 +33,8 @@ from archlab.train.optimizer import adamw
 from archlab.train.settings import TrainSettings
 from archlab.verify import contract, decoder
 from archlab.verify.contract import verify
-from archlab.verify.subject import SMALL
+from archlab.verify.kinds import every_option_counts
+from archlab.verify.subject import SMALL, Subject
 
 OWN = Path(__file__).parents[1] / "experiments" / "own_blocks"
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout
@@ -313,3 +315,8 @@ def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, mo
         lab.resume(cut, plots=False)
     lab.resume(cut, plots=False, own=own)
     assert resumed.all_of(cut) == resumed.all_of(resumed.the_run(tmp_path / "whole"))
+
+
+def test_positions_are_verified_under_a_mixer_that_admits_no_prefix():
+    cfg = archlab.compose(*SMALL, "pos=none", "mixer=linear", config_dir=str(OWN / "my"))
+    assert "changes something" in every_option_counts("pos", Prefix)(Subject(cfg))

@@ -2,7 +2,7 @@
 
 import pytest
 
-import archlab
+import archlab.assemble
 from archlab.config import plans
 from archlab.errors import UserError
 
@@ -35,6 +35,13 @@ def test_a_sweep_with_a_job_that_cannot_be_run_is_refused_whole():
         plans(*SMALL, "pos=rope,none", "size.head_dim=8,7")
 
 
+def test_a_sweep_over_all_options_finds_the_users_own(tmp_path):
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text("_target_: archlab.blocks.norm.RMSNorm\n_partial_: true\n")
+    asked = plans(*SMALL, "norm=glob(m*)", config_dir=tmp_path)
+    assert [plan.cfg.choices.norm for plan in asked] == ["mine"]
+
+
 @pytest.mark.parametrize(
     "word", ["seed=5", "train.lr=1e-4", "train.weight_decay=0", "train.clip=null", "train.beta2=0.9", "train.steps=7", "init=normal",
              "train.warmup=3", "probe.every=null", "eval.tokens=1024", "train.log_every=1"],
@@ -42,6 +49,9 @@ def test_a_sweep_with_a_job_that_cannot_be_run_is_refused_whole():
 def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
     (other,) = plans(*SMALL, word)
     assert one.program_key == other.program_key and one != other
+    models = [archlab.assemble.assemble_without_weights(plan.cfg) for plan in (one, other)]
+    assert str(models[0]) == str(models[1])
+    assert [weight.shape for weight in models[0].parameters()] == [weight.shape for weight in models[1].parameters()]
 
 
 @pytest.mark.parametrize(

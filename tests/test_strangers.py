@@ -191,6 +191,12 @@ def test_an_older_run_that_wrote_the_classes_down_is_read_alike(good, copied):
     assert saved_configuration(copied) == cfg
 
 
+def test_turns_beside_rules_for_some_layers_are_of_no_version(copied):
+    cfg = archlab.compose("pos=local_global", "mask=local_global", *SMALL)
+    OmegaConf.save(by_turns(cfg) | {"layers": [{"at": "0", "choices": {"ffn": "gelu"}}]}, copied / "config.yaml")
+    refused(saved_configuration, copied, match="mask=local_global and rules for some layers are of different versions")
+
+
 def test_older_and_newer_runs_are_one_arm(good, copied):
     from archlab.compare.arms import identity
 
@@ -241,7 +247,7 @@ def test_a_word_that_names_a_class_is_refused(word, hurtful, capsys):
 
 
 def test_a_name_with_the_same_letters_is_none(copied):
-    archlab.compose("data=file", "data.path=/some/_target_/file")
+    assert archlab.compose("data=file", "data.path=/some/_target_/file").data.path == "/some/_target_/file"
 
 
 @pytest.mark.parametrize(
@@ -361,8 +367,11 @@ def test_weights_of_another_kind_of_number_are_refused(kind, copied, capsys):
 
 def test_half_as_many_bits_are_still_weights(copied):
     file = copied / "model.safetensors"
-    save_file({name: weight.bfloat16() for name, weight in load_file(file).items()}, file)
-    load_run(copied)
+    rounded = {name: weight.bfloat16() for name, weight in load_file(file).items()}
+    save_file(rounded, file)
+    _, decoder = load_run(copied)
+    read = decoder.state_dict()
+    assert rounded and all(torch.equal(read[name], weight.to(read[name].dtype)) for name, weight in rounded.items())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from archlab.blocks.bias import ALiBi
+from archlab.blocks.contracts import Mask
 from archlab.blocks.mask import Causal, Prefix, Window
 from archlab.blocks.norm import RMSNorm
 from archlab.blocks.position import NoPosition
@@ -307,15 +308,15 @@ def logits_alone(subject: Subject) -> str:
     return "The logits of a position depend on that position alone, and the table can be tied to the embedding's."
 
 
-def every_option_counts(group: str) -> Check:
-    """A check that no option of the block is without effect."""
+def every_option_counts(group: str, *masks: type[Mask]) -> Check:
+    """A check that no option of the block is without effect, under the first of these masks that its mixer admits."""
 
     def check(subject: Subject) -> str:
         """Every option counts."""
         node = OmegaConf.to_container(subject.cfg[group])
         hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
-        if group == "pos":  # some say where what follows a prefix stands
-            subject = subject.with_block("mask", Prefix)
+        under = (subject.with_block("mask", kind) for kind in masks)
+        subject = next(filter(attempt, under), subject)
         before, tried = traces_of(subject), []
         for option, value in node.items():
             others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
@@ -383,7 +384,7 @@ OF_KIND: Mapping[str, tuple[Check, ...]] = {
     "norm": (norm_alone, norm_in_float32, every_option_counts("norm")),
     "residual": (both_branches, stream_left, every_option_counts("residual")),
     "ffn": (each_position_alone, weights_told("ffn"), gate_told, every_option_counts("ffn")),
-    "pos": (any_position, bias_told, every_option_counts("pos")),
+    "pos": (any_position, bias_told, every_option_counts("pos", Prefix)),  # some say where what follows a prefix stands
     "mask": (reads_itself, mask_told, reach_told, every_option_counts("mask")),
     "mixer": (heads_told, weights_told("mixer"), honours_told, every_option_counts("mixer")),
     "head": (logits_alone, every_option_counts("head")),
