@@ -1,7 +1,7 @@
 """From a configuration to a model."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from archlab.check import BLOCKS, locate, option
 from archlab.errors import UserError
@@ -74,10 +76,28 @@ def makers(cfg: DictConfig) -> list[LayerParts]:
     ]
 
 
+class NothingDrawn(TorchFunctionMode):
+    """Inside, no initial weight is drawn.
+
+    On the meta device there is no number to set, and there torch writes a draw out in Python, for which it imports its
+    compiler: a second, for nothing.
+    """
+
+    DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in self.DRAWS or getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def assemble_without_weights(cfg: DictConfig) -> Decoder:
     """The same on the meta device: every module and shape, no memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NothingDrawn():
             return assemble(cfg)
     except RuntimeError as error:
         if "overflow" not in str(error):

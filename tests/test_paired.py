@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from archlab.compare import paired
+from archlab.compare.paired import paired
 from archlab.errors import UserError
 
 # Hours of sleep gained under two drugs, the same ten patients: Student 1908, Biometrika 6:1, the table on page 20.

@@ -18,7 +18,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 Record = dict[str, Any]
 
@@ -129,6 +128,8 @@ def series(recorded: Sequence[Record], last: int) -> Iterator[Series]:
 @cache
 def threshold(n_series: int, n_before: int = CALM_STEPS) -> float:
     """How many spreads from the median a calm series gets with a chance of 1% over all series and steps."""
+    from scipy import stats  # here, since it takes a second to import, and a calm run needs none
+
     return float(stats.t.isf(FALSE_ALARM / 2 / (n_series * HORIZON), MAD_EFFICIENCY * n_before))
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -115,6 +114,8 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
     """p of the least-squares line log y = p log x + c; None for fewer than two points or numbers that have no logarithm."""
     if len(x) < 2 or not all(value > 0 and math.isfinite(value) for value in y):
         return None
+    from scipy import stats  # here, since it takes a second to import, and no run needs it
+
     return float(stats.linregress([math.log(value) for value in x], [math.log(value) for value in y]).slope)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from archlab.compare import paired
+from archlab.compare.paired import paired
 from archlab.compare.comparison import holm
 
 REPETITIONS = 2_000
