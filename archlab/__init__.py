@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from archlab.model import Decoder
+    from archlab.model.decoder import Decoder
 
 __version__ = "0.1.0"
 __all__ = ["Decoder", "build", "compose"]
@@ -21,15 +21,15 @@ STARTED = time.time()
 
 
 def compose(*overrides: str, config_dir: str | None = None) -> "DictConfig":
-    """The configuration these overrides ask for, spelt as on the command line. Raises `archlab.errors.UserError`."""
-    from archlab import config
+    """The configuration these overrides ask for, spelt as on the command line. Raises `archlab.base.errors.UserError`."""
+    from archlab.config.compose import compose
 
-    return config.compose(*overrides, config_dir=config_dir)
+    return compose(*overrides, config_dir=config_dir)
 
 
 def build(*what: "str | DictConfig", config_dir: str | None = None) -> "Decoder":
-    """A decoder with its initial weights, from overrides or from one configuration. Raises `archlab.errors.UserError`."""
-    from archlab import assemble
+    """A decoder with its initial weights, from overrides or from one configuration. Raises `archlab.base.errors.UserError`."""
+    from archlab.config import assemble
 
     if len(what) == 1 and not isinstance(what[0], str):
         return assemble.build(what[0])
@@ -39,7 +39,7 @@ def build(*what: "str | DictConfig", config_dir: str | None = None) -> "Decoder"
 def __getattr__(name: str) -> object:
     # torch takes seconds to import, and a user who asks for --help should not wait for it.
     if name == "Decoder":
-        from archlab.model import Decoder
+        from archlab.model.decoder import Decoder
 
         return Decoder
     raise AttributeError(f"module 'archlab' has no attribute {name!r}")

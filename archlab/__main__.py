@@ -7,7 +7,7 @@ import signal
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
-    from archlab.cli import main as answer
+    from archlab.cli.main import main as answer
 
     answer()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from archlab.blocks.kernel import fused_kernel
 from archlab.blocks.places import at_the_start
 from archlab.blocks.reading import Reading
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 
 CONF = Path(__file__).parents[1] / "conf"
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")

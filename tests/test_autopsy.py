@@ -10,7 +10,6 @@ from scipy import integrate, special
 from test_train import CPU, Counting, settings
 
 import archlab
-from archlab import lab
 from archlab.data.batch import Batch
 from archlab.evaluate.autopsy import HORIZON, autopsy, threshold
 from archlab.evaluate.stability import spike_score
@@ -18,6 +17,7 @@ from archlab.probe.look import gradient_norms
 from archlab.probe.recorder import AFTER_SPIKE, CAPACITY, Recorder
 from archlab.probe.spike import is_spike
 from archlab.report import plots_autopsy, tables
+from archlab.runs import lab
 from archlab.train.loop import train
 from archlab.train.objective import compute
 from archlab.train.step import backward

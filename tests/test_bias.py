@@ -21,7 +21,7 @@ from oracles import (
 )
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 LEARNED = ("t5", "kerple", "kerple_power", "fire")
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 through a softmax

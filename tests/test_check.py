@@ -7,7 +7,7 @@ import torch
 from oracles import every_option
 
 import archlab
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 # what is asked for, what the message must hold, what it proposes
 WRONG_TYPES = [

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 import yaml
 
 import archlab
-from archlab.claims import bench, jobs, measures
-from archlab.claims.bench import plan
-from archlab.claims.claim import FORMS, Part, known_claims, read_claim
-from archlab.claims.decide import decide, decide_part
-from archlab.claims.jobs import Measurement, Run
-from archlab.claims.reductions import REDUCTIONS
-from archlab.claims.session import decide_claims
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.claim import bench, jobs, measures
+from archlab.claim.bench import plan
+from archlab.claim.claim import FORMS, Part, known_claims, read_claim
+from archlab.claim.decide import decide, decide_part
+from archlab.claim.jobs import Measurement, Run
+from archlab.claim.reductions import REDUCTIONS
+from archlab.claim.session import decide_claims
 
 NAMES = sorted(known_claims())
 
@@ -166,7 +166,7 @@ def test_an_effect_is_told_in_the_unit_of_the_quantity():
 
 
 def record_part(result):
-    from archlab.claims.record import part_record
+    from archlab.claim.record import part_record
 
     return part_record(result)
 
@@ -271,7 +271,7 @@ def session(tmp_path_factory):
         return real(todo, workers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("archlab.claims.session.work", counted)
+        patch.setattr("archlab.claim.session.work", counted)
         go = lambda: decide_claims(["mine"], "quick", folder / "runs", folder / "out", 1, folder)  # noqa: E731
         first, second = go(), go()
         one = next(iter(sorted((folder / "runs").glob("*/*/summary.json"))))
@@ -400,7 +400,7 @@ def test_what_was_asked_stands_beside_what_was_seen(expect, form, options, value
 
 
 def test_one_of_something_is_one():
-    from archlab.claims import session
+    from archlab.claim import session
 
     cfg = archlab.compose(*SMALL)
     run, look = Run(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
@@ -410,7 +410,7 @@ def test_one_of_something_is_one():
 
 def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
     """A start of 4 seconds, and every job three times as slow as it was estimated: two runs one after the other."""
-    from archlab.claims import jobs, pace
+    from archlab.claim import jobs, pace
 
     runs = [Run(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
     one = jobs.seconds(runs[0])

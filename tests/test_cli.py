@@ -12,11 +12,12 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from archlab import cli, lab
-from archlab.cli import VERBS, Verb, main
-from archlab.errors import UserError
-from archlab.flags import FLAGS, split
-from archlab.overrides import conf_dir, groups, normalise
+from archlab.base.errors import UserError
+from archlab.cli import main as cli
+from archlab.cli.main import VERBS, Verb, main
+from archlab.config.flags import FLAGS, split
+from archlab.config.overrides import conf_dir, groups, normalise
+from archlab.runs import lab
 
 ROOT = Path(__file__).parent.parent
 
@@ -389,7 +390,7 @@ def test_a_sweep_with_a_job_that_fails_compares_the_others(archlab: Session, mon
 
     compared: list[list[Path]] = []
     monkeypatch.setattr(lab, "run", refuse)
-    monkeypatch.setattr(cli.desk, "compare_sweep", lambda directories: compared.append(list(directories)))
+    monkeypatch.setattr(cli.results, "compare_sweep", lambda directories: compared.append(list(directories)))
     answer = archlab("-m", "seed=0,1,2")
     assert (answer.status, answer.err) == (2, "archlab: seed=1: not today\n")
     assert compared == [[Path("run-0"), Path("run-2")]]
@@ -500,7 +501,7 @@ def test_what_needs_no_model_does_not_import_torch(tmp_path: Path) -> None:
     ]
     program = f"""
 import sys
-from archlab.cli import main
+from archlab.cli.main import main
 for words in {commands}:
     try:
         main(words.split())

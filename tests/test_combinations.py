@@ -29,9 +29,9 @@ from oracles import (
 )
 from torch import nn
 
-from archlab.check import check_leaks, check_norms
-from archlab.errors import UserError
-from archlab.model import Decoder
+from archlab.base.errors import UserError
+from archlab.config.check import check_leaks, check_norms
+from archlab.model.decoder import Decoder
 
 LONG, LAYERS = 70, 2
 SQUARE = HEADS * HEAD_DIM  # the width of models whose heads share d_model out

@@ -10,10 +10,10 @@ from records import write_run
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from archlab.compare.arms import read_all, sort_into_arms
-from archlab.compare.comparison import compare, holm
-from archlab.compare.runs import Run, read_run
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.comparison.arms import read_all, sort_into_arms
+from archlab.comparison.comparison import compare, holm
+from archlab.records.reader import Run, read_run
 
 
 @pytest.fixture(scope="module", autouse=True)

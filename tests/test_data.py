@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from archlab.base.errors import UserError
 from archlab.data import TooLong
 from archlab.data.blank import Blank
 from archlab.data.corpus import Corpus, check_prefix, split
 from archlab.data.masked import Masked
 from archlab.data.text import File, StandardLibrary, Text, standard_library
-from archlab.errors import UserError
 
 N_TOKENS = 1000
 N_TRAIN = 900

@@ -6,12 +6,12 @@ import pytest
 import torch
 from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, build, draw_tokens, make, make_reading, options
 
+from archlab.base.errors import UserError
 from archlab.blocks import reading as readings
 from archlab.blocks.cache import Cache
 from archlab.blocks.contracts import Position
 from archlab.blocks.places import PositionLimit, check_padding, check_prefix, shaped
-from archlab.errors import UserError
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 
 SEQ, PROMPT = 9, 5
 PREFIX = (2, 4)  # one for each sequence, within the prompt

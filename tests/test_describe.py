@@ -6,10 +6,10 @@ import torchinfo
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import archlab
-from archlab.assemble import assemble_without_weights
-from archlab.config import compose
-from archlab.describe import count_parameters, folded, tree
-from archlab.measure import costs, forward_flops_per_token
+from archlab.config.assemble import assemble_without_weights
+from archlab.config.compose import compose
+from archlab.cost.describe import count_parameters, folded, tree
+from archlab.cost.measure import costs, forward_flops_per_token
 
 
 def test_parameters_of_a_llama():

@@ -7,11 +7,11 @@ import torch
 from oracles import build, make, options
 
 import archlab
-from archlab import draw
-from archlab.assemble import assemble_without_weights
+from archlab import diagram as draw
 from archlab.blocks.contracts import Residual
-from archlab.draw import sketch
-from archlab.draw.words import details
+from archlab.config.assemble import assemble_without_weights
+from archlab.diagram import sketch
+from archlab.diagram.words import details
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,9 +8,10 @@ import yaml
 from test_cli import Session, archlab  # noqa: F401  (a fixture)
 
 import archlab as package
-from archlab import cli, experiments
-from archlab.errors import UserError
-from archlab.overrides import conf_dir, parse
+from archlab.base.errors import UserError
+from archlab.cli import main as cli
+from archlab.config.overrides import conf_dir, parse
+from archlab.runs import experiments
 
 FILES = sorted((conf_dir() / "experiment").glob("*.yaml"))
 SMALL = ("residual=pre", "size.n_layers=2", "train.lr=1e-3,3e-3,1e-2")

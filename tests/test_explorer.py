@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from archlab import cli
-from archlab.changes import NO_PART, ladder, spelled
-from archlab.config import compose
-from archlab.diff import difference
-from archlab.errors import UserError
-from archlab.named import named, two
+from archlab.base.errors import UserError
+from archlab.cli import main as cli
+from archlab.config.compose import compose
+from archlab.difference.ladder import NO_PART, ladder, spelled
+from archlab.difference.models import difference
+from archlab.runs.named import named, two
 
 PAIRS = [
     ("gpt2", "bloom_560m"),

@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from oracles import every_option
 
 import archlab
-from archlab import config
-from archlab.arguments import understood
-from archlab.check import GROUPS
-from archlab.complaints import beyond_the_machine
-from archlab.desk import ClaimsOptions, CompareOptions, GenerateOptions, ReportOptions
-from archlab.errors import UserError
-from archlab.explorer import DiffOptions, DrawOptions
+from archlab.base.errors import UserError
+from archlab.base.messages import beyond_the_machine
+from archlab.cli.arguments import understood
+from archlab.cli.models import DiffOptions, DrawOptions
+from archlab.cli.results import ClaimsOptions, CompareOptions, GenerateOptions, ReportOptions
+from archlab.config import compose as config
+from archlab.config.check import GROUPS
 
 NUMBERS = (10**11, 10**23, 10**400, 1e11, 1e-320, 1e308, math.inf, -math.inf, math.nan, -1, 0, 2**31 - 1, 2**63)
 OTHERS = ("", "x", [10**23], [math.nan], [[1]], {"a": 1}, True, None)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import archlab
-from archlab.errors import UserError
-from archlab.generate import choose, generate, keep_top_k, keep_top_p
-from archlab.loaded import load_run
+from archlab.base.errors import UserError
+from archlab.model.generate import choose, generate, keep_top_k, keep_top_p
+from archlab.runs.loaded import load_run
 
 NEW = 6
 
@@ -274,7 +274,7 @@ def test_the_verb_goes_on_from_a_prompt(run):
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_the_verb_refuses_in_one_line(run, words, line, capsys):
-    from archlab.cli import main
+    from archlab.cli.main import main
 
     with pytest.raises(SystemExit) as left:
         main(["generate", *(word.replace("RUN", str(run), 1) if word == "RUN" else word for word in words)])
@@ -290,7 +290,7 @@ def refused(directory: Path, *overrides: str) -> str:
 
 
 def test_a_run_of_a_task_has_no_text_to_go_on_from(copied, capsys):
-    from archlab.cli import main
+    from archlab.cli.main import main
 
     config = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(config.replace("  data: text\n", "  data: copy\n"))

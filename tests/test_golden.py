@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import archlab
-from archlab import lab
+from archlab.runs import lab
 
 RECORDS = Path(__file__).with_name("golden.json")
 

@@ -8,9 +8,9 @@ import pytest
 datasets = pytest.importorskip("datasets")
 tokenizers = pytest.importorskip("tokenizers")
 
+from archlab.base.errors import UserError  # noqa: E402
 from archlab.data import hf  # noqa: E402
 from archlab.data.hf import HuggingFace  # noqa: E402
-from archlab.errors import UserError  # noqa: E402
 
 TRAIN = [f"{n} is followed by {n + 1}." for n in range(1700)]
 TEST = ["The end is né.", "", "No more."]

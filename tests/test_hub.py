@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 import archlab
 from archlab import hub
-from archlab.assemble import assemble
-from archlab.errors import NoRoom, UserError
+from archlab.base.errors import NoRoom, UserError
+from archlab.config.assemble import assemble
 from archlab.hub.files import rows_of
 
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 
 import archlab
 from archlab import hub
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 from archlab.hub.fields import TYPES
 
 HUB = Path(archlab.__file__).parent / "hub"

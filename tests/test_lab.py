@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file
 
 import archlab
-from archlab import lab
-from archlab.cli import main
-from archlab.errors import UserError
-from archlab.logbook import new_directory, slug
+from archlab.base.errors import UserError
+from archlab.cli.main import main
+from archlab.records.logbook import new_directory, slug
+from archlab.runs import lab
 
 NANO = ("size=nano", "train.steps=6", "train.batch_size=4", "train.train_len=16", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=3")
 KEYS = {

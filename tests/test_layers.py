@@ -6,11 +6,11 @@ from oracles import HEAD_DIM, LAYERS, MAY_READ, SEQ, WINDOW, draw_tokens, embedd
 from transformers import Cohere2Config, Gemma2Config, Gemma3TextConfig, ModernBertConfig
 
 import archlab
+from archlab.base.errors import UserError
+from archlab.base.words import layers_in
 from archlab.blocks.kernel import causal_kernel, masked_kernel
-from archlab.errors import UserError
-from archlab.model import Decoder
-from archlab.plan import layer_plans, runs_of_equal
-from archlab.words import layers_in
+from archlab.config.plan import layer_plans, runs_of_equal
+from archlab.model.decoder import Decoder
 
 SMALL = (
     "size.d_model=48", f"size.n_layers={LAYERS}", "size.n_heads=6", f"size.head_dim={HEAD_DIM}", "size.d_ff=88",

@@ -12,11 +12,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import archlab
-from archlab import loggers
-from archlab.cli import main
-from archlab.errors import UserError
-from archlab.logbook import Logbook, scalars
-from archlab.loggers import numbers
+from archlab.base.errors import UserError
+from archlab.cli.main import main
+from archlab.records import loggers
+from archlab.records.logbook import Logbook, scalars
+from archlab.records.loggers import numbers
 
 ROOT = Path(__file__).parent.parent
 NANO = ["size=nano", "train.steps=4", "train.batch_size=3", "train.train_len=16", "train.log_every=2", "eval.tokens=96", "eval.lengths=[1,2]", "probe.every=3"]
@@ -28,7 +28,7 @@ def local(self, address):
         sys.exit(f"network: {address}")
     return connect(self, address)
 socket.socket.connect = local
-from archlab.cli import main
+from archlab.cli.main import main
 main()
 """
 RECORD = {"step": 3, "tokens": 48, "loss": 2.5, "clipped": True, "val_loss": None, "layers": [{"grad_norm": 0.5}, {"grad_norm": 0.25}]}

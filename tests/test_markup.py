@@ -12,11 +12,11 @@ from records import write_run
 from rich.console import Console
 from rich.text import Text
 
-from archlab import cli
+from archlab.cli import main as cli
+from archlab.diagram.canvas import Canvas, document
 from archlab.report import bills, comparison, preflight, stability_map, tables
 from archlab.report import claims as claims_pages
 from archlab.report import diff as diff_tables
-from archlab.report.canvas import Canvas, document
 from archlab.report.stability_map import figure as map_figure
 from archlab.report.verify import findings
 

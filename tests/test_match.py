@@ -5,8 +5,8 @@ import torch
 from omegaconf import OmegaConf
 
 import archlab
-from archlab.assemble import assemble
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.config.assemble import assemble
 
 ARMS = (["ffn=gelu"], ["ffn=relu", "mixer=gqa"], ["mixer=mqa"], ["pos=learned"], ["residual=sandwich", "norm=layer"], ["size.n_kv_heads=2", "mixer=gqa"])
 

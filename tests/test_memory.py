@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import archlab
-from archlab import lab
-from archlab.assemble import assemble_without_weights
+from archlab.base.errors import UserError
 from archlab.blocks.kept import Accounting
-from archlab.describe import count_parameters, parameters_by_part
-from archlab.errors import UserError
-from archlab.memory import bill
-from archlab.memory.activations import layer_terms, outer_terms
-from archlab.memory.estimate import activation_bytes, estimate, growth, largest_batch, remedies
-from archlab.memory.settings import MemorySettings, bytes_of
+from archlab.config.assemble import assemble_without_weights
+from archlab.cost import bill
+from archlab.cost.activations import layer_terms, outer_terms
+from archlab.cost.describe import count_parameters, parameters_by_part
+from archlab.cost.estimate import activation_bytes, estimate, growth, largest_batch, remedies
+from archlab.cost.settings import MemorySettings, bytes_of
+from archlab.runs import lab
 
 CHATGLM = (
     "size.d_model=4096", "size.n_layers=28", "size.n_heads=32", "size.d_ff=16384", "size.vocab_size=130528", "ffn=gelu_tanh",
@@ -393,7 +393,7 @@ def test_a_question_that_makes_no_sense_is_refused(overrides):
 
 
 def test_a_run_makes_no_use_of_memory(capsys):
-    from archlab.cli import main
+    from archlab.cli.main import main
 
     with pytest.raises(SystemExit) as leaving:
         main(["memory.batch=4"])

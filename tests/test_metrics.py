@@ -7,13 +7,13 @@ import torch
 from records import write_run
 
 import archlab
-from archlab import cli
-from archlab.compare.arms import read_all
-from archlab.compare.comparison import compare
-from archlab.compare.metric import _numbers
-from archlab.errors import UserError
-from archlab.logbook import versions
-from archlab.metrics import KINDS
+from archlab.base.errors import UserError
+from archlab.base.metrics import KINDS
+from archlab.cli import main as cli
+from archlab.comparison.arms import read_all
+from archlab.comparison.comparison import compare
+from archlab.comparison.metric import _numbers
+from archlab.records.logbook import versions
 
 NO_RESULT = {"unigram_loss", "best_step", "seed", "train_len", "steps", "tokens", "threads", "ratio", "step", "event_step", "loss_moved", "lr"}
 """What a summary holds besides: settings, counts, and what belongs to the data."""
@@ -28,7 +28,7 @@ def runs(tmp_path):
 
 
 def test_every_number_of_a_real_run_is_known_or_no_result(tmp_path):
-    from archlab import lab
+    from archlab.runs import lab
 
     cfg = archlab.compose("size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1]", "probe.every=1", f"output={tmp_path}")
     summary = json.loads((lab.run(cfg, plots=False) / "summary.json").read_text())

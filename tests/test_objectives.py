@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from oracles import VOCAB, build
 
-from archlab.config import compose
+from archlab.base.errors import UserError
+from archlab.config.compose import compose
 from archlab.data.batch import Batch
 from archlab.data.blank import END, MASK, REST, START, Blank
 from archlab.data.masked import MASK as BERT_MASK
 from archlab.data.masked import Masked
 from archlab.data.text import Text
-from archlab.errors import UserError
 from archlab.evaluate.length import by_length
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import HeldOut
-from archlab.generate import generate
+from archlab.model.generate import generate
 from archlab.train.objective import token_losses
 from archlab.train.precision import machine
 

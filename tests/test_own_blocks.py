@@ -19,22 +19,24 @@ from omegaconf import OmegaConf
 from oracles import BATCH, D_FF, D_MODEL, HEAD_DIM, HEADS, SEQ, draw_tokens, gradients, make_reading, randomise
 
 import archlab
-from archlab import cli, lab
+from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
 from archlab.blocks.kept import Accounting
 from archlab.blocks.mask import Prefix
 from archlab.blocks.roles import Role
 from archlab.blocks.taps import Taps
-from archlab.errors import UserError
-from archlab.measure import decode_state, forward_flops_per_token
-from archlab.memory.activations import layer_terms
+from archlab.cli import main as cli
+from archlab.contract import decoder
+from archlab.contract import verify as verifying
+from archlab.contract.kinds import every_option_counts
+from archlab.contract.subject import SMALL, Subject
+from archlab.contract.verify import verify
+from archlab.cost.activations import layer_terms
+from archlab.cost.measure import decode_state, forward_flops_per_token
+from archlab.runs import lab
 from archlab.train import observers
 from archlab.train.optimizer import adamw
 from archlab.train.settings import TrainSettings
-from archlab.verify import contract, decoder
-from archlab.verify.contract import verify
-from archlab.verify.kinds import every_option_counts
-from archlab.verify.subject import SMALL, Subject
 
 OWN = Path(__file__).parents[1] / "experiments" / "own_blocks"
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout
@@ -227,7 +229,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    monkeypatch.setattr(contract, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
+    monkeypatch.setattr(verifying, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
 
 
 @each_block

@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_and_conf_and_no_more(site: Path) -> None:
 
 
 def test_the_source_tree_is_not_used(site: Path, tmp_path: Path) -> None:
-    ask = "import archlab.overrides as o; print(o.__file__); print(o.conf_dir())"
+    ask = "import archlab.config.overrides as o; print(o.__file__); print(o.conf_dir())"
     module, conf = run(sys.executable, "-c", ask, cwd=tmp_path, PYTHONPATH=str(site)).split()
     assert Path(module).is_relative_to(site)
     assert Path(conf) == site / "archlab" / "conf"

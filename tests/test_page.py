@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from records import write_run
 
-from archlab.cli import main
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.cli.main import main
 from archlab.report.written import write_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from archlab.compare.paired import paired
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.comparison.paired import paired
 
 # Hours of sleep gained under two drugs, the same ten patients: Student 1908, Biometrika 6:1, the table on page 20.
 DEXTRO = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

@@ -2,9 +2,9 @@
 
 import pytest
 
-import archlab.assemble
-from archlab.config import plans
-from archlab.errors import UserError
+import archlab.config.assemble
+from archlab.base.errors import UserError
+from archlab.config.compose import plans
 
 SMALL = ("size.d_model=24", "size.n_layers=2", "size.n_heads=4", "size.head_dim=8", "size.d_ff=20", "size.vocab_size=256")
 
@@ -49,7 +49,7 @@ def test_a_sweep_over_all_options_finds_the_users_own(tmp_path):
 def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
     (other,) = plans(*SMALL, word)
     assert one.program_key == other.program_key and one != other
-    models = [archlab.assemble.assemble_without_weights(plan.cfg) for plan in (one, other)]
+    models = [archlab.config.assemble.assemble_without_weights(plan.cfg) for plan in (one, other)]
     assert str(models[0]) == str(models[1])
     assert [weight.shape for weight in models[0].parameters()] == [weight.shape for weight in models[1].parameters()]
 

@@ -26,9 +26,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_as_llama
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
+from archlab.base.errors import UserError
 from archlab.blocks.bias import alibi_slopes
 from archlab.blocks.places import PositionLimit
-from archlab.errors import UserError
 
 EXACT = dict(rtol=1e-12, atol=1e-12)  # float64 throughout
 FLOAT32_ANGLES = dict(rtol=0, atol=1e-5)  # angles up to 7 in float32 are off by 4e-7, times features of a few units

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from scipy.special import log_softmax
 
 import archlab
-from archlab import lab
-from archlab.errors import UserError
-from archlab.lab import open_source
-from archlab.preflight.measure import Start, exponent, last_ffn_gradient, look_at_start, update_size
-from archlab.preflight.warn import warnings
+from archlab.base.errors import UserError
+from archlab.initial.measure import Start, exponent, last_ffn_gradient, look_at_start, update_size
+from archlab.initial.warn import warnings
+from archlab.runs import lab
+from archlab.runs.lab import open_source
 
 SMALL = ("size=nano", "train.train_len=24")
 BATCH, SEQ = 3, 24
@@ -213,7 +213,7 @@ def test_a_setting_that_cannot_be_is_refused(override):
 
 
 def test_another_verb_makes_no_use_of_preflight(capsys):
-    from archlab.cli import main
+    from archlab.cli.main import main
 
     with pytest.raises(SystemExit) as leaving:
         main(["show", "preflight.steps=2"])

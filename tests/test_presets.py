@@ -5,11 +5,11 @@ import torch
 import yaml
 from oracles import CONF, options
 
-from archlab.assemble import assemble_without_weights, build
-from archlab.config import compose
-from archlab.describe import count_parameters
-from archlab.errors import UserError
-from archlab.overrides import normalise
+from archlab.base.errors import UserError
+from archlab.config.assemble import assemble_without_weights, build
+from archlab.config.compose import compose
+from archlab.config.overrides import normalise
+from archlab.cost.describe import count_parameters
 
 PARAMETERS = {
     # Published, or computed from the published configuration where no class of transformers exists.

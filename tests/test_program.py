@@ -13,7 +13,7 @@ from oracles import options
 from program import worst_gap
 
 import archlab
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ("norm", "residual", "pos", "mask", "mixer", "ffn", "head")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from archlab import hub
-from archlab.assemble import assemble
-from archlab.config import compose
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.config.assemble import assemble
+from archlab.config.compose import compose
 from archlab.hub.families import kind_of
 from archlab.hub.files import rows_of
 

@@ -57,7 +57,7 @@ def test_a_norm_of_your_own_in_three_steps(tmp_path):
     (tmp_path / "my" / "norm" / "scale.yaml").write_text(option)
     small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    console_script = [sys.executable, "-c", "import sys; sys.path.remove(''); from archlab.cli import main; main()"]
+    console_script = [sys.executable, "-c", "import sys; sys.path.remove(''); from archlab.cli.main import main; main()"]
     for archlab_command in ([sys.executable, "-m", "archlab"], console_script):
         done = subprocess.run(
             [*archlab_command, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True

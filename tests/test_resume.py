@@ -19,14 +19,17 @@ import torch
 from test_train import CPU, SMALL, Counting, settings
 
 import archlab
-from archlab import cli, files, lab, logbook
-from archlab.compare.runs import read_run
-from archlab.errors import NoRoom, UserError
-from archlab.named import named
+from archlab.base import files
+from archlab.base.errors import NoRoom, UserError
+from archlab.base.signals import Stop, Stopped
+from archlab.cli import main as cli
+from archlab.records import checkpoint, logbook
+from archlab.records.directory import being_written, checkpoints, hold, is_finished, same_run, unfinished
+from archlab.records.reader import read_run
 from archlab.report import plots
-from archlab.rundir import being_written, checkpoints, hold, is_finished, same_run, unfinished
-from archlab.signals import Stop, Stopped
-from archlab.train import checkpoint, observers
+from archlab.runs import lab
+from archlab.runs.named import named
+from archlab.train import observers
 from archlab.train.loop import train
 from archlab.train.precision import Machine
 
@@ -348,7 +351,7 @@ def test_a_run_of_another_version_is_left_to_it(cut, monkeypatch):
 
 def test_a_run_that_is_being_written_is_told_from_one_that_was_broken_off(cut):
     said = f"{cut}: was broken off at step 10 of 24; archlab resume {cut} finishes it"
-    for read in (read_run, named, lambda run: archlab.loaded.load_run(run)):
+    for read in (read_run, named, lambda run: archlab.runs.loaded.load_run(run)):
         with pytest.raises(UserError) as raised:
             read(str(cut) if read is named else cut)
         assert str(raised.value) == said
@@ -526,7 +529,7 @@ def test_a_run_found_broken_late_is_reported_at_its_step_with_its_weights(log_ev
 
 
 def test_a_run_assembles_its_model_once(tmp_path, monkeypatch):
-    from archlab import assemble
+    from archlab.config import assemble
 
     cfg = archlab.compose(*WORDS, f"output={tmp_path}")
     made = []
@@ -593,7 +596,7 @@ def test_a_signal_while_the_program_is_still_starting_is_answered_by_a_status_al
 
 
 def test_two_sessions_that_need_the_same_run_make_it_once(tmp_path):
-    from archlab.claims.jobs import Run
+    from archlab.claim.jobs import Run
 
     wanted = Run(archlab.compose(*WORDS), tmp_path)
     with multiprocessing.get_context("fork").Pool(2) as sessions:
@@ -602,7 +605,7 @@ def test_two_sessions_that_need_the_same_run_make_it_once(tmp_path):
 
 
 def test_a_session_goes_on_with_a_run_that_another_one_left(tmp_path, monkeypatch, whole):
-    from archlab.claims.jobs import Run
+    from archlab.claim.jobs import Run
 
     wanted = Run(archlab.compose(*WORDS), tmp_path)
 

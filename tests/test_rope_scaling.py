@@ -8,8 +8,8 @@ from oracles import BATCH, D_MODEL, HEAD_DIM, HEADS, SEQ, build, draw_tokens, ma
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
-from archlab.errors import UserError
 
 WIDE, L = 48, 64  # features of a head, and the length that the model was trained at
 FLOAT32 = dict(rtol=2e-6, atol=0)  # a power, a quotient and a product, each rounded to 2^-24

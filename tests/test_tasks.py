@@ -8,8 +8,8 @@ import torch
 import yaml
 from hydra.utils import get_class
 
+from archlab.base.errors import UserError
 from archlab.data.tasks import Copy, Dyck, ModAdd, OddOneOut, Parity, Recall, Reverse
-from archlab.errors import UserError
 
 TASKS = (Copy, Reverse, Recall, ModAdd, Parity, Dyck, OddOneOut)
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

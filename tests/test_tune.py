@@ -8,8 +8,8 @@ import math
 import pytest
 
 import archlab
-from archlab import lab, tune
-from archlab.lab import open_source
+from archlab.runs import lab, tune
+from archlab.runs.lab import open_source
 from archlab.train.precision import machine
 
 SMALL = ("size=nano", "train.steps=6", "train.train_len=16", "train.batch_size=4", "eval.tokens=256", "eval.lengths=[1]", "train.eval_every=null")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import BATCH, D_MODEL, HEAD_DIM, HEADS, SEQ, build, draw_tokens, make
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 FLOAT32_ANGLES = dict(rtol=0, atol=1e-5)  # angles up to 9 in float32 are off by 5e-7, times features of a few units
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from oracles import BLOCKS, every_option
 
-from archlab import cli
-from archlab.config import compose
-from archlab.verify import contract, decoder
-from archlab.verify.contract import verify
-from archlab.verify.subject import SMALL
+from archlab.cli import main as cli
+from archlab.config.compose import compose
+from archlab.contract import decoder
+from archlab.contract import verify as verifying
+from archlab.contract.subject import SMALL
+from archlab.contract.verify import verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -271,7 +272,7 @@ def found(*words, config_dir=None):
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    monkeypatch.setattr(contract, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
+    monkeypatch.setattr(verifying, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
 
 
 @pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))

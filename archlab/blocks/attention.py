@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archlab.base.quantities import Literal, Positive, Probability
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
 from archlab.blocks.kept import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
@@ -15,7 +16,6 @@ from archlab.blocks.norm import MakeWidthNorm, RMSNorm, check_width_norm, no_nor
 from archlab.blocks.reading import Reading, Rows
 from archlab.blocks.softcap import leave, make_squash
 from archlab.blocks.steps import Step
-from archlab.quantities import Literal, Positive, Probability
 
 Split = Callable[[Tensor], Tensor]
 

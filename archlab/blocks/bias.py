@@ -13,10 +13,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from archlab.base.errors import UserError
+from archlab.base.quantities import Count, Literal, Positive
 from archlab.blocks.contracts import Position
 from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.errors import UserError
-from archlab.quantities import Count, Literal, Positive
 
 QueryPositions = Int[Tensor, "#batch query 1"]
 KeyPositions = Int[Tensor, "#batch 1 key"]

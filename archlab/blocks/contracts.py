@@ -20,7 +20,7 @@ files. A concrete block is final: behaviour varies by giving a block another par
 
 Nobody asks a block what kind it is. It answers for itself: `weights()` says what each weight is for, `kept()` what it
 keeps for the backward pass, `taps` what it lets be looked at, and a mixer what of positions, masks and caches it
-honours. What it does not say is measured by running it (`archlab.measure`).
+honours. What it does not say is measured by running it (`archlab.cost.measure`).
 """
 
 from abc import abstractmethod

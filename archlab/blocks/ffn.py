@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archlab.base.quantities import Probability
 from archlab.blocks.contracts import FeedForward, Stream
 from archlab.blocks.kept import MASK, Accounting, Activation, Term, kept_by
 from archlab.blocks.norm import MakeWidthNorm, no_norm
-from archlab.quantities import Probability
 
 Elementwise = Callable[[Tensor], Tensor]
 

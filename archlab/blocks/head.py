@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archlab.base.quantities import Positive
 from archlab.blocks.contracts import Head, Norm, Stream
 from archlab.blocks.softcap import make_squash
-from archlab.quantities import Positive
 
 Logits = Float[Tensor, "batch seq vocab"]
 

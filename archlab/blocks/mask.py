@@ -5,8 +5,8 @@ from functools import reduce
 
 import torch
 
+from archlab.base.quantities import Count
 from archlab.blocks.contracts import Keys, Mask, PrefixLen, Queries, Readable
-from archlab.quantities import Count
 
 
 class Causal(Mask):

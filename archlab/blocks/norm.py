@@ -13,10 +13,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archlab.base.errors import UserError
+from archlab.base.quantities import Positive, Share
 from archlab.blocks.contracts import Norm, Stream
 from archlab.blocks.precision import at_least_float32
-from archlab.errors import UserError
-from archlab.quantities import Positive, Share
 
 
 class LayerNorm(Norm):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from archlab.base.errors import UserError
 from archlab.blocks.contracts import Keys, Position, Positions, Queries, Readable, Stream
-from archlab.errors import UserError
 
 
 @dataclass(frozen=True)

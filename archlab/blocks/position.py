@@ -8,9 +8,9 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from archlab.base.quantities import Count, Literal, Natural, Positive
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.two_axes import two_axes
-from archlab.quantities import Count, Literal, Natural, Positive
 
 
 class NoPosition(Position):

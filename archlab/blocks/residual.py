@@ -10,8 +10,8 @@ from itertools import cycle
 
 from torch import Tensor, nn
 
+from archlab.base.quantities import Literal
 from archlab.blocks.contracts import Norm, Residual, Stream
-from archlab.quantities import Literal
 
 Branch = Callable[[Tensor], Tensor]
 MakeNorm = Callable[[], Norm]

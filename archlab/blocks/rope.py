@@ -8,12 +8,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from archlab.base.errors import UserError
+from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Position, Rotation, SomeHeads
 from archlab.blocks.precision import at_least_float32, in_range_of_float32
 from archlab.blocks.rope_scaling import make_scaling, powers
 from archlab.blocks.two_axes import two_axes
-from archlab.errors import UserError
-from archlab.quantities import Count, Literal, Positive, Share
 
 
 def split_half(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 
 class TooLong(UserError):

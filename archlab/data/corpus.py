@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, Integer
 
+from archlab.base.errors import UserError
 from archlab.data.batch import Batch, Source, TooLong
-from archlab.errors import UserError
 
 
 class Corpus(Source):

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt64
 
+from archlab.base.errors import UserError
 from archlab.data.batch import Batch, Source
 from archlab.data.corpus import slices
-from archlab.errors import UserError
 
 HELD_OUT_ONE_IN = 8
 FEWEST_QUESTIONS = 64  # of the smallest size: with 8 held out, both parts are there

@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import UInt8
 
+from archlab.base.errors import UserError
 from archlab.data.batch import Source, TooLong
 from archlab.data.corpus import counted, split
 from archlab.data.text import Text, mapped
-from archlab.errors import UserError
 
 
 def given_text(path: str | None, valid_share: float) -> tuple[UInt8[np.ndarray, " train"], UInt8[np.ndarray, " valid"]]:

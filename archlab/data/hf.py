@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from jaxtyping import Integer
 
+from archlab.base.errors import UserError
+from archlab.base.quantities import Share
 from archlab.data.corpus import Corpus, slices, split
 from archlab.data.text import N_BYTES
-from archlab.errors import UserError
-from archlab.quantities import Share
 
 if TYPE_CHECKING:
     from datasets import Dataset

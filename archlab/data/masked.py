@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped
 
+from archlab.base.errors import UserError
+from archlab.base.quantities import Fraction, Share
 from archlab.data.batch import Batch, Source
 from archlab.data.corpus import hash_of, slices
 from archlab.data.given import as_bytes, check_disjoint, check_length, drawn, given_text, one_after_another
-from archlab.errors import UserError
-from archlab.quantities import Fraction, Share
 
 N_BYTES = 256
 MASK = 256

@@ -8,8 +8,8 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Int
 
+from archlab.base.quantities import Count
 from archlab.data.generated import Problems, Sizes, Task
-from archlab.quantities import Count
 
 Open = Annotated[int, Interval(ge=1, le=2**16)]
 """Brackets that may be open at once."""

@@ -12,9 +12,9 @@ from typing import final
 import numpy as np
 from jaxtyping import UInt8
 
+from archlab.base.errors import UserError, shortened
+from archlab.base.quantities import Share
 from archlab.data.corpus import Corpus, split
-from archlab.errors import UserError, shortened
-from archlab.quantities import Share
 
 N_BYTES = 256
 ENGLISH_SHA256 = "1b8ce0e3194bfd3578de740ad08f6760dd6f523d7a6321cf5cc09c7a97750387"

@@ -14,7 +14,7 @@ from archlab.blocks.places import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import HeldOut, held_out
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.train.precision import Machine
 
 Record = dict[str, object]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from archlab.quantities import AtOnce, Count, Counts, Literal
+from archlab.base.quantities import AtOnce, Count, Counts, Literal
 
 
 @dataclass(frozen=True)

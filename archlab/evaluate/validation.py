@@ -8,7 +8,7 @@ from torch import Tensor
 
 from archlab.data.batch import Source
 from archlab.data.corpus import where_windows_start
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.train.objective import TokenLosses, token_losses
 from archlab.train.precision import Machine
 

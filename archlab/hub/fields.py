@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Strict, TypeAdapter, ValidationError
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 from archlab.hub.reading import Config
 
 WHOLE = """

@@ -13,18 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from archlab.assemble import MADE_FROM, assemble_without_weights
-from archlab.complaints import did_you_mean
-from archlab.config import compose
-from archlab.errors import UserError
-from archlab.files import whole, whole_folder, write_text
+from archlab.base.errors import UserError
+from archlab.base.files import whole, whole_folder, write_text
+from archlab.base.messages import did_you_mean
+from archlab.base.plain import Unreadable, read_json
+from archlab.config.assemble import MADE_FROM, assemble_without_weights
+from archlab.config.compose import compose
+from archlab.config.presets import key_of, overruled
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row
 from archlab.hub.writing import as_released
-from archlab.model import Decoder
-from archlab.plain import Unreadable, read_json
-from archlab.presets import key_of, overruled
+from archlab.model.decoder import Decoder
 
 ORIGIN = "hub_origin"
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 Config = Mapping[str, Any]
 Words = list[str]

@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from archlab.check import BLOCKS
-from archlab.config import compose
-from archlab.errors import UserError
+from archlab.base.errors import UserError
+from archlab.config.check import BLOCKS
+from archlab.config.compose import compose
+from archlab.config.overrides import conf_dir, option_node
+from archlab.config.plan import layer_plans
 from archlab.hub.families import FAMILIES
-from archlab.overrides import conf_dir, option_node
-from archlab.plan import layer_plans
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip

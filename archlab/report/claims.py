@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.text import Text
 
-from archlab.files import whole
+from archlab.base.files import whole
 from archlab.report.plots import in_plot
 from archlab.report.tables import Record, as_code, duration, in_markdown, make_table, number
 

@@ -1,6 +1,6 @@
 """The record of a comparison -> a table for the terminal, CSV, Markdown, and a plot.
 
-A record is what `archlab.compare.comparison.Comparison.record()` gives, or the comparison.json made of it.
+A record is what `archlab.comparison.comparison.Comparison.record()` gives, or the comparison.json made of it.
 """
 
 import json
@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from archlab.files import whole, write_text
+from archlab.base.files import whole, write_text
 from archlab.report.plots import BLUE, GREEN, GREY, STYLE, VERMILLION, in_plot
 from archlab.report.tables import count, flop, in_markdown, make_table, nats, number, percent
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from archlab.files import whole
+from archlab.base.files import whole
 from archlab.report.tables import count
 
 Records = Sequence[Mapping[str, Any]]

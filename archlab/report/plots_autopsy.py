@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from archlab.files import whole
+from archlab.base.files import whole
 from archlab.report.plots import BLUE, GREY, ORDERED, STYLE, VERMILLION, in_plot, log_y
 from archlab.report.tables import QUANTITIES, moved_first
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from archlab.files import whole
+from archlab.base.files import whole
 from archlab.report.tables import make_pairs, make_table, nats, number, spaced
 
 COLUMNS: dict[str, str] = {

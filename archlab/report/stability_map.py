@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from archlab.files import whole
+from archlab.base.files import whole
 from archlab.report.plots import ORDERED, STYLE, VERMILLION, in_plot
 from archlab.report.tables import make_table, nats, number
 

@@ -6,12 +6,12 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
-from archlab.compare.arms import identity
-from archlab.compare.comparison import compare
-from archlab.compare.runs import Run, find, read_run
-from archlab.errors import UserError
-from archlab.files import write_text
-from archlab.plain import Unreadable, read_json
+from archlab.base.errors import UserError
+from archlab.base.files import write_text
+from archlab.base.plain import Unreadable, read_json
+from archlab.comparison.arms import identity
+from archlab.comparison.comparison import compare
+from archlab.records.reader import Run, find, read_run
 from archlab.report.page import page
 from archlab.report.page.claims import claim_sections
 from archlab.report.page.comparison import comparison_sections

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from archlab.base.signals import Stop
 from archlab.data.batch import Source
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
-from archlab.signals import Stop
 from archlab.train.observers import Divergence, Log, Observer, Record, Recording, Validation
 from archlab.train.precision import Machine
 from archlab.train.settings import TrainSettings

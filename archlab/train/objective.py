@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from archlab.data.batch import Batch
-from archlab.model import Decoder, Output
+from archlab.model.decoder import Decoder, Output
 from archlab.probe.look import Columns, columns
 from archlab.train.precision import Machine
 

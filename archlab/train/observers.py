@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from archlab.base.signals import Stop
 from archlab.data.batch import Source
 from archlab.probe.look import by_layer
 from archlab.probe.nonfinite import first_nonfinite
 from archlab.probe.recorder import EVERY_STEP
 from archlab.probe.spike import SPIKE_WINDOW
-from archlab.signals import Stop
 from archlab.train.objective import compute
 from archlab.train.precision import Machine
 from archlab.train.schedule import learning_rate

@@ -3,7 +3,7 @@
 import torch
 
 from archlab.blocks.roles import DECAYING
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.train.settings import TrainSettings
 
 

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.train.weights import own_tensors, put_into
 
 

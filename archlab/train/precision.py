@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

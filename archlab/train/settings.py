@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from archlab.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability, Tokens
+from archlab.base.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability, Tokens
 
 
 @dataclass(frozen=True)

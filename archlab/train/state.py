@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
 from archlab.probe.recorder import Recorder
 from archlab.train.clock import Clock

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from archlab.data.batch import Batch
-from archlab.model import Decoder
+from archlab.model.decoder import Decoder
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
 from archlab.train.objective import compute, scored_targets
 from archlab.train.precision import Machine

@@ -1,4 +1,4 @@
-"""How often `archlab.compare.paired` names a winner where there is none, and how often it finds one that is there.
+"""How often `archlab.comparison.paired` names a winner where there is none, and how often it finds one that is there.
 
     python experiments/aa/bench.py
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from archlab.compare.paired import paired
-from archlab.compare.comparison import holm
+from archlab.comparison.comparison import holm
+from archlab.comparison.paired import paired
 
 REPETITIONS = 2_000
 PLANTED = 3.0

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from archlab.assemble import build
-from archlab.config import compose
+from archlab.config.assemble import build
+from archlab.config.compose import compose
 from archlab.evaluate.validation import held_out
-from archlab.lab import open_source, section
 from archlab.report.progress import track
+from archlab.runs.lab import open_source, section
 from archlab.train.loop import train
 from archlab.train.precision import machine
 from archlab.train.settings import TrainSettings

@@ -15,9 +15,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import archlab
-from archlab.lab import open_source, section
 from archlab.probe.look import Look
 from archlab.probe.recorder import Recorder
+from archlab.runs.lab import open_source, section
 from archlab.train.loop import backward
 from archlab.train.optimizer import adamw
 from archlab.train.precision import machine

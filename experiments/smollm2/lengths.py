@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from archlab import hub
-from archlab.errors import UserError
+from archlab.base.errors import UserError
 
 HERE = Path(__file__).parent
 TRAINED = 8192

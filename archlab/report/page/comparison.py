@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
-from archlab.compare.runs import Run
+from archlab.records.reader import Run
 from archlab.report.page.curves import Arm, figures, finite, rounded
 from archlab.report.page.parts import (
     Cell,

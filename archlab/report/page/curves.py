@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from archlab.compare.runs import Run
+from archlab.records.reader import Run
 from archlab.report.page.parts import Figure, View, figure_text
 from archlab.report.plots import binned
 

@@ -1,0 +1,149 @@
+"""Files that are whole or not there at all, files that grow by whole lines, and locks that end with their process.
+
+A file is written beside its place under another name, made safe on the disk, and only then given its own name: whoever
+reads finds the old one or the new one, whenever the writer is killed. A disk without room is `NoRoom`, in one line.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from archlab.base.errors import NoRoom
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a full quota, and a file that may not grow."""
+
+NOT_HERE = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+"""What some network file systems say to being asked for safety or for a lock: they have none to give."""
+
+PARTS = ".*.part*"
+"""What a writer that was killed leaves behind, as a glob."""
+
+
+def no_room(error: BaseException, path: Path | str | None = None) -> NoRoom | None:
+    """The error as one of a full disk; None where it is another. Libraries in Rust put the number into their words."""
+    said = re.search(r"os error (\d+)", str(error))
+    if isinstance(error, NoRoom):
+        return error
+    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    if number not in FULL:
+        return None
+    where = path or getattr(error, "filename", None) or "a file"
+    return NoRoom(f"{where}: cannot be written: {os.strerror(number).lower()}; make room, then do it again")
+
+
+@contextmanager
+def whole(path: Path, named: Callable[[Path], Path] | None = None) -> Iterator[Path]:
+    """A name beside `path` to write to; once the block ends the file takes its place. Where it fails nothing is left.
+
+    The name keeps the suffix, by which libraries know what to write. `named` gives the place where what was written
+    decides it. Raises NoRoom, or what the block raises.
+    """
+    path = path.resolve()  # of a link, what it leads to is replaced, and the link stays
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        sync(part)
+        os.replace(part, named(part) if named else path)
+        sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if full := no_room(error, path):
+            raise full from None
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same of a folder that is not there yet: its files are written beside its place. Raises NoRoom."""
+    path = path.resolve()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir()
+        yield part
+        os.rename(part, path)
+        sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if full := no_room(error, path):
+            raise full from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is safe on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class Lines:
+    """A file that grows by whole lines. `length` is in bytes; opened with one, the file is first cut back to it."""
+
+    def __init__(self, path: Path, length: int = 0):
+        self.path, self.length = path, length
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self.descriptor, length)
+
+    def add(self, lines: str) -> None:
+        """All of the lines or, where there is no room, none of them."""
+        content, written = lines.encode(), 0
+        try:
+            while written < len(content):
+                written += os.pwrite(self.descriptor, content[written:], self.length + written)
+        except OSError as error:
+            os.ftruncate(self.descriptor, self.length)
+            raise no_room(error, self.path) or error from None
+        self.length += written
+
+    def sync(self) -> None:
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+        self.descriptor = None
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Whether this process now holds the open file; the system lets go of it when the descriptor closes, or we die."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NOT_HERE:
+            raise
+    return True
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside a block of the same path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""A claim is data: conf/claim/NAME.yaml says what is said, by whom, and what would have to be seen.
+
+sentence   what is claimed, in words
+source     where it is claimed: a paper and its table, or the note's item
+arms       name: overrides of that arm; or {train: overrides, then: overrides} to look at trained weights under others
+common     overrides of every arm
+quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one
+parts      what has to be seen, all of it:
+    says      the part in words
+    measure   a number of a run (val_loss, late_ratio@4, exact_match@2, any of its summary) or one of `measures`
+    difference: [a, b], ratio: [a, b], value: a, or between: [a, b] for a measure that takes two models at once
+    over      a field and its values: every arm is run at each of them
+    reduce    what becomes of these: best, slope, largest_stable, sensitivity, last_over_first
+    expect    above, below or equal
+    than      what it is held against; 0 for a difference, 1 for a ratio unless given
+    by        the smallest effect of interest, in the unit of the quantity
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import MinLen
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archlab.base.errors import UserError
+from archlab.base.messages import did_you_mean
+from archlab.base.quantities import Count, NonNegative
+from archlab.config.overrides import check_own, conf_dir
+
+BudgetName = Literal["quick", "full"]
+Words = Annotated[str, MinLen(1)]
+
+
+class Strict(BaseModel):
+    """Fields of exactly these names and types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Budget(Strict):
+    """How much a claim may cost: seeds, and overrides that size the runs."""
+
+    seeds: Count
+    overrides: tuple[str, ...] = ()
+
+
+class Arm(Strict):
+    """What is trained; and with `then`, under what other options its weights are looked at afterwards."""
+
+    train: tuple[str, ...]
+    then: tuple[str, ...] = ()
+
+
+class Part(Strict):
+    """One thing that has to be seen."""
+
+    says: Words
+    measure: Words
+    expect: Literal["above", "below", "equal"]
+    by: NonNegative
+    value: str | None = None
+    difference: tuple[str, str] | None = None
+    ratio: tuple[str, str] | None = None
+    between: tuple[str, str] | None = None
+    than: float | None = None
+    over: dict[str, Annotated[tuple[Any, ...], MinLen(2)]] | None = None
+    reduce: Literal["best", "slope", "largest_stable", "sensitivity", "last_over_first"] | None = None
+
+    @property
+    def form(self) -> str:
+        return next(form for form in FORMS if getattr(self, form) is not None)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        named = getattr(self, self.form)
+        return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
+    def against(self) -> float:
+        return FORMS[self.form] if self.than is None else self.than
+
+
+FORMS = {"value": 0.0, "difference": 0.0, "ratio": 1.0, "between": 0.0}
+"""How a part makes one number of its arms, and what that number is held against where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    name: str
+    sentence: str
+    source: str
+    arms: dict[str, Arm]
+    parts: tuple[Part, ...]
+    common: tuple[str, ...]
+    budgets: dict[str, Budget | str]
+
+
+class File(Strict):
+    """The yaml as it must be."""
+
+    sentence: Words
+    source: Words
+    arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | Arm], MinLen(1)]
+    parts: Annotated[tuple[Part, ...], MinLen(1)]
+    quick: Budget | Words
+    full: Budget | Words
+    common: tuple[str, ...] = ()
+
+
+def read_claim(file: Path) -> Claim:
+    """Raises UserError that names the file, the field and what it lacks."""
+    name = file.stem
+    try:
+        given = File.model_validate(tupled(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"claim/{name}.yaml: {where}: {first['msg'].removeprefix('Input ').lower()}") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"claim/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
+    arms = {label: arm if isinstance(arm, Arm) else Arm(train=arm) for label, arm in given.arms.items()}
+    claim = Claim(name, one_line(given.sentence), one_line(given.source), arms, given.parts, given.common,
+                  {"quick": given.quick, "full": given.full})  # fmt: skip
+    for number, part in enumerate(claim.parts):
+        check_part(f"claim/{name}.yaml: parts.{number}", part, claim)
+    return claim
+
+
+def check_part(where: str, part: Part, claim: Claim) -> None:
+    forms = [form for form in FORMS if getattr(part, form) is not None]
+    if len(forms) != 1:
+        raise UserError(f"{where}: has {' and '.join(forms) or 'none of them'}; give one of {', '.join(FORMS)}")
+    for label in part.arms:
+        if label not in claim.arms:
+            hint = did_you_mean(label, claim.arms)
+            raise UserError(f"{where}.{part.form}: no arm is called {label}; {hint}arms: {', '.join(claim.arms)}")
+    if (part.over is None) != (part.reduce is None):
+        raise UserError(f"{where}: over and reduce go together; give both or neither")
+    if part.over is not None and len(part.over) != 1:
+        raise UserError(f"{where}.over: runs over one field; give one, such as train.lr: [1e-3, 3e-3]")
+    if part.form == "value" and part.than is None:
+        raise UserError(f"{where}.than: is missing; a value is held against a number")
+
+
+def tupled(value: Any) -> Any:
+    """Lists become tuples, which is what frozen claims hold."""
+    if isinstance(value, dict):
+        return {key: tupled(item) for key, item in value.items()}
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def known_claims(own: tuple[Path, ...] = ()) -> dict[str, Path]:
+    """Every claim by name, archlab's own and those in the user's folders."""
+    check_own(own)
+    files = (file for folder in (conf_dir(), *own) for file in (folder / "claim").glob("*.yaml"))
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}

@@ -1,0 +1,233 @@
+"""What claims need done: runs, looks at trained weights under other options, and measurements of untrained models.
+
+Each job has a file that says it is done, named by everything that decides its outcome, so that claims share what they
+have in common and an interrupted session goes on where it was. Jobs run in worker processes, one thread each.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import archlab
+from archlab.base.errors import UserError
+from archlab.base.files import alone, write_text
+from archlab.records.directory import as_written, is_finished, same_run
+
+Record = dict[str, Any]
+
+WHEREVER = ("output", "device", "choices")
+"""What a configuration holds that does not decide the outcome."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Trains what a configuration describes, as `archlab run` would, without plots."""
+
+    cfg: DictConfig
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / digest("run", self.cfg)
+
+    @property
+    def result(self) -> Path | None:
+        """summary.json, where the run is done."""
+        return next((file for file in self.folder.glob("*/summary.json") if is_finished(file.parent)), None)
+
+    @property
+    def record(self) -> Record:
+        assert self.result is not None
+        return json.loads(self.result.read_text())
+
+    def do(self) -> None:
+        """Finishes what an interrupted session left, or makes the run; another session that is at it is waited for."""
+        from archlab.runs import lab
+
+        cfg = self.cfg.copy()
+        cfg.output = str(self.folder)
+        with alone(self.folder / ".lock"), quietly(self.folder / "log.txt"):
+            if self.result:
+                return
+            begun = same_run(self.folder, as_written(OmegaConf.to_container(cfg, resolve=True)))
+            if begun is not None:
+                with contextlib.suppress(UserError):  # one that cannot go on is left as it is, and made once more
+                    lab.resume(begun, plots=False)
+                    return
+            lab.run(cfg, plots=False)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Evaluates a run's weights under another configuration: another mask, another scaling of positions."""
+
+    of: Run
+    cfg: DictConfig
+
+    @property
+    def file(self) -> Path:
+        return self.of.folder / f"then-{digest(self.cfg)}.json"
+
+    @property
+    def result(self) -> Path | None:
+        return self.file if self.of.result and self.file.is_file() else None
+
+    @property
+    def record(self) -> Record:
+        return json.loads(self.file.read_text())
+
+    def do(self) -> None:
+        from archlab.runs import lab
+
+        with quietly(self.of.folder / "log.txt"):
+            write(self.file, lab.evaluate_again(self.of.result.parent, self.cfg))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number of one untrained model, or of two side by side."""
+
+    measure: str
+    cfgs: tuple[DictConfig, ...]
+    root: Path
+
+    @property
+    def file(self) -> Path:
+        return self.root / "measured" / f"{digest(self.measure, *self.cfgs)}.json"
+
+    @property
+    def result(self) -> Path | None:
+        return self.file if self.file.is_file() else None
+
+    @property
+    def record(self) -> Record:
+        return json.loads(self.file.read_text())
+
+    def do(self) -> None:
+        from archlab.claim.measures import MEASURES
+
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        since = time.perf_counter()
+        write(self.file, {"value": MEASURES[self.measure](*self.cfgs), "seconds": time.perf_counter() - since})
+
+
+Job = Run | Look | Measurement
+
+
+def digest(*parts: object) -> str:
+    """A name for what decides an outcome, this version of archlab included."""
+    told = [plain(part) for part in parts]
+    return hashlib.sha256(json.dumps([archlab.__version__, told], sort_keys=True).encode()).hexdigest()[:20]
+
+
+def plain(part: object) -> object:
+    if not isinstance(part, DictConfig):
+        return part
+    whole = OmegaConf.to_container(part)
+    assert isinstance(whole, dict)
+    return {name: value for name, value in whole.items() if name not in WHEREVER}
+
+
+def write(file: Path, record: Record) -> None:
+    """All of it or nothing."""
+    write_text(file, json.dumps(record))
+
+
+@contextlib.contextmanager
+def quietly(log: Path) -> Iterator[None]:
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+# ---------------------------------------------------------------- doing them
+
+
+def start_worker(threads: int) -> None:
+    import signal
+
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and decides
+
+
+def timed(job: Job) -> float:
+    since = time.perf_counter()
+    job.do()
+    return time.perf_counter() - since
+
+
+def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
+    """Does the jobs, longest first and looks after the runs they need; yields each with its seconds.
+
+    An interruption lets go of the jobs that had not started, ends the others, which go on another time, and passes on.
+    """
+    threads = threads_each(workers)
+    waiting: list[Job] = sorted(jobs, key=lambda job: -seconds(job))
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (threads,)) as pool:
+        going: dict = {}
+        try:
+            while waiting or going:
+                for job in [job for job in waiting if ready(job)]:
+                    waiting.remove(job)
+                    going[pool.submit(timed, job)] = job
+                done, _ = wait(going, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield going.pop(future), future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
+
+
+def threads_each(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def ready(job: Job) -> bool:
+    return not isinstance(job, Look) or job.of.result is not None
+
+
+# ---------------------------------------------------------------- what they will take
+
+PER_STEP, PER_LAYER, PER_FLOP, PER_JOB = 0.004, 0.0035, 1 / 4.5e10, 1.0
+"""Seconds on one thread of a 2-core machine: for a step, for each of its layers, for an operation, and for what surrounds it."""
+
+
+def seconds(job: Job) -> float:
+    """An estimate for one CPU thread, rough to a factor of two."""
+    match job:
+        case Run(cfg=cfg):
+            return PER_JOB + cfg.train.steps * seconds_of_a_step(cfg) + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
+        case Look(cfg=cfg):
+            return PER_JOB + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
+        case Measurement():
+            return PER_JOB
+
+
+def seconds_of_a_step(cfg: DictConfig) -> float:
+    tokens = 3 * cfg.train.batch_size * cfg.train.train_len
+    return PER_STEP + PER_LAYER * cfg.size.n_layers + tokens * PER_FLOP * flops_per_token(cfg)
+
+
+def evaluated(cfg: DictConfig) -> int:
+    """Held-out tokens that are scored, over all lengths."""
+    return len(cfg.eval.lengths) * max(cfg.eval.tokens, cfg.train.train_len * max(cfg.eval.lengths))
+
+
+def flops_per_token(cfg: DictConfig) -> float:
+    """Two for each weight of the layers, near enough for an estimate."""
+    size = cfg.size
+    attention = 2 * size.d_model * size.head_dim * (size.n_heads + size.n_kv_heads)
+    return 2 * (size.n_layers * (attention + 3 * size.d_model * size.d_ff) + size.d_model * size.vocab_size)

@@ -1,0 +1,68 @@
+"""The words after a verb that takes names and a few options of its own, instead of a model's."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from archlab.base.errors import UserError, shortened
+from archlab.base.messages import did_you_mean
+from archlab.config.flags import split
+
+Options = TypeVar("Options")
+
+
+def understood(
+    verb: str,
+    arguments: Sequence[str],
+    kind: type[Options],
+    switches: Sequence[str] = (),
+    names_are_overrides: bool = False,
+) -> tuple[list[str], Options, dict[str, str]]:
+    """Names, options and the values of flags; `kind` is a dataclass with a field, typed and with a default, for each option.
+
+    `switches` are flags without a value that the verb has of its own. Where names may be overrides, whatever is no
+    option is one. A null on the command line is None. Raises UserError for a misspelt option or a value of another type.
+    """
+    flags, words = split(arguments)
+    on = [flag for flag in flags if flag in switches]
+    flags = [flag for flag in flags if flag not in switches]
+    if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
+        raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
+    hints = {field.name: field.type for field in fields(kind)}
+    names, given, typed = [], {}, {}
+    for word in words:
+        name, equals, value = word.lstrip("+").partition("=")
+        if not equals or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides
+            names.append(word)
+        elif name not in hints and names_are_overrides:
+            names.append(word)
+        elif name not in hints:
+            raise UserError(
+                f"{word}: {verb} has no option {name}; {did_you_mean(name, hints)}it has: {', '.join(hints)}"
+            )
+        elif name in given and typed[name] != word:
+            raise UserError(f"{typed[name]} {word}: set {name} twice; keep one of the two")
+        else:
+            given[name], typed[name] = read(name, value, hints[name]), word
+    return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2]))
+
+
+def read(name: str, value: str, hint: Any) -> Any:
+    if not value and name != "prompt":  # of which generate says more
+        found = "names no file or folder" if name == "output" else "is empty"
+        raise UserError(f"{name}=: {found}; write {name}=... with a value, or leave it out")
+    try:
+        return TypeAdapter(hint).validate_python(None if value == "null" else value)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
+        if value.strip("+-").lower() in ("nan", "inf", "infinity"):
+            wanted = "should be a finite number"
+        raise UserError(f"{name}={shortened(value)}: {wanted}") from None
+
+
+def config_dir(flags: dict[str, str]) -> Path | None:
+    """The folder of the user's own options, where one was given."""
+    return Path(flags["--config-dir"]) if "--config-dir" in flags else None

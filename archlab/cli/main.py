@@ -1,0 +1,458 @@
+"""The command line: `archlab [verb] name=value ...`, with every mistake answered in one line.
+
+Hydra does the work (`hydra.main`: composing, sweeping, launching, completing); this file stands on both sides of it.
+Before it, arguments are put into Hydra's spelling; after it, what went wrong becomes `archlab: ...` and status 2.
+Nothing here imports torch until a job starts.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import archlab
+from archlab.base import signals
+from archlab.base.errors import NoRoom, UserError
+from archlab.base.files import no_room
+from archlab.base.messages import beyond_the_machine, did_you_mean
+from archlab.base.words import plain
+from archlab.cli import models, results
+from archlab.config.compose import asked_for, finish, plans
+from archlab.config.flags import FLAGS, split
+from archlab.config.messages import explain
+from archlab.config.overrides import conf_dir, normalise, refuse_twice
+from archlab.records.directory import as_written, same_run
+from archlab.runs import experiments
+
+Action = Callable[[DictConfig, list[str]], Path | None]
+"""What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line: a line of help, and what is called with the words after it."""
+
+    help: str
+    act: Callable[[list[str]], None]
+
+
+# ---------------------------------------------------------------- entering and leaving
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point of `archlab` and of `python -m archlab`; leaves by SystemExit where the status is not 0."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, "")  # a console script, unlike python -m, does not find the user's own blocks beside them
+    threading.excepthook = _of_a_thread
+    try:
+        try:
+            with signals.raising():
+                _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        _say(error)
+        sys.exit(2)
+    except NoRoom as error:
+        _say(error)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if (told := beyond_the_machine(error)) is None:
+            raise
+        _say(told)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        sys.exit(getattr(error, "status", 130))
+    except BrokenPipeError:
+        # The reader has gone (`archlab --help | head`); a last flush into the closed pipe would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if (full := no_room(error)) is None:
+            raise
+        _say(full)
+        sys.exit(1)
+
+
+def _of_a_thread(raised: threading.ExceptHookArgs) -> None:
+    """A logger's thread that finds the disk full has told the run, which says so in a line of its own."""
+    if raised.exc_value is None or no_room(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
+def _say(error: Exception) -> None:
+    print("archlab:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if "--version" in arguments or "-V" in arguments:
+        print("archlab", archlab.__version__)
+        return
+    verb, rest = _verb(*split(arguments))
+    _check_sections(verb, rest)
+    VERBS[verb].act(rest)
+
+
+def _check_sections(verb: str, arguments: list[str]) -> None:
+    """Refuses what only another verb looks at."""
+    for word in arguments:
+        section, dot, _ = word.lstrip("+").partition(".")
+        if dot and SECTIONS_OF.get(section, verb) != verb:
+            raise UserError(
+                f"{word}: {verb} makes no use of {section}; leave it out, or use archlab {SECTIONS_OF[section]}"
+            )
+
+
+def _verb(flags: list[str], words: list[str]) -> tuple[str, list[str]]:
+    """The verb, `run` where none is given, and what goes with it: flags may stand before it and after."""
+    if not words or "=" in words[0] or words[0].startswith(("+", "~")) or "--shell-completion" in flags:
+        return "run", flags + words
+    word, *rest = words
+    if word in VERBS:
+        return word, flags + rest
+    if "--info" in flags:  # more likely a misspelt value of that flag's, which can do without one
+        return "run", flags + words
+    raise UserError(
+        f"{word}: no such verb; {did_you_mean(word, VERBS)}verbs: {', '.join(VERBS)}; an override is name=value"
+    )
+
+
+# ---------------------------------------------------------------- verbs that work on one configuration
+
+
+def _with_configuration(action: Action, arguments: list[str]) -> None:
+    """Composes what the words describe and acts on it, or does what a flag asks for instead."""
+    flags, words = split(arguments)
+    if "--shell-completion" in flags:
+        return _complete(flags, words)
+    _check_flags(flags)
+    refuse_twice(words)
+    flags, words, experiment = _expanded(flags, words, action)
+    words, action = _resuming(words, action)
+    words = normalise(words, _own(flags))
+    jobs = Jobs(action)
+    if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
+        # Every job of a sweep is checked before the first one starts, and here, whatever machine they are for.
+        here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+        jobs.total = len(plans(*here, config_dir=_own_folder(flags)))
+        if experiment:
+            _announce_experiment(experiment, jobs.total)
+    try:
+        _hydra(flags, words, jobs.run)
+    finally:
+        if "--multirun" in flags and jobs.directories:
+            print(*jobs.directories, sep="\n")
+    if experiment and jobs.directories:
+        experiment.finish(jobs.directories)
+    elif len(jobs.directories) > 1:
+        results.compare_sweep(jobs.directories)
+    jobs.raise_errors()
+
+
+def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
+    """With `resume=true`, which asks for the runs that are not there yet; how a run is made, and the other words."""
+    asked = [word for word in words if experiments.key_of(word) == "resume" and "=" in word]
+    if not asked or action is not _run:
+        return words, action
+    value = asked[-1].partition("=")[2].lower()
+    if value not in ("true", "false"):
+        raise UserError(f"{asked[-1]}: should be true or false; resume=true keeps the runs that are there and finishes the rest")
+    return [word for word in words if word not in asked], _run_or_resume if value == "true" else _run
+
+
+def _expanded(
+    flags: list[str], words: list[str], action: Action
+) -> tuple[list[str], list[str], experiments.Experiment | None]:
+    """With `experiment=NAME` replaced by the sweep it stands for."""
+    if action is not _run or "--help" in flags:
+        return flags, words, None
+    words, experiment = experiments.expand(words, _own(flags))
+    if experiment is None:
+        return flags, words, None
+    if shown := [flag for flag in flags if flag in ("--cfg", "--info")]:
+        raise UserError(f"{shown[0]}: shows one configuration, and an experiment is several; leave one of them out")
+    return [*dict.fromkeys(("--multirun", *flags))], words, experiment
+
+
+def _announce_experiment(experiment: experiments.Experiment, n_runs: int) -> None:
+    from archlab.report.tables import duration
+
+    print(experiment.question)
+    estimate = duration(n_runs * experiment.seconds_per_run)
+    print(
+        f"{n_runs} runs; about {estimate} on one CPU thread if they cost what those of conf/experiment do", flush=True
+    )
+
+
+def _check_flags(flags: list[str]) -> None:
+    asked = [flag for flag in flags if flag in ("--multirun", "--cfg", "--info", "--shell-completion")]
+    if len(set(asked)) > 1:
+        raise UserError(f"{' '.join(asked)}: only one of these at a time")
+    if "--ladder" in flags:
+        raise UserError("--ladder: only with two models, as in archlab diff llama_7b chatglm_6b --ladder")
+    if "--resolve" in flags and "--cfg" not in flags:
+        raise UserError("--resolve: only together with --cfg")
+
+
+def _own(flags: list[str]) -> list[Path]:
+    """The folder of the user's own options; the last one where several were given."""
+    return [Path(folder) for flag, folder in zip(flags, flags[1:]) if flag == "--config-dir"][-1:]
+
+
+def _own_folder(flags: list[str]) -> Path | None:
+    return next(iter(_own(flags)), None)
+
+
+@dataclass
+class Jobs:
+    """The jobs of one command, and what has come of them as far as they ran in this process."""
+
+    action: Action
+    total: int | None = None
+    directories: list[Path] = field(default_factory=list)
+    errors: list[UserError] = field(default_factory=list)
+    full: NoRoom | None = None
+    """A disk without room ends the command: the jobs that are left would only find it full too."""
+
+    process: int = field(default_factory=os.getpid)
+
+    def run(self, cfg: DictConfig) -> None:
+        """One job. Hydra prints a line of its own for an exception, so a user's error is kept for the end instead."""
+        if self.full:
+            return
+        try:
+            directory = self.action(_finished(cfg), self._announce())
+        except (UserError, InstantiationException) as error:
+            if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
+                raise explain(error) from None
+            self.errors.append(explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if (told := beyond_the_machine(error)) is None:
+                raise
+            self.errors.append(told)
+        except OmegaConfBaseException as error:
+            raise RuntimeError("a finished configuration was read wrongly") from error
+        except (NoRoom, OSError) as error:
+            self.full = error if isinstance(error, NoRoom) else no_room(error)
+            if self.full is None or os.getpid() != self.process:
+                raise
+        else:
+            self.directories += [directory] if directory else []
+
+    def raise_errors(self) -> None:
+        """One line for all of them."""
+        if self.full:
+            raise self.full
+        if self.errors:
+            others = f" ({len(self.errors)} jobs failed; this is the first)" if len(self.errors) > 1 else ""
+            raise UserError(f"{self.errors[0]}{others}")
+
+    def _announce(self) -> list[str]:
+        """The job's overrides, printed where it is one of several."""
+        settings = HydraConfig.get()
+        overrides = [plain(word) for word in settings.overrides.task]
+        if settings.mode == RunMode.MULTIRUN:
+            of = f"/{self.total}" if self.total else ""
+            print(f"[{settings.job.num + 1}{of}] {' '.join(overrides)}", flush=True)
+        return overrides
+
+
+def _finished(cfg: DictConfig) -> DictConfig:
+    settings = HydraConfig.get()
+    try:
+        own = [folder for folder in (_own_of_job(),) if folder]
+        return finish(cfg, settings.runtime.choices, asked_for(list(settings.overrides.task)), own)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def _own_of_job() -> Path | None:
+    """The folder of the user's own options that this job was composed with."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((Path(source.path) for source in sources if source.provider == "command-line"), None)
+
+
+# ---------------------------------------------------------------- Hydra
+
+
+def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None]) -> None:
+    """Runs `hydra.main` as if the words were the process's arguments; its exceptions come out as they are."""
+    OmegaConf.register_new_resolver("archlab", _help_on, replace=True)
+    # --info prints through logging, which would answer a closed pipe (`| head`) with a page of its own.
+    logging.raiseExceptions = "--info" not in flags
+    application = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+    with _sweep_folder(flags, words) as folder, _process(["archlab", *flags, *words, *folder]):
+        try:
+            application()
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise explain(error) from error
+
+
+@contextmanager
+def _process(argv: list[str], **environment: str) -> Iterator[None]:
+    """The arguments and the environment of the process, put back afterwards."""
+    before = sys.argv, dict(os.environ)
+    sys.argv = argv
+    os.environ.update(environment, HYDRA_FULL_ERROR="1")
+    try:
+        yield
+    finally:
+        sys.argv = before[0]
+        for name in ("HYDRA_FULL_ERROR", *environment):
+            os.environ.pop(name, None)
+            if name in before[1]:
+                os.environ[name] = before[1][name]
+
+
+@contextmanager
+def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
+    """Where Hydra's sweeper leaves its multirun.yaml: thrown away, since each run records itself.
+
+    A launcher may keep what its jobs need there, so with one the folder stays where config.yaml puts it.
+    """
+    if "--multirun" not in flags or any(word.startswith(("hydra/launcher", "hydra.sweep.")) for word in words):
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="archlab-") as folder:
+        yield [f"hydra.sweep.dir='{folder}'"]
+
+
+def _help_on(what: str) -> str:
+    """The parts of --help that are made of tables in the code; Hydra reads a single $ in them as a placeholder."""
+    lines = {
+        "verbs": [f"  {name:26} {verb.help}" for name, verb in VERBS.items()],
+        "flags": [f"  {flag.usage:26} {flag.help}" for flag in FLAGS],
+    }
+    return "\n".join(lines[what]).replace("$", "$$")
+
+
+# ---------------------------------------------------------------- completion
+
+
+SHELLS = ("bash", "fish", "zsh")
+
+
+def _complete(flags: list[str], words: list[str]) -> None:
+    """`-sc install=bash` prints the shell's script, which asks `-sc query=bash` with COMP_LINE set."""
+    command, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    if command not in ("install", "uninstall", "query") or shell not in SHELLS:
+        shells = " or ".join(SHELLS)
+        raise UserError(f"--shell-completion: write install=SHELL or uninstall=SHELL, where SHELL is {shells}")
+    if command != "query":
+        return _hydra(flags, words, _no_job)
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split()[1:]
+    last = typed.pop() if typed and not line.endswith(" ") else ""
+    with suppress(UserError):  # a flag that still waits for its value
+        if not split(typed)[1]:
+            print(*(verb for verb in VERBS if verb.startswith(last)))
+    if last.startswith("-"):
+        return print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
+    sensible, own = _understood(typed)
+    with _process(sys.argv, COMP_LINE=" ".join(["archlab", *sensible, last])):
+        # Half a command line may well be wrong, and the cursor is no place to say so.
+        with suppress(UserError):
+            _hydra([*flags, *own], words, _no_job)
+
+
+def _understood(typed: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the cursor that make sense, and the flag that names the user's own options."""
+    try:
+        flags, words = split(typed)
+    except UserError:
+        return [], []
+    sensible = ["-m"] if "--multirun" in flags else []
+    for word in words[1:] if words and words[0] in VERBS else words:
+        with suppress(UserError):
+            sensible += normalise([word], _own(flags))
+    return sensible, [word for folder in _own(flags) for word in ("--config-dir", str(folder))]
+
+
+def _no_job(cfg: DictConfig) -> None:
+    raise AssertionError("completion runs nothing")
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    from archlab.config.check import without_effect
+    from archlab.runs import lab
+
+    for line in without_effect(cfg):
+        print("archlab:", line, file=sys.stderr)
+    first = HydraConfig.get().job.get("num", 0) == 0
+    return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
+
+
+def _run_or_resume(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    """The run of this configuration that is there, finished if it was broken off, or else a new one."""
+    from archlab.runs import lab
+
+    directory = same_run(Path(cfg.output), as_written(OmegaConf.to_container(cfg, resolve=True)))
+    return lab.resume(directory, own=_own_of_job()) if directory else _run(cfg, overrides)
+
+
+def _resume(arguments: list[str]) -> None:
+    flags, words = split(arguments)
+    if flags and flags[0] != "--config-dir":
+        raise UserError(f"{flags[0]}: resume takes no such flag; it takes --config-dir")
+    if not words:
+        raise UserError("resume: takes a run's directory, as a run prints it")
+    if options := [word for word in words if "=" in word and "/" not in word and not Path(word).exists()]:
+        raise UserError(f"{options[0]}: a run goes on as it was begun; resume takes its directory alone")
+    from archlab.runs import lab
+
+    for directory in words:
+        lab.resume(Path(directory), own=_own_folder(flags))
+
+
+def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    from archlab.runs import lab
+
+    lab.show(cfg, overrides)
+    return None
+
+
+def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
+    from archlab.runs import lab
+
+    lab.preflight(cfg, overrides)
+    return None
+
+
+VERBS = {
+    "run": Verb("train a model and measure it; the verb when none is given", partial(_with_configuration, _run)),
+    "resume": Verb("finish a RUN that was broken off, as it would have gone on", _resume),
+    "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
+    "compare": Verb(
+        "which of the arms of these RUNS differ, and is the difference real; metric=, baseline=", results.compare
+    ),
+    "claims": Verb("decide claims: supported, refuted or inconclusive; NAMES, budget=quick|full", results.claims),
+    "stability_map": Verb("map the largest stable learning rate by depth, from RUNS", results.stability_map),
+    "report": Verb("one HTML page of RUNS and CLAIMS; output=FILE.html, metric=...", results.report),
+    "generate": Verb("let a RUN's model go on from prompt=TEXT; max_new_tokens=, temperature=", results.generate),
+    "diff": Verb("how two models differ: presets, RUNS or quoted overrides; seq_len=, output=FILE", models.diff),
+    "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", models.draw),
+    "verify": Verb("whether a block keeps its contract, as in verify norm=mine --config-dir my", models.verify),
+    "preflight": Verb(
+        "look at a model before training: activations, gradients, depth", partial(_with_configuration, _preflight)
+    ),
+}
+
+SECTIONS_OF = {"memory": "show", "preflight": "preflight"}
+"""The sections that one verb alone looks at."""

@@ -1,0 +1,84 @@
+"""One number of a run, by the name a user gives it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from archlab.base.errors import UserError
+from archlab.base.metrics import KINDS, Direction
+from archlab.records.reader import Run
+
+AT_LENGTH = ("loss", "loss_last", "late_ratio", "exact_match", "token_accuracy")
+"""What is measured at each evaluation length."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`val_loss`, `late_ratio@4` (at 4 times train_len) or a dotted number of the summary, `stability.max_grad_norm`."""
+
+    name: str
+    direction: Direction | None = None
+    """Which way is better, where the number is none of `archlab.base.metrics`."""
+
+    @property
+    def quantity(self) -> str:
+        return self.name.partition("@")[0].rpartition(".")[2]
+
+    @property
+    def unit(self) -> str:
+        return KINDS[self.quantity].unit if self.quantity in KINDS else ""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Raises UserError where that is not known, or said though it is."""
+        kind = KINDS.get(self.quantity)
+        if kind is None and self.direction is None:
+            raise UserError(
+                f"metric={self.name}: which way is better is not known of this number; add direction=lower or direction=higher"
+            )
+        if kind is not None and self.direction is not None:
+            raise UserError(f"direction={self.direction}: of {self.name} {kind.better} is better, as is known; leave it out")
+        return (self.direction or kind.better) == "lower"
+
+    @property
+    def smallest_effect(self) -> float:
+        return KINDS[self.quantity].smallest_effect if self.quantity in KINDS else 0.0
+
+    def value(self, run: Run) -> float | None:
+        """None where the run diverged, whatever it measured before, or where the number was not finite.
+
+        Raises UserError where the run has no such number.
+        """
+        there = dict(_numbers(run.summary)) | dict(_at_lengths(run))
+        if self.name not in there and not (run.diverged and self._measured_after_training):
+            raise UserError(
+                f"metric={self.name}: {run.directory.name} has no such number; it has {', '.join(sorted(there))}"
+            )
+        value = there.get(self.name)
+        return None if run.diverged or value is None or not math.isfinite(value) else float(value)
+
+    @property
+    def _measured_after_training(self) -> bool:
+        """A diverged run never came to measure these."""
+        quantity, at, _ = self.name.partition("@")
+        return quantity in AT_LENGTH if at else self.name == "val_loss"
+
+
+def _numbers(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float | None]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{path}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{path}{name}", value
+        elif value is None and name in KINDS:
+            yield f"{path}{name}", None  # written where it was not finite
+
+
+def _at_lengths(run: Run) -> Iterator[tuple[str, float | None]]:
+    """The numbers of each evaluation length; none where the length holds a note that there could be none."""
+    train_len = run.config["train"]["train_len"]
+    for record in run.summary.get("length") or []:
+        if not record.get("note"):
+            multiple = f"{record['eval_len'] / train_len:g}"
+            yield from ((f"{key}@{multiple}", record[key]) for key in AT_LENGTH if key in record)

@@ -1,0 +1,164 @@
+"""From a configuration to a model."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from archlab.base.errors import UserError
+from archlab.config.check import BLOCKS, locate, option
+from archlab.config.plan import IN_LAYERS, layer_plans
+from archlab.model.decoder import Decoder, LayerParts
+
+MADE_FROM = "made_from"
+"""Where a decoder keeps the configuration it was assembled from."""
+
+
+@contextmanager
+def in_the_users_words() -> Iterator[None]:
+    """Hydra wraps what a constructor raises; a UserError comes out of this as it was raised."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def assemble(cfg: DictConfig) -> Decoder:
+    """The decoder a settled configuration describes, its weights not yet set."""
+    with in_the_users_words():
+        blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
+        layers = makers(cfg)
+        embedding = {
+            "tied": cfg.embed.tied,
+            "embed_norm": cfg.embed.norm,
+            "embed_scale": cfg.embed.scale,
+            "embed_width": cfg.embed.width,
+            "embed_types": cfg.embed.types,
+            "dropout": cfg.dropout,
+        }
+        try:
+            decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
+        except UserError as error:
+            raise UserError(by_options(str(error), cfg)) from None
+    setattr(decoder, MADE_FROM, cfg.copy())
+    return decoder
+
+
+def by_options(message: str, cfg: DictConfig) -> str:
+    """A block's refusal with what it calls by its class, norm=BatchNorm, called as the user does, norm=batch."""
+    for group in BLOCKS:
+        name = cfg[group]["_target_"].rpartition(".")[2]
+        message = re.sub(rf"(?<![\w.]){group}={name}\b", f"{group}={option(cfg, group)}", message)
+    return message
+
+
+def makers(cfg: DictConfig) -> list[LayerParts]:
+    """What each layer is made of; layers of the same choice have the same maker."""
+    plans, made = layer_plans(cfg), {}
+    for plan in plans:
+        for choice in (getattr(plan, group) for group in IN_LAYERS):
+            if choice not in made:
+                made[choice] = instantiate(choice.node)
+    return [
+        LayerParts(
+            **{group: made[getattr(plan, group)] for group in IN_LAYERS}, d_ff=plan.d_ff, n_kv_heads=plan.n_kv_heads
+        )
+        for plan in plans
+    ]
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Inside, no initial weight is drawn.
+
+    On the meta device there is no number to set, and there torch writes a draw out in Python, for which it imports its
+    compiler: a second, for nothing.
+    """
+
+    DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in self.DRAWS or getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def assemble_without_weights(cfg: DictConfig) -> Decoder:
+    """The same on the meta device: every module and shape, no memory."""
+    try:
+        with torch.device("meta"), NothingDrawn():
+            return assemble(cfg)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(
+            f"size: a weight of this model would have more bytes than can be counted, at size.d_model={cfg.size.d_model} and"
+            f" size.d_ff={cfg.size.d_ff}; use a smaller size"
+        ) from None
+
+
+def build(cfg: DictConfig) -> Decoder:
+    """The decoder with its initial weights, which depend on `seed` and on nothing drawn before."""
+    decoder = assemble(cfg)
+    instantiate(cfg.init)(decoder, cfg.seed)
+    return decoder
+
+
+def settle_size(cfg: DictConfig) -> None:
+    """Replaces what the size leaves to a rule by the number the rule gives."""
+    size = cfg.size
+    size.n_kv_heads = kv_heads(cfg)
+    size.head_dim = head_dim(cfg)
+    size.d_ff = d_ff(cfg)
+
+
+def kv_heads(cfg: DictConfig) -> int:
+    return kv_heads_of(cfg.mixer, option(cfg, "mixer"), cfg.size.n_heads, cfg.size.n_kv_heads)
+
+
+def kv_heads_of(node: Mapping[str, Any], name: str, n_heads: int, asked: int | None) -> int:
+    """As many as were asked for, if the mixer admits them, or as many as it has by itself."""
+    default = default_kv_heads(node, n_heads)
+    if asked is not None and not locate("mixer", node["_target_"]).admits(n_heads, asked):
+        raise UserError(
+            f"size.n_kv_heads={asked}: mixer={name} with size.n_heads={n_heads} has {default} of them;"
+            " leave it null, or use mixer=gqa with a divisor of size.n_heads"
+        )
+    return default if asked is None else asked
+
+
+def default_kv_heads(node: Mapping[str, Any], n_heads: int) -> int:
+    return locate("mixer", node["_target_"]).default_kv_heads(n_heads)
+
+
+def head_dim(cfg: DictConfig) -> int:
+    d_model, n_heads, asked = cfg.size.d_model, cfg.size.n_heads, cfg.size.head_dim
+    if asked is None and d_model % n_heads:
+        raise UserError(
+            f"size.n_heads={n_heads}: does not divide size.d_model={d_model}; use a divisor of it, or set size.head_dim"
+        )
+    return d_model // n_heads if asked is None else asked
+
+
+def d_ff(cfg: DictConfig) -> int:
+    return default_d_ff(cfg.ffn, cfg.size.d_model) if cfg.size.d_ff == "matched" else cfg.size.d_ff
+
+
+def default_d_ff(node: Mapping[str, Any], d_model: int) -> int:
+    """4 d_model, or for a gated network, which has three matrices instead of two, 2/3 of that rounded up to a multiple of 8.
+
+    Source: arXiv:2002.05202, sec. 2.
+    """
+    plain = 4 * d_model
+    return -(-plain * 2 // 3 // 8) * 8 if locate("ffn", node["_target_"]).gated else plain

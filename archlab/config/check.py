@@ -1,0 +1,385 @@
+"""Whether a configuration can be run: types first, then what goes together.
+
+Every refusal is one line that names the field, what was given, why it cannot be and what can.
+"""
+
+import inspect
+import math
+import pydoc
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Interval, MinLen
+from omegaconf import DictConfig, OmegaConf
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from archlab.base.errors import UserError, shortened
+from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
+from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
+from archlab.cost.settings import MemorySettings, check_memory
+from archlab.data.batch import Source
+from archlab.evaluate.settings import EvalSettings
+from archlab.initial.settings import PreflightSettings, check_preflight
+from archlab.model.decoder import Decoder
+from archlab.model.init import Init
+from archlab.records.loggers import check_installed
+from archlab.train.settings import TrainSettings
+
+MOST_TOKENS = 2**28
+"""That can be held together, in a step or in a sequence."""
+
+BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
+GROUPS = (*BLOCKS, "init", "size", "data")
+KINDS: dict[str, type] = {
+    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TopLevel:
+    """The options that belong to no section."""
+
+    seed: Natural
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    dropout: Probability
+    prefix: list[Fraction] | None
+    allow_leak: bool
+    budget: Literal["chinchilla"] | None
+    match: Literal["params", "flops"] | None
+    tune: Literal["lr"] | None
+    output: Annotated[str, MinLen(1)]
+    loggers: list[Literal["wandb", "trackio"]]
+
+
+@dataclass(frozen=True)
+class Size:
+    d_model: Width
+    n_layers: Depth
+    n_heads: Width
+    n_kv_heads: Width | None
+    head_dim: Width | None
+    d_ff: Count | Literal["matched"]
+    vocab_size: Annotated[int, Interval(ge=2, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class Embed:
+    tied: bool
+    norm: bool
+    scale: Literal["none", "sqrt_d_model"]
+    width: Width | None
+    types: Count | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    every: Count | None
+
+
+SECTIONS = {
+    "": TopLevel,
+    "size": Size,
+    "embed": Embed,
+    "train": TrainSettings,
+    "probe": Probe,
+    "eval": EvalSettings,
+    "memory": MemorySettings,
+    "preflight": PreflightSettings,
+}
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Raises UserError at the first option whose value is not of its type or out of its range."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for section, kind in SECTIONS.items():
+        check_fields(section, plain[section] if section else plain, {f.name: f.type for f in fields(kind)})
+    for group in (*BLOCKS, "init", "data"):
+        check_block(group, plain[group])
+
+
+def check_block(group: str, node: Any) -> None:
+    """Holds a block's class to its kind and its options to the class's constructor."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(
+            f"{group}: an option of it is a yaml with a _target_, the class to make, such as _target_: mine.Mine"
+        )
+    if group in BLOCKS and node.get("_partial_") is not True:
+        raise UserError(
+            f"{group}._partial_: should be true, since every layer makes a block of its own; add _partial_: true"
+        )
+    kind, block = KINDS[group], locate(group, node["_target_"])
+    if not (inspect.isclass(block) and issubclass(block, kind)):
+        raise UserError(
+            f"{group}._target_={node['_target_']}: is no {kind.__name__}; derive it from {kind.__module__}.{kind.__name__}"
+        )
+    check_options(group, node, block)
+
+
+def check_options(path: str, node: Mapping[str, Any], block: type) -> None:
+    """Holds options to the class's constructor, and those of blocks within it to theirs."""
+    takes = inspect.signature(block).parameters
+    for name in node:
+        if name not in takes and not name.startswith("_"):
+            raise UserError(f"{path}.{name}: {block.__name__} takes no such option; it takes {', '.join(takes)}")
+    hints = get_type_hints(block.__init__, include_extras=True)
+    check_fields(path, node, {name: hint for name, hint in hints.items() if name in node})
+    for name, value in node.items():
+        if isinstance(value, dict) and inspect.isclass(inner := locate(f"{path}.{name}", value.get("_target_", ""))):
+            check_options(f"{path}.{name}", value, inner)
+
+
+def locate(group: str, path: str) -> Any:
+    try:
+        found = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{group}._target_={path}: its module cannot be imported: {error.value}") from None
+    if found is None:
+        raise UserError(
+            f"{group}._target_={path}: not found; name a class by its module, as in mine.Mine, in the folder you run from"
+        )
+    return found
+
+
+def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    for name, hint in hints.items():
+        value = given[name]
+        if isinstance(value, dict) and "_target_" in value:
+            continue
+        try:
+            TypeAdapter(hint).validate_python(value, strict=True)
+        except PydanticUserError:
+            continue  # a hint that speaks of objects, such as a tensor, which no configuration file can hold
+        except ValidationError as error:
+            where, shown = f"{path}.{name}" if path else name, "null" if value is None else shortened(str(value))
+            raise UserError(f"{where}={shown}: {wanted(value, error)}") from None
+
+
+def wanted(value: Any, error: ValidationError) -> str:
+    """What a value should have been; of a NaN or an infinity no bound is the reason."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        return "should be a finite number"
+    found = {e["msg"].removeprefix("Input ").removeprefix("String ").lower() for e in error.errors() if e["type"] != "none_required"}
+    return " or ".join(sorted(found))
+
+
+def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    """Raises UserError where options that are each fine cannot go together, or one leaves another without effect.
+
+    `explicit` holds the dotted names of the options that were asked for, as opposed to those that stand by default.
+    """
+    check_leaks(cfg)
+    check_norms(cfg, explicit)
+    check_embedding(cfg)
+    check_position(cfg, decoder.position.limit)
+    check_ahead(cfg, decoder)
+    check_prefix(cfg, explicit)
+    check_blanks(cfg, explicit)
+    check_budget(cfg, explicit)
+    check_training(cfg)
+    check_evaluation(cfg)
+    check_memory(MemorySettings(**OmegaConf.to_container(cfg.memory)), decoder, explicit)
+    check_loggers(cfg)
+    check_preflight(PreflightSettings(**OmegaConf.to_container(cfg.preflight)))
+
+
+def without_effect(cfg: DictConfig) -> Iterator[str]:
+    """What a run's options leave without effect, though it is no mistake: a preset's window is meant for longer texts."""
+    window, longest = cfg.mask.get("window"), cfg.train.train_len * max(cfg.eval.lengths)
+    if isinstance(window, int) and window >= longest:
+        yield (
+            f"mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens; use a smaller"
+            " window, or longer eval.lengths"
+        )
+
+
+def target(cfg: DictConfig, group: str) -> Any:
+    return locate(group, cfg[group]["_target_"])
+
+
+def option(cfg: DictConfig, group: str) -> str:
+    """How the user calls the option chosen for a group."""
+    return cfg.get("choices", {}).get(group, cfg[group]["_target_"])
+
+
+def leaks(cfg: DictConfig) -> bool:
+    """Whether a position can see its own target through the norm."""
+    sees_future = bool({"batch", "seq"} & set(target(cfg, "norm").reduces))
+    return sees_future and not target(cfg, "mask").bidirectional
+
+
+def check_leaks(cfg: DictConfig) -> None:
+    if leaks(cfg) and not cfg.allow_leak:
+        reduces = " and ".join(target(cfg, "norm").reduces)
+        raise UserError(
+            f"norm={option(cfg, 'norm')}: its statistics run over {reduces}, so under mask={option(cfg, 'mask')} a position"
+            " sees what comes later; use a norm over d_model alone, mask=full, or allow_leak=true to see the leak"
+        )
+
+
+def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
+    if "norm.shift" in explicit and cfg.norm.get("affine") is False:
+        raise UserError(
+            f"norm.shift={cfg.norm.shift}: changes nothing under norm.affine=false, which has no shift; leave one of them out"
+        )
+    if target(cfg, "norm").reduces:
+        return
+    if target(cfg, "residual").told_apart_by_norms:
+        raise UserError(
+            f"residual={option(cfg, 'residual')}: differs from residual=pre only in where its norms sit, and norm={option(cfg, 'norm')} has"
+            " none; use residual=pre, or a norm"
+        )
+    if cfg.embed.norm:
+        raise UserError(
+            f"embed.norm=true: changes nothing under norm={option(cfg, 'norm')}; leave it out, or use a norm"
+        )
+
+
+def check_embedding(cfg: DictConfig) -> None:
+    if cfg.embed.width == cfg.size.d_model:
+        raise UserError(
+            f"embed.width={cfg.embed.width}: is size.d_model, so there is nothing to project; leave it out, or use another"
+        )
+
+
+def check_position(cfg: DictConfig, limit: int | None) -> None:
+    if limit is not None and cfg.train.train_len > limit:
+        raise UserError(
+            f"train.train_len={cfg.train.train_len}: pos={option(cfg, 'pos')} is a table of {limit} positions; use at most"
+            " that many, or a larger pos.max_positions"
+        )
+
+
+def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:
+    if any(position.looks_ahead and not (mask.bidirectional or mask.uses_prefix) for position, mask in decoder.pairs):
+        raise UserError(
+            f"pos.bidirectional=true: under mask={option(cfg, 'mask')} nothing ahead is attended to, so what is for it would"
+            " never be used; leave it out, or use mask=prefix or full"
+        )
+
+
+def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
+    marks_its_own = "prefix" not in cfg.data
+    if target(cfg, "mask").uses_prefix and not target(cfg, "data").marks_prefix:
+        raise UserError(
+            f"mask={option(cfg, 'mask')}: data={option(cfg, 'data')} has no prefix to read in both directions; use mask=full"
+            " or causal"
+        )
+    if target(cfg, "mask").bidirectional and cfg.data.get("varied"):
+        raise UserError(
+            "data.varied=true: mask=full scores the last target alone, and where problems vary in size that is mostly"
+            " padding; use data.varied=false, or another mask"
+        )
+    if marks_its_own:
+        if "prefix" in explicit and cfg.prefix is not None:
+            raise UserError(f"prefix={list(cfg.prefix)}: data={option(cfg, 'data')} marks its own prefix; leave it out")
+        return
+    if cfg.prefix is None:
+        if target(cfg, "mask").uses_prefix:
+            raise UserError(
+                "prefix=null: mask=prefix needs a prefix to read in both directions; give two shares, such as [0.25,0.75]"
+            )
+        return
+    if len(cfg.prefix) != 2 or not 0 <= cfg.prefix[0] <= cfg.prefix[1] < 1:
+        raise UserError(f"prefix={list(cfg.prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")
+    if target(cfg, "mask").bidirectional:
+        raise UserError(
+            f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out"
+        )
+
+
+def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:
+    for name in ("data.share", "data.mean_span"):
+        if cfg.data.get("rest") == 1 and name in explicit:
+            raise UserError(
+                f"{name}={OmegaConf.select(cfg, name)}: changes nothing under data.rest=1, where the one blank is the rest of"
+                " the text; leave it out, or use a smaller data.rest"
+            )
+
+
+def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
+    asked = [
+        name
+        for name, given in {
+            "train.steps": "train.steps" in explicit,
+            "train.tokens": cfg.train.tokens is not None,
+            "budget": cfg.budget is not None,
+        }.items()
+        if given
+    ]
+    if len(asked) > 1:
+        raise UserError(
+            f"{asked[-1]}={OmegaConf.select(cfg, asked[-1])}: {asked[0]} sets the length of the run too; keep one of them"
+        )
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    if len(set(cfg.loggers)) < len(cfg.loggers):
+        raise UserError(f"loggers={list(cfg.loggers)}: names one twice; name each once")
+    check_installed(cfg.loggers)
+
+
+def check_match(cfg: DictConfig, explicit: Collection[str]) -> None:
+    if "size.d_ff" in explicit:
+        raise UserError(f"match={cfg.match}: sets size.d_ff={cfg.size.d_ff} to another number; keep one of the two")
+
+
+def check_training(cfg: DictConfig) -> None:
+    train = cfg.train
+    if train.batch_size * train.train_len > MOST_TOKENS:
+        raise UserError(
+            f"train.batch_size={train.batch_size}: of train.train_len={train.train_len} tokens each are more than a step can"
+            f" hold; use at most {MOST_TOKENS // train.train_len}"
+        )
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"train.accumulate={train.accumulate}: does not divide train.batch_size={train.batch_size} into equal"
+            " micro-batches; use a divisor of it"
+        )
+    if train.warmup is not None and train.warmup > train.steps:
+        raise UserError(f"train.warmup={train.warmup}: the run has only {train.steps} steps; use at most that many")
+    for name in ("eval_every", "save_every"):
+        if train[name] is not None and train[name] > train.steps:
+            raise UserError(
+                f"train.{name}={train[name]}: the run has only {train.steps} steps, so it would change nothing;"
+                " use at most that many, or leave it out"
+            )
+    if train.patience is not None and train.eval_every is None:
+        raise UserError(
+            f"train.patience={train.patience}: counts validations, and there are none while training;"
+            " set train.eval_every, such as train.eval_every=50"
+        )
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    evaluation = cfg.eval
+    if list(evaluation.lengths) != sorted(set(evaluation.lengths)):
+        rising = ",".join(map(str, sorted(set(evaluation.lengths))))
+        raise UserError(f"eval.lengths={list(evaluation.lengths)}: should rise from one to the next; use [{rising}]")
+    if cfg.train.train_len * max(evaluation.lengths) > MOST_TOKENS:
+        raise UserError(
+            f"eval.lengths={shortened(str(list(evaluation.lengths)))}: times train.train_len={cfg.train.train_len} are more"
+            f" tokens than a sequence can have; use at most {MOST_TOKENS // cfg.train.train_len}"
+        )
+    if evaluation.stride is not None and evaluation.protocol != "sliding":
+        raise UserError(
+            f"eval.stride={evaluation.stride}: windows slide only under eval.protocol=sliding; add that, or leave it out"
+        )
+    if evaluation.stride is not None and evaluation.stride > cfg.train.train_len * min(evaluation.lengths):
+        raise UserError(
+            f"eval.stride={evaluation.stride}: leaves tokens out between windows of"
+            f" {cfg.train.train_len * min(evaluation.lengths)}; use at most that"
+        )
+    if evaluation.protocol == "sliding" and "prefix" not in cfg.data:
+        raise UserError(
+            f"eval.protocol=sliding: data={option(cfg, 'data')} makes each sequence whole, so there is nothing to slide"
+            " over; use disjoint"
+        )
+    if evaluation.protocol == "sliding" and cfg.prefix is not None:
+        raise UserError(
+            f"eval.protocol=sliding: prefix={list(cfg.prefix)} leaves targets out by window, so overlapping windows would"
+            " score some twice and some never; use disjoint"
+        )

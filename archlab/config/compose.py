@@ -1,0 +1,138 @@
+"""From what a user typed to a configuration that can be run."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from archlab.base.messages import beyond_the_machine
+from archlab.base.words import plain
+from archlab.config.messages import explain
+from archlab.config.overrides import Known, conf_dir, normalise
+from archlab.config.plan import Plan, layer_plans
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration these overrides ask for, checked and settled; each is spelt as on the command line.
+
+    `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
+    """
+    whole, words = composed(overrides, config_dir)
+    return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
+
+
+def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
+    """One plan for every combination of comma-separated values, in the order in which `archlab -m` runs them.
+
+    Raises UserError where one of them cannot be run.
+    """
+    own = [Path(config_dir)] if config_dir else []
+    words = normalise(overrides, own)
+    with in_one_line():
+        parser = OverridesParser.create(config_loader=options_within(own))
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
+    return [plan_of(job, own) for job in jobs]
+
+
+def options_within(own: Sequence[Path]) -> ConfigLoader:
+    """What lists the options of a group, the user's own among them, for a sweep such as norm=glob(*)."""
+    searched = create_config_search_path(str(conf_dir()))
+    for folder in own:
+        searched.append("command-line", f"file://{folder.absolute()}")
+    return ConfigLoaderImpl(config_search_path=searched)
+
+
+def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
+    """Of normalised overrides without a sweep."""
+    whole = by_hydra(words, own)
+    cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
+    return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
+
+
+def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
+    """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
+    own = [Path(config_dir)] if config_dir else []
+    words = normalise(overrides, own)
+    return by_hydra(words, own), words
+
+
+def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
+    """What Hydra composes of normalised overrides, its own settings with it."""
+    searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
+    GlobalHydra.instance().clear()
+    with in_one_line(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Inside, Hydra's complaints come out in one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise explain(error) from error
+
+
+def finish(
+    cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = (), own: Sequence[Path] = ()
+) -> DictConfig:
+    """Checks a composed configuration and settles what it leaves to rules; the result holds no reference.
+
+    `choices` says which option of each group was chosen, `explicit` which options were asked for by name, `own` are the
+    folders of the user's own options. Raises UserError.
+    """
+    from archlab.config.assemble import assemble_without_weights, settle_size
+    from archlab.config.check import GROUPS, check_match, check_together, check_types
+    from archlab.config.match import settle_match
+    from archlab.config.rules import check_rules, settle_layers
+    from archlab.cost.describe import count_parameters
+    from archlab.train.budget import settle_steps
+
+    settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
+    OmegaConf.resolve(settled)
+    with open_dict(settled):
+        settled.choices = {group: choices[group] for group in GROUPS}
+    check_types(settled)
+    settle_layers(settled, (*own, conf_dir()))
+    settle_size(settled)
+    check_rules(settled)
+    try:
+        if settled.match:
+            check_match(settled, explicit)
+            settle_match(settled, default_blocks(settled))
+        decoder = assemble_without_weights(settled)
+    except (RuntimeError, TypeError) as error:
+        raise beyond_the_machine(error) or error from error
+    settle_steps(settled, count_parameters(decoder))
+    check_together(settled, decoder, explicit)
+    OmegaConf.set_struct(settled, True)
+    return settled
+
+
+def default_blocks(cfg: DictConfig) -> DictConfig:
+    """The blocks of the defaults list, in the setting of this configuration."""
+    known = Known.within(())
+    files = {group: conf_dir() / group / f"{option}.yaml" for group, option in known.listed.items()}
+    blocks = OmegaConf.merge(cfg, {group: {} for group in files})
+    with open_dict(blocks):
+        for group, file in files.items():
+            blocks[group] = OmegaConf.load(file)
+    OmegaConf.resolve(blocks)
+    return blocks
+
+
+def asked_for(words: Collection[str]) -> set[str]:
+    """The dotted names of the options that normalised overrides set."""
+    return {word.partition("=")[0].lstrip("+") for word in words}

@@ -1,0 +1,316 @@
+"""What is typed after `archlab`, made into what Hydra takes, and refused in one line where it means nothing.
+
+Hydra 1.3 asks the user to know which groups stand in the defaults list: `norm=rms` for those, `+preset=modern` for
+the others, and a misspelt `+nrom=rms` quietly becomes a new field. Here every spelling of a real name means the same
+and an unreal one is an error, for the command line and for `archlab.config.compose.compose` alike.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from archlab.base.errors import UserError, shortened
+from archlab.base.messages import did_you_mean
+from archlab.base.nested import leaves
+from archlab.base.words import plain, renamed, rule_of, spelt, today
+from archlab.config.flags import split
+from archlab.config.messages import explain
+from archlab.config.plan import IN_LAYERS
+from archlab.config.presets import expand
+
+# ---------------------------------------------------------------- what there is to choose from
+
+
+def conf_dir() -> Path:
+    """The folder of config.yaml: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it")
+
+
+def option_node(group: str, option: str, folders: Sequence[Path]) -> DictConfig | None:
+    """What an option's file says of its group, references unresolved; None where no folder has the file.
+
+    An option may speak of the whole configuration; of that the group's own part is taken.
+    """
+    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
+    if file is None:
+        return None
+    loaded = OmegaConf.load(file)
+    return loaded[group] if group in loaded else loaded
+
+
+NO_GROUPS = ("hydra", "claim")
+"""Folders of conf/ that no option is chosen from."""
+
+
+def check_own(own: Sequence[Path]) -> None:
+    """Refuses folders of the user's that are not there, and in them what has the name of something of archlab's.
+
+    Which of the two is meant can't be told from a name. A copy that is still the same is no second thing.
+    """
+    for folder in own:
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "no such folder"
+            raise UserError(f"--config-dir {folder}: {found}; give a folder, in which an option of yours is a norm/mine.yaml")
+        for file in sorted((*folder.glob("*/*.yaml"), *folder.glob("config.yaml"))):
+            name = file.relative_to(folder)
+            ours = conf_dir() / name
+            if not ours.is_file() or ours.read_bytes() == file.read_bytes():
+                continue
+            if file.parent == folder:
+                raise UserError(f"--config-dir {folder}: its config.yaml would not be read, since archlab has its own; remove it")
+            raise UserError(
+                f"--config-dir {folder}: {name} has the name of archlab's own {name.parent}={name.stem}, so it can't be told which"
+                f" is meant; call yours otherwise, such as {name.with_stem(f'my_{name.stem}')}"
+            )
+
+
+def groups(own: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """Every group with its options: a folder with the YAML files in it, archlab's own or the user's.
+
+    Folders of other data, which no override chooses from, are left out.
+    """
+    check_own(own)
+    found: dict[str, set[str]] = {}
+    for file in (file for folder in (conf_dir(), *own) for file in folder.glob("*/*.yaml")):
+        if file.parent.name not in NO_GROUPS:
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an override may name."""
+
+    groups: dict[str, list[str]]
+    listed: dict[str, str]
+    """The groups of the defaults list, each with its default option."""
+    fields: dict[str, Any]
+    """The rest of config.yaml: its fields and sections."""
+    config_dirs: tuple[Path, ...]
+
+    @classmethod
+    def within(cls, own: Sequence[Path]) -> "Known":
+        check_own(own)
+        fields = _read(conf_dir() / "config.yaml")
+        fields.pop("hydra", None)
+        entries = [entry for entry in fields.pop("defaults") if isinstance(entry, Mapping)]
+        listed = {group: option for entry in entries for group, option in entry.items()}
+        return cls(groups(own), listed, fields, (conf_dir(), *own))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self.groups, *self.listed, *self.fields}))
+
+    def homes(self, name: str) -> list[str]:
+        """Where a field of this name lives: lr is train.lr."""
+        files = [(group, file) for group, option in self.listed.items() for file in self._files(group, option)]
+        sections = [*self.fields.items(), *((group, _read(file)) for group, file in files)]
+        return [f"{section}.{name}" for section, inside in sections if isinstance(inside, Mapping) and name in inside]
+
+    def list_around(self, key: str) -> str | None:
+        """The list in config.yaml that a key reaches into by something that is no number."""
+        inside, path = self.fields, []
+        for part in key.split("."):
+            if isinstance(inside, list):
+                return None if part.isdigit() else ".".join(path)
+            inside = inside.get(part) if isinstance(inside, Mapping) else None
+            path.append(part)
+        return None
+
+    def _files(self, group: str, option: str) -> list[Path]:
+        paths = (folder / group / f"{option}.yaml" for folder in self.config_dirs)
+        return [path for path in paths if path.is_file()][:1]
+
+
+def _read(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
+    """The same request in Hydra's spelling: flags first, a preset spelt out, `+` where and only where Hydra wants it.
+
+    `own` are folders with options of the user's own. Raises UserError.
+    """
+    flags, words = split(arguments)
+    known = Known.within(own)
+    words = expand(today(words), known.groups.get("preset", ()), known.config_dirs)
+    return flags + [_normalise(word, known) for word in today(words)]
+
+
+def _normalise(word: str, known: Known) -> str:
+    bare = word.lstrip("+~")
+    key, equals, value = bare.partition("=")
+    _refuse_classes(bare, key, value)
+    if (rule := rule_of(key)) is not None and equals:
+        _check_rule(word, *rule, known)
+        return spelt(word)
+    head = key.split(".")[0]
+    if key.startswith(("hydra.", "hydra/")):
+        return word
+    if not equals and not word.startswith("~"):
+        raise UserError(f"{word}: an override is written name=value; a verb comes first")
+    if head not in known:
+        raise UserError(f"{word}: nothing is called {head or 'that'}; {_hint(head, known)}there are {', '.join(known)}")
+    if head == "experiment":
+        raise UserError(f"{word}: an experiment is several runs; only the verb run takes it, as experiment=NAME")
+    if word.startswith("~"):
+        raise UserError(f"{word}: {key} cannot be left out, only set; {_can_be(key, known)}")
+    if len(value) > 4000:  # of which a number may be too long for Hydra, which then says so in a traceback
+        parse(bare)
+    if value.lstrip().startswith("{"):
+        _refuse_empty(bare, key, parse(bare).value())
+    if key in known.groups:
+        return _choice(bare, key, value, known)
+    if head == "layers":
+        raise UserError(f"{bare}: a rule names a slice of the layers, as in layers[3::4].pos=none or layers[:3].ffn=gelu")
+    if isinstance(known.fields.get(key), Mapping) and not value.lstrip().startswith("{"):
+        inside = ", ".join(f"{key}.{name}" for name in known.fields[key])
+        raise UserError(f"{bare}: {key} is a section, not a field; set one of {inside}")
+    if (whole := known.list_around(key)) is not None:
+        raise UserError(f"{bare}: {whole} is a list, whose items have numbers; or set all of it, {whole}=[1,2]")
+    return bare
+
+
+def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
+    """Holds a rule's choice to the group's options; the rest is checked when the rules are settled."""
+    if inside in known.groups:
+        _choice(f"{inside}={word.partition('=')[2]}", inside, word.partition("=")[2], known)
+    elif "." not in inside:
+        raise UserError(f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}")
+
+
+def _refuse_classes(word: str, key: str, value: str) -> None:
+    """A class is named in an option's file; a word of the command line, or of a file, sets values alone."""
+    named = [part for part in key.split(".") if part.startswith("_")]
+    if not named and "_" in value and set("{$") & set(value):
+        named = re.findall(r"(?<!\w)_(?:target|partial|args|recursive|convert)_(?!\w)", value)
+    if named:
+        raise UserError(
+            f"{word}: {named[0]} says what class to make, which only an option's own file does; write it into a yaml, such as"
+            " my/norm/mine.yaml, and give the folder by --config-dir my"
+        )
+
+
+def _refuse_empty(word: str, name: str, value: Any) -> None:
+    """Refuses a mapping that holds nothing, here or further in, since it sets nothing."""
+    if value == {}:
+        raise UserError(f"{word}: sets nothing; write what it is to set, as in {name}.NAME=VALUE, or leave it out")
+    for key, inside in value.items() if isinstance(value, dict) else ():
+        _refuse_empty(word, f"{name}.{key}", inside)
+
+
+def _hint(name: str, known: Known) -> str:
+    """A field of that very name, wherever it lives, or the nearest name of the first kind."""
+    return f"did you mean {homes[0]}? " if (homes := known.homes(name)) else did_you_mean(name, known)
+
+
+def _can_be(key: str, known: Known) -> str:
+    return f"options: {', '.join(known.groups[key])}" if key in known.groups else f"write {key}=..."
+
+
+def _choice(word: str, group: str, value: str, known: Known) -> str:
+    """A group with one of its options, or a sweep over several."""
+    options = known.groups[group]
+    override = parse(word)
+    if isinstance(override.value(), dict):
+        return word
+    for option in _options(override, value, options):
+        if option not in options:
+            hint = did_you_mean(option, options)
+            raise UserError(f"{word}: no such option{_quoted(option, value)}; {hint}options: {', '.join(options)}")
+    return word if group in known.listed else f"+{word}"
+
+
+def _options(override: Override, text: str, options: list[str]) -> list[str]:
+    """The options an override asks for."""
+    value = override.value()
+    listing = f"options: {', '.join(options)}"
+    if isinstance(value, Glob):
+        if not (matching := value.filter(options)):
+            raise UserError(f"{override.input_line}: matches no option; {listing}")
+        return matching
+    if isinstance(value, ChoiceSweep):
+        return [str(item.text if isinstance(item, QuotedString) else item) for item in value.list]
+    if isinstance(value, list):
+        sweep = ",".join(map(str, value))
+        raise UserError(
+            f"{override.input_line}: {override.key_or_group} takes one option, not a list; "
+            f"to run each write -m {override.key_or_group}={sweep}; {listing}"
+        )
+    if value is None or value == "":
+        raise UserError(f"{override.input_line}: {override.key_or_group} cannot be empty; {listing}")
+    return [text if isinstance(value, Sweep) else str(text).strip("'\" ")]
+
+
+def _quoted(option: str, value: str) -> str:
+    return "" if option == value else f" '{option}'"
+
+
+def refuse_twice(words: Sequence[str]) -> None:
+    """Refuses a command of which one word leaves another without effect; the same word once more is let pass.
+
+    What is no override is left for others to refuse.
+    """
+    seen: dict[str, tuple[str, Any]] = {}
+    for word in words:
+        for key, value in _settings(word):
+            for other, (first, said) in seen.items():
+                if _overrules(key, value, other, said):
+                    raise UserError(f"{first} {word}: set {plain(min(key, other, key=len))} twice; keep one of the two")
+            seen[key] = word, value
+
+
+def _overrules(key: str, value: Any, other: str, said: Any) -> bool:
+    """Whether two settings are of the same field, or one of a list and one of an item in it, and differ."""
+    if key == other:
+        return said != value
+    return (isinstance(said, list) and key.startswith(f"{other}.")) or (
+        isinstance(value, list) and other.startswith(f"{key}.")
+    )
+
+
+def _settings(word: str) -> Iterator[tuple[str, Any]]:
+    """What an override sets, by dotted names: of a mapping each thing in it. A preset has a line of its own for this."""
+    try:
+        word = spelt(renamed(word)).lstrip("+")
+    except UserError:
+        return
+    key, equals, _ = word.partition("=")
+    if not equals or word.startswith("~") or key == "preset":
+        return
+    try:
+        value = parse(word).value()
+    except UserError:  # whoever reads the word says so
+        return
+    yield from leaves({key: value}) if isinstance(value, dict) else [(key, _comparable(value))]
+
+
+def _comparable(value: Any) -> Any:
+    """Hydra's own classes for quoted text and for sweeps compare as objects."""
+    if isinstance(value, QuotedString):
+        return value.text
+    return str(value) if isinstance(value, Sweep | Glob) else value
+
+
+def parse(word: str) -> Override:
+    """One override in Hydra's grammar."""
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except OverrideParseException as error:
+        raise explain(error) from error
+    except ValueError:  # Python's own limit on the digits of an integer
+        raise UserError(f"{shortened(word)}: has a number of more digits than can be read; use a smaller one") from None

@@ -1,0 +1,161 @@
+"""A run as data: what was asked for, what it settled to, and what the model is made of, layer by layer."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from archlab.base.words import layers_in
+
+IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
+"""The groups that a rule can choose from for some layers; the others are the whole model's."""
+
+SIZES_IN_LAYERS = ("d_ff", "n_kv_heads")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option of a group with its own options: a name in conf/, or in a folder of the user's."""
+
+    group: str
+    name: str
+    key: str
+    """Its options, so written that equal ones are equal."""
+
+    node: Mapping[str, Any] = field(compare=False, repr=False)
+    """The same, as Hydra instantiates them."""
+
+    @classmethod
+    def of(cls, group: str, name: str, node: Mapping[str, Any]) -> "Choice":
+        return cls(group, name, json.dumps(node, sort_keys=True), node)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: a choice from each group that layers may differ in, and its sizes."""
+
+    mixer: Choice
+    ffn: Choice
+    residual: Choice
+    pos: Choice
+    mask: Choice
+    d_ff: int
+    n_kv_heads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, before anything of it is made. A sweep is several of them."""
+
+    overrides: tuple[str, ...]
+    cfg: DictConfig = field(compare=False, repr=False)
+    """What they settle to."""
+
+    layers: tuple[LayerPlan, ...] = field(repr=False)
+
+    @property
+    def program_key(self) -> str:
+        """All that decides which operations a step takes and their shapes, so written that equal ones are equal.
+
+        Plans of one key can be trained as one pack. They may differ in what is left: the seed and with it the data's
+        order, how the weights are drawn, the optimizer's numbers, how long training takes, and what is looked at.
+        """
+        whole = OmegaConf.to_container(self.cfg)
+        assert isinstance(whole, dict)
+        model = {group: whole[group] for group in (*OF_THE_MODEL, "data", "size")}
+        step = {name: whole["train"][name] for name in OF_A_STEP}
+        layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
+        keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
+        return json.dumps([keyed, model, step], sort_keys=True)
+
+
+OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision")
+OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint")
+
+
+def layer_plans(cfg: DictConfig) -> list[LayerPlan]:
+    """One entry per layer, in order, of a settled configuration."""
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    return plans_of(plain)
+
+
+def plans_of(cfg: Mapping[str, Any]) -> list[LayerPlan]:
+    """The same of a configuration as plain data."""
+    size, names = cfg["size"], cfg.get("choices", {})
+    base = LayerPlan(
+        **{group: Choice.of(group, names.get(group, group), cfg[group]) for group in IN_LAYERS},
+        **{name: size[name] for name in SIZES_IN_LAYERS},
+    )
+    plans = [base] * size["n_layers"]
+    for rule in cfg.get("layers") or []:
+        for depth in layers_in(rule["at"], len(plans)):
+            plans[depth] = replace(plans[depth], **changes_of(rule))
+    return plans
+
+
+def changes_of(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """What a settled rule sets in each of its layers."""
+    choices = {group: Choice.of(group, rule["choices"][group], rule[group]) for group in IN_LAYERS if group in rule}
+    return {**choices, **rule.get("size", {})}
+
+
+def runs_of_equal(plans: list[LayerPlan]) -> Iterator[tuple[range, LayerPlan]]:
+    """Layers that follow each other and are alike, as one."""
+    start = 0
+    for plan, same in groupby(plans):
+        n = len(list(same))
+        yield range(start, start + n), plan
+        start += n
+
+
+@dataclass(frozen=True)
+class KindOfLayer:
+    """Layers that are built alike."""
+
+    where: str
+    """Which they are, counted from 0, and how many: layers 1::2 (13 of 26)."""
+
+    what: str
+    """What sets them apart from the other layers, as choices and their options."""
+
+
+def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
+    """Each kind of layer once, in the order of the first of each; one where all layers are alike."""
+    plans, depths = layer_plans(cfg), dict[LayerPlan, list[int]]()
+    for depth, plan in enumerate(plans):
+        depths.setdefault(plan, []).append(depth)
+    return [
+        KindOfLayer(f"layers {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})", apart(plan, list(depths)))
+        for plan, of_kind in depths.items()
+    ]
+
+
+def apart(plan: LayerPlan, all_plans: list[LayerPlan]) -> str:
+    """The choices and sizes in which the kinds differ; of a choice's options those that are not the same in all."""
+    told = []
+    for group in IN_LAYERS:
+        choices = [getattr(one, group) for one in all_plans]
+        if len(set(choices)) > 1:
+            told.append(" ".join([f"{group}={getattr(plan, group).name}", *options_apart(getattr(plan, group), choices)]))
+    sizes = (name for name in SIZES_IN_LAYERS if len({getattr(one, name) for one in all_plans}) > 1)
+    return ", ".join([*told, *(f"{name}={getattr(plan, name)}" for name in sizes)])
+
+
+def options_apart(choice: Choice, choices: list[Choice]) -> Iterator[str]:
+    for name, value in choice.node.items():
+        alike = all(other.node.get(name) == value for other in choices if other.name == choice.name)
+        if not name.startswith("_") and value is not None and not alike:
+            yield f"{name}={value}"
+
+
+def numbered(depths: list[int], n_layers: int) -> str:
+    """3::4 where they are evenly apart to the end, else their numbers, those that follow each other as 4-6."""
+    step = depths[1] - depths[0] if len(depths) > 1 else 1
+    if step > 1 and depths == list(range(n_layers))[depths[0] :: step]:
+        return f"{depths[0]}::{step}"
+    runs = [[depth for _, depth in run] for _, run in groupby(enumerate(depths), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,391 @@
+"""What each kind of block must hold by itself, beside what every decoder of it must."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from archlab.blocks.bias import ALiBi
+from archlab.blocks.contracts import Mask
+from archlab.blocks.mask import Causal, Prefix, Window
+from archlab.blocks.norm import RMSNorm
+from archlab.blocks.position import NoPosition
+from archlab.blocks.rope import RoPE
+from archlab.contract.finding import Broken, Check, NotAsked
+from archlab.contract.subject import BATCH, SEED, SEQ, Subject, logits_of, prefix_of, randomise
+
+FAR = 1_000_000
+"""A position no model is trained at."""
+
+LARGE = 300.0
+"""Its square does not fit float16, whose largest number is 65504."""
+
+
+def made(group: str, subject: Subject, **sizes: Any) -> Any:
+    """The block as the decoder makes it, with random weights, in float64 and in evaluation."""
+    torch.manual_seed(SEED)
+    return randomise(instantiate(subject.cfg[group])(**sizes)).double().eval()
+
+
+def stream(subject: Subject) -> Tensor:
+    return torch.randn(BATCH, SEQ, subject.cfg.size.d_model, generator=torch.Generator().manual_seed(SEED)).double()
+
+
+# ---------------------------------------------------------------- norm
+
+
+def norm_in_float32(subject: Subject) -> str:
+    """Statistics in float32."""
+    norm, x = made("norm", subject, d_model=subject.cfg.size.d_model), stream(subject) * LARGE
+    expected, half = norm(x), norm.half()(x.half())
+    if half.dtype != torch.float16:
+        raise Broken(f"A float16 input comes out in {half.dtype}; a norm keeps its input's dtype.")
+    if not half.isfinite().all() or (half.double() - expected).norm() > 0.01 * expected.norm():
+        raise Broken(f"At inputs around {LARGE:g} in float16, whose squares overflow, it is no longer right: take the statistics of x.float().")  # fmt: skip
+    return f"At inputs around {LARGE:g} in float16, whose squares overflow, it is right within 1%."
+
+
+def norm_alone(subject: Subject) -> str:
+    """Shape of any width."""
+    for width in (subject.cfg.size.d_model, subject.cfg.size.head_dim):
+        x = torch.randn(BATCH, SEQ, width).double()
+        if (out := made("norm", subject, d_model=width)(x)).shape != x.shape:
+            raise Broken(f"{tuple(x.shape)} comes out as {tuple(out.shape)}.")
+    return "What comes out is shaped as what went in, at the width of the stream and of a head."
+
+
+# ---------------------------------------------------------------- ffn
+
+
+def each_position_alone(subject: Subject) -> str:
+    """Each position alone."""
+    size = subject.cfg.size
+    ffn, x = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff), stream(subject).requires_grad_()
+    (gradient,) = torch.autograd.grad(ffn(x)[0, 2].square().sum(), x)
+    touched = gradient.any(dim=-1).nonzero().tolist()
+    if any(sequence for sequence, _ in touched):
+        raise Broken("What it makes of one sequence depends on the others beside it in the batch.")
+    if touched != [[0, 2]]:
+        raise Broken(
+            f"What it makes of position 2 depends on positions {sorted({position for _, position in touched})}."
+        )
+    return "What it makes of a position depends on that position alone."
+
+
+def gate_told(subject: Subject) -> str:
+    """`gated`."""
+    size = subject.cfg.size
+    ffn = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff)
+    matrices = sum(weight.shape.numel() for weight in ffn.parameters() if weight.dim() > 1) / (size.d_model * size.d_ff)
+    if round(matrices, 6) not in (2, 3):
+        raise NotAsked(f"It has {matrices:.3g} times d_model x d_ff weights, neither a plain network's 2 nor a gated one's 3.")
+    if ffn.gated != (matrices > 2.5):
+        raise Broken(f"`gated` is {ffn.gated} and it has {matrices:.3g} times d_model x d_ff weights: a plain network has 2, a gated one 3, and size.d_ff=matched goes by `gated`.")  # fmt: skip
+    return f"`gated` is {ffn.gated}, as its {matrices:.3g} matrices of d_model x d_ff say."
+
+
+# ---------------------------------------------------------------- residual
+
+
+def scheme(subject: Subject, norm: Any = None) -> Any:
+    size = subject.cfg.size
+    return made("residual", subject, norm=norm or partial(RMSNorm, d_model=size.d_model), n_layers=size.n_layers)
+
+
+def both_branches(subject: Subject) -> str:
+    """Both branches, the mixer first."""
+    called: list[str] = []
+
+    def branch(name: str, x: Tensor) -> Tensor:
+        called.append(name)
+        return x.tanh()
+
+    residual = scheme(subject)
+    residual(residual.enter(stream(subject)), (partial(branch, "mixer"), partial(branch, "ffn")))
+    if called != ["mixer", "ffn"]:
+        raise Broken(
+            f"The branches were called as {', '.join(called) or 'none'}; the mixer comes first, then ffn, each once."
+        )
+    return "Each branch is asked once, the mixer first."
+
+
+def stream_left(subject: Subject) -> str:
+    """`needs_final_norm`."""
+    residual, x = scheme(subject), stream(subject)
+    if residual.needs_final_norm:
+        return "`needs_final_norm` is True, so the decoder norms what leaves the last layer."
+    branches = torch.tanh, torch.sin
+    small, large = (
+        residual.leave(residual(residual.enter(x * scale), branches)).square().mean().sqrt() for scale in (1.0, 1000.0)
+    )
+    if large > 10 * small:
+        raise Broken(
+            "`needs_final_norm` is False, and a larger stream leaves a layer larger: nothing norms it before the head."
+        )
+    return "`needs_final_norm` is False, and the stream leaves a layer as large whatever it was before."
+
+
+# ---------------------------------------------------------------- pos
+
+
+def positions_for(position: Any, numbers: Any) -> Tensor:
+    numbers = torch.tensor([*numbers])[None]
+    return numbers if position.axes == 1 else numbers.repeat(1, position.axes, 1)
+
+
+def position_of(subject: Subject) -> Any:
+    size = subject.cfg.size
+    return made("pos", subject, d_model=size.d_model, n_heads=size.n_heads, head_dim=size.head_dim)
+
+
+def any_position(subject: Subject) -> str:
+    """Any position, or a limit."""
+    position, size = position_of(subject), subject.cfg.size
+    last = FAR if position.limit is None else position.limit - 1
+    there, start = positions_for(position, [last]), positions_for(position, [0])
+    heads = torch.randn(1, size.n_heads, 1, size.head_dim).double()
+    made_there = {
+        "embedding": position.embed(torch.randn(1, 1, size.d_model).double(), there),
+        "turned query": position.rotate_queries(heads, position.rotation(there)),
+        "turned key": position.rotate_keys(heads, position.rotation(there)),
+        "bias": position.bias(there[..., None], start[..., None, :]),
+    }
+    for what, value in made_there.items():
+        if not value.isfinite().all():
+            raise Broken(f"At position {last} the {what} is not finite; a table says how far it goes by `limit`.")
+    return f"It is finite at position {last}, {'its last' if position.limit else 'and names no limit'}."
+
+
+def bias_told(subject: Subject) -> str:
+    """Bias in float32, and told."""
+    position = position_of(subject).float()  # what it computes with float32 weights
+    positions = positions_for(position, range(SEQ))
+    bias = position.bias(positions[..., None], positions[..., None, :])
+    if bias.dtype != torch.float32:
+        raise Broken(f"Its bias is in {bias.dtype}; scores and what is added to them are float32.")
+    if position.biases_scores != bool(bias.any()):
+        raise Broken(f"`biases_scores` is {position.biases_scores} and its bias is {'not 0' if bias.any() else '0'}; kernels go by `biases_scores`.")  # fmt: skip
+    return f"`biases_scores` is {position.biases_scores}, as its bias says."
+
+
+# ---------------------------------------------------------------- mask
+
+
+def readable(mask: Any, seq_len: int, prefix_len: int) -> Tensor:
+    index = torch.arange(seq_len)
+    told = mask.may_read(index.view(1, -1, 1), index.view(1, 1, -1), torch.tensor([[[prefix_len]]]))
+    return told.expand(1, seq_len, seq_len)[0]
+
+
+def masks_of(subject: Subject) -> list[Any]:
+    """That of each kind of layer."""
+    return list(dict.fromkeys(mask for _, mask in subject.decoder().pairs))
+
+
+def reads_itself(subject: Subject) -> str:
+    """Every token reads itself."""
+    for mask in masks_of(subject):
+        for prefix_len in (0, 3):
+            if not readable(mask, SEQ, prefix_len).diagonal().all():
+                raise Broken("Some token may not read itself; a softmax over nothing is no number.")
+    return "Every token reads itself, so no softmax is over nothing."
+
+
+def mask_told(subject: Subject) -> str:
+    """`causal`, `bidirectional`, `uses_prefix`."""
+    for mask in masks_of(subject):
+        without, within = readable(mask, SEQ, 0), readable(mask, SEQ, 3)
+        if not mask.bidirectional and (ahead := without.triu(1)).any():
+            query, key = ahead.nonzero()[0].tolist()
+            raise Broken(
+                f"Query {query} reads key {key}, which comes after it, without a prefix: only a mask that is `bidirectional`,"
+                " where everyone reads everyone, may do so."
+            )
+        seen = {
+            "causal": torch.equal(without, torch.ones(SEQ, SEQ).tril().bool()) and torch.equal(without, within),
+            "bidirectional": bool(without.all()),
+            "uses_prefix": not torch.equal(without, within),
+        }
+        for flag, value in seen.items():
+            # A window as wide as the sequence is causal here and does not say so, which costs time and no number.
+            if getattr(mask, flag) != value and not (flag == "causal" and value):
+                raise Broken(
+                    f"`{flag}` is {getattr(mask, flag)}, and may_read says {value}; kernels and data go by it."
+                )
+    return "What it says of itself is what may_read does."
+
+
+def reach_told(subject: Subject) -> str:
+    """`reach`."""
+    seq_len = 40
+    for mask in masks_of(subject):
+        for prefix_len in (0, 30):
+            for start in range(0, seq_len, 8):
+                rows, reach = slice(start, start + 8), mask.reach(slice(start, start + 8), seq_len)
+                outside = readable(mask, seq_len, prefix_len)[rows].clone()
+                outside[:, reach] = False
+                if outside.any():
+                    query, key = outside.nonzero()[0].tolist()
+                    raise Broken(f"`reach` of queries {start} to {start + 7} leaves out key {key}, which query {start + query} may read.")  # fmt: skip
+    return "`reach` leaves out no key that may be read."
+
+
+# ---------------------------------------------------------------- mixer, head
+
+
+def heads_told(subject: Subject) -> str:
+    """Key-value heads."""
+    block, n_heads = instantiate(subject.cfg.mixer).func, subject.cfg.size.n_heads
+    asked = block.default_kv_heads(n_heads)
+    if n_heads % asked or not block.admits(n_heads, asked):
+        raise Broken(
+            f"By default it takes {asked} key-value heads for {n_heads}: not a divisor, or one it does not admit."
+        )
+    return f"For {n_heads} heads it takes {asked} key-value heads, a divisor it admits."
+
+
+def weights_told(group: str) -> Check:
+    """A check that what the block writes to the stream by is said, and written by."""
+
+    def check(subject: Subject) -> str:
+        """Weights that say what they are for."""
+        decoder = subject.decoder()
+        block = getattr(decoder.layers[0], group)
+        told = list(block.weights())
+        if len({id(weight.tensor) for weight in told}) != len(list(block.parameters())):
+            raise Broken("`weights()` leaves out a parameter of its own, or names one that is not.")
+        back = [weight for weight in told if weight.writes_to_stream]
+        if told and not back:
+            raise Broken(
+                f"No weight says that it writes to the residual stream: name the last matrix in `to_stream`, which is"
+                f" {block.to_stream}; initialisation goes by it."
+            )
+        with torch.no_grad():
+            for weight in back:
+                weight.tensor.zero_()
+        x = stream(subject)
+        out = block(x, decoder.read(subject.tokens)[0]) if group == "mixer" else block(x)
+        if told and (out - out[:1, :1]).abs().max() > 0:
+            raise Broken(f"Without {', '.join(weight.name for weight in back)}, which it says it writes by, something of its input still comes out.")  # fmt: skip
+        return f"{len(told)} weights, each with its role; what goes back to the stream goes through {', '.join(weight.name for weight in back) or 'none'}."
+
+    return check
+
+
+def honours_told(subject: Subject) -> str:
+    """What it honours acts."""
+    honours = instantiate(subject.cfg.mixer).func.honours
+    for what, (group, acting, idle) in {
+        "rotation": ("pos", {"kind": RoPE}, {"kind": NoPosition}),
+        "bias": ("pos", {"kind": ALiBi}, {"kind": NoPosition}),
+        "mask": ("mask", {"kind": Window, "window": 3}, {"kind": Causal}),
+    }.items():
+        with_and_without = [subject.with_block(group, **one) for one in (acting, idle)]
+        if what in honours and torch.equal(*(logits_of(s.decoder(), s.tokens) for s in with_and_without)):
+            raise Broken(
+                f"It says it honours {what}, and {acting['kind'].__name__} gives the same logits to the last digit as"
+                f" {idle['kind'].__name__}: use what the context has, or leave it out of `honours`."
+            )
+    return f"It honours {', '.join(sorted(honours)) or 'nothing of positions and masks'}, and each acts; what it does not honour is refused."
+
+
+def logits_alone(subject: Subject) -> str:
+    """Each position alone."""
+    size = subject.cfg.size
+    head = made(
+        "head", subject, d_model=size.d_model, vocab_size=size.vocab_size, norm=partial(RMSNorm, d_model=size.d_model)
+    )
+    if tuple(head.weight.shape) != (size.vocab_size, size.d_model):
+        raise Broken(f"Its table, `weight`, is {tuple(head.weight.shape)}; to be tied it should be (vocab, d_model).")
+    x = stream(subject).requires_grad_()
+    (gradient,) = torch.autograd.grad(head(x)[0, 2].square().sum(), x)
+    if gradient.any(dim=-1).nonzero().tolist() != [[0, 2]]:
+        raise Broken("The logits of a position depend on other positions.")
+    return "The logits of a position depend on that position alone, and the table can be tied to the embedding's."
+
+
+def every_option_counts(group: str, *masks: type[Mask]) -> Check:
+    """A check that no option of the block is without effect, under the first of these masks that its mixer admits."""
+
+    def check(subject: Subject) -> str:
+        """Every option counts."""
+        node = OmegaConf.to_container(subject.cfg[group])
+        hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
+        under = (subject.with_block("mask", kind) for kind in masks)
+        subject = next(filter(attempt, under), subject)
+        before, tried = traces_of(subject), []
+        for option, value in node.items():
+            others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
+            seen = [trace for other in others if (trace := attempt(subject.with_option(group, option, other)))]
+            tried += [option] * bool(seen)
+            if seen and all(same(trace, before) for trace in seen):
+                raise Broken(
+                    f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit, in training or"
+                    " evaluation, and no loss: an option without effect is no option."
+                )
+        return f"Each of {', '.join(tried) or 'its options, of which it has none,'} changes something."
+
+    return check
+
+
+def other_values(value: Any, hint: Any) -> Iterator[Any]:
+    """Values an option might have instead."""
+    literals = [word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+    if isinstance(value, bool):
+        yield not value
+    elif literals:
+        yield from (word for word in literals if word != value)
+    elif value is None:
+        yield from (2, 0.7)
+    elif isinstance(value, int):
+        yield from (2 * value + 1, value + 1)
+    elif isinstance(value, float):
+        yield from (0.5 * value + 0.25, 100 * value + 1)
+
+
+LONG = 6
+"""Times a sequence of subject.tokens: longer than a table of T5's that knows 16 distances one by one."""
+
+Traces = tuple[list[tuple[str, tuple[int, ...]]], list[Tensor]]
+
+
+def attempt(subject: Subject) -> Traces | None:
+    """What a decoder with this option comes to; None where it is refused or cannot be."""
+    try:
+        return traces_of(subject)
+    except Exception:  # a value that was only tried may be out of any range
+        return None
+
+
+@torch.no_grad()
+def traces_of(subject: Subject) -> Traces:
+    """The names and shapes of all weights, the logits in training and in evaluation, and what training leaves behind.
+
+    Evaluated is also a long sequence, for what acts from a distance.
+    """
+    decoder = subject.decoder()
+    shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
+    long = subject.tokens.repeat(1, LONG)
+    evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
+    torch.manual_seed(SEED)
+    trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
+    return shapes, [*evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
+
+
+def same(one: Traces, other: Traces) -> bool:
+    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+OF_KIND: Mapping[str, tuple[Check, ...]] = {
+    "norm": (norm_alone, norm_in_float32, every_option_counts("norm")),
+    "residual": (both_branches, stream_left, every_option_counts("residual")),
+    "ffn": (each_position_alone, weights_told("ffn"), gate_told, every_option_counts("ffn")),
+    "pos": (any_position, bias_told, every_option_counts("pos", Prefix)),  # some say where what follows a prefix stands
+    "mask": (reads_itself, mask_told, reach_told, every_option_counts("mask")),
+    "mixer": (heads_told, weights_told("mixer"), honours_told, every_option_counts("mixer")),
+    "head": (logits_alone, every_option_counts("head")),
+}

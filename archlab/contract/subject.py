@@ -1,0 +1,91 @@
+"""What is verified: a small decoder with the blocks in question, all of its sizes different."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from archlab.config.assemble import assemble
+from archlab.model.decoder import Decoder
+
+BATCH, SEQ, PREFIX, SEED = 2, 7, 3, 0
+
+SMALL = (
+    "size.d_model=48",
+    "size.n_layers=4",
+    "size.n_heads=6",
+    "size.head_dim=10",
+    "size.d_ff=88",
+    "size.vocab_size=61",
+    "train.train_len=4",  # the width of a window, so that some of the past is out of its reach
+    "allow_leak=true",
+)
+"""Overrides of the decoder a block is verified in; the user's own words come after them."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A configuration of a small decoder."""
+
+    cfg: DictConfig
+
+    def with_block(self, group: str, kind: type, **options: Any) -> "Subject":
+        """The same with another block in a group."""
+        changed = self.cfg.copy()
+        with open_dict(changed):
+            changed[group] = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_partial_": True, **options}
+        return Subject(changed)
+
+    def with_option(self, group: str, option: str, value: Any) -> "Subject":
+        changed = self.cfg.copy()
+        changed[group][option] = value
+        return Subject(changed)
+
+    def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
+        """In evaluation, with the same random weights every time."""
+        torch.manual_seed(SEED)
+        return randomise(assemble(self.cfg)).to(dtype).eval()
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(batch, seq)"""
+        return torch.randint(self.cfg.size.vocab_size, (BATCH, SEQ), generator=torch.Generator().manual_seed(SEED))
+
+
+def prefix_of(decoder: Decoder) -> int | None:
+    return PREFIX if decoder.mask.uses_prefix else None
+
+
+def logits_of(decoder: Decoder, tokens: Tensor) -> Tensor:
+    return decoder(tokens, prefix_of(decoder))
+
+
+@torch.no_grad()
+def randomise(module: nn.Module) -> nn.Module:
+    """Weights that keep a signal's size, gains around one and biases around zero, so that each of them counts."""
+    for name, weight in module.named_parameters():
+        weight.normal_().mul_(0.3 if weight.dim() < 2 else weight.shape[-1] ** -0.5)
+        if weight.dim() < 2 and not name.endswith(("bias", "shift")):
+            weight.add_(1)
+    return module
+
+
+@contextmanager
+def embeddings_of(decoder: Decoder) -> Iterator[list[Tensor]]:
+    """Fills, at the next forward pass, with the token embeddings, which then keep their gradient."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    hook = decoder.embedding.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        hook.remove()

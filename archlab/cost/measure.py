@@ -1,0 +1,166 @@
+"""What a decoder costs, found by running it where running costs nothing: on the meta device, which has shapes and no numbers.
+
+So a block states none of it, and none can be stated wrongly. A block that cannot run there, since what it does depends
+on values, is run on the CPU instead, with random weights, one layer of each kind.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from archlab.blocks.cache import Cache
+from archlab.blocks.kept import Accounting, Term
+from archlab.blocks.places import at_the_start
+from archlab.blocks.reading import Reading
+from archlab.model.decoder import Decoder
+
+LENGTHS = (8, 16, 32)
+"""At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
+
+
+def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
+    """Floating-point operations of the matrix products of one forward pass, by token.
+
+    A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, whatever
+    kernel runs and however it cuts them; the backward pass costs twice as much again. The decoder is on the meta device.
+    """
+    tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
+
+    def run(decoder: Decoder, tokens: Tensor) -> None:
+        decoder.compute(tokens, [reading.as_one_block() for reading in decoder.read(tokens)])
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        where_it_can(on_meta, run, tokens)
+    return counter.get_total_flops() / seq_len
+
+
+def costs(on_meta: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
+    """FLOPs per token at a length, and what decoding keeps of a sequence: bytes for each token, and however long it is."""
+    forward, state = forward_flops_per_token(on_meta, seq_len), decode_state(on_meta)
+    return {
+        "flops_per_token": forward,
+        "train_flops_per_token": 3 * forward,
+        "kv_bytes_per_token": None if state is None else state.per_token * bytes_per_number,
+        "state_bytes": None if state is None else state.fixed * bytes_per_number,
+    }
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Numbers a sequence's cache holds: so many `per_token`, and `fixed` however long it is."""
+
+    per_token: int
+    fixed: int
+
+
+def decode_state(on_meta: Decoder) -> DecodeState | None:
+    """What all mixers together keep to go on from; None where one of them keeps nothing and so cannot go on."""
+    if not all(layer.mixer.decodes for layer in on_meta.layers):
+        return None
+    one, two = (numbers_held(on_meta, seq_len) for seq_len in (1, 2))
+    return DecodeState(per_token=two - one, fixed=2 * one - two)
+
+
+def numbers_held(on_meta: Decoder, seq_len: int) -> int:
+    cache = Cache()
+
+    def run(decoder: Decoder, tokens: Tensor) -> None:
+        cache.places = at_the_start(tokens, decoder.position)
+        decoder.eval().compute(tokens, [Reading(*pair, cache.places, cache) for pair in decoder.pairs])
+
+    training = on_meta.training
+    with torch.no_grad():
+        where_it_can(on_meta, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
+    on_meta.train(training)
+    return sum(tensor.numel() for state in cache.held.values() for tensor in state)
+
+
+# ---------------------------------------------------------------- what a branch keeps for its backward pass
+
+
+def kept_by_branches(decoder: Decoder, depth: int, rules: Accounting) -> Iterator[tuple[Term, ...]]:
+    """Of the mixer and of the feed-forward network of a layer: their own formulas, or what is measured."""
+    layer = decoder.layers[depth]
+    for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn)):
+        told = part.kept(rules)
+        yield tuple(told) if told is not None else measured(decoder, depth, name, rules)
+
+
+def measured(decoder: Decoder, depth: int, name: str, rules: Accounting) -> tuple[Term, ...]:
+    """The input, once, and everything else that autograd saves in a forward pass, weights left out."""
+    saved = np.array([bytes_saved(decoder, depth, name, seq_len, rules.e) for seq_len in LENGTHS])
+    sequence, token, pair = np.linalg.solve(np.vander(LENGTHS, increasing=True), saved).clip(min=0).tolist()
+    return (
+        Term(f"{name}: input", rules.e * decoder.d_model, branch_input=True),
+        Term(f"{name}: what autograd keeps, as measured", token, pair, sequence),
+    )
+
+
+def bytes_saved(decoder: Decoder, depth: int, name: str, seq_len: int, e: int) -> float:
+    """Bytes that the branch's backward pass needs of one sequence beside its input; numbers at e bytes each."""
+    saved: dict[int, float] = {}
+
+    def run(decoder: Decoder, tokens: Tensor) -> None:
+        saved.clear()
+        layer = decoder.layers[depth]
+        reading = decoder.read(tokens)[decoder.pair_of_layer[depth]]
+        x = torch.randn(1, seq_len, decoder.d_model, device=tokens.device, requires_grad=True)
+        skipped = {id_of(tensor) for tensor in (x, *decoder.parameters(), *decoder.buffers())}
+
+        def note(tensor: Tensor) -> Tensor:
+            if id_of(tensor) not in skipped:
+                size = e if tensor.is_floating_point() else tensor.element_size()
+                saved[id_of(tensor)] = size * tensor.untyped_storage().nbytes() / tensor.element_size()
+            return tensor
+
+        with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
+            kept = layer.mixer(x, reading) if name == "mixer" else layer.ffn(x)
+        saved[0] = 0.0 * kept.numel()  # what was saved lives as long as the result, so no storage was counted twice
+
+    where_it_can(decoder, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
+    return sum(saved.values())
+
+
+def id_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+# ---------------------------------------------------------------- where it runs
+
+
+def where_it_can(decoder: Decoder, run: Callable[[Decoder, Tensor], None], tokens: Tensor) -> None:
+    """Runs on the meta device, or where a block asks for values there, on the CPU with weights of no account."""
+    try:
+        with torch.device("meta"):
+            run(on_meta(decoder), tokens)
+    except (NotImplementedError, RuntimeError):
+        real = with_some_weights(decoder)
+        run(real, torch.zeros(tokens.shape, dtype=torch.long, device="cpu"))
+
+
+def on_meta(model: Decoder) -> Decoder:
+    """The same model with its weights on the meta device, nothing assembled twice; the given one keeps its own."""
+    if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    without = {
+        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        for tensor in model.parameters()
+    }
+    without |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in model.buffers()}
+    return copy.deepcopy(model, without)
+
+
+@torch.no_grad()
+def with_some_weights(decoder: Decoder) -> Decoder:
+    real = copy.deepcopy(decoder).to_empty(device="cpu")
+    for weight in real.parameters():
+        weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    for buffer in real.buffers():
+        buffer.zero_()
+    return real

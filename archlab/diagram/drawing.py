@@ -1,0 +1,242 @@
+"""A sketch of a model -> its block diagram as SVG, read from below upwards as the papers draw it.
+
+The residual stream is the thick line on the left. What stands on it happens to the stream itself; what stands to its
+right is on an arm that leaves the stream and, where there is a ring with a plus, is added to it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from archlab.diagram.canvas import GREY, INK, Canvas, document
+from archlab.diagram.heatmap import BLOCK, PANEL, matrices
+from archlab.diagram.lettering import wrapped
+from archlab.diagram.sketch import Branch, Graph, Layers, ModelSketch
+from archlab.diagram.trunk import Join, along_the_stream, formula
+from archlab.diagram.wiring import GAP, RADIUS, column, draw, stack
+
+MARGIN = 14
+STREAM, STREAM_BOX = 90, 136
+ARMS, ARM, BETWEEN = 182, 284, 16
+FRAME = "#F5F5F5"
+TITLE = 13
+THICK = 2.6
+
+
+def svg(sketch: ModelSketch) -> str:
+    """The whole drawing as one SVG file."""
+    canvas, wide, top = _drawn(sketch)
+    return document(canvas.elements, 0, top, wide, -top, sketch.title)
+
+
+def side_by_side(left: ModelSketch, right: ModelSketch) -> str:
+    """Two drawings in one file, standing on one line."""
+    (first, wide, top), (second, second_wide, second_top) = _drawn(left), _drawn(right)
+    moved = [f'<g class="model" transform="translate({wide:.4g} 0)">', *second.elements, "</g>"]
+    highest = min(top, second_top)
+    title = f"{left.title} and {right.title}"
+    return document(
+        ['<g class="model">', *first.elements, "</g>", *moved], 0, highest, wide + second_wide, -highest, title
+    )
+
+
+def _drawn(sketch: ModelSketch) -> tuple[Canvas, float, float]:
+    """The elements, how wide they are together, and where they end at the top; the foot is at 0."""
+    canvas, arms = Canvas(), max(_arms(layers.layer.residual) for layers in sketch.layers)
+    wide = ARMS + arms * (ARM + BETWEEN) + MARGIN
+    beside = arms == 1
+    top = _Stream(canvas, arms, room_below=0 if beside else BLOCK + MARGIN).model(sketch)
+    if beside:
+        matrices(canvas, sketch.matrices, wide, top)
+        wide += (PANEL + MARGIN) * bool(sketch.matrices)
+    else:
+        matrices(canvas, sketch.matrices, ARMS, -MARGIN, across=True)
+    lines = wrapped(sketch.title, TITLE, wide - 2 * MARGIN, bold=True)
+    top -= 16 + 18 * len(lines)
+    for number, line in enumerate(lines):
+        canvas.text(MARGIN, top + 18 * (number + 1), line, TITLE, bold=True, anchor="start")
+    return canvas, wide, top - 6
+
+
+def _arms(residual: Graph) -> int:
+    """How many columns of arms a layer needs; two where it is drawn as a graph with the branches beside it."""
+    steps = along_the_stream(residual)
+    return 2 if steps is None else max([len(step.arms) for step in steps if isinstance(step, Join)], default=1)
+
+
+class _Stream:
+    """The stream as far as it is drawn: `y` is its upper end."""
+
+    def __init__(self, canvas: Canvas, arms: int, room_below: float):
+        """`room_below` is what the layers leave free above the foot, on their side of the stream."""
+        self.canvas, self.columns, self.room_below, self.y = canvas, arms, room_below, -MARGIN
+
+    def model(self, sketch: ModelSketch) -> float:
+        self.canvas.text(STREAM, self.y, "tokens", 12)
+        self.y -= 16
+        self.boxes(sketch.embedding)
+        self.rise(max(0, self.y + self.room_below))
+        for layers in sketch.layers:
+            self.layers(layers, sum(len(each.indices) for each in sketch.layers))
+        self.boxes(sketch.head)
+        self.rise(GAP, arrow=True)
+        self.canvas.text(STREAM, self.y - 6, "logits", 12)
+        return self.y - 20
+
+    def rise(self, by: float, arrow: bool = False) -> None:
+        """The stream goes on upwards."""
+        self.canvas.line([(STREAM, self.y), (STREAM, self.y - by)], THICK, arrow)
+        self.y -= by
+
+    def boxes(self, graph: Graph) -> None:
+        for place in range(1, len(graph)):
+            self.box(graph, place)
+
+    def box(self, graph: Graph, place: int) -> None:
+        self.rise(GAP)
+        with self.canvas.group("stream"):
+            self.y = draw(self.canvas, graph[place].box, STREAM, self.y, STREAM_BOX)
+
+    def layers(self, layers: Layers, total: int) -> None:
+        """A frame around one layer, with how many there are of it."""
+        self.rise(GAP)
+        outside, bottom = self.canvas.elements, self.y
+        self.canvas.elements = []
+        self.rise(6)
+        self.layer(layers)
+        words = [_count(layers.indices, total), *formula(layers.layer.residual)]
+        self.rise(10 + 14 * len(words))
+        inside, self.canvas.elements = self.canvas.elements, outside
+        right = ARMS + self.columns * (ARM + BETWEEN)
+        with self.canvas.group("layer", count=str(len(layers.indices))):
+            self.canvas.rect(MARGIN / 2, self.y, right - MARGIN / 2, bottom - self.y, FRAME, GREY, "5 3")
+            for line, text in enumerate(words):
+                room = right - ARMS - 10
+                self.canvas.text(
+                    ARMS, self.y + 17 + 14 * line, text, 11.5, room=room, bold=not line, anchor="start",
+                    fill=INK if not line else GREY,
+                )  # fmt: skip
+            self.canvas.elements += inside
+
+    def layer(self, layers: Layers) -> None:
+        residual = layers.layer.residual
+        branches = {branch.name: branch for branch in layers.layer.branches}
+        steps = along_the_stream(residual)
+        if steps is None:
+            return self.graph(residual, layers.layer.branches)
+        for step in steps:
+            if isinstance(step, int) and residual[step].box.kind == "branch":
+                step = Join((), ((step,),), (), kept=False)
+            if isinstance(step, Join):
+                self.join(residual, step, branches)
+            else:
+                self.box(residual, step)
+
+    def join(self, residual: Graph, join: Join, branches: dict[str, Branch]) -> None:
+        """The arms from where they leave the stream to where they come back."""
+        self.rise(10)
+        tap = fork = self.y
+        middles = [ARMS + ARM / 2 + (ARM + BETWEEN) * place for place in range(len(join.arms))]
+        first = sum(middles) / len(middles)
+        if join.shared:
+            self.canvas.line([(STREAM, tap), (first, tap), (first, tap - GAP)])
+            with self.canvas.group("shared"):
+                fork = column(self.canvas, [residual[p].box for p in join.shared], first, tap - GAP, ARM)
+            self.canvas.line([(first, fork), (first, fork - 7)], arrow=False)
+            fork -= 7
+        tops = []
+        for middle, places in zip(middles, join.arms, strict=True):
+            start = first if join.shared else STREAM
+            self.canvas.line([(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, places[0]))
+            with self.canvas.group("arm"):
+                tops.append(self.arm(residual, places, branches, middle, fork - GAP))
+        end = min(tops) - GAP
+        self.on_stream(residual, join, tap, end)
+        ring = join.kept or len(join.arms) > 1
+        for middle, top in zip(middles, tops, strict=True):
+            last = middle == middles[-1]
+            into = (STREAM + RADIUS, end) if ring else (STREAM, end)
+            self.canvas.line([(middle, top), (middle, end), *([into] if last else [])], arrow=last and ring)
+        self.y = end
+        if ring:
+            with self.canvas.group("add"):
+                self.canvas.circle(STREAM, end, RADIUS, "+")
+            self.y = end - RADIUS
+
+    def on_stream(self, residual: Graph, join: Join, tap: float, end: float) -> None:
+        """What becomes of the stream beside the arms: it goes on, perhaps through boxes, or it stops."""
+        if not join.kept:
+            return
+        self.y, stretch = tap, (tap - end) / (len(join.on_stream) + 1)
+        for place in join.on_stream:
+            self.rise(stretch - 11)
+            with self.canvas.group("stream"):
+                self.y = draw(self.canvas, residual[place].box, STREAM, self.y, 84)
+        self.rise(self.y - end - RADIUS, arrow=True)
+
+    def arm(
+        self, residual: Graph, places: Sequence[int], branches: dict[str, Branch], middle: float, bottom: float
+    ) -> float:
+        """The boxes of one arm in order; a branch is drawn with what is inside it."""
+        top = bottom
+        for number, place in enumerate(places):
+            if number:
+                self.canvas.line([(middle, top), (middle, top - GAP)], arrow=_boxed(residual, place))
+                top -= GAP
+            box = residual[place].box
+            if box.kind == "branch":
+                top = self.branch(branches[box.label], middle - ARM / 2, top)
+            else:
+                top = draw(self.canvas, box, middle, top, ARM)
+        return top
+
+    def branch(self, branch: Branch, left: float, bottom: float) -> float:
+        """A branch as a frame around its own graph."""
+        outside, self.canvas.elements = self.canvas.elements, []
+        top = stack(self.canvas, branch.graph, left + 8, bottom, ARM - 16) - 42
+        inside, self.canvas.elements = self.canvas.elements, outside
+        with self.canvas.group("branch", name=branch.name):
+            self.canvas.rect(left, top, ARM, bottom - top, "white", INK)
+            self.canvas.text(left + 9, top + 15, branch.name, 12, bold=True, anchor="start")
+            self.canvas.text(left + 9, top + 29, branch.summary, 10.5, room=ARM - 18, anchor="start", fill=GREY)
+            self.canvas.elements += inside
+        return top
+
+    def graph(self, residual: Graph, branches: Sequence[Branch]) -> None:
+        """A scheme that is no stream with arms: its own graph, and beside it what the branches hold."""
+        self.rise(10)
+        tap = self.y
+        self.canvas.line([(STREAM, tap), (ARMS + ARM / 2, tap), (ARMS + ARM / 2, tap - 6)], arrow=False)
+        with self.canvas.group("graph"):
+            top = stack(self.canvas, residual, ARMS, tap - 6, ARM)
+        beside = tap
+        for branch in branches:
+            beside = self.branch(branch, ARMS + ARM + BETWEEN, beside) - GAP
+        end = min(top - GAP, beside)
+        self.canvas.line([(ARMS + ARM / 2, top), (ARMS + ARM / 2, end), (STREAM, end)], arrow=False)
+        self.y = end
+
+
+def _boxed(graph: Graph, place: int) -> bool:
+    """Whether a line ends at this node; into a branch it goes on."""
+    return graph[place].box.kind != "branch"
+
+
+def _count(indices: Sequence[int], total: int) -> str:
+    """How many layers are alike, and which where there are others."""
+    if len(indices) == total:
+        return f"{total} layers, each" if total > 1 else "1 layer"
+    which = ", ".join(_stretches(indices))
+    return f"{len(indices)} of {total} layers, each: {which} (counted from 0)"
+
+
+def _stretches(indices: Sequence[int]) -> Iterator[str]:
+    """0-3, 5, 7: stretches of consecutive numbers; numbers at even steps as first, second, ..., last."""
+    steps = {after - before for before, after in zip(indices, indices[1:])}
+    if len(indices) > 4 and len(steps) == 1 and steps != {1}:
+        yield from (str(indices[0]), str(indices[1]), "...", str(indices[-1]))
+        return
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or indices[end] != indices[end - 1] + 1:
+            first, last = indices[start], indices[end - 1]
+            yield str(first) if first == last else f"{first}-{last}"
+            start = end

@@ -1,0 +1,80 @@
+"""What a mask and a bias are, asked of the blocks' own functions of positions."""
+
+import torch
+from torch import Tensor
+
+from archlab.blocks.contracts import Mask, Position
+from archlab.diagram.sketch import Matrix
+from archlab.model.decoder import Decoder
+
+CELLS = 24
+FARTHEST = 2**20
+
+
+def matrices(decoder: Decoder) -> tuple[Matrix, ...]:
+    """For each kind of layer its mask, and the bias of the first and the last head where scores have one.
+
+    A bias is left out where its values are not known, which is where its weights have none.
+    """
+    pictured = [picture for position, mask in decoder.pairs for picture in of_layer(position, mask)]
+    return tuple(dict.fromkeys(pictured))
+
+
+def of_layer(position: Position, mask: Mask) -> tuple[Matrix, ...]:
+    stride = stride_of(mask)
+    prefix_len = CELLS // 3 * stride if mask.uses_prefix else 0
+    query, key = positions(stride)
+    readable = may_read(mask, query, key, prefix_len)
+    through_prefix = readable & ~may_read(mask, query, key, 0)
+    cells = [
+        ["prefix" if prefix else "allowed" if allowed else "forbidden" for prefix, allowed in zip(*lines, strict=True)]
+        for lines in zip(through_prefix.tolist(), readable.tolist(), strict=True)
+    ]
+    scale = "a cell is a token" if stride == 1 else f"a cell is {stride} tokens"
+    note = f"{scale}; blue by the prefix" if prefix_len else scale
+    pictured = Matrix(f"mask: {type(mask).__name__}", note, tuple(map(tuple, cells)))
+    return (pictured, *biases(position, query, key, readable))
+
+
+def positions(stride: int) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(CELLS, device="cpu") * stride
+    return steps.view(CELLS, 1), steps.view(1, CELLS)
+
+
+def may_read(mask: Mask, query: Tensor, key: Tensor, prefix_len: int) -> Tensor:
+    with torch.device("cpu"):
+        return mask.may_read(query[None], key[None], torch.tensor([[[prefix_len]]]))[0].expand(CELLS, CELLS)
+
+
+def stride_of(mask: Mask) -> int:
+    """How many tokens a cell stands for: one, or as many as it takes until some of the past is seen to be forbidden."""
+    stride = 1
+    while stride < FARTHEST:
+        query, key = positions(stride)
+        if not (may_read(mask, query, key, 0) | (key > query)).all():
+            return stride
+        stride *= 2
+    return 1
+
+
+def biases(position: Position, query: Tensor, key: Tensor, readable: Tensor) -> tuple[Matrix, ...]:
+    if not position.biases_scores or any(parameter.is_meta for parameter in position.parameters()):
+        return ()
+    device = next((parameter.device for parameter in position.parameters()), query.device)
+    with torch.no_grad(), torch.device(device):
+        bias = position.bias(query[None].to(device), key[None].to(device))[0].float().cpu()
+    tables = bias.expand(len(bias), CELLS, CELLS)
+    return tuple(_bias(tables[head], readable, head, len(tables)) for head in sorted({0, len(tables) - 1}))
+
+
+def _bias(table: Tensor, readable: Tensor, head: int, n_heads: int) -> Matrix:
+    """Shares of the way from the smallest bias that may be read to the largest."""
+    seen = table[readable]
+    low, high = seen.min().item() + 0.0, seen.max().item() + 0.0  # no -0
+    shares = ((table - low) / max(high - low, 1e-12)).clamp(0, 1)
+    cells = [
+        [share if allowed else "forbidden" for share, allowed in zip(*lines, strict=True)]
+        for lines in zip(shares.tolist(), readable.tolist(), strict=True)
+    ]
+    name = f"bias of head {head + 1} of {n_heads}"
+    return Matrix(name, f"{low:.3g} dark to {high:.3g} light", tuple(map(tuple, cells)))

@@ -1,0 +1,104 @@
+"""A decoder -> its sketch."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from archlab.blocks.contracts import Mask, Mixer, Position
+from archlab.blocks.places import at_the_start
+from archlab.blocks.reading import Reading
+from archlab.blocks.steps import Step
+from archlab.diagram import trace
+from archlab.diagram.matrices import matrices
+from archlab.diagram.sketch import Box, Branch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.words import box_of, details, linear, scale
+from archlab.model.decoder import Decoder
+
+
+def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
+    """A decoder, on whatever device, as it is built. Raises UserError where a block of the user's own cannot be run."""
+    return ModelSketch(title, embedding(decoder), layers(decoder), head(decoder), matrices(decoder))
+
+
+def embedding(decoder: Decoder) -> Graph:
+    table, position = decoder.embedding, decoder.position
+    boxes = [Box("embedding", "embedding", f"{table.num_embeddings} × {table.embedding_dim}", "embedding")]
+    boxes += filter(None, [box_of(decoder.embed_proj, "embed_proj")])
+    if decoder.embed_scale != 1:
+        by_width = math.isclose(decoder.embed_scale**2, decoder.d_model)
+        boxes.append(scale(decoder.embed_scale, "√d_model" if by_width else ""))
+    if (types := getattr(decoder.embed_types, "weight", None)) is not None:
+        boxes.append(Box("embedding", "+ embed_types", f"the first of {len(types)}", "embed_types"))
+    if position.embeds:
+        boxes.append(Box("position", f"+ {type(position).__name__}", details(position), "position"))
+    after = (box_of(decoder.embed_norm, "embed_norm"), box_of(decoder.embed_dropout, "embed_dropout"))
+    return chain(*boxes, *filter(None, after))
+
+
+def head(decoder: Decoder) -> Graph:
+    """What leads from the stream to logits; what a head does around its table is traced, where it is one thing after another."""
+    tied = decoder.head.weight is decoder.embedding.weight
+    box = linear(decoder.head, "head")
+    box = Box(box.kind, "head, tied" if tied else "head", box.detail, box.path)
+    traced = trace.head(decoder.head, box)
+    straight = all(node.reads == (place,) for place, node in enumerate(traced[1:]))
+    there = any(node.box.path == box.path for node in traced[1:])
+    inside = [node.box for node in traced[1:]] if straight and there else [box]
+    before = (box_of(decoder.final_norm, "final_norm"), box_of(decoder.head_proj, "head_proj"))
+    return chain(*filter(None, before), *inside)
+
+
+def layers(decoder: Decoder) -> tuple[Layers, ...]:
+    """Layers that are built alike are one entry, in the order in which the first of each comes."""
+    alike: dict[LayerSketch, list[int]] = {}
+    of_kind = {kind: layer_sketch(decoder, decoder.kinds.index(kind)) for kind in dict.fromkeys(decoder.kinds)}
+    for index, kind in enumerate(decoder.kinds):
+        alike.setdefault(of_kind[kind], []).append(index)
+    return tuple(Layers(drawn, tuple(indices)) for drawn, indices in alike.items())
+
+
+def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
+    layer, pair = decoder.layers[depth], decoder.pairs[decoder.pair_of_layer[depth]]
+    return LayerSketch(
+        trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
+        (
+            Branch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
+            Branch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
+        ),
+    )
+
+
+def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Graph:
+    """What it says it does, step by step, or what is observed where it says nothing."""
+    steps = part.steps(position, mask)
+    if steps is not None:
+        return drawn(steps, part, {"position": position, "mask": mask})
+    with torch.device("meta"):
+        places = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
+        reading = Reading(copy.deepcopy(position).to("meta"), mask, places)
+    return trace.branch(part, decoder.d_model, "mixer", reading)
+
+
+def drawn(steps: Sequence[Step], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
+    """Steps as boxes; one whose part leaves what it gets as it is has none, and who reads it reads what it read."""
+    nodes, place = list(chain()), [0]
+    for step in steps:
+        reads = tuple(dict.fromkeys(place[read] for read in step.reads))
+        box = box_of_step(step, part, by_kind)
+        if box is not None:
+            nodes.append(Node(box, reads))
+        place.append(reads[0] if box is None else len(nodes) - 1)
+    return tuple(nodes)
+
+
+def box_of_step(step: Step, part: Mixer, by_kind: Mapping[str, nn.Module]) -> Box | None:
+    if step.kind == "part":
+        inside = part.get_submodule(step.path)
+        path = f"mixer.{step.path}"
+        return linear(inside, path, step.detail) if isinstance(inside, nn.Linear) else box_of(inside, path)
+    if step.kind in by_kind:
+        return Box(step.kind, step.label, details(by_kind[step.kind]), step.kind)
+    return Box(step.kind, step.label, step.detail, f"mixer.{step.path}" if step.path else "")

@@ -1,0 +1,1 @@
+"""How two models differ, and the way from one to the other."""

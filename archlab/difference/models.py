@@ -1,0 +1,136 @@
+"""How two models differ: blocks, settings, sizes and costs, side by side."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from archlab.base.nested import leaves
+from archlab.config.assemble import assemble_without_weights
+from archlab.config.check import GROUPS
+from archlab.config.plan import kinds_of_layers
+from archlab.config.spelling import spelled
+from archlab.cost import bill
+from archlab.cost.describe import count_parameters, parameters_by_part
+from archlab.cost.estimate import estimate
+from archlab.cost.measure import costs
+from archlab.cost.settings import MemorySettings
+from archlab.difference.ladder import NO_PART
+from archlab.runs.named import Named
+from archlab.train.budget import TOKENS_PER_PARAMETER
+
+Pair = tuple[str, Any, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """(what, of the first, of the second) in every entry; None where a model has no such thing."""
+
+    names: tuple[str, str]
+    seq_len: tuple[int, int]
+    """Tokens a sequence, at which FLOPs and memory are counted."""
+
+    weights: tuple[str, str]
+    """The number format they are counted in."""
+
+    blocks: list[Pair]
+    same: list[str]
+    """Groups in which they do not differ."""
+
+    settings: list[Pair]
+    sizes: list[Pair]
+    parts: list[Pair]
+    """Parameters, by part of the model."""
+
+    costs: list[Pair]
+    memory: list[Pair]
+    """Bytes to train it, by what they are for."""
+
+
+def difference(first: Named, second: Named, seq_len: int | None = None) -> Difference:
+    """Of two models, at a length of their own or at one for both."""
+    models = [first.cfg, second.cfg]
+    priced = [price(cfg, seq_len) for cfg in models]
+    told = {group: told_apart(group, *models) for group in GROUPS if group != "size"}
+    told |= {"layers": told_of_layers(*models)} if any(cfg.layers for cfg in models) else {}
+    return Difference(
+        (first.name, second.name),
+        *((one, other) for one, other in zip(*((p["seq_len"], p["weights"]) for p in priced), strict=True)),
+        blocks=[(group, *pair) for group, pair in told.items() if pair[0] != pair[1]],
+        same=[group for group, pair in told.items() if pair[0] == pair[1]],
+        settings=list(settings(*models)),
+        sizes=[(name, first.cfg.size[name], second.cfg.size[name]) for name in first.cfg.size],
+        **{name: beside(*(p[name] for p in priced)) for name in ("parts", "costs", "memory")},
+    )
+
+
+def beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Pair]:
+    return [(name, one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other))]
+
+
+def settings(one: DictConfig, other: DictConfig) -> Iterator[Pair]:
+    """Fields outside groups that differ."""
+    for key, value in leaves({key: one[key] for key in one if key not in (*GROUPS, *NO_PART, "layers")}):
+        if value != (there := OmegaConf.select(other, key)):
+            yield key, spelled(value), spelled(there)
+
+
+def told_apart(group: str, one: DictConfig, other: DictConfig) -> tuple[str, str]:
+    """Both options, with those of their fields that are not the same in both.
+
+    What is null goes without saying, and so does what a field takes over from the whole model, such as its dropout.
+    """
+    fields = [own_fields(group, cfg) for cfg in (one, other)]
+    shared = {key for key in fields[0].keys() & fields[1].keys() if fields[0][key] == fields[1][key]}
+    first, second = (
+        " ".join(
+            [cfg.choices[group], *(words(key, value) for key, value in of_one.items() if telling(key, value, shared))]
+        )
+        for cfg, of_one in zip((one, other), fields, strict=True)
+    )
+    return first, second
+
+
+def told_of_layers(one: DictConfig, other: DictConfig) -> tuple[str, str]:
+    """Layers that are alike once, with what sets them apart; a model whose layers are all alike says so."""
+    first, second = (
+        "; ".join(f"{kind.where}: {kind.what}" for kind in kinds_of_layers(cfg)) if cfg.layers else "all alike"
+        for cfg in (one, other)
+    )
+    return first, second
+
+
+def own_fields(group: str, cfg: DictConfig) -> dict[str, Any]:
+    fields = OmegaConf.to_container(cfg[group])
+    return {key: value for key, value in fields.items() if key not in cfg or value != cfg[key]}
+
+
+def telling(key: str, value: Any, shared: set[str]) -> bool:
+    return key not in shared and not key.startswith("_") and value is not None
+
+
+def words(key: str, value: Any) -> str:
+    """A field; of a part of its own, the class and what it is given."""
+    if not isinstance(value, Mapping):
+        return f"{key}={spelled(value)}"
+    given = [words(name, item) for name, item in value.items() if not name.startswith("_")]
+    return f"{key}={value.get('_target_', '').rpartition('.')[2]}({', '.join(given)})"
+
+
+def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
+    """What a model costs, by its shapes alone."""
+    on_meta, settings = assemble_without_weights(cfg), MemorySettings(**OmegaConf.to_container(cfg.memory))
+    length = seq_len or settings.seq_len or cfg.train.train_len
+    settings, n_params = replace(settings, seq_len=length), count_parameters(on_meta)
+    held = estimate(on_meta, settings, length)
+    return {
+        "seq_len": length,
+        "weights": settings.weights,
+        "parts": parameters_by_part(on_meta) | {"all": n_params},
+        "costs": {
+            **costs(on_meta, length, settings.bytes_per_number),
+            "token_budget": TOKENS_PER_PARAMETER * n_params,
+        },
+        "memory": bill.rows(held) | {"total": held.total},
+    }

@@ -1,0 +1,1 @@
+"""The decoder: where blocks meet. Its initial weights, and what it says after a prompt."""

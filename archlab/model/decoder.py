@@ -1,0 +1,447 @@
+"""The model: the only place where blocks meet."""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from archlab.base.errors import UserError
+from archlab.blocks.cache import Cache
+from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
+from archlab.blocks.embedding import EMBED_SCALES, make_projection, make_token_types
+from archlab.blocks.kernel import fused_kernel
+from archlab.blocks.mask import one_mask
+from archlab.blocks.places import Places, after, at_the_start
+from archlab.blocks.reading import Reading
+from archlab.blocks.roles import Role, Weight
+from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
+
+Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar]]
+"""A layer's output, what was seen in it, and what it adds to the loss."""
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """What one layer is made of: makers of its blocks, and the sizes that may differ from layer to layer.
+
+    Layers that are given equal makers of a position scheme or a mask share one instance of it.
+    """
+
+    mixer: Callable[..., Mixer]
+    ffn: Callable[..., FeedForward]
+    residual: Callable[..., Residual]
+    pos: Callable[..., Position]
+    mask: Callable[..., Mask]
+    d_ff: int
+    n_kv_heads: int
+
+
+class Output(NamedTuple):
+    """What a decoder computes: the logits, and what its blocks told while they were computed."""
+
+    logits: Float[Tensor, "batch seq vocab_size"]
+
+    losses: dict[str, Scalar]
+    """What is minimised beside the tokens' own loss, by name, such as a router's balance; the sum over the layers."""
+
+    taps: tuple[dict[str, Scalar], ...]
+    """By layer, what was asked for and the layer has."""
+
+
+class Layer(Block):
+    """A mixer and a feed-forward network, joined to the residual stream by a residual scheme."""
+
+    taps = ("activation_rms",)
+
+    def __init__(self, mixer: Mixer, ffn: FeedForward, residual: Residual):
+        super().__init__()
+        self.mixer = mixer
+        self.ffn = ffn
+        self.residual = residual
+        self.register_load_state_dict_pre_hook(with_todays_names)
+        self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
+
+    def forward(self, x: Tensor, reading: Reading, taps: Taps = NOBODY_LOOKS) -> Tensor:
+        context = reading.watched_by(taps)
+        x = self.residual(x, (lambda read: self.mixer(read, context), lambda read: self.call_ffn(self.ffn, read, taps)))
+        taps.tap(self.taps, partial(stream_rms, x))
+        return x
+
+    def watched(self, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
+        """The layer's output with what was seen and added to the loss on the way, so that all of it leaves together."""
+        taps = Taps(wanted)
+        x = self(x, reading, taps)
+        return x, taps.seen, taps.losses
+
+
+def todays_name(weight: str) -> str:
+    """A weight's name; files that were written when every mixer was attention call it so."""
+    return re.sub(r"^(layers\.\d+)\.attention\.", r"\1.mixer.", weight)
+
+
+def with_todays_names(layer: Layer, weights: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name in [name for name in weights if name.startswith(f"{prefix}attention.")]:
+        weights[todays_name(name)] = weights.pop(name)
+
+
+def with_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
+    return ffn(x, taps)
+
+
+def without_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
+    return ffn(x)
+
+
+def stream_rms(x: Tensor) -> Mapping[str, Scalar]:
+    """The root mean square of the stream, over all its axes; float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return {"activation_rms": torch.linalg.vector_norm(x, dtype=wide) / x.numel() ** 0.5}
+
+
+class Decoder(Block):
+    """A decoder-only Transformer: tokens (batch, seq) -> logits (batch, seq, vocab_size).
+
+    Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
+    as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
+    layer is made of. Weights are torch's own until `archlab.model.init` has set them.
+    """
+
+    roles = {"embedding": Role.EMBEDDING}
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        d_ff: int,
+        vocab_size: int,
+        norm: Callable[..., Norm],
+        residual: Callable[..., Residual],
+        ffn: Callable[..., FeedForward],
+        mixer: Callable[..., Mixer],
+        pos: Callable[..., Position],
+        mask: Callable[..., Mask],
+        head: Callable[..., Head],
+        layers: Sequence[LayerParts] | None = None,
+        tied: bool = False,
+        embed_norm: bool = False,
+        embed_scale: str = "none",
+        embed_width: int | None = None,
+        embed_types: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.d_model, self.n_heads, self.head_dim = d_model, n_heads, head_dim
+        make_norm = partial(norm, d_model=d_model)
+        parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
+        self.kinds = kinds_of(parts)
+        self.position = pos(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
+        positions = made_once(pos, self.position, [part.pos for part in parts], self.heads_of_positions)
+        masks = made_once(mask, mask(), [part.mask for part in parts], {})
+        others = list(dict.fromkeys(position for position in positions if position is not self.position))
+        check_positions(self.position, others)
+        if others:
+            self.other_positions = nn.ModuleList(others)
+        self.mask = one_mask(list(dict.fromkeys(masks)))
+        of_layers = list(zip(positions, masks, strict=True))
+        self.pairs = list(dict.fromkeys(of_layers))
+        self.pair_of_layer = [self.pairs.index(pair) for pair in of_layers]
+
+        width = d_model if embed_width is None else embed_width
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.embed_proj = make_projection(width, d_model)
+        self.embed_scale = EMBED_SCALES[embed_scale](d_model)
+        self.embed_types = make_token_types(embed_types, d_model)
+        self.embed_norm = make_norm() if embed_norm else nn.Identity()
+        self.embed_dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim)
+            for part, pair in zip(parts, of_layers, strict=True)
+        )
+        check_streams([layer.residual for layer in self.layers])
+        self.final_norm = make_norm() if self.layers[-1].residual.needs_final_norm else nn.Identity()
+        self.head_proj = make_projection(d_model, width)
+        self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
+        if tied:
+            self.head.weight = self.embedding.weight
+        self.run_layer: Callable[..., Watched] = run_plainly
+
+    @property
+    def heads_of_positions(self) -> dict[str, int]:
+        return {"d_model": self.d_model, "n_heads": self.n_heads, "head_dim": self.head_dim}
+
+    def weights(self) -> Iterator[Weight]:
+        """Every weight once, under the first of its names: that of a tied head is the embedding's."""
+        seen: set[int] = set()
+        for weight in super().weights():
+            if id(weight.tensor) not in seen:
+                seen.add(id(weight.tensor))
+                yield weight
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What can be looked at in some layer, by name."""
+        return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        prefix_len: int | Int[Tensor, " batch"] | None = None,
+        positions: Int[Tensor, "#batch *axes seq"] | None = None,
+        padding: Int[Tensor, " batch"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch seq vocab_size"]:
+        """Logits of the token after each position.
+
+        `prefix_len`, one number or one per sequence, is the length of what a prefix mask lets be attended to in both
+        directions; without it the prefix is empty. `positions` are the tokens' position numbers where they are not the
+        scheme's own. `padding` counts the tokens on each sequence's left that nobody attends to; indices, positions and
+        the prefix begin after them. With a `cache`, `tokens` are those that follow what it holds, and it comes to hold
+        them too; prefix and padding are given with the first ones.
+
+        Raises ValueError where the mask knows no prefix or arguments do not fit together, and UserError where seq is
+        beyond what the position scheme is defined for, or the model cannot be decoded from a cache or padded.
+        """
+        return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache)).logits
+
+    def compute(
+        self, tokens: Int[Tensor, "batch seq"], readings: Sequence[Reading], wanted: Collection[str] = ()
+    ) -> Output:
+        """Logits with what was asked for by name (`taps`) and what blocks add to the loss; a pure function of its inputs.
+
+        `readings` are those of `read`.
+        """
+        x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
+        x = self.embed_dropout(self.embed_norm(self.position.embed(x, readings[0].places.query_positions)))
+        x = self.layers[0].residual.enter(x)
+        seen: list[dict[str, Scalar]] = []
+        losses: dict[str, Scalar] = {}
+        for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
+            x, in_layer, added = self.run_layer(layer, x, readings[pair], wanted)
+            seen.append(in_layer)
+            losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
+        x = self.layers[-1].residual.leave(x)
+        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen))
+
+    def read(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        prefix_len: int | Int[Tensor, " batch"] | None = None,
+        positions: Int[Tensor, "#batch *axes seq"] | None = None,
+        padding: Int[Tensor, " batch"] | None = None,
+        cache: Cache | None = None,
+    ) -> list[Reading]:
+        """One reading for each pair of position scheme and mask that the layers have."""
+        if prefix_len is not None and not self.mask.uses_prefix:
+            raise ValueError(
+                f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
+            )
+        if padding is not None:
+            check_paddable(self)
+        if cache is None:
+            places = at_the_start(tokens, self.position, prefix_len, positions, padding)
+        else:
+            places = cache.places = self.continued(cache, tokens, prefix_len, positions, padding)
+        return [Reading(position, mask, places, cache) for position, mask in self.pairs]
+
+    def continued(
+        self,
+        cache: Cache,
+        tokens: Tensor,
+        prefix_len: int | Tensor | None,
+        positions: Tensor | None,
+        padding: Tensor | None,
+    ) -> Places:
+        """The places of what the cache holds and of these tokens after it."""
+        if cache.places is not None:
+            if prefix_len is not None or padding is not None:
+                raise ValueError("prefix_len and padding: are given with the first tokens that a cache is to hold")
+            return after(cache.places, tokens, self.position, positions)
+        check_decodable(self)
+        if prefix_len is not None and not bool(torch.as_tensor(prefix_len).le(tokens.shape[1]).all()):
+            raise ValueError(
+                f"prefix_len={prefix_len}: a cache takes a prefix whole, so the first tokens should hold it"
+            )
+        return at_the_start(tokens, self.position, prefix_len, positions, padding)
+
+    def for_packs(self) -> None:
+        """From now on the decoder is one to be mapped over stacked weights (`torch.vmap`), as several runs in one."""
+        for layer in self.layers:
+            layer.mixer.for_packs()
+
+    def recompute_activations(self) -> None:
+        """From now on the backward pass runs each layer again instead of keeping what it computed."""
+        self.run_layer = run_again_in_backward
+
+
+def run_plainly(layer: Layer, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
+    return layer.watched(x, reading, wanted)
+
+
+def run_again_in_backward(layer: Layer, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
+    return checkpoint(layer.watched, x, reading, wanted, use_reentrant=False)
+
+
+# ---------------------------------------------------------------- how a decoder is put together
+
+
+def make_layer(
+    part: LayerParts,
+    pair: tuple[Position, Mask],
+    norm: Callable[..., Norm],
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    head_dim: int,
+) -> Layer:
+    """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
+    scheme = part.residual(norm=partial(norm, d_model=d_model), n_layers=n_layers)
+    inner = {"inner_norm": norm} if scheme.inner_norms else {}
+    check_takes_inner_norm(scheme, part)
+    heads = {"n_heads": n_heads, "n_kv_heads": part.n_kv_heads, "head_dim": head_dim}
+    offered = {"d_model": d_model, **heads, "kernel": fused_kernel(*pair), "norm": norm, **inner}
+    mixer = part.mixer(**{name: value for name, value in offered.items() if name in parameters_of(part.mixer)})
+    check_honours(mixer, *pair)
+    return Layer(mixer, part.ffn(d_model=d_model, d_ff=part.d_ff, **inner), scheme)
+
+
+def made_once(
+    base: Callable[..., Any], of_base: Any, makers: Sequence[Callable[..., Any]], sizes: Mapping[str, int]
+) -> list[Any]:
+    """A block for each maker; equal makers share one, and the base's is there already."""
+    made = [(base, of_base)]
+    for maker in makers:
+        if not any(alike(maker, other) for other, _ in made):
+            made.append((maker, maker(**sizes)))
+    return [next(block for other, block in made if alike(maker, other)) for maker in makers]
+
+
+def alike(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two makers make the same: one thing, or the same class with the same options."""
+    if isinstance(one, partial) and isinstance(other, partial):
+        return one.func is other.func and one.args == other.args and one.keywords == other.keywords
+    return one is other
+
+
+def kinds_of(parts: Sequence[LayerParts]) -> list[int]:
+    """A number for each layer, the same for layers that are built alike; 0, 1, .. in the order of the first of each."""
+    firsts: list[LayerParts] = []
+    kinds = []
+    for part in parts:
+        if not any(built_alike(part, first) for first in firsts):
+            firsts.append(part)
+        kinds.append(next(kind for kind, first in enumerate(firsts) if built_alike(part, first)))
+    return kinds
+
+
+def built_alike(one: LayerParts, other: LayerParts) -> bool:
+    makers = ("mixer", "ffn", "residual", "pos", "mask")
+    sizes = (one.d_ff, one.n_kv_heads) == (other.d_ff, other.n_kv_heads)
+    return one is other or (sizes and all(alike(getattr(one, name), getattr(other, name)) for name in makers))
+
+
+def parameters_of(maker: Callable[..., Any]) -> Collection[str]:
+    return inspect.signature(maker).parameters
+
+
+def name_of(maker: Callable[..., Any]) -> str:
+    return getattr(maker, "func", maker).__name__
+
+
+def check_takes_inner_norm(scheme: Residual, part: LayerParts) -> None:
+    for group, maker in (("ffn", part.ffn), ("mixer", part.mixer)):
+        if scheme.inner_norms and "inner_norm" not in parameters_of(maker):
+            raise UserError(
+                f"{group}: {type(scheme).__name__} norms what each branch projects back to the stream, and"
+                f" {name_of(maker)} takes no inner_norm; use another residual scheme, or give its constructor one"
+            )
+
+
+def check_honours(mixer: Mixer, position: Position, mask: Mask) -> None:
+    """Raises UserError where a position scheme or a mask would be without effect on this mixer."""
+    name = type(mixer).__name__
+    if not mask.causal and "mask" not in mixer.honours:
+        raise UserError(
+            f"mask: there is no such thing as {name} under a {type(mask).__name__} mask: it is causal by nature and has no"
+            " scores to mask; use mask=causal, or another mixer"
+        )
+    for what, there, does in (
+        ("rotation", position.rotates, "rotates queries and keys"),
+        ("bias", position.biases_scores, "adds to scores"),
+    ):
+        if there and what not in mixer.honours:
+            raise UserError(
+                f"pos: {type(position).__name__} {does}, and {name} has none that it could act on; use pos=none, a scheme that"
+                " adds to the embeddings such as pos=sinusoidal, or another mixer"
+            )
+
+
+def check_positions(base: Position, others: Sequence[Position]) -> None:
+    """Raises UserError where the layers' own schemes would need embeddings or position numbers of their own."""
+    for other in others:
+        if other.embeds:
+            raise UserError(
+                f"layers: {type(other).__name__} adds to the embeddings, which all layers share; use it for the"
+                " whole model, or in some layers a scheme that rotates queries and keys or biases scores"
+            )
+        if other.axes != base.axes or other.axes > 1 or other.limit is not None:
+            raise UserError(
+                f"layers: {type(other).__name__} has positions of its own beside {type(base).__name__}'s; in some layers use"
+                " a scheme of one axis, without a table"
+            )
+
+
+def check_streams(schemes: Sequence[Residual]) -> None:
+    counts = dict.fromkeys(scheme.streams for scheme in schemes)
+    if len(counts) > 1:
+        raise UserError(
+            f"layers: residual schemes of {' and '.join(map(str, counts))} streams follow each other, and a stream cannot"
+            " change its width between two layers; use schemes of as many streams in all of them"
+        )
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def check_paddable(decoder: Decoder) -> None:
+    """Raises UserError where what is computed of a token would depend on the padding beside it."""
+    if mixing := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None):
+        raise UserError(
+            f"norm: the statistics of {type(mixing).__name__} run over {' and '.join(mixing.reduces)}, and so over the"
+            " padding; give sequences of one length without padding, or use a norm over d_model alone"
+        )
+
+
+def check_decodable(decoder: Decoder) -> None:
+    """Raises UserError where what was computed of earlier tokens changes with later ones, so that no cache can keep it."""
+    for layer in decoder.layers:
+        if not layer.mixer.decodes:
+            raise UserError(
+                f"mixer: {type(layer.mixer).__name__} keeps no state to go on from, so nothing can be decoded token by"
+                " token; use another mixer, or let it keep its state in the context"
+            )
+    if any(mask.bidirectional for _, mask in decoder.pairs):
+        raise UserError(
+            "mask=full: every token reads the ones after it, so what a cache holds changes with each new token;"
+            " use mask=causal, prefix or window to decode"
+        )
+    if leaking := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None):
+        raise UserError(
+            f"norm: the statistics of {type(leaking).__name__} run over {' and '.join(leaking.reduces)}, so what a cache"
+            " holds changes with each new token; use a norm over d_model alone to decode"
+        )
+    if stale := next((position for position, _ in decoder.pairs if position.uses_length), None):
+        raise UserError(
+            f"pos: {type(stale).__name__} turns keys by how long the sequence is, so those that a cache holds grow stale;"
+            " use a scheme of positions alone to decode"
+        )

@@ -1,0 +1,150 @@
+"""Text from a decoder: one token after the other, the likeliest or one drawn from what is likely."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from archlab.base.errors import UserError
+from archlab.blocks.cache import Cache
+from archlab.model.decoder import Decoder
+
+Logits = Float[Tensor, "batch vocab"]
+
+
+@torch.no_grad()
+def generate(
+    decoder: Decoder,
+    tokens: Int[Tensor, "batch seq"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    padding: Int[Tensor, " batch"] | None = None,
+    prefix_len: int | Int[Tensor, " batch"] | None = None,
+    eos: int | None = None,
+    seed: int = 0,
+) -> Int[Tensor, "batch seq_with_new"]:
+    """The tokens and up to `max_new_tokens` after them, (batch, seq + new), from a cache of keys and values.
+
+    At temperature 0 each new token is the likeliest; above it, it is drawn from softmax(logits / temperature), of which
+    `top_k` keeps the k likeliest tokens and `top_p` then the fewest whose probabilities add up to p at least. A
+    sequence that has said `eos` goes on saying it, and all end when each has. `padding` and `prefix_len` are
+    `Decoder.forward`'s. The same seed gives the same tokens. The decoder is left in the mode it was in.
+
+    Raises UserError where an option is out of range or changes nothing, or the model can't be decoded from a cache.
+    Source: arXiv:1805.04833, sec. 5.4 (top-k); arXiv:1904.09751, sec. 3.1 (top-p).
+    """
+    check_options(max_new_tokens, temperature, top_k, top_p, eos, seed)
+    check_tokens(tokens, eos, decoder.embedding.num_embeddings)
+    check_table(decoder, tokens, max_new_tokens, padding)
+    generator, cache, was_training = torch.Generator(tokens.device).manual_seed(seed), Cache(), decoder.training
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    decoder.eval()
+    try:
+        logits = decoder(tokens, prefix_len, padding=padding, cache=cache)[:, -1]
+        for step in range(max_new_tokens):
+            new = choose(logits, temperature, top_k, top_p, generator)
+            new, ended = keep_ended(new, ended, eos)
+            tokens = torch.cat((tokens, new[:, None]), dim=1)
+            if ended.all() or step + 1 == max_new_tokens:
+                break
+            logits = decoder(new[:, None], cache=cache)[:, -1]
+    finally:
+        decoder.train(was_training)
+    return tokens
+
+
+def choose(
+    logits: Logits, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    likely = keep_top_k(logits.float(), top_k)
+    likely = keep_top_p(flattened(likely, temperature), top_p)
+    return torch.multinomial(likely.softmax(dim=-1), 1, generator=generator).squeeze(1)
+
+
+def flattened(logits: Logits, temperature: float) -> Logits:
+    """Divided by the temperature, the likeliest at 0: near temperature 0 the others go to -inf, and nothing overflows."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
+
+
+def keep_top_k(logits: Logits, top_k: int | None) -> Logits:
+    """-inf for all but the k largest; of equal ones those of the lowest ids stay."""
+    if top_k is None or top_k >= logits.shape[-1]:
+        return logits
+    order = logits.argsort(descending=True, stable=True)
+    return logits.scatter(1, order[:, top_k:], float("-inf"))
+
+
+def keep_top_p(logits: Logits, top_p: float | None) -> Logits:
+    """-inf for all but the fewest, from the likeliest down, whose probabilities add up to p; the likeliest stays.
+
+    Added up in float64: in float32 the sum over a vocabulary of 50,000 reaches 1 before its end.
+    """
+    if top_p is None or top_p == 1:
+        return logits
+    order = logits.argsort(descending=True, stable=True)
+    probabilities = logits.softmax(dim=-1).gather(1, order).double()
+    before = probabilities.cumsum(dim=-1) - probabilities
+    enough = before >= top_p * (1 - ROUNDING)
+    return logits.masked_fill(enough.scatter(1, order, enough), float("-inf"))
+
+
+ROUNDING = 2**-21
+"""Eight roundings of a float32: what a softmax's probabilities may be short of the p that they are said to add up to."""
+
+
+def keep_ended(
+    new: Int[Tensor, " batch"], ended: Bool[Tensor, " batch"], eos: int | None
+) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The new tokens, `eos` where a sequence had ended before; and which have ended now."""
+    if eos is None:
+        return new, ended
+    new = new.masked_fill(ended, eos)
+    return new, new == eos
+
+
+def check_options(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, eos: int | None, seed: int
+) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: should be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature}: should be 0, for the likeliest token, or a number above it")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k={top_k}: should be at least 1, the number of tokens to draw from")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}: should be a probability above 0 and at most 1")
+    for name, value in (("top_k", top_k), ("top_p", top_p)):
+        if value is not None and temperature == 0:
+            raise UserError(
+                f"{name}={value}: changes nothing at temperature=0, which takes the likeliest token; set a temperature"
+                " above 0, such as temperature=1, or leave it out"
+            )
+    if eos is not None and eos < 0:
+        raise UserError(f"eos={eos}: should be a token id, 0 or above")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed}: should be from 0 to 2^63 - 1")
+
+
+def check_tokens(tokens: Int[Tensor, "batch seq"], eos: int | None, vocab_size: int) -> None:
+    if tokens.numel() == 0:
+        raise UserError("prompt: is empty; give at least one token to go on from")
+    if not (0 <= tokens.min() and tokens.max() < vocab_size):
+        wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        raise UserError(f"prompt: has token {int(wrong)}, and the model's vocabulary ends at {vocab_size - 1}")
+    if eos is not None and eos >= vocab_size:
+        raise UserError(f"eos={eos}: is never said, since the model's vocabulary ends at {vocab_size - 1}; leave it out")
+
+
+def check_table(decoder: Decoder, tokens: Tensor, max_new_tokens: int, padding: Tensor | None) -> None:
+    """The last new token is read by nobody, so it needs no position."""
+    limit = decoder.position.limit
+    longest = tokens.shape[1] - (0 if padding is None else int(padding.min()))
+    if limit is not None and longest + max_new_tokens - 1 > limit:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens goes beyond the table of {limit}"
+            f" positions; use at most {max(0, limit - longest + 1)}, a shorter prompt, or a scheme without a table"
+        )

@@ -1,0 +1,128 @@
+"""What a run's directory says of its state: finished, broken off, or being written; and the lock its writer holds.
+
+A run that is not finished keeps its last checkpoints beside its other files; they go when all is written. So a run is
+finished where there is a summary and no checkpoint, and one that was killed has no summary. Its writer holds a lock on
+config.yaml, which the system lets go of when the process dies, however it dies.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from archlab.base.errors import UserError
+from archlab.base.files import lock, no_room, sync
+from archlab.base.nested import options_alone
+
+CONFIG, SUMMARY, METRICS, STEPS = "config.yaml", "summary.json", "metrics.jsonl", "steps.jsonl"
+CHECKPOINTS = "checkpoint-*.safetensors"
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(directory.glob(CHECKPOINTS), key=lambda file: (file.name.split("-")[1], file.stat().st_mtime_ns))[::-1]
+
+
+def is_finished(directory: Path) -> bool:
+    return (directory / SUMMARY).is_file() and not any(directory.glob(CHECKPOINTS))
+
+
+def unfinished(directory: Path) -> str | None:
+    """Why there is nothing to read yet, in one line; None where the run was written to its end, or there is no run."""
+    begun = all((directory / name).is_file() for name in (CONFIG, METRICS))  # a model that was copied out is no run
+    if (directory / SUMMARY).is_file() or not begun:
+        return None
+    if being_written(directory):
+        return f"{directory}: is still being written, {how_far(directory)}"
+    return f"{directory}: was broken off {how_far(directory)}; archlab resume {directory} finishes it"
+
+
+def how_far(directory: Path) -> str:
+    """By what can be read of a run that nobody promises to be whole."""
+    return f"at step {last_step(directory)} of {planned_steps(directory)}"
+
+
+def last_step(directory: Path) -> int:
+    """The last one that was logged, or that a checkpoint was made of."""
+    steps = [int(file.name.split("-")[1]) for file in checkpoints(directory)]
+    try:
+        lines = (directory / METRICS).read_bytes().splitlines(keepends=True)
+        steps += [json.loads(line)["step"] for line in lines[-2:] if line.endswith(b"\n")]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return max(steps, default=0)
+
+
+def planned_steps(directory: Path) -> object:
+    try:
+        return yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))["train"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return "?"
+
+
+def as_written(configuration: Mapping[str, Any]) -> str:
+    """A configuration as config.yaml holds it: options by their names and values, no classes."""
+    return yaml.safe_dump(options_alone(configuration), sort_keys=False, allow_unicode=True)
+
+
+def same_run(output: Path, configuration: str) -> Path | None:
+    """The run under `output` whose config.yaml says the same, but for where it is written; a finished one is preferred."""
+    wanted = but_for_output(configuration)
+    same = [file.parent for file in sorted(output.glob(f"*/{CONFIG}")) if but_for_output(read(file)) == wanted]
+    return max(same, key=is_finished, default=None)
+
+
+def but_for_output(configuration: str) -> list[str]:
+    return [line for line in configuration.splitlines() if not line.startswith("output:")]
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+# ---------------------------------------------------------------- the lock
+
+
+def being_written(directory: Path) -> bool:
+    """Whether a living process is writing the run."""
+    try:
+        descriptor = os.open(directory / CONFIG, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_held(directory: Path, configuration: str) -> int:
+    """Writes config.yaml, locked before anybody can see it; returns the descriptor that holds the lock."""
+    part = directory / f".config.{os.getpid()}.part.yaml"
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
+            file.write(configuration)
+        os.fsync(descriptor)
+        lock(descriptor)
+        os.replace(part, directory / CONFIG)
+        sync(directory)
+    except OSError as error:
+        raise no_room(error, directory / CONFIG) or error from None
+    return descriptor
+
+
+def hold(directory: Path) -> int:
+    """The descriptor that holds the lock of a run that is there. Raises UserError where another process has it."""
+    try:
+        descriptor = os.open(directory / CONFIG, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise UserError(f"{directory}: has no {CONFIG}, so it is no run; give a run's directory") from None
+    if not lock(descriptor):
+        os.close(descriptor)
+        raise UserError(
+            f"{directory}: is being written by another process, {how_far(directory)}; wait for it, or stop it first"
+        )
+    return descriptor

@@ -1,0 +1,244 @@
+"""A run's own directory: everything that is known of it, written as it becomes known.
+
+config.yaml          the whole configuration, resolved: the options by their names and values, no classes
+overrides.yaml       what was asked for on the command line
+metrics.jsonl        one object a logged step
+steps.jsonl          loss and gradient norm of every step
+checkpoint-*         where a run that is broken off goes on; gone once it is finished
+summary.json         how it ended
+positions.json       held-out loss by position, one curve a length
+autopsy.json         what moved first, and the steps it was found in; only where the run spiked or diverged
+model.safetensors    the weights
+events.out.*         TensorBoard's
+wandb/               Weights & Biases', where it was asked for
+*.png                plots
+"""
+
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_model
+from torch import nn
+
+import archlab
+from archlab.base.errors import NoRoom, UserError
+from archlab.base.files import PARTS, Lines, no_room, whole, write_text
+from archlab.records import checkpoint
+from archlab.records.directory import METRICS, STEPS, SUMMARY, as_written, write_held
+from archlab.records.loggers import Logger, open_loggers
+from archlab.train.state import TrainState
+
+Record = dict[str, Any]
+
+
+class Logbook:
+    """Writes one run, and holds its directory's lock. Numbers that are not finite are written as null, so that the
+    files are JSON. Left by an error it lets go of everything, and what is there stays as it is.
+    """
+
+    def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str], again: "Again | None" = None):
+        """A new run, or the one that goes on `again` in its own directory."""
+        again = again or Again(*begun(Path(output), cfg, overrides))
+        self.directory, self.held, self.finished = again.directory, again.held, False
+        self.files: dict[str, Lines] = {}
+        self.loggers: list[Logger] = []
+        try:
+            lengths = again.about.get("lengths", {})
+            self.metrics = read_metrics(self.directory / METRICS, lengths.get(METRICS, 0))
+            again.clear()
+            self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
+            plain = OmegaConf.to_container(cfg, resolve=True)
+            self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files.values():
+            file.close()
+        if self.held is None:
+            return
+        os.close(self.held)
+        self.held = None
+        for logger in [] if self.finished else self.loggers:
+            with suppress(OSError):  # the disk that was full for the run is full for these too
+                logger.finish({})
+
+    def step(self, record: Record) -> None:
+        self.metrics.append(record)
+        self.files[METRICS].add(json.dumps(finite(record)) + "\n")
+        numbers = scalars(record)
+        for logger in self.loggers:
+            logger.log(numbers, record["step"])
+
+    def steps(self, numbers: Sequence[tuple[int, float, float]]) -> None:
+        """Every step's number, loss and gradient norm."""
+        records = [{"step": step, "loss": loss, "grad_norm": norm} for step, loss, norm in numbers]
+        self.files[STEPS].add("".join(json.dumps(finite(record)) + "\n" for record in records))
+
+    def save(self, state: TrainState, about: Record) -> None:
+        """A checkpoint, which knows how long the files that grow were when it was made."""
+        for file in self.files.values():
+            file.sync()
+        lengths = {name: file.length for name, file in self.files.items()}
+        checkpoint.save(self.directory, *state.state_dict(), {**about, "lengths": lengths, "step": state.step})
+
+    def autopsy(self, findings: Record) -> None:
+        write_text(self.directory / "autopsy.json", json.dumps(finite(findings)) + "\n")
+
+    def close(
+        self, summary: Record, positions: Sequence[Record], model: nn.Module, to_be_continued: bool = False
+    ) -> None:
+        """Writes the end: the summary last, so that a run with one is whole. Checkpoints stay where it is to go on."""
+        for logger in self.loggers:
+            logger.finish(finite(summary))
+        self.finished = True
+        write_text(self.directory / "positions.json", json.dumps(finite(positions)))
+        with whole(self.directory / "model.safetensors") as part:
+            save_model(model, str(part))
+        write_text(self.directory / SUMMARY, json.dumps(finite(summary), indent=2) + "\n")
+        if not to_be_continued:
+            checkpoint.clear(self.directory)
+        self.__exit__()
+
+
+@dataclass(frozen=True)
+class Again:
+    """A run's directory, held by this process; `about` is what the checkpoint says besides the state, if there is one."""
+
+    directory: Path
+    held: int
+    about: Record = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Takes away what ends a run, and what a killed writer left; without a checkpoint, all but what was asked for."""
+        for pattern in (SUMMARY, PARTS) if self.about else BEGUN_ANEW:
+            for file in self.directory.glob(pattern):
+                file.unlink()
+
+
+BEGUN_ANEW = (SUMMARY, PARTS, "events.out.*", "positions.json", "autopsy.json", "autopsy.png", "model.safetensors")
+
+
+def begun(output: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[Path, int]:
+    """A new run's directory, with what was asked for in it, and the lock on it."""
+    directory = new_directory(output, f"{datetime.now():%Y%m%d-%H%M%S}-{slug(overrides)}")
+    try:
+        write_text(directory / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+        return directory, write_held(directory, as_written(OmegaConf.to_container(cfg, resolve=True)))
+    except NoRoom:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def read_metrics(file: Path, length: int) -> list[Record]:
+    """The records in the first `length` bytes; what stands there as null was not finite. Raises UserError."""
+    if not length:
+        return []
+    try:
+        with file.open("rb") as opened:
+            records = [json.loads(line) for line in opened.read(length).splitlines()]
+        for record in records:
+            for layer in record.get("layers", ()):
+                layer |= {name: math.nan for name, value in layer.items() if value is None}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        told = " ".join(str(error).split())[:120]
+        raise UserError(f"{file}: is damaged: {told}; delete the run's checkpoints to begin it anew") from None
+    return records
+
+
+def new_directory(parent: Path, name: str) -> Path:
+    """A directory nobody else has, even where two runs start in the same second."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        return next(directory for directory in (parent / n for n in names) if made(directory))
+    except OSError as error:
+        raise no_room(error, parent) or UserError(
+            f"output={parent}: no run can be written there: {error.strerror}; give another folder"
+        ) from None
+
+
+def made(directory: Path) -> bool:
+    """Whether it was this call that made the directory."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """What was asked for, as part of a file name."""
+    words = "_".join(overrides) or "default"
+    return "".join(c if c.isalnum() or c in "._-=" else "-" for c in words)[:80]
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """A record's numbers under the names that loggers group them by."""
+    flat = {
+        f"train/{name}": value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"
+    }
+    for depth, layer in enumerate(record.get("layers", ())):
+        flat |= {f"{quantity}/layer_{depth}": value for quantity, value in layer.items()}
+    return flat
+
+
+def versions() -> Record:
+    """Of torch its build too, and of what it computes with on a GPU."""
+    names = ("numpy", "einops", "hydra-core")
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
+    beneath = {"cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn), "hip": torch.version.hip}
+    return {
+        "archlab": archlab.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **{name: version for name, version in beneath.items() if version},
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+@cache
+def git_state() -> Record | None:
+    """The commit archlab runs from and whether it was changed since; None where it isn't run from a checkout.
+
+    Asked once, when the first run starts: what the checkout becomes later is not what this process has loaded.
+    """
+    here = Path(archlab.__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(git(here, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,210 @@
+"""What the files of a run must say, as far as anything reads it: types and ranges, and nothing about what is not read.
+
+A field may be absent where older runs have none; where it is there, it is what it should be. Numbers beyond 1e100 are
+no measurements, and their squares are no numbers.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Interval
+from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
+
+from archlab.base.plain import Unreadable, within
+from archlab.base.quantities import Count, Natural
+
+BOUND = 1e100
+
+Number = Annotated[float, Strict(), Interval(ge=-BOUND, le=BOUND)]
+Amount = Annotated[float, Strict(), Interval(ge=0, le=BOUND)]
+
+
+class Said(BaseModel):
+    """Fields of these types; others may stand beside them."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+# ---------------------------------------------------------------- config.yaml
+
+
+class Train(Said):
+    steps: Natural = 0
+    batch_size: Count = 1
+    train_len: Count = 1
+    tokens: Natural | None = None
+    lr: Annotated[float, Gt(0), Interval(le=BOUND)] = 1.0
+    warmup: Natural | None = None
+
+
+class Size(Said):
+    vocab_size: Annotated[int, Ge(2)] = 2
+    n_layers: Count = 1
+
+
+class Evaluation(Said):
+    protocol: str = ""
+    lengths: list[Number] = []
+    stride: Number | None = None
+    tokens: Number = 0
+
+
+class Config(Said):
+    """A run's configuration, as far as runs are compared by it."""
+
+    seed: Natural
+    train: Train
+    size: Size
+    eval: Evaluation = Evaluation()
+    prefix: list[Number] | None = None
+    choices: dict[str, str] = {}
+    budget: str | None = None
+
+
+# ---------------------------------------------------------------- summary.json
+
+
+class AtLength(Said):
+    eval_len: Count
+    loss: Number | None = None
+    loss_last: Number | None = None
+    late_ratio: Number | None = None
+    exact_match: Number | None = None
+    token_accuracy: Number | None = None
+    note: str | None = None
+    protocol: str | None = None
+
+
+class NotFinite(Said):
+    step: Natural
+    quantity: str
+    where: str
+
+
+class Stability(Said):
+    first_nonfinite: NotFinite | None = None
+
+
+class Commit(Said):
+    commit: str
+    changed: bool
+
+
+class Summary(Said):
+    """How a run ended."""
+
+    status: str
+    val_loss: Number | None
+    corpus_sha256: str
+    train_loss: Number | None = None
+    unigram_loss: Number | None = None
+    choices: dict[str, str] = {}
+    length: list[AtLength] | None = None
+    stability: Stability | None = None
+    n_params: Amount | None = None
+    train_flops_per_token: Amount | None = None
+    tokens_per_second: Amount | None = None
+    wall_seconds: Amount | None = None
+    steps: Natural | None = None
+    train_len: Count | None = None
+    seed: Natural | None = None
+    leaking: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    versions: dict[str, str] | None = None
+    git: Commit | None = None
+
+
+# ---------------------------------------------------------------- metrics.jsonl and positions.json
+
+
+class Logged(Said):
+    """A line of metrics.jsonl."""
+
+    step: Natural
+    tokens: Natural
+    loss: Number | None = None
+    tokens_per_second: Amount | None = None
+    layers: list[dict[str, Number | None]] | None = None
+
+
+class Step(Said):
+    """A line of steps.jsonl."""
+
+    step: Natural
+    loss: Number | None
+    grad_norm: Number | None
+
+
+class Positions(Said):
+    """Held-out loss by position, at one length."""
+
+    eval_len: Count
+    position: list[Natural]
+    loss: list[Number | None]
+
+
+NAME = re.compile(r"[\w:][\w:./-]*")
+OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(\[[-:\d]*\][\w./@-]*)?(=.*)?", re.DOTALL)
+
+
+def check_config(said: object, needs: Iterable[str]) -> Mapping[str, Any]:
+    """Raises Unreadable; `needs` are the fields of sections, by dotted names, without which nothing can be done."""
+    config = checked(Config, said)
+    for name in needs:
+        section, field = name.split(".")
+        if field not in config.get(section, {}):
+            raise Unreadable(f"{name} is missing")
+    for _, part in within(config):
+        if isinstance(part, dict) and not all(map(NAME.fullmatch, part)):
+            raise Unreadable("it holds an option whose name is none")
+    return config
+
+
+def check_summary(said: object) -> Mapping[str, Any]:
+    """Raises Unreadable."""
+    if isinstance(said, dict) and (missing := {"status", "val_loss", "corpus_sha256"} - set(said)):
+        raise Unreadable(f"lacks {', '.join(sorted(missing))}")
+    summary = checked(Summary, said)
+    for _, part in within(summary):
+        if isinstance(part, int | float) and not -BOUND <= part <= BOUND:
+            raise Unreadable(f"holds {part}, which is no measurement")
+    return summary
+
+
+def check_metrics(said: object) -> list[Any]:
+    """Raises Unreadable."""
+    return checked(list[Logged], said)
+
+
+def check_steps(said: object) -> list[Any]:
+    """Raises Unreadable."""
+    return checked(list[Step], said)
+
+
+def check_positions(said: object) -> list[Any]:
+    """Raises Unreadable."""
+    curves = checked(list[Positions], said)
+    if any(len(curve["position"]) != len(curve["loss"]) for curve in curves):
+        raise Unreadable("a curve has more positions than losses, or fewer")
+    return curves
+
+
+def check_overrides(said: object) -> list[str]:
+    """Raises Unreadable; an override is a name and a value, and none is Hydra's own."""
+    words = checked(list[Annotated[str, Strict()]], [] if said is None else said)
+    if wrong := [word for word in words if not OVERRIDE.fullmatch(word)]:
+        raise Unreadable(f"{wrong[0][:60]!r} is no override")
+    return words
+
+
+def checked(kind: Any, said: Any) -> Any:
+    """What was said, where it is of this kind. Raises Unreadable, with the first field that is not."""
+    try:
+        TypeAdapter(kind).validate_python(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise Unreadable(f"{where}: {first['msg'].removeprefix('Input ').lower()}") from None
+    return said

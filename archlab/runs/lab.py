@@ -1,0 +1,431 @@
+"""What the verbs do: assemble and describe a model; train it, look at it, and write down what was seen."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+import archlab
+from archlab.base.errors import NoRoom, UserError
+from archlab.base.files import no_room
+from archlab.base.signals import Stop, Stopped, listening
+from archlab.config.assemble import assemble_without_weights, build, in_the_users_words
+from archlab.config.check import GROUPS, leaks
+from archlab.config.match import describe_match
+from archlab.config.overrides import conf_dir, option_node
+from archlab.config.plan import kinds_of_layers
+from archlab.cost import bill, describe, measure
+from archlab.cost.estimate import estimate
+from archlab.cost.settings import MemorySettings
+from archlab.data.batch import Source
+from archlab.evaluate.autopsy import autopsy
+from archlab.evaluate.length import by_length, verdict
+from archlab.evaluate.settings import EvalSettings
+from archlab.evaluate.stability import stability
+from archlab.evaluate.validation import held_out, unigram_entropy
+from archlab.initial.measure import look_at_start, update_size
+from archlab.initial.settings import PreflightSettings
+from archlab.initial.warn import warnings
+from archlab.model.decoder import Decoder
+from archlab.records.checkpoint import Checkpoint, newest
+from archlab.records.directory import hold, is_finished
+from archlab.records.logbook import Again, Logbook, git_state, versions
+from archlab.report import bills
+from archlab.runs import depths, tune
+from archlab.runs.loaded import saved_configuration
+from archlab.runs.saved import load_weights
+from archlab.train.budget import TOKENS_PER_PARAMETER
+from archlab.train.loop import Outcome, Record, train
+from archlab.train.observers import Checkpoints, EveryStep
+from archlab.train.precision import Machine, machine
+from archlab.train.settings import TrainSettings
+from archlab.train.state import TrainState
+
+LAST_STEPS = 20
+"""train_loss is the mean over this many last steps."""
+
+
+def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Prints what a settled configuration assembles and what training it takes, without training it."""
+    console, decoder = Console(), assemble_without_weights(cfg)
+    price = costs(cfg, machine(cfg.device, cfg.precision), decoder)
+    print_assembled(console, cfg, price, decoder)
+    console.print("", bills.parts(describe.parameters_by_part(decoder)), "", sep="\n")
+    console.print(bills.memory(memory_bill(cfg, decoder)))
+    tokens = TOKENS_PER_PARAMETER * price["n_params"]
+    console.print(bills.token_budget(tokens, TOKENS_PER_PARAMETER, tokens * price["train_flops_per_token"]))
+
+
+def memory_bill(cfg: DictConfig, decoder: Decoder) -> bills.Bill:
+    """What training takes in memory, ready to be told."""
+    settings, seq_len = section(cfg, "memory", MemorySettings), cfg.train.train_len
+    return bills.Bill(
+        rows=bill.rows(estimate(decoder, settings, seq_len)),
+        assumptions=list(bill.assumptions(decoder, settings, seq_len)),
+        growth=bill.otherwise(decoder, settings, seq_len),
+        answer=bill.answer(decoder, settings, seq_len),
+    )
+
+
+def preflight(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Measures a model at its initial weights, and placements at several depths, without training; prints both."""
+    from archlab.report import preflight as told
+    from archlab.report.progress import track
+
+    settings, where, source = (
+        section(cfg, "preflight", PreflightSettings),
+        machine(cfg.device, cfg.precision),
+        open_source(cfg),
+    )
+    size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
+    console, decoder = Console(), build(cfg).to(where.device)
+    with where.autocast():
+        start = look_at_start(decoder, source, cfg.seed, **size)
+        update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size)
+        comparison = depths.across_depths(cfg, source, settings, where.device) if settings.depths else ()
+        rows = [row.told() for row in track(comparison, "depths", len(depths.placements(cfg)))]
+    seen = start.told() | {"update": update, "steps": settings.steps, "lr": settings.lr}
+    console.print(told.start(seen, list(warnings(start, update))))
+    if rows:
+        console.print(told.depths(rows))
+    if settings.plot:
+        print(told.draw(seen, Path(settings.plot)))
+
+
+def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = None, plots: bool = True) -> Path:
+    """Trains and evaluates what a settled configuration describes; returns the run's directory.
+
+    `started` is the time.time() from which the time to the first step counts. A run the user interrupts is written
+    down like any other, with the checkpoint it goes on from, before KeyboardInterrupt goes on.
+    """
+    return carried_out(prepared(cfg, started or time.time()), overrides, plots)
+
+
+def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path:
+    """Finishes a run that was broken off, as it would have gone on; one that is finished is left as it is.
+
+    `own` is the folder of the user's own options, where the run has any.
+
+    Raises UserError where the directory holds no run, another process is writing it, another version of archlab began
+    it, or all of its checkpoints are damaged.
+    """
+    if is_finished(directory):
+        print(f"{directory}: is finished; there is nothing left to do")
+        return directory
+    held = hold(directory)
+    try:
+        cfg = saved_configuration(directory, own)
+        damaged: list[str] = []
+        saved = newest(directory, damaged)
+        about = saved.about if saved else {}
+        check_version(directory, about)
+        tell_where(directory, cfg, damaged, about)
+        work = prepared(cfg, time.time() - about.get("seconds", 0), about)
+    except BaseException:
+        os.close(held)
+        raise
+    return carried_out(work, (), plots, Again(directory, held, about), saved)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run is made with, before its first step or before its next."""
+
+    cfg: DictConfig
+    where: Machine
+    settings: TrainSettings
+    source: Source
+    decoder: Decoder
+    unigram: float
+    price: dict[str, Any]
+    tuned: Record | None
+    started: float
+    """time.time() when it began, had it never stood still."""
+
+    about: Record
+    """What a checkpoint says besides the state."""
+
+
+def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> Work:
+    """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
+    where, settings, source = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
+    # Both also refuse, before anything is written, a train_len that the data can't serve.
+    source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
+    unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
+    decoder = build(cfg)
+    price = costs(cfg, where, decoder)
+    print_assembled(Console(), cfg, price, decoder)
+    tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
+    if tuned:
+        settings = replace(settings, lr=tuned["lr"])
+    if settings.checkpoint:
+        decoder.recompute_activations()
+    made_by = {"archlab": archlab.__version__, "made_with": {"versions": versions(), "git": git_state()}}
+    known = {**made_by, "began": started, "tuned": tuned, **about}
+    return Work(cfg, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
+
+
+def carried_out(
+    work: Work, overrides: Sequence[str], plots: bool, again: Again | None = None, saved: Checkpoint | None = None
+) -> Path:
+    """From the first step, or the one after the checkpoint, to the run's last file."""
+    with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook, full_disk_told(logbook):
+        outcome = trained(work, logbook, stop, saved)
+        val_loss, lengths, positions = evaluated(work, outcome, stop)
+        findings = findings_of(outcome)
+        summary = summary_of(work, outcome, logbook, val_loss, lengths, findings)
+        if findings:
+            logbook.autopsy({**findings, "recorded": outcome.recorded})
+        if plots:
+            plotted(logbook, summary, positions, findings, outcome, stop)
+        if outcome.interrupted:
+            summary["status"] = "stopped"
+        summary["wall_seconds"] = time.time() - work.started
+        logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
+    from archlab.report import tables
+
+    Console().print(tables.result(summary))
+    print(logbook.directory)
+    if outcome.interrupted:
+        raise Stopped(stop.asked or signal.SIGINT)
+    return logbook.directory
+
+
+@contextmanager
+def full_disk_told(logbook: Logbook) -> Iterator[None]:
+    """What to do about a full disk is said with the run's own name."""
+    try:
+        yield
+    except (NoRoom, OSError) as error:
+        if (full := no_room(error)) is None:
+            raise
+        what = str(full).partition("; make room")[0]
+        raise NoRoom(f"{what}; make room, and archlab resume {logbook.directory} finishes the run") from None
+
+
+def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:
+    from archlab.report.progress import TrainingProgress
+
+    def save(state: TrainState) -> None:
+        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
+
+    def validate() -> float | None:
+        return validated(work)
+
+    start = saved.state["step"] if saved else 0
+    with TrainingProgress(work.settings.steps, start) as progress:
+        return train(
+            work.decoder,
+            work.source,
+            work.settings,
+            work.where,
+            seed=work.cfg.seed,
+            probe_every=work.cfg.probe.every,
+            validate=validate,
+            report=logbook.step,
+            tick=progress.advance,
+            observers=[EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)],
+            stop=stop,
+            saved=saved and (saved.tensors, saved.state),
+        )
+
+
+def validated(work: Work) -> float | None:
+    return held_out(work.decoder, work.source, work.where, work.settings.train_len, work.cfg.eval.tokens).loss()
+
+
+def evaluated(work: Work, outcome: Outcome, stop: Stop) -> tuple[float | None, list[Record], list[Record]]:
+    """The validation loss, and what is known by length and by position; nothing of a run that broke or was stopped."""
+    if outcome.status == "diverged" or outcome.interrupted:
+        return None, [], []
+    try:
+        with stop.raising():
+            return validated(work), *evaluate(work.cfg, work.decoder, work.source, work.where)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+        return None, [], []
+
+
+def findings_of(outcome: Outcome) -> Record | None:
+    return autopsy(
+        outcome.losses,
+        outcome.recorded,
+        diverged=outcome.status == "diverged",
+        first_spike=outcome.first_spike,
+        first_nonfinite=outcome.first_nonfinite and asdict(outcome.first_nonfinite),
+    )
+
+
+def summary_of(
+    work: Work,
+    outcome: Outcome,
+    logbook: Logbook,
+    val_loss: float | None,
+    lengths: list[Record],
+    findings: Record | None,
+) -> dict[str, Any]:
+    cfg, settings, source = work.cfg, work.settings, work.source
+    made_with = {"versions": versions(), "git": git_state()}
+    return {
+        "status": "stopped" if outcome.interrupted else outcome.status,
+        "leaking": leaks(cfg),
+        "choices": dict(cfg.choices),
+        **work.price,
+        "train_loss": mean(outcome.losses[-LAST_STEPS:]),
+        "val_loss": val_loss,
+        "unigram_loss": work.unigram,
+        "best_step": outcome.best_step,
+        "matched": OmegaConf.to_container(cfg.matched) if cfg.match else None,
+        "tuned": work.tuned,
+        "length": lengths,
+        "length_verdict": verdict(lengths, settings.train_len, source.exact, work.unigram),
+        "stability": stability(outcome, logbook.metrics, settings.clip),
+        "autopsy": findings,
+        "tokens_per_second": outcome.tokens_per_second,
+        "first_step_seconds": outcome.first_step_at and outcome.first_step_at - work.about["began"],
+        "seed": cfg.seed,
+        "device": str(work.where.device),
+        "train_len": settings.train_len,
+        "steps": len(outcome.losses),
+        "tokens": len(outcome.losses) * settings.tokens_per_step,
+        "corpus_sha256": source.sha256,
+        "threads": torch.get_num_threads(),
+        **made_with,
+        # Where other code or other libraries began the run, its weights are of both.
+        **({"begun_with": work.about["made_with"]} if work.about["made_with"] != made_with else {}),
+        "wall_seconds": time.time() - work.started,
+    }
+
+
+def plotted(
+    logbook: Logbook,
+    summary: dict[str, Any],
+    positions: list[Record],
+    findings: Record | None,
+    outcome: Outcome,
+    stop: Stop,
+) -> None:
+    from archlab.report.plots import draw_all  # here, so that training need not wait for matplotlib
+    from archlab.report.plots_autopsy import draw_autopsy
+
+    try:
+        # Who has asked to stop already gets the plots of what there is; who asks now does not wait for them.
+        with nullcontext() if stop.asked else stop.raising():
+            draw_all(logbook.directory, logbook.metrics, summary, positions)
+            if findings:
+                draw_autopsy(findings, outcome.recorded, logbook.directory / "autopsy.png")
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+
+
+# ---------------------------------------------------------------- going on
+
+
+def check_version(directory: Path, about: Mapping[str, Any]) -> None:
+    if about and about["archlab"] != archlab.__version__:
+        raise UserError(
+            f"{directory}: was begun by archlab {about['archlab']}, and this is {archlab.__version__};"
+            " finish it with the version that began it"
+        )
+
+
+def tell_where(directory: Path, cfg: DictConfig, damaged: Sequence[str], about: Mapping[str, Any]) -> None:
+    for line in damaged:
+        print(f"archlab: note: {directory}: {line}; going on from the one before", file=sys.stderr)
+    after = f"goes on after step {about['step']} of {cfg.train.steps}" if about else "has no checkpoint, so it begins anew"
+    print(f"archlab: {directory}: {after}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- parts of a run
+
+
+def open_source(cfg: DictConfig) -> Source:
+    """The data, refused where its ids don't fit the model's vocabulary."""
+    with in_the_users_words():
+        source = instantiate(cfg.data)
+    if source.vocab_size > cfg.size.vocab_size:
+        raise UserError(
+            f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
+            f" use size.vocab_size={source.vocab_size}"
+        )
+    return source
+
+
+def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Machine) -> tuple[list[Record], list[Record]]:
+    from archlab.report.progress import track
+
+    settings = section(cfg, "eval", EvalSettings)
+    multiples = track(settings.lengths, "evaluate", len(settings.lengths))
+    return by_length(decoder, source, where, settings, cfg.train.train_len, multiples)
+
+
+def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
+    """What a run's weights come to under a configuration other than the one they were trained with."""
+    since, where, source = time.time(), machine(cfg.device, cfg.precision), open_source(cfg)
+    decoder = load_weights(directory, cfg).to(where.device)
+    lengths, _ = evaluate(cfg, decoder, source, where)
+    return {
+        "val_loss": held_out(decoder, source, where, cfg.train.train_len, cfg.eval.tokens).loss(),
+        "length": lengths,
+        "seconds": time.time() - since,
+    }
+
+
+def find_rate(cfg: DictConfig, source: Source, where: Machine) -> Record:
+    from archlab.report.progress import track
+
+    rates = tune.rates(cfg)
+    return tune.tuned_rate(cfg, source, where, track(rates, "tune lr", len(rates)))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def costs(cfg: DictConfig, where: Machine, decoder: Decoder) -> dict[str, Any]:
+    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
+    return {
+        "n_params": describe.count_parameters(decoder),
+        **measure.costs(measure.on_meta(decoder), cfg.train.train_len, where.dtype.itemsize),
+        "dtype": str(where.dtype).removeprefix("torch."),
+    }
+
+
+def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> None:
+    from archlab.report import tables
+
+    blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
+    by_layer = [(kind.where, kind.what) for kind in kinds_of_layers(cfg)] if cfg.layers else []
+    console.print(tables.assembled(blocks, price, by_layer))
+    if cfg.match:
+        console.print(f"matched: {describe_match(cfg.matched)}", highlight=False)
+    console.print(describe.tree(decoder), markup=False, highlight=False)
+
+
+def chosen(cfg: DictConfig, group: str) -> str:
+    """The option's name; of a size whose width or depth was set otherwise, as by a preset, none."""
+    name = cfg.choices[group]
+    named = option_node(group, name, [conf_dir()]) if group == "size" else None
+    return "own" if named and any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")) else name
+
+
+def options_of(cfg: DictConfig, group: str) -> str:
+    """A group's options as they were settled, in one line."""
+    node = OmegaConf.to_container(cfg[group])
+    return ", ".join(
+        f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
+    )
+
+
+def section(cfg: DictConfig, name: str, kind: type) -> Any:
+    return kind(**OmegaConf.to_container(cfg[name]))

@@ -1,0 +1,70 @@
+"""A model by its name: a preset, a run's directory, or overrides in quotes."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from archlab.base.errors import UserError
+from archlab.base.messages import did_you_mean
+from archlab.config.compose import compose
+from archlab.config.overrides import groups, refuse_twice
+from archlab.records.directory import unfinished
+from archlab.runs.loaded import saved_configuration
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model someone named."""
+
+    name: str
+    cfg: DictConfig
+    words: tuple[str, ...] | None
+    """The overrides it was named by; None for a run, whose configuration is all that is known."""
+
+    directory: Path | None = None
+
+
+def named(word: str, own: Path | None = None) -> Named:
+    """What a word stands for; `own` is a folder of the user's own options. Raises UserError where it is none of the three."""
+    directory = Path(word)
+    if (directory / "config.yaml").is_file():
+        if why := unfinished(directory):
+            raise UserError(why)
+        return Named(directory.name, saved_configuration(directory, own), None, directory)
+    if "=" in word:
+        words = _words(word)
+        return Named(word, compose(*words, config_dir=own), words)
+    presets = groups((own,) if own else ())["preset"]
+    if word in presets:
+        return Named(word, compose(f"preset={word}", config_dir=own), (f"preset={word}",))
+    if directory.exists():
+        raise UserError(f"{word}: has no config.yaml, so it is no run; give a run's directory, as a run prints it")
+    raise UserError(
+        f"{word}: is no preset, no run's directory and no override; {did_you_mean(word, presets)}presets: {', '.join(presets)}"
+    )
+
+
+def _words(written: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(written))
+    except ValueError as error:
+        raise UserError(f"{written}: cannot be read as overrides: {str(error).lower()}") from None
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(f"{word}: no flag belongs in a model's overrides; write it outside the quotes")
+    refuse_twice(words)
+    return words
+
+
+def two(verb: str, words: Sequence[str], own: Path | None) -> tuple[Named, Named]:
+    """Both models of a verb that compares two. Raises UserError."""
+    if len(words) != 2:
+        raise UserError(
+            f"{verb}: takes two models, not {len(words)}, as in archlab {verb} llama_7b chatglm_6b; several overrides of one"
+            f" model stand in quotes, as in archlab {verb} llama_7b 'preset=llama_7b norm=layer'"
+        )
+    first, second = (named(word, own) for word in words)
+    return first, second
