@@ -14,9 +14,9 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from archlab.blocks.context import AttentionContext
 from archlab.blocks.kernel import fused_kernel
-from archlab.blocks.places import at_the_start
-from archlab.blocks.reading import Reading
+from archlab.blocks.token_positions import at_the_start
 from archlab.model.decoder import Decoder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -86,13 +86,13 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
     return (decoder if fresh else randomise(decoder)).to(dtype)
 
 
-def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS) -> Reading:
+def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS) -> AttentionContext:
     pos = make("pos", pos) if isinstance(pos, str) else pos
     mask = make("mask", mask) if isinstance(mask, str) else mask
     position = pos(d_model=D_MODEL, n_heads=n_heads, head_dim=HEAD_DIM)
     prefix_len = torch.as_tensor(prefix_len).view(-1)
-    places = at_the_start(torch.zeros(len(prefix_len), seq_len, dtype=torch.long), position, prefix_len)
-    return Reading(position, mask(), places)
+    token_positions = at_the_start(torch.zeros(len(prefix_len), seq_len, dtype=torch.long), position, prefix_len)
+    return AttentionContext(position, mask(), token_positions)
 
 
 def make_attention(name: str, pos="none", mask="causal", n_heads=HEADS, d_model=D_MODEL, head_dim=HEAD_DIM, **changes):
@@ -141,16 +141,16 @@ BIAS: dict[str, Callable[[int, int, int], float]] = {
 }
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, may_read, bias, softcap: float | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, can_attend, bias, softcap: float | None = None) -> Tensor:
     """Attention query by query, over the keys it may read and no others; query head h reads kv head h // group.
 
-    q, k, v are (batch, heads, seq, head_dim); may_read(sequence, query, key); bias(head, query, key).
+    q, k, v are (batch, heads, seq, head_dim); can_attend(sequence, query, key); bias(head, query, key).
     """
     batch, heads, seq, head_dim = q.shape
     group = heads // k.shape[1]
     read = torch.zeros(batch, heads, seq, head_dim, dtype=torch.float64)
     for b, h, i in product(range(batch), range(heads), range(seq)):
-        keys = [j for j in range(seq) if may_read(b, i, j)]
+        keys = [j for j in range(seq) if can_attend(b, i, j)]
         scores = k[b, h // group, keys].double() @ q[b, h, i].double() / math.sqrt(head_dim)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)

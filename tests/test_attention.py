@@ -71,12 +71,12 @@ def test_agrees_with_torchs_multihead_attention():
     theirs.in_proj_weight.data = torch.cat([p.weight.data for p in projections])
     theirs.in_proj_bias.data = torch.cat([p.bias.data for p in projections])
     theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
-    x, reading = draw_input(d_model), make_reading("none", "causal", SEQ)
+    x, context = draw_input(d_model), make_reading("none", "causal", SEQ)
     hidden = torch.ones(SEQ, SEQ, dtype=torch.bool).triu(1)
     expected, weights = theirs(x, x, x, attn_mask=hidden, average_attn_weights=False)
-    torch.testing.assert_close(ours(x, reading), expected, **EXACT)
-    torch.testing.assert_close(gradients(ours(x, reading), [x]), gradients(expected, [x]), **EXACT)
-    torch.testing.assert_close(ours.scores(x, reading, reading.everything).softmax(dim=-1), weights, **EXACT)
+    torch.testing.assert_close(ours(x, context), expected, **EXACT)
+    torch.testing.assert_close(gradients(ours(x, context), [x]), gradients(expected, [x]), **EXACT)
+    torch.testing.assert_close(ours.scores(x, context, context.everything).softmax(dim=-1), weights, **EXACT)
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -87,40 +87,40 @@ def test_agrees_with_torchs_multihead_attention():
 @pytest.mark.parametrize("name", options("mixer"))
 def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     attention = make_attention(name, pos=pos, mask=mask).double()
-    x, reading = draw_input(), read_of(pos, mask)
-    scores = attention.scores(x, reading, reading.everything)
-    assert torch.equal(scores.isneginf().any(dim=1), ~reading.everything.may_read.expand(BATCH, SEQ, SEQ))
+    x, context = draw_input(), read_of(pos, mask)
+    scores = attention.scores(x, context, context.everything)
+    assert torch.equal(scores.isneginf().any(dim=1), ~context.everything.can_attend.expand(BATCH, SEQ, SEQ))
     v = attention.heads(attention.v_proj(x)).repeat_interleave(
         HEADS // KV_HEADS_OF.get(name, attention.k_proj.out_features // HEAD_DIM), dim=1
     )
     joined = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention(x, reading), attention.out_proj(joined), **EXACT)
+    torch.testing.assert_close(attention(x, context), attention.out_proj(joined), **EXACT)
 
 
 def test_first_row_of_a_causal_mask_reads_itself_alone():
-    attention, x, reading = make_attention("mha").double(), draw_input(), make_reading("none", "causal", SEQ)
-    weights = attention.scores(x, reading, reading.everything).softmax(dim=-1)
+    attention, x, context = make_attention("mha").double(), draw_input(), make_reading("none", "causal", SEQ)
+    weights = attention.scores(x, context, context.everything).softmax(dim=-1)
     assert torch.equal(weights[:, :, 0, 0], torch.ones(BATCH, HEADS).double())
     assert not weights[:, :, 0, 1:].any()
     own = attention.out_proj(attention.v_proj(x))
-    torch.testing.assert_close(attention(x, reading)[:, 0], own[:, 0], **EXACT)
+    torch.testing.assert_close(attention(x, context)[:, 0], own[:, 0], **EXACT)
 
 
 def test_scores_are_float32_in_a_bfloat16_model():
-    attention, reading = make_attention("mha", pos="alibi").bfloat16(), make_reading("alibi", "causal", SEQ)
-    assert attention.scores(draw_input().bfloat16(), reading, reading.everything).dtype == torch.float32
+    attention, context = make_attention("mha", pos="alibi").bfloat16(), make_reading("alibi", "causal", SEQ)
+    assert attention.scores(draw_input().bfloat16(), context, context.everything).dtype == torch.float32
 
 
 def test_softcap_keeps_scores_within_it_and_little_ones_as_they_were():
-    x, reading = draw_input(), make_reading("none", "full", SEQ)
+    x, context = draw_input(), make_reading("none", "full", SEQ)
     plain, capped = (
         make_attention("mha", mask="full").double(),
         make_attention("mha", mask="full", softcap=2.0).double(),
     )
     capped.load_state_dict(plain.state_dict())
-    scores, squashed = (attention.scores(50 * x, reading, reading.everything) for attention in (plain, capped))
+    scores, squashed = (attention.scores(50 * x, context, context.everything) for attention in (plain, capped))
     assert scores.abs().max() > 100 and squashed.abs().max() <= 2.0
-    scores, squashed = (attention.scores(0.01 * x, reading, reading.everything) for attention in (plain, capped))
+    scores, squashed = (attention.scores(0.01 * x, context, context.everything) for attention in (plain, capped))
     torch.testing.assert_close(squashed, scores, rtol=1e-6, atol=1e-12)  # tanh(x) = x (1 - x^2/3), x below 1e-3
 
 
@@ -150,8 +150,8 @@ def test_consecutive_heads_share_a_key_value_head(name):
         heads = weights[which].split(HEAD_DIM)
         weights[which] = torch.cat([heads[h // group] for h in range(HEADS)])
     whole.load_state_dict(weights)
-    x, reading = draw_input(), make_reading("none", "causal", SEQ)
-    torch.testing.assert_close(shared(x, reading), whole(x, reading), **EXACT)
+    x, context = draw_input(), make_reading("none", "causal", SEQ)
+    torch.testing.assert_close(shared(x, context), whole(x, context), **EXACT)
 
 
 # --- norms on queries and keys ------------------------------------------------------------------
@@ -160,35 +160,35 @@ def test_consecutive_heads_share_a_key_value_head(name):
 @pytest.mark.parametrize("name", options("mixer"))
 def test_qk_norm_is_an_rms_norm_of_each_head_before_it_is_turned(name):
     attention = make_attention(name, pos="rope", qk_norm="head").double()
-    x, reading = draw_input(), make_reading("rope", "causal", SEQ)
-    q, k = attention.queries_and_keys(x, reading)
+    x, context = draw_input(), make_reading("rope", "causal", SEQ)
+    q, k = attention.queries_and_keys(x, context)
     for out, projection, norm in ((q, attention.q_proj, attention.q_norm), (k, attention.k_proj, attention.k_norm)):
         torchs = nn.RMSNorm(HEAD_DIM, eps=1e-6).double()
         torchs.weight.data = norm.gain.data
         heads = torchs(projection(x).unflatten(-1, (-1, HEAD_DIM))).transpose(1, 2)
-        torch.testing.assert_close(out, reading.rotate_queries(heads), **EXACT)
+        torch.testing.assert_close(out, context.rotate_queries(heads), **EXACT)
 
 
 @pytest.mark.parametrize("qk_norm", ["head", "width"])
 def test_qk_norm_makes_the_size_of_queries_and_keys_immaterial(qk_norm):
-    attention, x, reading = (
+    attention, x, context = (
         make_attention("gqa", qk_norm=qk_norm).double(),
         draw_input(),
         make_reading("none", "causal", SEQ),
     )
-    before = attention(x, reading)
+    before = attention(x, context)
     attention.q_proj.weight.data *= 70
     attention.k_proj.weight.data *= 300
     torch.testing.assert_close(
-        attention(x, reading), before, rtol=1e-4, atol=1e-4
+        attention(x, context), before, rtol=1e-4, atol=1e-4
     )  # eps weighs 1e-6 before and nothing after
 
 
 @pytest.mark.parametrize("name", options("mixer"))
 def test_qk_norm_over_the_width_is_one_norm_over_all_heads(name):
     attention = make_attention(name, qk_norm="width").double()
-    x, reading = draw_input(), make_reading("none", "causal", SEQ)
-    q, k = attention.queries_and_keys(x, reading)
+    x, context = draw_input(), make_reading("none", "causal", SEQ)
+    q, k = attention.queries_and_keys(x, context)
     for out, projection, norm in ((q, attention.q_proj, attention.q_norm), (k, attention.k_proj, attention.k_norm)):
         rows = projection(x)
         assert norm.gain.shape == rows.shape[-1:]
@@ -211,10 +211,10 @@ def test_a_scale_of_the_users_stands_in_the_place_of_one_over_the_root_of_head_d
     plain = make_attention("gqa", pos=pos, softcap=softcap).double()
     plain.load_state_dict(scaled.state_dict())
     plain.q_proj.weight.data *= 0.05 * HEAD_DIM**0.5
-    x, reading = draw_input(), read_of(pos, "causal")
-    torch.testing.assert_close(scaled(x, reading), plain(x, reading), **EXACT)
-    rows = reading.everything
-    torch.testing.assert_close(scaled.scores(x, reading, rows), plain.scores(x, reading, rows), **EXACT)
+    x, context = draw_input(), read_of(pos, "causal")
+    torch.testing.assert_close(scaled(x, context), plain(x, context), **EXACT)
+    rows = context.everything
+    torch.testing.assert_close(scaled.scores(x, context, rows), plain.scores(x, context, rows), **EXACT)
 
 
 # --- dropout ------------------------------------------------------------------------------------
@@ -227,20 +227,20 @@ def test_dropout_acts_in_training_only(pos, mask, softcap):
     attention = make_attention("mha", pos=pos, mask=mask, softcap=softcap, dropout=0.4).double()
     without = make_attention("mha", pos=pos, mask=mask, softcap=softcap).double()
     without.load_state_dict(attention.state_dict())
-    x, reading = draw_input(), read_of(pos, mask)
-    assert torch.equal(attention.eval()(x, reading), without(x, reading))
+    x, context = draw_input(), read_of(pos, mask)
+    assert torch.equal(attention.eval()(x, context), without(x, context))
     attention.train()
-    assert not torch.equal(attention(x, reading), attention(x, reading))
+    assert not torch.equal(attention(x, context), attention(x, context))
 
 
 def test_dropout_is_of_weights_and_of_outputs():
     attention = randomise(make_attention("mha", dropout=0.4)).double()
-    x, reading = draw_input(batch=100), make_reading("none", "causal", SEQ)
-    out = attention(x, reading)
+    x, context = draw_input(batch=100), make_reading("none", "causal", SEQ)
+    out = attention(x, context)
     assert 0.37 < (out == 0).double().mean() < 0.43  # 33,600 outputs: a standard deviation of 0.003
     attention.out_dropout.p = 0.0
-    out = attention(x, reading)
+    out = attention(x, context)
     assert not (out[:, 1:] == 0).all(dim=-1).any()
-    assert not torch.equal(out, attention(x, reading))
+    assert not torch.equal(out, attention(x, context))
     attention.dropout = 0.0
-    assert torch.equal(attention(x, reading), attention(x, reading))
+    assert torch.equal(attention(x, context), attention(x, context))

@@ -115,24 +115,24 @@ def test_fire_measures_distances_against_the_position_beyond_its_threshold():
 def test_output_and_gradients_agree_with_plain_attention(name, mask, softcap):
     prefix = (3, 5) if mask == "prefix" else (0, 0)
     attention = make_attention("gqa", pos=name, mask=mask, softcap=softcap).double()
-    reading = make_reading(name, mask, SEQ, prefix)
-    position = randomise(reading.position).double()
-    reading = type(reading)(position, reading.mask, reading.places)
+    context = make_reading(name, mask, SEQ, prefix)
+    position = randomise(context.position).double()
+    context = type(context)(position, context.mask, context.token_positions)
     x = torch.randn(BATCH, SEQ, D_MODEL, dtype=torch.float64)
     weights = [*attention.parameters(), *position.parameters()]
-    out = attention(x, reading)
+    out = attention(x, context)
 
-    q, k = (part.repeat_interleave(6 // part.shape[1], dim=1) for part in attention.queries_and_keys(x, reading))
+    q, k = (part.repeat_interleave(6 // part.shape[1], dim=1) for part in attention.queries_and_keys(x, context))
     v = attention.heads(attention.v_proj(x)).repeat_interleave(2, dim=1)
     scores = q @ k.mT / HEAD_DIM**0.5
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     index = torch.arange(SEQ)
-    may_read = {
+    can_attend = {
         "causal": lambda m: index[None] <= index[:, None],
         "prefix": lambda m: (index[None] <= index[:, None]) | (index[None] < m),
         "full": lambda m: torch.ones(SEQ, SEQ, dtype=torch.bool),
     }[mask]
-    hidden = ~torch.stack([may_read(m) for m in prefix])[:, None]
+    hidden = ~torch.stack([can_attend(m) for m in prefix])[:, None]
     scores = (scores + bias_of(position, index, index)).masked_fill(hidden, -math.inf)
     expected = attention.out_proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(out, expected, **EXACT)
@@ -150,7 +150,7 @@ def test_a_long_sequence_taken_in_blocks_is_the_same_function(name, monkeypatch)
     whole.square().sum().backward()
     expected = {weight: parameter.grad.clone() for weight, parameter in decoder.named_parameters()}
     decoder.zero_grad()
-    monkeypatch.setattr("archlab.blocks.reading.QUERY_BLOCK", 5)
+    monkeypatch.setattr("archlab.blocks.context.QUERY_BLOCK", 5)
     blocks = decoder(tokens)
     torch.testing.assert_close(blocks, whole, **EXACT)
     blocks.square().sum().backward()

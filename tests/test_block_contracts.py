@@ -77,7 +77,7 @@ def run_residual(name, dtype):
 
 
 def run_mixer(name, dtype):
-    return partial(make_attention(name).to(dtype), reading=make_reading("none", "causal", SEQ))
+    return partial(make_attention(name).to(dtype), context=make_reading("none", "causal", SEQ))
 
 
 def run_pos(name, dtype):
@@ -93,7 +93,7 @@ def positions_for(position, numbers):
 
 def run_mask(name, dtype):
     attention = make_attention("mha", mask=name).to(dtype)
-    return partial(attention, reading=make_reading("none", name, SEQ, PREFIX))
+    return partial(attention, context=make_reading("none", name, SEQ, PREFIX))
 
 
 def run_head(name, dtype):
@@ -175,10 +175,10 @@ def test_gradients_reach_every_parameter(group, name):
 @each_option
 def test_a_layer_shares_no_parameter_with_another(group, name):
     layers = build(**{group: name}).layers
-    places = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
+    token_positions = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
     assert (
-        len(set(places))
-        == len(places)
+        len(set(token_positions))
+        == len(token_positions)
         == sum(1 for layer in layers for _ in layer.named_parameters(remove_duplicate=False))
     )
     modules = [id(module) for layer in layers for module in layer.modules()]

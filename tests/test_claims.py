@@ -18,7 +18,7 @@ from archlab.claim import bench, jobs, measures
 from archlab.claim.bench import plan
 from archlab.claim.claim import FORMS, Part, known_claims, read_claim
 from archlab.claim.decide import decide, decide_part
-from archlab.claim.jobs import Measurement, Run
+from archlab.claim.jobs import Measurement, RunJob
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
 
@@ -321,12 +321,12 @@ def test_a_budget_that_cannot_decide_a_claim_says_why_and_runs_nothing(tmp_path)
 
 def test_a_diverged_run_is_infinitely_bad(tmp_path, monkeypatch):
     cfg = archlab.compose(*SMALL)
-    monkeypatch.setattr(Run, "record", {"status": "diverged", "val_loss": None, "unigram_loss": 3.0})
-    assert bench.value_of(Run(cfg, tmp_path), "val_loss") == math.inf
+    monkeypatch.setattr(RunJob, "record", {"status": "diverged", "val_loss": None, "unigram_loss": 3.0})
+    assert bench.value_of(RunJob(cfg, tmp_path), "val_loss") == math.inf
 
 
 def test_what_decides_an_outcome_names_its_file_and_nothing_else_does(tmp_path):
-    name = lambda *overrides: Run(archlab.compose(*SMALL, *overrides), tmp_path).folder  # noqa: E731
+    name = lambda *overrides: RunJob(archlab.compose(*SMALL, *overrides), tmp_path).folder  # noqa: E731
     assert name() == name("output=elsewhere") == name("+norm=rms")
     assert len({name(), name("seed=1"), name("train.lr=1e-3"), name("norm.eps=1e-3")}) == 4
     one = archlab.compose(*SMALL)
@@ -403,7 +403,7 @@ def test_one_of_something_is_one():
     from archlab.claim import session
 
     cfg = archlab.compose(*SMALL)
-    run, look = Run(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
+    run, look = RunJob(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
     assert [session.needs(jobs) for jobs in ([run], [run, run, look], [look, look])] == ["1 run", "2 runs and 1 measurement", "2 measurements"]
     assert [session.counted(n, "claim") for n in (1, 2)] == ["1 claim", "2 claims"]
 
@@ -412,7 +412,7 @@ def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
     """A start of 4 seconds, and every job three times as slow as it was estimated: two runs one after the other."""
     from archlab.claim import jobs, pace
 
-    runs = [Run(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
+    runs = [RunJob(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
     one = jobs.seconds(runs[0])
     assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(runs, 2) == pytest.approx(4 + 3 * one)
     monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * jobs.seconds_of_a_step(cfg))

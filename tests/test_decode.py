@@ -7,10 +7,10 @@ import torch
 from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, build, draw_tokens, make, make_reading, options
 
 from archlab.base.errors import UserError
-from archlab.blocks import reading as readings
+from archlab.blocks import context as contexts
 from archlab.blocks.cache import Cache
 from archlab.blocks.contracts import Position
-from archlab.blocks.places import PositionLimit, check_padding, check_prefix, shaped
+from archlab.blocks.token_positions import PositionLimit, check_padding, check_prefix, shaped
 from archlab.model.decoder import Decoder
 
 SEQ, PROMPT = 9, 5
@@ -73,7 +73,7 @@ def test_decoding_block_by_block_of_queries(pos, mask, monkeypatch):
     decoder = build(pos=pos, mask=mask).eval()
     tokens, prefix_len, padding = draw_tokens(seq=SEQ), prefix_of(decoder), torch.tensor(PADDING)
     expected = decoder(tokens, prefix_len, padding=padding)
-    monkeypatch.setattr(readings, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", 3)
     torch.testing.assert_close(decoder(tokens, prefix_len, padding=padding), expected, **EXACT)
     torch.testing.assert_close(in_pieces(decoder, tokens, [PROMPT, 3, 1], prefix_len, padding=padding), expected, **EXACT)
 
@@ -129,10 +129,10 @@ def test_masks_go_by_the_index_and_schemes_by_the_position(mask):
 def test_alibi_measures_between_given_positions():
     decoder, tokens = build(pos="alibi").eval(), draw_tokens(seq=SEQ)
     stretched = 3 * torch.arange(SEQ).expand(BATCH, SEQ)
-    reading = decoder.read(tokens, positions=stretched)[0]
+    context = decoder.read(tokens, positions=stretched)[0]
     plain = make_reading("alibi", "full", SEQ).everything.bias
-    readable = reading.everything.may_read[:, None].expand_as(reading.everything.bias)
-    assert torch.equal(reading.everything.bias[readable], 3 * plain.expand_as(reading.everything.bias)[readable])
+    readable = context.everything.can_attend[:, None].expand_as(context.everything.bias)
+    assert torch.equal(context.everything.bias[readable], 3 * plain.expand_as(context.everything.bias)[readable])
 
 
 class TwoAxes(Position):

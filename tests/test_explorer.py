@@ -12,7 +12,7 @@ from archlab.cli import main as cli
 from archlab.config.compose import compose
 from archlab.difference.ladder import NO_PART, ladder, spelled
 from archlab.difference.models import difference
-from archlab.runs.named import named, two
+from archlab.runs.named_model import named, two
 
 PAIRS = [
     ("gpt2", "bloom_560m"),

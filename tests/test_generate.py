@@ -16,7 +16,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 import archlab
 from archlab.base.errors import UserError
 from archlab.model.generate import choose, generate, keep_top_k, keep_top_p
-from archlab.runs.loaded import load_run
+from archlab.runs.load import load_run
 
 NEW = 6
 

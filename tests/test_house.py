@@ -72,6 +72,6 @@ def test_rooms_that_only_read_records_import_no_torch():
 def test_no_forward_branches(file):
     """Choices are made when the model is built: a forward holds no if, no conditional expression, no match."""
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name in ("forward", "join", "may_read", "bias", "rotation", "rotate_queries", "rotate_keys", "embed"):
+        if isinstance(node, ast.FunctionDef) and node.name in ("forward", "join", "can_attend", "bias", "rotation", "rotate_queries", "rotate_keys", "embed"):
             branches = [n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Match))]
             assert not branches, f"{file.name}:{node.lineno} {node.name} branches"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, gradients, make_reading, options
 
+from archlab.blocks import context as contexts
 from archlab.blocks import kernel as kernels
-from archlab.blocks import reading as readings
 from archlab.blocks.attention import leave
 from archlab.blocks.kernel import biased_kernel, causal_kernel, explicit_kernel, fused_kernel, masked_kernel
 
@@ -45,7 +45,7 @@ def by_loops(qkv, pos: str, mask: str, softcap=None):
 @pytest.mark.parametrize("kv_heads", [6, 3, 1])
 @pytest.mark.parametrize(("name", "mask", "pos"), EVERY_USE)
 def test_agrees_with_loops(name, mask, pos, kv_heads, block, monkeypatch):
-    monkeypatch.setattr(readings, "QUERY_BLOCK", block)
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", block)
     qkv, kernel = draw_qkv(kv_heads), KERNELS[name][0]
     read, expected = kernel(*qkv, read_of(pos, mask), 0.0), by_loops(qkv, pos, mask)
     torch.testing.assert_close(read, expected, **EXACT)
@@ -56,7 +56,7 @@ def test_agrees_with_loops(name, mask, pos, kv_heads, block, monkeypatch):
 @pytest.mark.parametrize("mask", MAY_READ)
 @pytest.mark.parametrize("pos", BIAS)
 def test_scores_are_squashed_before_the_bias(pos, mask, block, monkeypatch):
-    monkeypatch.setattr(readings, "QUERY_BLOCK", block)
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", block)
     qkv, kernel = draw_qkv(kv_heads=3), explicit_kernel(lambda scores: 1.5 * torch.tanh(scores / 1.5))
     read, expected = kernel(*qkv, read_of(pos, mask), 0.0), by_loops(qkv, pos, mask, softcap=1.5)
     torch.testing.assert_close(read, expected, **EXACT)
@@ -76,18 +76,18 @@ def test_scores_are_squashed_before_the_bias(pos, mask, block, monkeypatch):
     ],
 )
 def test_the_cheapest_kernel_that_will_do(pos, mask, expected):
-    reading = make_reading(pos, mask, SEQ)
-    assert fused_kernel(reading.position, reading.mask) is expected
+    context = make_reading(pos, mask, SEQ)
+    assert fused_kernel(context.position, context.mask) is expected
 
 
 @pytest.mark.parametrize("mask", options("mask"))
 @pytest.mark.parametrize("pos", options("pos"))
 def test_the_fused_kernel_computes_what_the_explicit_one_does(pos, mask, monkeypatch):
     """For every option of conf/, one with no row above too."""
-    monkeypatch.setattr(readings, "QUERY_BLOCK", 5)
-    qkv, reading = draw_qkv(kv_heads=3), read_of(pos, mask)
-    fused, explicit = fused_kernel(reading.position, reading.mask), explicit_kernel(leave)
-    read, expected = fused(*qkv, reading, 0.0), explicit(*qkv, reading, 0.0)
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", 5)
+    qkv, context = draw_qkv(kv_heads=3), read_of(pos, mask)
+    fused, explicit = fused_kernel(context.position, context.mask), explicit_kernel(leave)
+    read, expected = fused(*qkv, context, 0.0), explicit(*qkv, context, 0.0)
     torch.testing.assert_close(read, expected, **EXACT)
     torch.testing.assert_close(gradients(read, qkv), gradients(expected, qkv), **EXACT)
 
@@ -149,11 +149,11 @@ def test_dropout_is_of_the_weights(name):
     """With values of one, each row reads the sum of its weights; the mean over many draws is one again."""
     kernel, rate = KERNELS[name][0], 0.4
     q, k, _ = draw_qkv(kv_heads=6, batch=200)
-    v, reading = torch.ones_like(q), make_reading("none", "causal", SEQ)
-    first, last = kernel(q, k, v, reading, rate)[:, :, [0, -1], 0].unbind(dim=-1)
+    v, context = torch.ones_like(q), make_reading("none", "causal", SEQ)
+    first, last = kernel(q, k, v, context, rate)[:, :, [0, -1], 0].unbind(dim=-1)
     torch.testing.assert_close(
         first.unique(), torch.tensor([0.0, 1 / (1 - rate)]).double()
     )  # the first row has one weight
     # 1200 draws of a variable of a standard deviation of at most 0.82: five of the mean's
     assert abs(first.mean() - 1) < 0.12 and abs(last.mean() - 1) < 0.12
-    assert torch.equal(kernel(q, k, v, reading, 0.0), kernel(q, k, v, reading, 0.0))
+    assert torch.equal(kernel(q, k, v, context, 0.0), kernel(q, k, v, context, 0.0))

@@ -82,9 +82,9 @@ def test_presets_with_layers_by_turns(preset, n_layers, n_global):
 def reach_of(decoder: Decoder, depth: int) -> torch.Tensor:
     """Which tokens the attention of one layer attends to, by its gradient towards its own input."""
     mixer = decoder.layers[depth].mixer
-    reading = decoder.read(draw_tokens())[decoder.pair_of_layer[depth]]
+    context = decoder.read(draw_tokens())[decoder.pair_of_layer[depth]]
     x = torch.randn(1, SEQ, decoder.embedding.embedding_dim, dtype=torch.float64, requires_grad=True)
-    out = mixer(x, reading)
+    out = mixer(x, context)
     rows = [torch.autograd.grad(out[0, query].sum(), x, retain_graph=True)[0][0].any(dim=-1) for query in range(SEQ)]
     return torch.stack(rows)
 

@@ -15,9 +15,9 @@ from archlab.evaluate.length import by_length, stride, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
 from archlab.evaluate.validation import HeldOut, held_out, unigram_entropy
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+CPU = Runtime(torch.device("cpu"), torch.float32)
 SIZE = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=23")
 
 

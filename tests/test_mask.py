@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import MAY_READ, WINDOW, build, draw_tokens, make, make_reading, options
 
-from archlab.blocks import reading as readings
+from archlab.blocks import context as contexts
 
 CAUSAL = """
     1 0 0 0 0 0
@@ -52,8 +52,8 @@ def matrix(rows: str) -> torch.Tensor:
     return torch.tensor([[int(entry) for entry in row.split()] for row in rows.strip().splitlines()], dtype=torch.bool)
 
 
-def may_read(mask, prefix_len=0, seq_len: int = 6) -> torch.Tensor:
-    return make_reading("none", mask, seq_len, prefix_len).everything.may_read
+def can_attend(mask, prefix_len=0, seq_len: int = 6) -> torch.Tensor:
+    return make_reading("none", mask, seq_len, prefix_len).everything.can_attend
 
 
 HAND_WRITTEN = [
@@ -73,11 +73,11 @@ HAND_WRITTEN = [
 
 @pytest.mark.parametrize(("name", "changes", "prefix_len", "expected"), HAND_WRITTEN)
 def test_who_may_read_whom(name, changes, prefix_len, expected):
-    assert torch.equal(may_read(make("mask", name, **changes), prefix_len)[0], matrix(expected))
+    assert torch.equal(can_attend(make("mask", name, **changes), prefix_len)[0], matrix(expected))
 
 
 def test_each_sequence_has_a_prefix_of_its_own():
-    together = may_read("prefix", [0, 3, 6])
+    together = can_attend("prefix", [0, 3, 6])
     assert torch.equal(together, torch.stack([matrix(CAUSAL), matrix(PREFIX_OF_3), matrix(FULL)]))
 
 
@@ -107,7 +107,7 @@ def test_each_sequence_is_scored_after_a_prefix_of_its_own():
 
 @pytest.mark.parametrize("name", options("mask"))
 def test_may_score_is_what_may_read_says_of_the_next_position(name):
-    reads = may_read(name, [0, 1, 3, 6])
+    reads = can_attend(name, [0, 1, 3, 6])
     scored = make("mask", name)().may_score(6, torch.tensor([0, 1, 3, 6]))
     for sequence, row in enumerate(scored):
         table = reads[sequence % len(reads)]
@@ -122,7 +122,7 @@ def test_flags_that_kernels_and_checks_rely_on(name):
 
 @pytest.mark.parametrize("name", options("mask"))
 def test_flags_agree_with_the_predicate(name):
-    mask, reads, longer = make("mask", name)(), may_read(name, 0), may_read(name, 4)
+    mask, reads, longer = make("mask", name)(), can_attend(name, 0), can_attend(name, 4)
     assert not mask.causal or torch.equal(reads[0], matrix(CAUSAL))
     assert mask.bidirectional == bool(reads.all())
     assert mask.uses_prefix == (not torch.equal(reads, longer))
@@ -131,21 +131,21 @@ def test_flags_agree_with_the_predicate(name):
 @pytest.mark.parametrize("name", options("mask"))
 def test_every_position_reads_something(name):
     for prefix_len in range(7):
-        assert may_read(name, prefix_len).any(dim=-1).all()
+        assert can_attend(name, prefix_len).any(dim=-1).all()
 
 
 @pytest.mark.parametrize("block", [1, 4, 5, 6, 12])
 @pytest.mark.parametrize("name", options("mask"))
 def test_blocks_hold_every_query_once_and_every_key_it_may_read(name, block, monkeypatch):
-    monkeypatch.setattr(readings, "QUERY_BLOCK", block)
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", block)
     seq_len, prefix_lens = 13, [0, 1, 3, 7, 13]
-    reading = make_reading("none", name, seq_len, prefix_lens)
-    everything = reading.everything.may_read
+    context = make_reading("none", name, seq_len, prefix_lens)
+    everything = context.everything.can_attend
     queries = []
-    for rows in reading.blocks():
+    for rows in context.blocks():
         queries += range(*rows.queries.indices(seq_len))
         table = everything[:, rows.queries]
-        assert torch.equal(table[:, :, rows.keys], rows.may_read)
+        assert torch.equal(table[:, :, rows.keys], rows.can_attend)
         left_out = table.clone()
         left_out[:, :, rows.keys] = False
         assert not left_out.any()

@@ -15,7 +15,7 @@ from torch import nn
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.blocks.kept import Accounting
+from archlab.blocks.activations import Accounting
 from archlab.config.assemble import assemble_without_weights
 from archlab.cost import bill
 from archlab.cost.activations import layer_terms, outer_terms
@@ -131,7 +131,7 @@ class PlainLayer(nn.Module):
         return x + self.feed(self.norms[1](x))
 
 
-def kept_by(layer, batch, seq, d, dtype=torch.float16) -> int:
+def saved_by(layer, batch, seq, d, dtype=torch.float16) -> int:
     x = torch.empty(batch, seq, d, device="meta", dtype=dtype, requires_grad=True)
     with Kept(layer) as kept:
         layer(x)
@@ -150,7 +150,7 @@ SIZES = [(2, 7, 48, 6, 88), (3, 31, 40, 5, 120), (1, 64, 96, 8, 256)]
 def test_a_textbook_layer_keeps_34_and_5(batch, seq, d, heads):
     """s b h (34 + 5 a s / h), by autograd and by our terms, with not a byte between them."""
     expected = seq * batch * (34 * d + 5 * heads * seq)
-    assert kept_by(PlainLayer(d, heads, heads, 4 * d), batch, seq, d) == expected
+    assert saved_by(PlainLayer(d, heads, heads, 4 * d), batch, seq, d) == expected
     ours = on_meta(f"size.d_model={d}", f"size.n_heads={heads}", "ffn=gelu", "norm=layer")
     assert counted(ours, Accounting(2, dropout=True), batch, seq) == expected
 
@@ -171,7 +171,7 @@ def test_the_34_is_11_and_19_and_4_and_the_5_is_2_and_1_and_2():
 def test_every_network_keeps_what_autograd_keeps(ffn, dropout, batch, seq, d, heads, d_ff):
     ours = on_meta(f"size.d_model={d}", f"size.n_heads={heads}", f"size.d_ff={d_ff}", f"ffn={ffn}")
     theirs = PlainLayer(d, heads, heads, d_ff, ffn, dropout)
-    assert counted(ours, Accounting(2, dropout=dropout), batch, seq) == kept_by(theirs, batch, seq, d)
+    assert counted(ours, Accounting(2, dropout=dropout), batch, seq) == saved_by(theirs, batch, seq, d)
 
 
 @pytest.mark.parametrize(("weights", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -183,7 +183,7 @@ def test_every_attention_keeps_what_autograd_keeps(kv_heads, softcap, weights, d
     ours = on_meta("size.d_model=48", "size.n_heads=6", "size.d_ff=88", "ffn=gelu", *attn, *cap)
     rules = Accounting(MemorySettings(weights=weights).bytes_per_number, dropout=True)
     theirs = PlainLayer(48, 6, kv_heads, 88, softcap=softcap, dtype=dtype)
-    assert counted(ours, rules, 2, 7) == kept_by(theirs, 2, 7, 48, dtype)
+    assert counted(ours, rules, 2, 7) == saved_by(theirs, 2, 7, 48, dtype)
 
 
 @pytest.mark.parametrize("kv_heads", [2, 6])

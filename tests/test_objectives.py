@@ -20,7 +20,7 @@ from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import HeldOut
 from archlab.model.generate import generate
 from archlab.train.objective import token_losses
-from archlab.train.precision import machine
+from archlab.train.runtime import runtime
 
 
 @pytest.fixture(scope="module")
@@ -173,20 +173,20 @@ def test_spans_cover_their_share_do_not_touch_and_are_shuffled():
 
 def test_blanks_stand_anywhere_in_the_text():
     """Their places, as shares of part A, are uniform: mean 1/2, deviation 12^-1/2."""
-    places = []
+    token_positions = []
     for step in range(20):
         batch = Blank().train(1, step, 8, 200)
         for tokens, prefix_len in zip(batch.tokens, batch.prefix_len.tolist()):
-            places += [float(place) / (prefix_len - 1) for place in (tokens[:prefix_len] == MASK).nonzero()]
-    assert abs(np.mean(places) - 0.5) < 4 * 12**-0.5 / len(places) ** 0.5 and min(places) < 0.02 and max(places) > 0.98
+            token_positions += [float(place) / (prefix_len - 1) for place in (tokens[:prefix_len] == MASK).nonzero()]
+    assert abs(np.mean(token_positions) - 0.5) < 4 * 12**-0.5 / len(token_positions) ** 0.5 and min(token_positions) < 0.02 and max(token_positions) > 0.98
 
 
 def test_lengths_are_not_compared_over_other_blanks():
     decoder = build(torch.float32, fresh=True, mask="prefix", vocab_size=260)
     settings = EvalSettings(tokens=512, lengths=[1, 2], protocol="disjoint", stride=None)
-    lengths, _ = by_length(decoder, Blank(), machine("cpu", "fp32"), settings, 32, settings.lengths)
+    lengths, _ = by_length(decoder, Blank(), runtime("cpu", "fp32"), settings, 32, settings.lengths)
     assert [record["late_ratio"] for record in lengths] == [None, None] and all(record["loss"] > 0 for record in lengths)
-    lengths, _ = by_length(build(torch.float32, fresh=True, mask="full", vocab_size=257), Masked(), machine("cpu", "fp32"), settings, 32, settings.lengths)
+    lengths, _ = by_length(build(torch.float32, fresh=True, mask="full", vocab_size=257), Masked(), runtime("cpu", "fp32"), settings, 32, settings.lengths)
     assert lengths[0]["late_ratio"] == 1.0 and lengths[1]["late_ratio"] > 0
 
 

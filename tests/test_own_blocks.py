@@ -20,8 +20,8 @@ from oracles import BATCH, D_FF, D_MODEL, HEAD_DIM, HEADS, SEQ, draw_tokens, gra
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.blocks.activations import Accounting
 from archlab.blocks.cache import Cache
-from archlab.blocks.kept import Accounting
 from archlab.blocks.mask import Prefix
 from archlab.blocks.roles import Role
 from archlab.blocks.taps import Taps
@@ -200,7 +200,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(part, words):
     model = archlab.build(*SMALL, *words, "size.n_layers=1", config_dir=str(OWN / "my"))
     seq, layer = 40, model.layers[0]
     (measured,) = (term for term in layer_terms(model, 0, Accounting(e=4)) if term.what == f"{part}: what autograd keeps, as measured")
-    (reading,) = model.read(draw_tokens(batch=1, seq=seq))
+    (context,) = model.read(draw_tokens(batch=1, seq=seq))
     x = torch.randn(1, seq, D_MODEL, requires_grad=True)
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in (x, *model.parameters())}
     saved: dict[int, int] = {}
@@ -212,7 +212,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(part, words):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = layer.mixer(x, reading) if part == "mixer" else layer.ffn(x)
+        kept = layer.mixer(x, context) if part == "mixer" else layer.ffn(x)
     assert kept.requires_grad and measured.bytes(1, seq) == pytest.approx(sum(saved.values()), rel=1e-6)
 
 

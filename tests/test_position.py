@@ -28,7 +28,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from archlab.base.errors import UserError
 from archlab.blocks.bias import alibi_slopes
-from archlab.blocks.places import PositionLimit
+from archlab.blocks.token_positions import PositionLimit
 
 EXACT = dict(rtol=1e-12, atol=1e-12)  # float64 throughout
 FLOAT32_ANGLES = dict(rtol=0, atol=1e-5)  # angles up to 7 in float32 are off by 4e-7, times features of a few units
@@ -198,8 +198,8 @@ def test_alibi_rewards_no_key_for_being_far_even_ahead():
     prefix = 5
     attention = make_attention("mha", pos="alibi", mask="prefix")
     attention.k_proj.weight.data.zero_()
-    reading = make_reading("alibi", "prefix", SEQ, prefix)
-    weights = attention.scores(torch.randn(1, SEQ, D_MODEL), reading, reading.everything).softmax(dim=-1)
+    context = make_reading("alibi", "prefix", SEQ, prefix)
+    weights = attention.scores(torch.randn(1, SEQ, D_MODEL), context, context.everything).softmax(dim=-1)
     for query in range(SEQ):
         readable = [key for key in range(SEQ) if key <= query or key < prefix]
         for near in readable:

@@ -1,4 +1,4 @@
-"""Named models: sizes equal to the published ones, blocks that stay at another size, words that are overruled."""
+"""NamedModel models: sizes equal to the published ones, blocks that stay at another size, words that are overruled."""
 
 import pytest
 import torch

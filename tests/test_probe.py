@@ -56,10 +56,10 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
     before.load_state_dict(decoder.state_dict())
     seen, tokens = probed(decoder)
     attention, captured = before.layers[0].mixer, {}
-    attention.register_forward_pre_hook(lambda module, inputs: captured.update(x=inputs[0], reading=inputs[1]))
+    attention.register_forward_pre_hook(lambda module, inputs: captured.update(x=inputs[0], context=inputs[1]))
     before(tokens[:1])
     with torch.no_grad():
-        q, k = attention.queries_and_keys(captured["x"], captured["reading"])
+        q, k = attention.queries_and_keys(captured["x"], captured["context"])
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     largest, entropies = -math.inf, []
     for head in range(3):

@@ -101,7 +101,7 @@ def test_sub_norm_norms_what_goes_back_to_the_stream(ffn):
     """Magneto's layer step by step: a norm before q, k, v, one before out; a norm before the network, one before down."""
     decoder = build(residual="sub", norm=make("norm", "layer", eps=0.2), ffn=ffn, mixer="gqa")
     layer, x = decoder.layers[1], draw_stream()
-    attention, network, reading = layer.mixer, layer.ffn, decoder.read(draw_tokens())[0]
+    attention, network, context = layer.mixer, layer.ffn, decoder.read(draw_tokens())[0]
 
     def normed(norm, features):
         variance, mean = torch.var_mean(features, dim=-1, correction=0, keepdim=True)
@@ -112,9 +112,9 @@ def test_sub_norm_norms_what_goes_back_to_the_stream(ffn):
     network.down_proj.register_forward_pre_hook(lambda _, given: read_by_down.append(given[0]))
     heads = []
     attention.inner_norm.register_forward_pre_hook(lambda _, given: heads.append(given[0]))
-    out = layer(x, reading)
+    out = layer(x, context)
     first, second = layer.residual.norms
-    q, k = attention.queries_and_keys(normed(first, x), reading)
+    q, k = attention.queries_and_keys(normed(first, x), context)
     v = attention.heads(attention.v_proj(normed(first, x)))
     read = attend(q, k, v, lambda b, i, j: j <= i, lambda h, i, j: 0.0).transpose(1, 2).flatten(2)
     torch.testing.assert_close(heads[0], read, **EXACT)
@@ -243,12 +243,12 @@ def test_chatglms_layout_is_deep_norm_with_a_norm_on_the_embeddings():
     n_layers, alpha = 6, 12**0.5
     decoder = build(residual="deep_glm", norm="layer", embed_norm=True, n_layers=n_layers)
     tokens = draw_tokens()
-    reading = decoder.read(tokens)[0]
+    context = decoder.read(tokens)[0]
     norms = [decoder.embed_norm, *(norm for layer in decoder.layers for norm in layer.residual.norms)]
     h = decoder.embedding(tokens)
     for i, layer in enumerate(decoder.layers):
         a = norms[2 * i](h)
-        h1 = alpha * a + layer.mixer(a, reading)
+        h1 = alpha * a + layer.mixer(a, context)
         m = norms[2 * i + 1](h1)
         h = alpha * m + layer.ffn(m)
     torch.testing.assert_close(decoder(tokens), decoder.head(norms[-1](h)), **MANY_LAYERS)

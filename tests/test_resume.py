@@ -28,10 +28,10 @@ from archlab.records.directory import being_written, checkpoints, hold, is_finis
 from archlab.records.reader import read_run
 from archlab.report import plots
 from archlab.runs import lab
-from archlab.runs.named import named
+from archlab.runs.named_model import named
 from archlab.train import observers
 from archlab.train.loop import train
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 WORDS = (
@@ -351,7 +351,7 @@ def test_a_run_of_another_version_is_left_to_it(cut, monkeypatch):
 
 def test_a_run_that_is_being_written_is_told_from_one_that_was_broken_off(cut):
     said = f"{cut}: was broken off at step 10 of 24; archlab resume {cut} finishes it"
-    for read in (read_run, named, lambda run: archlab.runs.loaded.load_run(run)):
+    for read in (read_run, named, lambda run: archlab.runs.load.load_run(run)):
         with pytest.raises(UserError) as raised:
             read(str(cut) if read is named else cut)
         assert str(raised.value) == said
@@ -415,7 +415,7 @@ STATES = {
 @pytest.mark.parametrize("case", STATES)
 def test_a_state_that_was_saved_goes_on_bitwise(case, tmp_path):
     words, changed, dtype = STATES[case]
-    where, plan = Machine(torch.device("cpu"), dtype), settings(**({"steps": 9, "log_every": 4} | changed))
+    where, plan = Runtime(torch.device("cpu"), dtype), settings(**({"steps": 9, "log_every": 4} | changed))
     kept: dict[int, tuple] = {}
 
     def save(state):
@@ -596,18 +596,18 @@ def test_a_signal_while_the_program_is_still_starting_is_answered_by_a_status_al
 
 
 def test_two_sessions_that_need_the_same_run_make_it_once(tmp_path):
-    from archlab.claim.jobs import Run
+    from archlab.claim.jobs import RunJob
 
-    wanted = Run(archlab.compose(*WORDS), tmp_path)
+    wanted = RunJob(archlab.compose(*WORDS), tmp_path)
     with multiprocessing.get_context("fork").Pool(2) as sessions:
-        sessions.map(Run.do, [wanted, wanted], chunksize=1)
+        sessions.map(RunJob.do, [wanted, wanted], chunksize=1)
     assert len(list(wanted.folder.glob("*/summary.json"))) == len(list(wanted.folder.glob("*/config.yaml"))) == 1
 
 
 def test_a_session_goes_on_with_a_run_that_another_one_left(tmp_path, monkeypatch, whole):
-    from archlab.claim.jobs import Run
+    from archlab.claim.jobs import RunJob
 
-    wanted = Run(archlab.compose(*WORDS), tmp_path)
+    wanted = RunJob(archlab.compose(*WORDS), tmp_path)
 
     def killed():
         monkeypatch.setattr(observers.Checkpoints, "due", at_call(13, observers.Checkpoints.due))

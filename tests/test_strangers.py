@@ -16,7 +16,7 @@ from archlab.base.errors import UserError
 from archlab.base.nested import leaves
 from archlab.cli import main as cli
 from archlab.records.reader import read_run
-from archlab.runs.loaded import load_run, saved_configuration
+from archlab.runs.load import load_run, saved_configuration
 
 SMALL = ["size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=1"]
 
@@ -310,8 +310,8 @@ def test_a_configuration_of_which_one_field_is_wrong_is_read_or_refused(every, c
 @pytest.mark.parametrize("every", [FEW, ALL])
 def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(every, copied, good, capsys):
     whole, random_ = json.loads((copied / "summary.json").read_text()), random.Random(0)
-    places = [(key,) for key in whole] + [("length", 0, key) for key in whole["length"][0]] + [("stability", key) for key in whole["stability"]]
-    for place in places[::every]:
+    token_positions = [(key,) for key in whole] + [("length", 0, key) for key in whole["length"][0]] + [("stability", key) for key in whole["stability"]]
+    for place in token_positions[::every]:
         record = node = json.loads(json.dumps(whole))
         for part in place[:-1]:
             node = node[part]

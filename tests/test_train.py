@@ -13,12 +13,12 @@ from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import adamw
 from archlab.train.patience import Patience
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.step import backward, split
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+CPU = Runtime(torch.device("cpu"), torch.float32)
 SMALL = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=17")
 
 
@@ -211,13 +211,13 @@ def test_without_patience_nothing_is_kept():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_and_keeps_float32_weights(dtype):
     decoder = archlab.build(*SMALL, "pos=alibi", "mixer.qk_norm=head")
-    outcome, _ = run(decoder, {"steps": 40, "batch_size": 16}, machine=Machine(torch.device("cpu"), dtype))
+    outcome, _ = run(decoder, {"steps": 40, "batch_size": 16}, machine=Runtime(torch.device("cpu"), dtype))
     assert outcome.status == "completed" and outcome.losses[-1] < 0.6 * outcome.losses[0]
     assert {p.dtype for p in decoder.parameters()} == {torch.float32}
 
 
 def test_loss_scaling_is_on_for_float16_alone():
-    enabled = [Machine(torch.device("cpu"), dtype).scaler().is_enabled() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    enabled = [Runtime(torch.device("cpu"), dtype).scaler().is_enabled() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     assert enabled == [False, False, True]
 
 

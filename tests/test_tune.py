@@ -10,7 +10,7 @@ import pytest
 import archlab
 from archlab.runs import lab, tune
 from archlab.runs.lab import open_source
-from archlab.train.precision import machine
+from archlab.train.runtime import runtime
 
 SMALL = ("size=nano", "train.steps=6", "train.train_len=16", "train.batch_size=4", "eval.tokens=256", "eval.lengths=[1]", "train.eval_every=null")
 
@@ -20,7 +20,7 @@ def composed(tmp_path, *overrides):
 
 
 def sweep(cfg, rates) -> dict:
-    return tune.tuned_rate(cfg, open_source(cfg), machine("cpu", "fp32"), rates)
+    return tune.tuned_rate(cfg, open_source(cfg), runtime("cpu", "fp32"), rates)
 
 
 def test_the_rates_are_a_third_of_it_itself_and_three_times_it():
@@ -42,7 +42,7 @@ def test_a_best_rate_at_the_edge_of_the_sweep_is_called_one(tmp_path, monkeypatc
 
 def test_the_loss_at_a_rate_is_that_of_a_run_at_this_rate_on_the_sweeps_own_seed(tmp_path):
     cfg = composed(tmp_path)
-    found = tune.loss_at(0.01, cfg, open_source(cfg), machine("cpu", "fp32"))
+    found = tune.loss_at(0.01, cfg, open_source(cfg), runtime("cpu", "fp32"))
     alone = archlab.compose(*SMALL, f"output={tmp_path}", "train.lr=0.01", f"seed={2**31}")
     with contextlib.redirect_stdout(io.StringIO()):
         directory = lab.run(alone, plots=False)

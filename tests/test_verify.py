@@ -173,27 +173,27 @@ class Ahead(Mask):
     """One too far."""
     def __init__(self):
         super().__init__()
-    def may_read(self, query, key, prefix_len):
+    def can_attend(self, query, key, prefix_len):
         return key <= query + 1
     def may_score(self, seq_len, prefix_len):
         return torch.ones(len(prefix_len), seq_len, dtype=torch.bool)
 
 class Blind(Mask):
-    def may_read(self, query, key, prefix_len):
+    def can_attend(self, query, key, prefix_len):
         return (key < query) | (query == 0) & (key == 0)
 
 class SaysCausal(Mask):
     causal = True
-    def may_read(self, query, key, prefix_len):
+    def can_attend(self, query, key, prefix_len):
         return (key <= query) & (query - key < 3)
 
 class SecretPrefix(Mask):
     """Reads a prefix and does not say so."""
-    def may_read(self, query, key, prefix_len):
+    def can_attend(self, query, key, prefix_len):
         return (key <= query) | (key < prefix_len)
 
 class ShortReach(Mask):
-    def may_read(self, query, key, prefix_len):
+    def can_attend(self, query, key, prefix_len):
         return key <= query
     def reach(self, queries, seq_len):
         return slice(max(0, queries.start - 5), queries.stop)
@@ -238,14 +238,14 @@ PLANTED = [
     ("mask", "Ahead", "`causal`, `bidirectional`, `uses_prefix`", "Query 0 reads key 1, which comes after it, without a prefix"),
     ("ffn", "Crowd", "Each position alone", "What it makes of one sequence depends on the others beside it"),
     ("mask", "Blind", "Every token reads itself", "Some token may not read itself"),
-    ("mask", "SaysCausal", "`causal`, `bidirectional`, `uses_prefix`", "`causal` is True, and may_read says False"),
+    ("mask", "SaysCausal", "`causal`, `bidirectional`, `uses_prefix`", "`causal` is True, and can_attend says False"),
     ("mask", "ShortReach", "`reach`", "leaves out key 0, which query 8 may read"),
     ("norm", "Fixed", "Shape of any width", "It raised RuntimeError"),
     ("ffn", "Noisy", "Recomputed activations", "which runs each layer twice, the gradients are others"),
     ("ffn", "Noisy", "Saved and loaded", "a twin with its state dict computes something else"),
     ("ffn", "Chaotic", "Mixed precision", "Under bfloat16 autocast logits are"),
     ("pos", "HalfBias", "Bias in float32, and told", "Its bias is in torch.float16"),
-    ("mask", "SecretPrefix", "`causal`, `bidirectional`, `uses_prefix`", "`uses_prefix` is False, and may_read says True"),
+    ("mask", "SecretPrefix", "`causal`, `bidirectional`, `uses_prefix`", "`uses_prefix` is False, and can_attend says True"),
     ("head", "Floats", "Shape and dtype", "in float32; they should be"),
     ("head", "Looks", "Each position alone", "The logits of a position depend on other positions"),
     ("head", "Looks", "No leak from the future", "The prediction at position 0 depends on the token at position 1"),

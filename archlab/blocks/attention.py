@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.base.quantities import Literal, Positive, Probability
+from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
+from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
-from archlab.blocks.kept import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, check_width_norm, no_norm
-from archlab.blocks.reading import Reading, Rows
-from archlab.blocks.softcap import leave, make_squash
-from archlab.blocks.steps import Step
+from archlab.blocks.softcap import leave, make_softcap
+from archlab.blocks.steps import DrawnStep
 
 Split = Callable[[Tensor], Tensor]
 
@@ -80,36 +80,36 @@ class Attention(Mixer):
         self.norm_and_split = split_then_norm if per_head else norm_then_split
         self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
         self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
-        self.squash = make_squash(softcap)
-        self.kernel = explicit_kernel(self.squash) if softcap else kernel
+        self.cap = make_softcap(softcap)
+        self.kernel = explicit_kernel(self.cap) if softcap else kernel
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
         return n_heads % n_kv_heads == 0
 
-    def forward(self, x: Stream, reading: Reading) -> Stream:
-        q, k = self.queries_and_keys(x, reading)
-        reading.tap(self.taps, partial(self.look, q, k, reading))
-        k, v = reading.with_held(self, k, self.heads(self.v_proj(x)))
-        read = self.kernel(q, k, v, reading, self.dropout * self.training)
+    def forward(self, x: Stream, context: AttentionContext) -> Stream:
+        q, k = self.queries_and_keys(x, context)
+        context.tap(self.taps, partial(self.look, q, k, context))
+        k, v = context.with_cached(self, k, self.heads(self.v_proj(x)))
+        read = self.kernel(q, k, v, context, self.dropout * self.training)
         joined = rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)")
         return self.out_dropout(self.out_proj(self.inner_norm(joined)))
 
-    def queries_and_keys(self, x: Stream, reading: Reading) -> tuple[Tensor, Tensor]:
+    def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and turned."""
         q = self.norm_and_split(self.q_norm, self.heads, self.q_proj(x))
         k = self.norm_and_split(self.k_norm, self.heads, self.k_proj(x))
-        return self.rescale(reading.rotate_queries(q)), reading.rotate_keys(k)
+        return self.rescale(context.rotate_queries(q)), context.rotate_keys(k)
 
-    def scores(self, x: Stream, reading: Reading, rows: Rows) -> Float[Tensor, "batch heads query key"]:
+    def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
         """What the softmax of these rows is taken of, float32; -inf where reading is forbidden."""
-        q, k = self.queries_and_keys(x, reading)
-        return explicit_scores(q, k, rows, self.squash)
+        q, k = self.queries_and_keys(x, context)
+        return explicit_scores(q, k, block, self.cap)
 
-    def look(self, q: Tensor, k: Tensor, reading: Reading) -> Mapping[str, Tensor]:
+    def look(self, q: Tensor, k: Tensor, context: AttentionContext) -> Mapping[str, Tensor]:
         """The mean entropy of the weights, nats, and the largest score: of the first sequence's last block of queries."""
-        *_, rows = reading.of_first().blocks()
-        scores = explicit_scores(q[:1], k[:1], rows, self.squash)
+        *_, block = context.of_first().blocks()
+        scores = explicit_scores(q[:1], k[:1], block, self.cap)
         entropy = torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1).mean()
         return {"attention_entropy": entropy, "max_score": scores.amax()}
 
@@ -118,7 +118,7 @@ class Attention(Mixer):
 
     def for_packs(self) -> None:
         """Fused attention has no rule for vmap in torch 2.13, neither forward nor backward; the explicit kernel needs none."""
-        self.kernel = explicit_kernel(self.squash)
+        self.kernel = explicit_kernel(self.cap)
 
     # ------------------------------------------------------------ what it answers
 
@@ -127,7 +127,7 @@ class Attention(Mixer):
         sizes = f"heads {self.n_heads}, kv_heads {self.n_kv_heads}, head_dim {self.head_dim}"
         return f"{type(self).__name__}, {sizes}"
 
-    def kept(self, rules: Accounting) -> Iterator[Term]:
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         """Source: arXiv:2205.05198, sec. 4.1; arXiv:2205.14135, sec. 3.1 (what FlashAttention keeps)."""
         e, d_model = rules.e, self.out_proj.out_features
         q_width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -155,34 +155,34 @@ class Attention(Mixer):
             yield Term("attention: dropout mask of the weights", pair=MASK * self.n_heads)
             yield Term("attention: weights after dropout", pair=rules.e * self.n_heads)
 
-    def steps(self, position: Position, mask: Mask) -> Sequence[Step]:
+    def steps(self, position: Position, mask: Mask) -> Sequence[DrawnStep]:
         """From the three projections to the output, with what acts on queries, keys and scores in the order it does."""
         told = [self._projected("q_proj", self.n_heads), self._projected("k_proj", self.n_kv_heads), self._projected("v_proj", self.n_kv_heads)]  # fmt: skip
         q, k, v = 1, 2, 3
 
-        def then(step: Step) -> int:
+        def then(step: DrawnStep) -> int:
             told.append(step)
             return len(told)
 
         if isinstance(self.q_norm, Norm):
-            q, k = then(Step("part", "q_norm", path="q_norm", reads=(q,))), then(Step("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
+            q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
         if position.rotates:
-            q = k = then(Step("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
+            q = k = then(DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
         factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
-        scores = then(Step("op", f"scores  q · k {factor}", reads=(q, k)))
+        scores = then(DrawnStep("op", f"scores  q · k {factor}", reads=(q, k)))
         if self.softcap:
-            scores = then(Step("op", f"softcap ±{self.softcap:g}", reads=(scores,)))
+            scores = then(DrawnStep("op", f"softcap ±{self.softcap:g}", reads=(scores,)))
         if position.biases_scores:
-            scores = then(Step("position", f"+ {type(position).__name__} bias", reads=(scores,)))
-        scores = then(Step("mask", f"mask: {type(mask).__name__}", reads=(scores,)))
-        weights = then(Step("op", "softmax", reads=(scores,)))
-        gathered = then(Step("op", "weights · v", reads=(weights, v)))
+            scores = then(DrawnStep("position", f"+ {type(position).__name__} bias", reads=(scores,)))
+        scores = then(DrawnStep("mask", f"mask: {type(mask).__name__}", reads=(scores,)))
+        weights = then(DrawnStep("op", "softmax", reads=(scores,)))
+        gathered = then(DrawnStep("op", "weights · v", reads=(weights, v)))
         for part in ("inner_norm", "out_proj", "out_dropout"):
-            gathered = then(Step("part", part, path=part, reads=(gathered,)))
+            gathered = then(DrawnStep("part", part, path=part, reads=(gathered,)))
         return told
 
-    def _projected(self, name: str, n_heads: int) -> Step:
-        return Step("part", name, f"{n_heads}×{self.head_dim}", name)
+    def _projected(self, name: str, n_heads: int) -> DrawnStep:
+        return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
 
 
 class MultiHead(Attention):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.blocks.places import Places
+from archlab.blocks.token_positions import TokenPositions
 
 New = Float[Tensor, "batch kv_heads seq head_dim"]
 Held = Float[Tensor, "batch kv_heads key head_dim"]
@@ -19,7 +19,7 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        self.places: Places | None = None
+        self.token_positions: TokenPositions | None = None
         """Where the held tokens stand; None before the first forward pass."""
 
         self.held: dict[nn.Module, tuple[Tensor, ...]] = {}
@@ -27,7 +27,7 @@ class Cache:
 
     def __len__(self) -> int:
         """Tokens held, padding included."""
-        return 0 if self.places is None else self.places.n_keys
+        return 0 if self.token_positions is None else self.token_positions.n_keys
 
     def extend(self, attention: nn.Module, k: New, v: New) -> tuple[Held, Held]:
         """Adds to what is held for this attention; returns all of it."""

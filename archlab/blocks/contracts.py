@@ -18,7 +18,7 @@ turns the stream into logits.
 A block is a plain `torch.nn.Module`: it gets sizes and options by keyword and knows nothing of configuration
 files. A concrete block is final: behaviour varies by giving a block another part, not by deriving from it.
 
-Nobody asks a block what kind it is. It answers for itself: `weights()` says what each weight is for, `kept()` what it
+Nobody asks a block what kind it is. It answers for itself: `weights()` says what each weight is for, `saved_activations()` what it
 keeps for the backward pass, `taps` what it lets be looked at, and a mixer what of positions, masks and caches it
 honours. What it does not say is measured by running it (`archlab.cost.measure`).
 """
@@ -32,9 +32,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from archlab.blocks.kept import Accounting, Term
+from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.roles import Role, Weight, is_named, usual_role
-from archlab.blocks.steps import Step
+from archlab.blocks.steps import DrawnStep
 
 Stream = Float[Tensor, "batch seq d_model"]
 SomeHeads = Float[Tensor, "batch some_heads seq head_dim"]
@@ -43,7 +43,7 @@ Rotation = Float[Tensor, "#batch parts seq pairs"]
 Queries = Int[Tensor, "#batch query 1"]
 Keys = Int[Tensor, "#batch #query key"]
 PrefixLen = Int[Tensor, "#batch 1 1"]
-Readable = Bool[Tensor, "#batch query key"]
+Attendable = Bool[Tensor, "#batch query key"]
 
 
 class Block(nn.Module):
@@ -93,7 +93,7 @@ class Block(nn.Module):
             starts_within=self.starts_within.get(name),
         )
 
-    def kept(self, rules: Accounting) -> Iterable[Term] | None:
+    def saved_activations(self, rules: Accounting) -> Iterable[Term] | None:
         """What it keeps for the backward pass, by a formula of its own; None: it is to be measured."""
         return None
 
@@ -144,7 +144,7 @@ class Mixer(Block):
     """What it lets be looked at, by name: `context.tap`. One without softmax scores has no attention_entropy."""
 
     decodes: bool = False
-    """Whether it goes on from what it kept in the context: `context.held` and `context.hold`, or `with_held`."""
+    """Whether it goes on from what it kept in the context: `context.held` and `context.hold`, or `with_cached`."""
 
     @staticmethod
     def default_kv_heads(n_heads: int) -> int:
@@ -158,12 +158,12 @@ class Mixer(Block):
 
     @abstractmethod
     def forward(self, x: Stream, context: Any) -> Stream:
-        """`context` is an `archlab.blocks.reading.Reading`: who may attend to whom, where tokens stand, the cache, taps."""
+        """`context` is an `archlab.blocks.context.AttentionContext`: who may attend to whom, where tokens stand, the cache, taps."""
 
     def for_packs(self) -> None:
         """From now on it computes by operations that `torch.vmap` has rules for, where it would by others."""
 
-    def steps(self, position: "Position", mask: "Mask") -> Sequence[Step] | None:
+    def steps(self, position: "Position", mask: "Mask") -> Sequence[DrawnStep] | None:
         """What it does, for a drawing; None: what it does is observed."""
         return None
 
@@ -264,7 +264,7 @@ class Position(Block):
 class Mask(Block):
     """Says who may read whom.
 
-    `may_read` is the one definition; kernels and the choice of targets follow from it. It goes by a token's index in
+    `can_attend` is the one definition; kernels and the choice of targets follow from it. It goes by a token's index in
     its sequence, from 0 after any padding, whatever position the token carries.
     """
 
@@ -275,10 +275,10 @@ class Mask(Block):
     """Every position reads every other, so nothing in the input is hidden from any of them."""
 
     uses_prefix: bool = False
-    """Whether `may_read` depends on prefix_len."""
+    """Whether `can_attend` depends on prefix_len."""
 
     @abstractmethod
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         """True where the query's index may read the key's; every query may read something, itself at least."""
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -288,7 +288,7 @@ class Mask(Block):
     def may_score(self, seq_len: int, prefix_len: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:
         """True at each position whose target, the token after it, the position cannot already read."""
         query = torch.arange(seq_len, device=prefix_len.device).view(1, seq_len, 1)
-        reads_its_target = self.may_read(query, query + 1, prefix_len.view(-1, 1, 1)) & (query + 1 < seq_len)
+        reads_its_target = self.can_attend(query, query + 1, prefix_len.view(-1, 1, 1)) & (query + 1 < seq_len)
         return ~reads_its_target.squeeze(-1).expand(len(prefix_len), seq_len)
 
 

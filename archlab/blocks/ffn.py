@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.base.quantities import Probability
+from archlab.blocks.activations import MASK, Accounting, Activation, Term, saved_by
 from archlab.blocks.contracts import FeedForward, Stream
-from archlab.blocks.kept import MASK, Accounting, Activation, Term, kept_by
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -46,8 +46,8 @@ class Plain(FeedForward):
     def summary(self) -> str:
         return in_words(self)
 
-    def kept(self, rules: Accounting) -> Iterator[Term]:
-        hidden, keeps = rules.e * self.down_proj.in_features, kept_by(self.activation)
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
+        hidden, keeps = rules.e * self.down_proj.in_features, saved_by(self.activation)
         yield from kept_before_the_product(self, rules)
         yield Term("ffn: the activation's output", hidden, needed_by=None if keeps.output else ("down_proj",))
         yield from kept_by_dropout(self, rules)
@@ -87,7 +87,7 @@ class Gated(FeedForward):
     def summary(self) -> str:
         return in_words(self)
 
-    def kept(self, rules: Accounting) -> Iterator[Term]:
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         hidden = rules.e * self.down_proj.in_features
         yield from kept_before_the_product(self, rules)
         yield Term("ffn: the two sides of the gate", 2 * hidden)
@@ -100,7 +100,7 @@ def in_words(ffn: Plain | Gated) -> str:
 
 
 def kept_before_the_product(ffn: Plain | Gated, rules: Accounting) -> Iterator[Term]:
-    hidden, keeps = rules.e * ffn.down_proj.in_features, kept_by(ffn.activation)
+    hidden, keeps = rules.e * ffn.down_proj.in_features, saved_by(ffn.activation)
     reads = rules.e * ffn.down_proj.out_features
     yield Term("ffn: input", reads, needed_by=("gate_proj", "up_proj"), branch_input=True)
     if keeps.input:

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from archlab.base.quantities import Positive
 from archlab.blocks.contracts import Head, Norm, Stream
-from archlab.blocks.softcap import make_squash
+from archlab.blocks.softcap import make_softcap
 
 Logits = Float[Tensor, "batch seq vocab"]
 
 
 class LinearHead(Head):
-    """squash(scale * W x + b), where squash(z) = softcap * tanh(z / softcap) if there is a `softcap`.
+    """cap(scale * W x + b), where cap(z) = softcap * tanh(z / softcap) if there is a `softcap`.
 
     Source: arXiv:1706.03762, sec. 3.4; arXiv:2408.00118, sec. 2 (softcap); `scale` as the logit_scale of Cohere's
     published code.
@@ -31,10 +31,10 @@ class LinearHead(Head):
     ):
         super().__init__(d_model, vocab_size, bias=bias)
         self.scale = scale
-        self.squash = make_squash(softcap)
+        self.cap = make_softcap(softcap)
 
     def forward(self, x: Stream) -> Logits:
-        return self.squash(F.linear(self.scale * x, self.weight, self.bias))
+        return self.cap(F.linear(self.scale * x, self.weight, self.bias))
 
 
 class NormHead(Head):

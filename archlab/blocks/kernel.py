@@ -1,6 +1,6 @@
 """How attention is computed, from one definition of who may read whom and of what is added to the scores.
 
-The kernels differ in what they need of a `Reading` and agree in what they return; which one serves a layer is decided
+The kernels differ in what they need of a `AttentionContext` and agree in what they return; which one serves a layer is decided
 when the model is built.
 """
 
@@ -12,12 +12,12 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Position
 from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.blocks.reading import Reading, Rows
-from archlab.blocks.softcap import Squash
+from archlab.blocks.softcap import Softcap
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Reading, float], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, AttentionContext, float], Tensor]
 """(queries, keys, values, reading, dropout) -> what the heads read; (batch, heads, seq, head_dim), fewer heads in keys
 and values where they are shared, and more of seq in them where a cache holds what came before."""
 
@@ -29,63 +29,63 @@ def share_heads(
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
 
-def over_blocks(attend: Callable[[Rows], Tensor], reading: Reading) -> Float[Tensor, "batch heads seq head_dim"]:
-    read = [attend(rows) for rows in reading.blocks()]
+def over_blocks(attend: Callable[[QueryBlock], Tensor], context: AttentionContext) -> Float[Tensor, "batch heads seq head_dim"]:
+    read = [attend(block) for block in context.blocks()]
     return read[0] if len(read) == 1 else torch.cat(read, dim=2)
 
 
-def causal_kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+def causal_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
     """For the plain causal mask and unbiased scores: of whole sequences the fused kernel needs no table at all."""
-    if not reading.whole:
-        return masked_kernel(q, k, v, reading, dropout)
+    if not context.whole:
+        return masked_kernel(q, k, v, context, dropout)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
 
 
-def masked_kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+def masked_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
     """For any mask over unbiased scores."""
     k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
 
-    def attend(rows: Rows) -> Tensor:
-        q_rows, k_rows, v_rows = q[:, :, rows.queries], k[:, :, rows.keys], v[:, :, rows.keys]
+    def attend(block: QueryBlock) -> Tensor:
+        q_block, k_block, v_block = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
         return F.scaled_dot_product_attention(
-            q_rows, k_rows, v_rows, attn_mask=rows.may_read[:, None], dropout_p=dropout
+            q_block, k_block, v_block, attn_mask=block.can_attend[:, None], dropout_p=dropout
         )
 
-    return over_blocks(attend, reading)
+    return over_blocks(attend, context)
 
 
-def biased_kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+def biased_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
     """For scores with a bias. In float32, since fused kernels on a GPU take no bias wider than the queries."""
     wide_q, wide_k, wide_v = (at_least_float32(x) for x in (q, share_heads(k, q.shape[1]), share_heads(v, q.shape[1])))
 
-    def attend(rows: Rows) -> Tensor:
-        q_rows, k_rows, v_rows = wide_q[:, :, rows.queries], wide_k[:, :, rows.keys], wide_v[:, :, rows.keys]
-        bias = rows.bias.to(q_rows.dtype)
-        return F.scaled_dot_product_attention(q_rows, k_rows, v_rows, attn_mask=bias, dropout_p=dropout)
+    def attend(block: QueryBlock) -> Tensor:
+        q_block, k_block, v_block = wide_q[:, :, block.queries], wide_k[:, :, block.keys], wide_v[:, :, block.keys]
+        bias = block.bias.to(q_block.dtype)
+        return F.scaled_dot_product_attention(q_block, k_block, v_block, attn_mask=bias, dropout_p=dropout)
 
     with without_autocast(q.device):
-        return over_blocks(attend, reading).type_as(q)
+        return over_blocks(attend, context).type_as(q)
 
 
-def explicit_scores(q: Tensor, k: Tensor, rows: Rows, squash: Squash) -> Float[Tensor, "batch heads query key"]:
-    """squash(q k^T / sqrt(head_dim)) + bias, with -inf where reading is forbidden; in float32 or wider."""
+def explicit_scores(q: Tensor, k: Tensor, block: QueryBlock, softcap: Softcap) -> Float[Tensor, "batch heads query key"]:
+    """softcap(q k^T / sqrt(head_dim)) + bias, with -inf where a query may not attend; in float32 or wider."""
     k = share_heads(k, q.shape[1])
     with without_autocast(q.device):
-        products = at_least_float32(q[:, :, rows.queries]) @ at_least_float32(k[:, :, rows.keys]).mT
-        return squash(products * q.shape[-1] ** -0.5) + rows.bias
+        products = at_least_float32(q[:, :, block.queries]) @ at_least_float32(k[:, :, block.keys]).mT
+        return softcap(products * q.shape[-1] ** -0.5) + block.bias
 
 
-def explicit_kernel(squash: Squash) -> Kernel:
-    """For scores that pass through `squash` before the bias, which no fused kernel does."""
+def explicit_kernel(softcap: Softcap) -> Kernel:
+    """For scores that pass through `softcap` before the bias, which no fused kernel does."""
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         v = share_heads(v, q.shape[1])
 
-        def attend(rows: Rows) -> Tensor:
-            weights = F.dropout(explicit_scores(q, k, rows, squash).softmax(dim=-1), dropout)
-            return weights.type_as(v) @ v[:, :, rows.keys]
+        def attend(block: QueryBlock) -> Tensor:
+            weights = F.dropout(explicit_scores(q, k, block, softcap).softmax(dim=-1), dropout)
+            return weights.type_as(v) @ v[:, :, block.keys]
 
-        return over_blocks(attend, reading)
+        return over_blocks(attend, context)
 
     return kernel
 
@@ -93,9 +93,9 @@ def explicit_kernel(squash: Squash) -> Kernel:
 def as_wide_as_queries(attend: Kernel) -> Kernel:
     """A kernel for queries and keys that may be of a wider dtype than the values: all are taken in that one."""
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, reading: Reading, dropout: float) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         with without_autocast(q.device):
-            return attend(q, k, v.type_as(q), reading, dropout).type_as(v)
+            return attend(q, k, v.type_as(q), context, dropout).type_as(v)
 
     return kernel
 

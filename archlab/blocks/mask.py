@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 
 from archlab.base.quantities import Count
-from archlab.blocks.contracts import Keys, Mask, PrefixLen, Queries, Readable
+from archlab.blocks.contracts import Attendable, Keys, Mask, PrefixLen, Queries
 
 
 class Causal(Mask):
@@ -14,7 +14,7 @@ class Causal(Mask):
 
     causal = True
 
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         return key <= query
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -30,7 +30,7 @@ class Prefix(Mask):
 
     uses_prefix = True
 
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         return (key <= query) | (key < prefix_len)
 
 
@@ -44,7 +44,7 @@ class Window(Mask):
         super().__init__()
         self.window = window
 
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         return (key <= query) & (key > query - self.window)
 
     def reach(self, queries: slice, seq_len: int) -> slice:
@@ -59,7 +59,7 @@ class Full(Mask):
 
     bidirectional = True
 
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         shape = torch.broadcast_shapes(query.shape, key.shape)
         return torch.ones(shape, dtype=torch.bool, device=query.device)
 
@@ -76,8 +76,8 @@ class AnyOf(Mask):
         self.bidirectional = any(mask.bidirectional for mask in masks)
         self.uses_prefix = any(mask.uses_prefix for mask in masks)
 
-    def may_read(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Readable:
-        return reduce(torch.logical_or, (mask.may_read(query, key, prefix_len) for mask in self.masks))
+    def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
+        return reduce(torch.logical_or, (mask.can_attend(query, key, prefix_len) for mask in self.masks))
 
 
 def one_mask(masks: Sequence[Mask]) -> Mask:

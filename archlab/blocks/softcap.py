@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-Squash = Callable[[Tensor], Tensor]
+Softcap = Callable[[Tensor], Tensor]
 
 
-def squash_softly(scores: Tensor, softcap: float) -> Tensor:
+def soft_cap(scores: Tensor, softcap: float) -> Tensor:
     """softcap * tanh(scores / softcap). Source: arXiv:2408.00118, sec. 2."""
     return softcap * torch.tanh(scores / softcap)
 
@@ -18,6 +18,6 @@ def leave(scores: Tensor) -> Tensor:
     return scores
 
 
-def make_squash(softcap: float | None) -> Squash:
+def make_softcap(softcap: float | None) -> Softcap:
     """What keeps its input within +-softcap, or leaves it as it is where there is none."""
-    return leave if softcap is None else partial(squash_softly, softcap=softcap)
+    return leave if softcap is None else partial(soft_cap, softcap=softcap)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Step:
+class DrawnStep:
     """One thing that is done; `reads` are the numbers of earlier steps, counted from 1, and 0 is the mixer's input.
 
     `kind` is one of norm, linear, activation, position, mask, scale, add, mul and op; `path` is the part's name in the

@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from archlab.base.errors import UserError
 from archlab.claim.claim import Budget, BudgetName, Claim, Part
 from archlab.claim.decide import PartResult, decide_part
-from archlab.claim.jobs import Job, Look, Measurement, Record, Run
+from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
 from archlab.config.compose import compose
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClaimPlan:
     """One claim at one budget: by part, arm, seed and swept value, the job that measures it."""
 
     claim: Claim
@@ -32,7 +32,7 @@ class Plan:
             for seeds in arms.values():
                 for row in seeds.values():
                     for job in row:
-                        if isinstance(job, Look):
+                        if isinstance(job, LookJob):
                             yield job.of
                         yield job
 
@@ -49,10 +49,10 @@ class Plan:
         return decide_part(part, values, len(self.claim.parts))
 
 
-def plan(claim: Claim, budget_name: BudgetName, root: Path, own: Path | None = None) -> Plan:
+def plan(claim: Claim, budget_name: BudgetName, root: Path, own: Path | None = None) -> ClaimPlan:
     """What has to be done for a claim; raises UserError where its overrides don't make a model."""
     budget = claim.budgets[budget_name]
-    planned = Plan(claim, budget)
+    planned = ClaimPlan(claim, budget)
     if isinstance(budget, str):
         return planned
     for number, part in enumerate(claim.parts):
@@ -102,8 +102,8 @@ def job(part: Part, words: tuple[str, ...], then: tuple[str, ...], seed: int, ro
     cfg = seeded(composed(words, own), seed)
     if part.measure in MEASURES:
         return Measurement(part.measure, (cfg,), root)
-    run = Run(cfg, root)
-    return Look(run, seeded(composed((*words, *then), own), seed)) if then else run
+    run = RunJob(cfg, root)
+    return LookJob(run, seeded(composed((*words, *then), own), seed)) if then else run
 
 
 def measurement(part: Part, cfgs: Sequence[DictConfig], seed: int, root: Path) -> Measurement:
@@ -117,7 +117,7 @@ def value_of(job: Job, measure: str) -> float:
     """What a finished job says of a measure; infinite where the run diverged."""
     if isinstance(job, Measurement):
         return job.record["value"]
-    run = job.of if isinstance(job, Look) else job
+    run = job.of if isinstance(job, LookJob) else job
     if run.record["status"] == "diverged":
         return math.inf
     return of_record(job.record, measure, run.cfg.train.train_len)
@@ -150,6 +150,6 @@ def reduced(part: Part, values: list[float], row: list[Job]) -> float:
 def failed(row: list[Job]) -> float:
     """The loss of a run that learned nothing but token frequencies; infinite where there was no run."""
     records = [
-        job.of.record if isinstance(job, Look) else job.record for job in row if not isinstance(job, Measurement)
+        job.of.record if isinstance(job, LookJob) else job.record for job in row if not isinstance(job, Measurement)
     ]
     return max((record["unigram_loss"] for record in records), default=math.inf)

@@ -30,7 +30,7 @@ from archlab.base.quantities import Count, NonNegative
 from archlab.config.overrides import check_own, conf_dir
 
 BudgetName = Literal["quick", "full"]
-Words = Annotated[str, MinLen(1)]
+ClaimWords = Annotated[str, MinLen(1)]
 
 
 class Strict(BaseModel):
@@ -46,7 +46,7 @@ class Budget(Strict):
     overrides: tuple[str, ...] = ()
 
 
-class Arm(Strict):
+class ClaimArm(Strict):
     """What is trained; and with `then`, under what other options its weights are looked at afterwards."""
 
     train: tuple[str, ...]
@@ -56,8 +56,8 @@ class Arm(Strict):
 class Part(Strict):
     """One thing that has to be seen."""
 
-    says: Words
-    measure: Words
+    says: ClaimWords
+    measure: ClaimWords
     expect: Literal["above", "below", "equal"]
     by: NonNegative
     value: str | None = None
@@ -91,21 +91,21 @@ class Claim:
     name: str
     sentence: str
     source: str
-    arms: dict[str, Arm]
+    arms: dict[str, ClaimArm]
     parts: tuple[Part, ...]
     common: tuple[str, ...]
     budgets: dict[str, Budget | str]
 
 
-class File(Strict):
+class ClaimFile(Strict):
     """The yaml as it must be."""
 
-    sentence: Words
-    source: Words
-    arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | Arm], MinLen(1)]
+    sentence: ClaimWords
+    source: ClaimWords
+    arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | ClaimArm], MinLen(1)]
     parts: Annotated[tuple[Part, ...], MinLen(1)]
-    quick: Budget | Words
-    full: Budget | Words
+    quick: Budget | ClaimWords
+    full: Budget | ClaimWords
     common: tuple[str, ...] = ()
 
 
@@ -113,14 +113,14 @@ def read_claim(file: Path) -> Claim:
     """Raises UserError that names the file, the field and what it lacks."""
     name = file.stem
     try:
-        given = File.model_validate(tupled(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        given = ClaimFile.model_validate(tupled(yaml.safe_load(file.read_text(encoding="utf-8"))))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"claim/{name}.yaml: {where}: {first['msg'].removeprefix('Input ').lower()}") from None
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"claim/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
-    arms = {label: arm if isinstance(arm, Arm) else Arm(train=arm) for label, arm in given.arms.items()}
+    arms = {label: arm if isinstance(arm, ClaimArm) else ClaimArm(train=arm) for label, arm in given.arms.items()}
     claim = Claim(name, one_line(given.sentence), one_line(given.source), arms, given.parts, given.common,
                   {"quick": given.quick, "full": given.full})  # fmt: skip
     for number, part in enumerate(claim.parts):

@@ -30,7 +30,7 @@ WHEREVER = ("output", "device", "choices")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunJob:
     """Trains what a configuration describes, as `archlab run` would, without plots."""
 
     cfg: DictConfig
@@ -68,10 +68,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Look:
+class LookJob:
     """Evaluates a run's weights under another configuration: another mask, another scaling of positions."""
 
-    of: Run
+    of: RunJob
     cfg: DictConfig
 
     @property
@@ -121,7 +121,7 @@ class Measurement:
         write(self.file, {"value": MEASURES[self.measure](*self.cfgs), "seconds": time.perf_counter() - since})
 
 
-Job = Run | Look | Measurement
+Job = RunJob | LookJob | Measurement
 
 
 def digest(*parts: object) -> str:
@@ -196,7 +196,7 @@ def threads_each(workers: int) -> int:
 
 
 def ready(job: Job) -> bool:
-    return not isinstance(job, Look) or job.of.result is not None
+    return not isinstance(job, LookJob) or job.of.result is not None
 
 
 # ---------------------------------------------------------------- what they will take
@@ -208,9 +208,9 @@ PER_STEP, PER_LAYER, PER_FLOP, PER_JOB = 0.004, 0.0035, 1 / 4.5e10, 1.0
 def seconds(job: Job) -> float:
     """An estimate for one CPU thread, rough to a factor of two."""
     match job:
-        case Run(cfg=cfg):
+        case RunJob(cfg=cfg):
             return PER_JOB + cfg.train.steps * seconds_of_a_step(cfg) + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
-        case Look(cfg=cfg):
+        case LookJob(cfg=cfg):
             return PER_JOB + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
         case Measurement():
             return PER_JOB

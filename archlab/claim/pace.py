@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 import archlab
-from archlab.claim.jobs import Job, Run, seconds, seconds_of_a_step
+from archlab.claim.jobs import Job, RunJob, seconds, seconds_of_a_step
 from archlab.config.assemble import build
 
 TRIED = 2
@@ -38,7 +38,7 @@ def since_start() -> float:
 
 def measured(jobs: Sequence[Job], threads: int, start: float) -> Pace:
     """The pace at which the cheapest of the runs among these jobs trains here; that of the estimates where there is none."""
-    runs = [job for job in jobs if isinstance(job, Run)]
+    runs = [job for job in jobs if isinstance(job, RunJob)]
     if not runs:
         return Pace(start, 1.0)
     cfg = min(runs, key=seconds).cfg

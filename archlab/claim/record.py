@@ -11,16 +11,16 @@ from omegaconf import DictConfig
 
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
-from archlab.claim.bench import Plan
+from archlab.claim.bench import ClaimPlan
 from archlab.claim.decide import PartResult, Verdict, decide, reason, shifted, told
-from archlab.claim.jobs import Job, Look, Measurement, Run
+from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, readme
 
 Record = dict[str, Any]
 
 
-def record_of(plan: Plan, budget_name: str) -> Record:
+def record_of(plan: ClaimPlan, budget_name: str) -> Record:
     """The claim, what was measured and what it comes to; JSON."""
     claim = plan.claim
     record: Record = {
@@ -46,7 +46,7 @@ def record_of(plan: Plan, budget_name: str) -> Record:
         "regime": regime(jobs),
         "seconds": sum({job.result: seconds_of(job) for job in jobs}.values()),
         "seeds": plan.budget.seeds,
-        "runs": len({job.folder for job in jobs if isinstance(job, Run)}),
+        "runs": len({job.folder for job in jobs if isinstance(job, RunJob)}),
         "commits": sorted(commits(jobs)),
         "parts": [part_record(result) for result in results],
         "arms": {
@@ -90,7 +90,7 @@ def finite(value: float) -> float | None:
 def regime(jobs: Iterable[Job]) -> str:
     """The sizes and budgets the verdict holds for; a range where runs differ."""
     jobs = list(jobs)
-    cfgs = [job.cfg for job in jobs if isinstance(job, Run)]
+    cfgs = [job.cfg for job in jobs if isinstance(job, RunJob)]
     if not cfgs:
         looked_at = [cfg for job in jobs if isinstance(job, Measurement) for cfg in job.cfgs]
         return f"no training; {sizes(looked_at)}"
@@ -114,12 +114,12 @@ def spread(values: Iterable[float]) -> str:
 
 def seconds_of(job: Job) -> float:
     """What a job took in the process that did it."""
-    return job.record["wall_seconds" if isinstance(job, Run) else "seconds"]
+    return job.record["wall_seconds" if isinstance(job, RunJob) else "seconds"]
 
 
 def commits(jobs: Iterable[Job]) -> set[str]:
     """Of archlab, when the runs were made."""
-    found = (job.of.record if isinstance(job, Look) else job.record for job in jobs if not isinstance(job, Measurement))
+    found = (job.of.record if isinstance(job, LookJob) else job.record for job in jobs if not isinstance(job, Measurement))
     return {record["git"]["commit"][:7] for record in found if record.get("git")}
 
 

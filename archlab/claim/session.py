@@ -9,9 +9,9 @@ from rich.console import Console
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
-from archlab.claim.bench import Plan, plan
+from archlab.claim.bench import ClaimPlan, plan
 from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
-from archlab.claim.jobs import Job, Run, seconds, threads_each, work
+from archlab.claim.jobs import Job, RunJob, seconds, threads_each, work
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.report.progress import Counted
@@ -79,10 +79,10 @@ def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
 
 
 def key(job: Job) -> object:
-    return job.folder if isinstance(job, Run) else job.file
+    return job.folder if isinstance(job, RunJob) else job.file
 
 
-def announce(console: Console, plans: Sequence[Plan], missing: Sequence[Job], workers: int, start: float) -> None:
+def announce(console: Console, plans: Sequence[ClaimPlan], missing: Sequence[Job], workers: int, start: float) -> None:
     """Says what there is to do and how long it takes, by the pace of this machine."""
     jobs = {key(job): job for planned in plans for job in planned}
     claims, needed = counted(len(plans), "claim"), needs(list(jobs.values()))
@@ -101,7 +101,7 @@ def announce(console: Console, plans: Sequence[Plan], missing: Sequence[Job], wo
 
 def needs(jobs: Sequence[Job]) -> str:
     """How many of each kind of job."""
-    n_runs = sum(isinstance(job, Run) for job in jobs)
+    n_runs = sum(isinstance(job, RunJob) for job in jobs)
     kinds = [counted(n_runs, "run"), counted(len(jobs) - n_runs, "measurement")]
     return " and ".join(words for words in kinds if not words.startswith("0 "))
 

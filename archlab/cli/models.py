@@ -13,7 +13,7 @@ from archlab.config.overrides import refuse_twice
 
 if TYPE_CHECKING:
     from archlab.model.decoder import Decoder
-    from archlab.runs.named import Named
+    from archlab.runs.named_model import NamedModel
 
 PICTURES = (".svg", ".png")
 DRAWN_WITH_WEIGHTS = 50_000_000
@@ -32,7 +32,7 @@ def diff(arguments: list[str]) -> None:
     """Prints how two models differ, or with --ladder the way from one to the other."""
     names, options, flags = understood("diff", arguments, DiffOptions, switches=("--ladder",), names_are_overrides=True)
     files = [] if options.output is None else pictures(options.output, both=False)
-    from archlab.runs.named import two
+    from archlab.runs.named_model import two
 
     own = config_dir(flags)
     first, second = two("diff", names, own)
@@ -53,7 +53,7 @@ def diff(arguments: list[str]) -> None:
         write(files, side_by_side(decoder_of(first), decoder_of(second), (first.name, second.name)))
 
 
-def show_ladder(first: "Named", second: "Named", own: Path | None) -> None:
+def show_ladder(first: "NamedModel", second: "NamedModel", own: Path | None) -> None:
     from rich.console import Console
 
     from archlab.config.assemble import assemble_without_weights
@@ -85,24 +85,24 @@ def draw(arguments: list[str]) -> None:
     write(files, svg(decoder_of(model), model.name))
 
 
-def one(verb: str, names: list[str], own: Path | None) -> "Named":
+def one(verb: str, names: list[str], own: Path | None) -> "NamedModel":
     """A model by one name, or by overrides without quotes; none of them are the defaults."""
     from archlab.config.compose import compose
-    from archlab.runs.named import Named, named
+    from archlab.runs.named_model import NamedModel, named
 
     if len(names) == 1:
         return named(names[0], own)
     if without := [name for name in names if "=" not in name]:
         raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
     refuse_twice(names)
-    return Named(" ".join(names), compose(*names, config_dir=own), tuple(names))
+    return NamedModel(" ".join(names), compose(*names, config_dir=own), tuple(names))
 
 
-def decoder_of(model: "Named") -> "Decoder":
+def decoder_of(model: "NamedModel") -> "Decoder":
     """A run's with what it learned; any other with its initial weights, or without them where they are large."""
     from archlab.config.assemble import assemble_without_weights, build
     from archlab.cost.describe import count_parameters
-    from archlab.runs.saved import load_weights
+    from archlab.runs.weights import load_weights
 
     decoder = assemble_without_weights(model.cfg)
     if model.directory is not None:

@@ -133,7 +133,7 @@ def drawn_run(directory: Path, own: Path | None = None) -> str:
     """The block diagram, as SVG, of the model a run trained."""
     from archlab.config.assemble import assemble_without_weights
     from archlab.diagram import svg
-    from archlab.runs.loaded import saved_configuration
+    from archlab.runs.load import saved_configuration
 
     return svg(assemble_without_weights(saved_configuration(directory, own)))
 
@@ -174,7 +174,7 @@ def generate(arguments: list[str]) -> None:
     import torch
 
     from archlab.model.generate import generate as go_on
-    from archlab.runs.loaded import load_run
+    from archlab.runs.load import load_run
 
     cfg, decoder = load_run(names[0], config_dir=config_dir(flags))
     check_bytes(names[0], cfg)

@@ -1,4 +1,4 @@
-"""Named models: a preset is a list of overrides, which stand wherever the command line says nothing else."""
+"""NamedModel models: a preset is a list of overrides, which stand wherever the command line says nothing else."""
 
 import re
 from collections.abc import Collection, Sequence

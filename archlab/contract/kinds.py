@@ -177,7 +177,7 @@ def bias_told(subject: Subject) -> str:
 
 def readable(mask: Any, seq_len: int, prefix_len: int) -> Tensor:
     index = torch.arange(seq_len)
-    told = mask.may_read(index.view(1, -1, 1), index.view(1, 1, -1), torch.tensor([[[prefix_len]]]))
+    told = mask.can_attend(index.view(1, -1, 1), index.view(1, 1, -1), torch.tensor([[[prefix_len]]]))
     return told.expand(1, seq_len, seq_len)[0]
 
 
@@ -214,9 +214,9 @@ def mask_told(subject: Subject) -> str:
             # A window as wide as the sequence is causal here and does not say so, which costs time and no number.
             if getattr(mask, flag) != value and not (flag == "causal" and value):
                 raise Broken(
-                    f"`{flag}` is {getattr(mask, flag)}, and may_read says {value}; kernels and data go by it."
+                    f"`{flag}` is {getattr(mask, flag)}, and can_attend says {value}; kernels and data go by it."
                 )
-    return "What it says of itself is what may_read does."
+    return "What it says of itself is what can_attend does."
 
 
 def reach_told(subject: Subject) -> str:

@@ -10,7 +10,7 @@ number), and dropout masks in one byte:
 
 For h = d_model, an ungated network of width 4h, as many key-value heads as heads (a of them) and dropout everywhere that
 is s*b*(34*h + 5*a*s) bytes in half precision: 11 + 19 + 4 and 2 + 1 + 2. The statistics of norms, 8 bytes a position,
-and tables shared by all layers are left out, as they are there. Each block gives its own terms (`Block.kept`); of one
+and tables shared by all layers are left out, as they are there. Each block gives its own terms (`Block.saved_activations`); of one
 that gives none it is measured what autograd saves.
 
 Source: arXiv:2205.05198, sec. 4.1 (the count), sec. 5 (recomputing); arXiv:2205.14135, sec. 3.1 (what FlashAttention keeps).
@@ -22,8 +22,8 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
+from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.contracts import Norm, Residual
-from archlab.blocks.kept import FLOAT32, MASK, Accounting, Term
 from archlab.cost.measure import kept_by_branches
 from archlab.model.decoder import Decoder
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from archlab.blocks.kept import Accounting, Term
+from archlab.blocks.activations import Accounting, Term
 from archlab.cost.activations import kept, layer_terms, outer_terms
 from archlab.cost.describe import count_parameters
 from archlab.cost.settings import MemorySettings, adapted

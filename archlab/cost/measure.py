@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
-from archlab.blocks.kept import Accounting, Term
-from archlab.blocks.places import at_the_start
-from archlab.blocks.reading import Reading
+from archlab.blocks.context import AttentionContext
+from archlab.blocks.token_positions import at_the_start
 from archlab.model.decoder import Decoder
 
 LENGTHS = (8, 16, 32)
@@ -33,7 +33,7 @@ def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
     tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
-        decoder.compute(tokens, [reading.as_one_block() for reading in decoder.read(tokens)])
+        decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         where_it_can(on_meta, run, tokens)
@@ -71,8 +71,8 @@ def numbers_held(on_meta: Decoder, seq_len: int) -> int:
     cache = Cache()
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
-        cache.places = at_the_start(tokens, decoder.position)
-        decoder.eval().compute(tokens, [Reading(*pair, cache.places, cache) for pair in decoder.pairs])
+        cache.token_positions = at_the_start(tokens, decoder.position)
+        decoder.eval().compute(tokens, [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs])
 
     training = on_meta.training
     with torch.no_grad():
@@ -88,7 +88,7 @@ def kept_by_branches(decoder: Decoder, depth: int, rules: Accounting) -> Iterato
     """Of the mixer and of the feed-forward network of a layer: their own formulas, or what is measured."""
     layer = decoder.layers[depth]
     for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn)):
-        told = part.kept(rules)
+        told = part.saved_activations(rules)
         yield tuple(told) if told is not None else measured(decoder, depth, name, rules)
 
 
@@ -109,7 +109,7 @@ def bytes_saved(decoder: Decoder, depth: int, name: str, seq_len: int, e: int) -
     def run(decoder: Decoder, tokens: Tensor) -> None:
         saved.clear()
         layer = decoder.layers[depth]
-        reading = decoder.read(tokens)[decoder.pair_of_layer[depth]]
+        context = decoder.read(tokens)[decoder.pair_of_layer[depth]]
         x = torch.randn(1, seq_len, decoder.d_model, device=tokens.device, requires_grad=True)
         skipped = {id_of(tensor) for tensor in (x, *decoder.parameters(), *decoder.buffers())}
 
@@ -120,7 +120,7 @@ def bytes_saved(decoder: Decoder, depth: int, name: str, seq_len: int, e: int) -
             return tensor
 
         with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-            kept = layer.mixer(x, reading) if name == "mixer" else layer.ffn(x)
+            kept = layer.mixer(x, context) if name == "mixer" else layer.ffn(x)
         saved[0] = 0.0 * kept.numel()  # what was saved lives as long as the result, so no storage was counted twice
 
     where_it_can(decoder, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))

@@ -44,7 +44,7 @@ class HuggingFace(Corpus):
         prefix: Sequence[float] | None = None,
     ):
         require_extra()
-        codec = Bytes() if tokenizer is None else Tokens(tokenizer)
+        codec = Bytes() if tokenizer is None else TokenizerCodec(tokenizer)
         train_part, valid_part = parts(path, split, valid_split, column, codec, valid_share)
         super().__init__(train_part, valid_part, codec.vocab_size, prefix)
 
@@ -58,7 +58,7 @@ class Bytes:
         return np.frombuffer("".join(document + "\0" for document in documents).encode(), np.uint8)
 
 
-class Tokens:
+class TokenizerCodec:
     """Documents as a tokenizer's ids, each ended by its end-of-text id where it has one."""
 
     def __init__(self, tokenizer: str):
@@ -73,7 +73,7 @@ class Tokens:
 
 
 def parts(
-    path: str | None, train_split: str, valid_split: str | None, column: str, codec: Bytes | Tokens, valid_share: float
+    path: str | None, train_split: str, valid_split: str | None, column: str, codec: Bytes | TokenizerCodec, valid_share: float
 ) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
     """The training and the held-out part, as two splits or as two ends of one."""
     train_part = encode(load_split(path, train_split), column, codec)
@@ -84,7 +84,7 @@ def parts(
     return train_part, encode(load_split(path, valid_split), column, codec)
 
 
-def encode(dataset: "Dataset", column: str, codec: Bytes | Tokens) -> Integer[np.ndarray, " tokens"]:
+def encode(dataset: "Dataset", column: str, codec: Bytes | TokenizerCodec) -> Integer[np.ndarray, " tokens"]:
     texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in TEXT_TYPES]
     if column not in texts:
         raise UserError(f"data.column={column}: the dataset has no such text; it has {', '.join(texts) or 'none'}")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from archlab.diagram.canvas import GREY, INK, Canvas, document
 from archlab.diagram.heatmap import BLOCK, PANEL, matrices
 from archlab.diagram.lettering import wrapped
-from archlab.diagram.sketch import Branch, Graph, Layers, ModelSketch
-from archlab.diagram.trunk import Join, along_the_stream, formula
+from archlab.diagram.sketch import DrawnBranch, Graph, Layers, ModelSketch
+from archlab.diagram.trunk import DrawnJoin, along_the_stream, formula
 from archlab.diagram.wiring import GAP, RADIUS, column, draw, stack
 
 MARGIN = 14
@@ -59,7 +59,7 @@ def _drawn(sketch: ModelSketch) -> tuple[Canvas, float, float]:
 def _arms(residual: Graph) -> int:
     """How many columns of arms a layer needs; two where it is drawn as a graph with the branches beside it."""
     steps = along_the_stream(residual)
-    return 2 if steps is None else max([len(step.arms) for step in steps if isinstance(step, Join)], default=1)
+    return 2 if steps is None else max([len(step.arms) for step in steps if isinstance(step, DrawnJoin)], default=1)
 
 
 class _Stream:
@@ -124,13 +124,13 @@ class _Stream:
             return self.graph(residual, layers.layer.branches)
         for step in steps:
             if isinstance(step, int) and residual[step].box.kind == "branch":
-                step = Join((), ((step,),), (), kept=False)
-            if isinstance(step, Join):
+                step = DrawnJoin((), ((step,),), (), kept=False)
+            if isinstance(step, DrawnJoin):
                 self.join(residual, step, branches)
             else:
                 self.box(residual, step)
 
-    def join(self, residual: Graph, join: Join, branches: dict[str, Branch]) -> None:
+    def join(self, residual: Graph, join: DrawnJoin, branches: dict[str, DrawnBranch]) -> None:
         """The arms from where they leave the stream to where they come back."""
         self.rise(10)
         tap = fork = self.y
@@ -143,11 +143,11 @@ class _Stream:
             self.canvas.line([(first, fork), (first, fork - 7)], arrow=False)
             fork -= 7
         tops = []
-        for middle, places in zip(middles, join.arms, strict=True):
+        for middle, token_positions in zip(middles, join.arms, strict=True):
             start = first if join.shared else STREAM
-            self.canvas.line([(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, places[0]))
+            self.canvas.line([(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, token_positions[0]))
             with self.canvas.group("arm"):
-                tops.append(self.arm(residual, places, branches, middle, fork - GAP))
+                tops.append(self.arm(residual, token_positions, branches, middle, fork - GAP))
         end = min(tops) - GAP
         self.on_stream(residual, join, tap, end)
         ring = join.kept or len(join.arms) > 1
@@ -161,7 +161,7 @@ class _Stream:
                 self.canvas.circle(STREAM, end, RADIUS, "+")
             self.y = end - RADIUS
 
-    def on_stream(self, residual: Graph, join: Join, tap: float, end: float) -> None:
+    def on_stream(self, residual: Graph, join: DrawnJoin, tap: float, end: float) -> None:
         """What becomes of the stream beside the arms: it goes on, perhaps through boxes, or it stops."""
         if not join.kept:
             return
@@ -173,11 +173,11 @@ class _Stream:
         self.rise(self.y - end - RADIUS, arrow=True)
 
     def arm(
-        self, residual: Graph, places: Sequence[int], branches: dict[str, Branch], middle: float, bottom: float
+        self, residual: Graph, token_positions: Sequence[int], branches: dict[str, DrawnBranch], middle: float, bottom: float
     ) -> float:
         """The boxes of one arm in order; a branch is drawn with what is inside it."""
         top = bottom
-        for number, place in enumerate(places):
+        for number, place in enumerate(token_positions):
             if number:
                 self.canvas.line([(middle, top), (middle, top - GAP)], arrow=_boxed(residual, place))
                 top -= GAP
@@ -188,7 +188,7 @@ class _Stream:
                 top = draw(self.canvas, box, middle, top, ARM)
         return top
 
-    def branch(self, branch: Branch, left: float, bottom: float) -> float:
+    def branch(self, branch: DrawnBranch, left: float, bottom: float) -> float:
         """A branch as a frame around its own graph."""
         outside, self.canvas.elements = self.canvas.elements, []
         top = stack(self.canvas, branch.graph, left + 8, bottom, ARM - 16) - 42
@@ -200,7 +200,7 @@ class _Stream:
             self.canvas.elements += inside
         return top
 
-    def graph(self, residual: Graph, branches: Sequence[Branch]) -> None:
+    def graph(self, residual: Graph, branches: Sequence[DrawnBranch]) -> None:
         """A scheme that is no stream with arms: its own graph, and beside it what the branches hold."""
         self.rise(10)
         tap = self.y

@@ -24,8 +24,8 @@ def of_layer(position: Position, mask: Mask) -> tuple[Matrix, ...]:
     stride = stride_of(mask)
     prefix_len = CELLS // 3 * stride if mask.uses_prefix else 0
     query, key = positions(stride)
-    readable = may_read(mask, query, key, prefix_len)
-    through_prefix = readable & ~may_read(mask, query, key, 0)
+    readable = can_attend(mask, query, key, prefix_len)
+    through_prefix = readable & ~can_attend(mask, query, key, 0)
     cells = [
         ["prefix" if prefix else "allowed" if allowed else "forbidden" for prefix, allowed in zip(*lines, strict=True)]
         for lines in zip(through_prefix.tolist(), readable.tolist(), strict=True)
@@ -41,9 +41,9 @@ def positions(stride: int) -> tuple[Tensor, Tensor]:
     return steps.view(CELLS, 1), steps.view(1, CELLS)
 
 
-def may_read(mask: Mask, query: Tensor, key: Tensor, prefix_len: int) -> Tensor:
+def can_attend(mask: Mask, query: Tensor, key: Tensor, prefix_len: int) -> Tensor:
     with torch.device("cpu"):
-        return mask.may_read(query[None], key[None], torch.tensor([[[prefix_len]]]))[0].expand(CELLS, CELLS)
+        return mask.can_attend(query[None], key[None], torch.tensor([[[prefix_len]]]))[0].expand(CELLS, CELLS)
 
 
 def stride_of(mask: Mask) -> int:
@@ -51,7 +51,7 @@ def stride_of(mask: Mask) -> int:
     stride = 1
     while stride < FARTHEST:
         query, key = positions(stride)
-        if not (may_read(mask, query, key, 0) | (key > query)).all():
+        if not (can_attend(mask, query, key, 0) | (key > query)).all():
             return stride
         stride *= 2
     return 1

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Mask, Mixer, Position
-from archlab.blocks.places import at_the_start
-from archlab.blocks.reading import Reading
-from archlab.blocks.steps import Step
+from archlab.blocks.steps import DrawnStep
+from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
-from archlab.diagram.sketch import Box, Branch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.sketch import Box, DrawnBranch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
 from archlab.diagram.words import box_of, details, linear, scale
 from archlab.model.decoder import Decoder
 
@@ -65,8 +65,8 @@ def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
     return LayerSketch(
         trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
         (
-            Branch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
-            Branch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
+            DrawnBranch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
+            DrawnBranch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
         ),
     )
 
@@ -77,12 +77,12 @@ def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Grap
     if steps is not None:
         return drawn(steps, part, {"position": position, "mask": mask})
     with torch.device("meta"):
-        places = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
-        reading = Reading(copy.deepcopy(position).to("meta"), mask, places)
-    return trace.branch(part, decoder.d_model, "mixer", reading)
+        token_positions = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
+        context = AttentionContext(copy.deepcopy(position).to("meta"), mask, token_positions)
+    return trace.branch(part, decoder.d_model, "mixer", context)
 
 
-def drawn(steps: Sequence[Step], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
+def drawn(steps: Sequence[DrawnStep], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
     """Steps as boxes; one whose part leaves what it gets as it is has none, and who reads it reads what it read."""
     nodes, place = list(chain()), [0]
     for step in steps:
@@ -94,7 +94,7 @@ def drawn(steps: Sequence[Step], part: Mixer, by_kind: Mapping[str, nn.Module]) 
     return tuple(nodes)
 
 
-def box_of_step(step: Step, part: Mixer, by_kind: Mapping[str, nn.Module]) -> Box | None:
+def box_of_step(step: DrawnStep, part: Mixer, by_kind: Mapping[str, nn.Module]) -> Box | None:
     if step.kind == "part":
         inside = part.get_submodule(step.path)
         path = f"mixer.{step.path}"

@@ -40,7 +40,7 @@ def consumers(graph: Graph) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Branch:
+class DrawnBranch:
     """What a branch is called, what it is in a few words, and what it does."""
 
     name: str
@@ -53,7 +53,7 @@ class LayerSketch:
     """Layers that are built alike."""
 
     residual: Graph
-    branches: tuple[Branch, ...]
+    branches: tuple[DrawnBranch, ...]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Tracer:
         return Box(kind, f"{sign} {named}") if kind else None
 
 
-class Recorder(nn.Module):
+class OperationRecorder(nn.Module):
     """Stands where a part stood, and records that it was called."""
 
     def __init__(self, part: Callable[..., Tensor], box: Box | None):
@@ -133,7 +133,7 @@ class Recorder(nn.Module):
 
 def residual(scheme: Residual, d_model: int, branches: Iterable[str], path: str = "residual") -> Graph:
     """How a residual scheme joins branches of these names to the stream, and where its norms sit."""
-    stand_ins = tuple(Recorder(lambda x: x.clone(), Box("branch", name)) for name in branches)
+    stand_ins = tuple(OperationRecorder(lambda x: x.clone(), Box("branch", name)) for name in branches)
     return _graph(scheme, d_model, path, stand_ins, enter=scheme.enter)
 
 
@@ -174,14 +174,14 @@ def _graph(
     return _ending_with(tuple(tracer.nodes), out.node)
 
 
-def _record_parts(module: nn.Module, path: str, known: dict[int, Recorder]) -> None:
+def _record_parts(module: nn.Module, path: str, known: dict[int, OperationRecorder]) -> None:
     """Puts recorders in the places of a module's parts: its norms, and whatever has no parts of its own."""
     for name, part in list(module.named_children()):
         inside = f"{path}.{name}"
         if isinstance(part, CONTAINERS) or (list(part.children()) and not isinstance(part, Norm)):
             _record_parts(part, inside, known)
             continue
-        module._modules[name] = known.setdefault(id(part), Recorder(part, box_of(part, inside)))
+        module._modules[name] = known.setdefault(id(part), OperationRecorder(part, box_of(part, inside)))
 
 
 def _ending_with(graph: Graph, last: int) -> Graph:

@@ -7,7 +7,7 @@ from archlab.diagram.sketch import Graph, consumers
 
 
 @dataclass(frozen=True)
-class Join:
+class DrawnJoin:
     """A sum. Each arm reads the stream, after what all of them share, and is added to it.
 
     `on_stream` is what happens to the stream itself on its way to the sum, such as a multiplication; `kept` is False
@@ -20,7 +20,7 @@ class Join:
     kept: bool
 
 
-Step = int | Join
+Step = int | DrawnJoin
 """A node on the stream itself, or a sum of the stream and its arms."""
 
 
@@ -41,7 +41,7 @@ def along_the_stream(graph: Graph) -> list[Step] | None:
     return steps[::-1]
 
 
-def _part(graph: Graph, node: int) -> tuple[Join, int] | None:
+def _part(graph: Graph, node: int) -> tuple[DrawnJoin, int] | None:
     """A sum's terms as arms, and the node of the stream they leave from."""
     if graph[node].box.kind != "add":
         return None
@@ -58,7 +58,7 @@ def _part(graph: Graph, node: int) -> tuple[Join, int] | None:
         (trunks if own else arms).append((before, boxes))
     if not arms or len(trunks) > 1 or any(before != shared for before, _ in arms):
         return None
-    return Join(shared, tuple(boxes for _, boxes in arms), trunks[0][1] if trunks else (), bool(trunks)), root
+    return DrawnJoin(shared, tuple(boxes for _, boxes in arms), trunks[0][1] if trunks else (), bool(trunks)), root
 
 
 def _terms(graph: Graph, node: int) -> Iterator[int]:

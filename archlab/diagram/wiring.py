@@ -44,7 +44,7 @@ def height(box: Box) -> float:
     return 35 if box.detail else 22
 
 
-def places(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
+def token_positions(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
     """Where each node stands, and the lines: what is read, who reads it, and how far across the line runs.
 
     A node that several read has its width parted between their lines; a reader is as wide as the lines that reach it,
@@ -68,7 +68,7 @@ def places(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
 
 def stack(canvas: Canvas, graph: Graph, left: float, bottom: float, wide: float) -> float:
     """Draws the graph in so wide a room, its entry at the bottom; returns where it ends, at the top."""
-    found, lanes = places(graph)
+    found, lanes = token_positions(graph)
     rows = [0.0] * (1 + max(place.row for place in found))
     for node, place in zip(graph[1:], found[1:], strict=True):
         rows[place.row] = max(rows[place.row], height(node.box))

@@ -17,7 +17,7 @@ from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import IN_LAYERS
 from archlab.config.presets import overruled
 from archlab.config.spelling import spelled
-from archlab.runs.named import Named
+from archlab.runs.named_model import NamedModel
 
 NO_PART = ("choices", "matched", "match", "output", "loggers")
 """Keys of a configuration that do not say what the model or its training is: where records go, and how numbers arose."""
@@ -136,7 +136,7 @@ def with_change(words: Sequence[str], change: Change) -> tuple[str, ...]:
 # ---------------------------------------------------------------- the way
 
 
-def ladder(first: Named, last: Named, own: Path | None = None) -> Iterator[Rung]:
+def ladder(first: NamedModel, last: NamedModel, own: Path | None = None) -> Iterator[Rung]:
     """From one model to the other, one change at a time; every rung can be run, the last is the other model.
 
     The order is that of `changes`, and a change that makes no model waits until others were made. Where none does,

@@ -17,7 +17,7 @@ from archlab.cost.estimate import estimate
 from archlab.cost.measure import costs
 from archlab.cost.settings import MemorySettings
 from archlab.difference.ladder import NO_PART
-from archlab.runs.named import Named
+from archlab.runs.named_model import NamedModel
 from archlab.train.budget import TOKENS_PER_PARAMETER
 
 Pair = tuple[str, Any, Any]
@@ -48,7 +48,7 @@ class Difference:
     """Bytes to train it, by what they are for."""
 
 
-def difference(first: Named, second: Named, seq_len: int | None = None) -> Difference:
+def difference(first: NamedModel, second: NamedModel, seq_len: int | None = None) -> Difference:
     """Of two models, at a length of their own or at one for both."""
     models = [first.cfg, second.cfg]
     priced = [price(cfg, seq_len) for cfg in models]

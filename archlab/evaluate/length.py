@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 import torch
 
-from archlab.blocks.places import PositionLimit
+from archlab.blocks.token_positions import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import HeldOut, held_out
 from archlab.model.decoder import Decoder
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 
 Record = dict[str, object]
 
@@ -30,7 +30,7 @@ LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 
 
 def by_length(
-    decoder: Decoder, source: Source, machine: Machine, settings: EvalSettings, train_len: int, multiples: Iterable[int]
+    decoder: Decoder, source: Source, machine: Runtime, settings: EvalSettings, train_len: int, multiples: Iterable[int]
 ) -> tuple[list[Record], list[Record]]:
     """One record a length, and one curve of loss by position a length; a length without a meaning says so in a note."""
     lengths: list[Record] = []

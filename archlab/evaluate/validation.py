@@ -10,7 +10,7 @@ from archlab.data.batch import Source
 from archlab.data.corpus import where_windows_start
 from archlab.model.decoder import Decoder
 from archlab.train.objective import TokenLosses, token_losses
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 
 TOKENS_AT_ONCE = 8192
 """Roughly how many tokens go through the model together, whatever their sequences' length."""
@@ -78,7 +78,7 @@ def mean(values: Tensor) -> float | None:
 
 @torch.no_grad()
 def held_out(
-    decoder: Decoder, source: Source, machine: Machine, seq_len: int, n_tokens: int, stride: int | None = None
+    decoder: Decoder, source: Source, machine: Runtime, seq_len: int, n_tokens: int, stride: int | None = None
 ) -> HeldOut:
     """Runs about n_tokens held-out tokens through the model, in windows of seq_len."""
     was_training = decoder.training

@@ -48,7 +48,7 @@ class Start:
         last = self.layers[-1]["grad_norm"]
         return self.layers[0]["grad_norm"] / last if last else math.inf
 
-    def told(self) -> dict[str, object]:
+    def to_record(self) -> dict[str, object]:
         """The same as a record."""
         return asdict(self) | {"growth_exponent": self.growth_exponent, "gradient_ratio": self.gradient_ratio}
 

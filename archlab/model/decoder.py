@@ -14,14 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
+from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.embedding import EMBED_SCALES, make_projection, make_token_types
 from archlab.blocks.kernel import fused_kernel
 from archlab.blocks.mask import one_mask
-from archlab.blocks.places import Places, after, at_the_start
-from archlab.blocks.reading import Reading
 from archlab.blocks.roles import Role, Weight
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
+from archlab.blocks.token_positions import TokenPositions, after, at_the_start
 
 Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar]]
 """A layer's output, what was seen in it, and what it adds to the loss."""
@@ -68,16 +68,16 @@ class Layer(Block):
         self.register_load_state_dict_pre_hook(with_todays_names)
         self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
 
-    def forward(self, x: Tensor, reading: Reading, taps: Taps = NOBODY_LOOKS) -> Tensor:
-        context = reading.watched_by(taps)
+    def forward(self, x: Tensor, context: AttentionContext, taps: Taps = NOBODY_LOOKS) -> Tensor:
+        context = context.watched_by(taps)
         x = self.residual(x, (lambda read: self.mixer(read, context), lambda read: self.call_ffn(self.ffn, read, taps)))
         taps.tap(self.taps, partial(stream_rms, x))
         return x
 
-    def watched(self, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
+    def watched(self, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
         """The layer's output with what was seen and added to the loss on the way, so that all of it leaves together."""
         taps = Taps(wanted)
-        x = self(x, reading, taps)
+        x = self(x, context, taps)
         return x, taps.seen, taps.losses
 
 
@@ -215,19 +215,19 @@ class Decoder(Block):
         return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache)).logits
 
     def compute(
-        self, tokens: Int[Tensor, "batch seq"], readings: Sequence[Reading], wanted: Collection[str] = ()
+        self, tokens: Int[Tensor, "batch seq"], contexts: Sequence[AttentionContext], wanted: Collection[str] = ()
     ) -> Output:
         """Logits with what was asked for by name (`taps`) and what blocks add to the loss; a pure function of its inputs.
 
-        `readings` are those of `read`.
+        `contexts` are those of `read`.
         """
         x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
-        x = self.embed_dropout(self.embed_norm(self.position.embed(x, readings[0].places.query_positions)))
+        x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
         x = self.layers[0].residual.enter(x)
         seen: list[dict[str, Scalar]] = []
         losses: dict[str, Scalar] = {}
         for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added = self.run_layer(layer, x, readings[pair], wanted)
+            x, in_layer, added = self.run_layer(layer, x, contexts[pair], wanted)
             seen.append(in_layer)
             losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
         x = self.layers[-1].residual.leave(x)
@@ -240,7 +240,7 @@ class Decoder(Block):
         positions: Int[Tensor, "#batch *axes seq"] | None = None,
         padding: Int[Tensor, " batch"] | None = None,
         cache: Cache | None = None,
-    ) -> list[Reading]:
+    ) -> list[AttentionContext]:
         """One reading for each pair of position scheme and mask that the layers have."""
         if prefix_len is not None and not self.mask.uses_prefix:
             raise ValueError(
@@ -249,10 +249,10 @@ class Decoder(Block):
         if padding is not None:
             check_paddable(self)
         if cache is None:
-            places = at_the_start(tokens, self.position, prefix_len, positions, padding)
+            token_positions = at_the_start(tokens, self.position, prefix_len, positions, padding)
         else:
-            places = cache.places = self.continued(cache, tokens, prefix_len, positions, padding)
-        return [Reading(position, mask, places, cache) for position, mask in self.pairs]
+            token_positions = cache.token_positions = self.continued(cache, tokens, prefix_len, positions, padding)
+        return [AttentionContext(position, mask, token_positions, cache) for position, mask in self.pairs]
 
     def continued(
         self,
@@ -261,12 +261,12 @@ class Decoder(Block):
         prefix_len: int | Tensor | None,
         positions: Tensor | None,
         padding: Tensor | None,
-    ) -> Places:
+    ) -> TokenPositions:
         """The places of what the cache holds and of these tokens after it."""
-        if cache.places is not None:
+        if cache.token_positions is not None:
             if prefix_len is not None or padding is not None:
                 raise ValueError("prefix_len and padding: are given with the first tokens that a cache is to hold")
-            return after(cache.places, tokens, self.position, positions)
+            return after(cache.token_positions, tokens, self.position, positions)
         check_decodable(self)
         if prefix_len is not None and not bool(torch.as_tensor(prefix_len).le(tokens.shape[1]).all()):
             raise ValueError(
@@ -284,12 +284,12 @@ class Decoder(Block):
         self.run_layer = run_again_in_backward
 
 
-def run_plainly(layer: Layer, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
-    return layer.watched(x, reading, wanted)
+def run_plainly(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+    return layer.watched(x, context, wanted)
 
 
-def run_again_in_backward(layer: Layer, x: Tensor, reading: Reading, wanted: Collection[str]) -> Watched:
-    return checkpoint(layer.watched, x, reading, wanted, use_reentrant=False)
+def run_again_in_backward(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+    return checkpoint(layer.watched, x, context, wanted, use_reentrant=False)
 
 
 # ---------------------------------------------------------------- how a decoder is put together

@@ -30,7 +30,7 @@ Record = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One step as it was recorded: by quantity, a value for each layer."""
 
     number: int
@@ -48,8 +48,8 @@ class Recorder:
     """
 
     def __init__(self):
-        self.steps: deque[Step] = deque(maxlen=CAPACITY)
-        self.around_spike: list[Step] | None = None
+        self.steps: deque[RecordedStep] = deque(maxlen=CAPACITY)
+        self.around_spike: list[RecordedStep] | None = None
         self.first_spike: int | None = None
 
     def step_done(
@@ -57,7 +57,7 @@ class Recorder:
     ) -> None:
         """`losses` are those of the steps up to this one, at least as many as `is_spike` looks at."""
         if layers:
-            self.steps.append(Step(number, losses[-1], layers))
+            self.steps.append(RecordedStep(number, losses[-1], layers))
         if self.first_spike is None and is_spike(losses):
             self.first_spike = number
         if self.first_spike is not None and number == self.first_spike + AFTER_SPIKE:
@@ -92,10 +92,10 @@ class Recorder:
         self.around_spike = read["around_spike"] or None
 
 
-def steps_of(name: str, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> list[Step]:
+def steps_of(name: str, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> list[RecordedStep]:
     layers: list[dict[str, list[float | None]]] = [{} for _ in told["numbers"]]
     for quantity, rows in told["rows"].items():
         absent = told["absent"][quantity]
         for row, values in zip(rows, tensors[f"{name}/{quantity}"].tolist(), strict=True):
             layers[row][quantity] = [None if layer in absent else value for layer, value in enumerate(values)]
-    return [Step(*step) for step in zip(told["numbers"], told["losses"], layers, strict=True)]
+    return [RecordedStep(*step) for step in zip(told["numbers"], told["losses"], layers, strict=True)]

@@ -38,7 +38,7 @@ class Train(Said):
     warmup: Natural | None = None
 
 
-class Size(Said):
+class SizeSection(Said):
     vocab_size: Annotated[int, Ge(2)] = 2
     n_layers: Count = 1
 
@@ -50,12 +50,12 @@ class Evaluation(Said):
     tokens: Number = 0
 
 
-class Config(Said):
+class ConfigFile(Said):
     """A run's configuration, as far as runs are compared by it."""
 
     seed: Natural
     train: Train
-    size: Size
+    size: SizeSection
     eval: Evaluation = Evaluation()
     prefix: list[Number] | None = None
     choices: dict[str, str] = {}
@@ -129,7 +129,7 @@ class Logged(Said):
     layers: list[dict[str, Number | None]] | None = None
 
 
-class Step(Said):
+class StepLine(Said):
     """A line of steps.jsonl."""
 
     step: Natural
@@ -137,7 +137,7 @@ class Step(Said):
     grad_norm: Number | None
 
 
-class Positions(Said):
+class PositionsFile(Said):
     """Held-out loss by position, at one length."""
 
     eval_len: Count
@@ -151,7 +151,7 @@ OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(\[[-:\d]*\][\w./@-]
 
 def check_config(said: object, needs: Iterable[str]) -> Mapping[str, Any]:
     """Raises Unreadable; `needs` are the fields of sections, by dotted names, without which nothing can be done."""
-    config = checked(Config, said)
+    config = checked(ConfigFile, said)
     for name in needs:
         section, field = name.split(".")
         if field not in config.get(section, {}):
@@ -180,12 +180,12 @@ def check_metrics(said: object) -> list[Any]:
 
 def check_steps(said: object) -> list[Any]:
     """Raises Unreadable."""
-    return checked(list[Step], said)
+    return checked(list[StepLine], said)
 
 
 def check_positions(said: object) -> list[Any]:
     """Raises Unreadable."""
-    curves = checked(list[Positions], said)
+    curves = checked(list[PositionsFile], said)
     if any(len(curve["position"]) != len(curve["loss"]) for curve in curves):
         raise Unreadable("a curve has more positions than losses, or fewer")
     return curves

@@ -52,7 +52,7 @@ class Depths:
         """p in quantity ~ depth^p."""
         return exponent(self.depths, getattr(self, quantity))
 
-    def told(self) -> dict[str, object]:
+    def to_record(self) -> dict[str, object]:
         """The same as a record."""
         return asdict(self) | {"exponents": {quantity: self.exponent(quantity) for quantity in asdict(self.predicted)}}
 

@@ -42,12 +42,12 @@ from archlab.records.directory import hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.report import bills
 from archlab.runs import depths, tune
-from archlab.runs.loaded import saved_configuration
-from archlab.runs.saved import load_weights
+from archlab.runs.load import saved_configuration
+from archlab.runs.weights import load_weights
 from archlab.train.budget import TOKENS_PER_PARAMETER
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.observers import Checkpoints, EveryStep
-from archlab.train.precision import Machine, machine
+from archlab.train.runtime import Runtime, runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
 
@@ -58,7 +58,7 @@ LAST_STEPS = 20
 def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Prints what a settled configuration assembles and what training it takes, without training it."""
     console, decoder = Console(), assemble_without_weights(cfg)
-    price = costs(cfg, machine(cfg.device, cfg.precision), decoder)
+    price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)
     print_assembled(console, cfg, price, decoder)
     console.print("", bills.parts(describe.parameters_by_part(decoder)), "", sep="\n")
     console.print(bills.memory(memory_bill(cfg, decoder)))
@@ -84,7 +84,7 @@ def preflight(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 
     settings, where, source = (
         section(cfg, "preflight", PreflightSettings),
-        machine(cfg.device, cfg.precision),
+        runtime(cfg.device, cfg.precision),
         open_source(cfg),
     )
     size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
@@ -93,8 +93,8 @@ def preflight(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         start = look_at_start(decoder, source, cfg.seed, **size)
         update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size)
         comparison = depths.across_depths(cfg, source, settings, where.device) if settings.depths else ()
-        rows = [row.told() for row in track(comparison, "depths", len(depths.placements(cfg)))]
-    seen = start.told() | {"update": update, "steps": settings.steps, "lr": settings.lr}
+        rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]
+    seen = start.to_record() | {"update": update, "steps": settings.steps, "lr": settings.lr}
     console.print(told.start(seen, list(warnings(start, update))))
     if rows:
         console.print(told.depths(rows))
@@ -142,7 +142,7 @@ class Work:
     """What a run is made with, before its first step or before its next."""
 
     cfg: DictConfig
-    where: Machine
+    where: Runtime
     settings: TrainSettings
     source: Source
     decoder: Decoder
@@ -158,7 +158,7 @@ class Work:
 
 def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
-    where, settings, source = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
+    where, settings, source = runtime(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
@@ -361,7 +361,7 @@ def open_source(cfg: DictConfig) -> Source:
     return source
 
 
-def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Machine) -> tuple[list[Record], list[Record]]:
+def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) -> tuple[list[Record], list[Record]]:
     from archlab.report.progress import track
 
     settings = section(cfg, "eval", EvalSettings)
@@ -371,7 +371,7 @@ def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Machine) 
 
 def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
     """What a run's weights come to under a configuration other than the one they were trained with."""
-    since, where, source = time.time(), machine(cfg.device, cfg.precision), open_source(cfg)
+    since, where, source = time.time(), runtime(cfg.device, cfg.precision), open_source(cfg)
     decoder = load_weights(directory, cfg).to(where.device)
     lengths, _ = evaluate(cfg, decoder, source, where)
     return {
@@ -381,7 +381,7 @@ def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
     }
 
 
-def find_rate(cfg: DictConfig, source: Source, where: Machine) -> Record:
+def find_rate(cfg: DictConfig, source: Source, where: Runtime) -> Record:
     from archlab.report.progress import track
 
     rates = tune.rates(cfg)
@@ -392,7 +392,7 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def costs(cfg: DictConfig, where: Machine, decoder: Decoder) -> dict[str, Any]:
+def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
     """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
     return {
         "n_params": describe.count_parameters(decoder),

@@ -19,7 +19,7 @@ from archlab.config.assemble import build
 from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
 from archlab.train.loop import train
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
 
 MULTIPLES = (1 / 3, 1, 3)
@@ -32,7 +32,7 @@ APART = ("seed", "output", "device")
 """What does not make another arm."""
 
 
-def tuned_rate(cfg: DictConfig, source: Source, where: Machine, rates: Iterable[float]) -> dict[str, object]:
+def tuned_rate(cfg: DictConfig, source: Source, where: Runtime, rates: Iterable[float]) -> dict[str, object]:
     """The rate with the lowest held-out loss, and the loss at each, nats per token; None where it diverged.
 
     `edge` says that the best is the smallest or largest that was tried, so that a better one may lie beyond.
@@ -65,7 +65,7 @@ def key(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def loss_at(rate: float, cfg: DictConfig, source: Source, where: Machine) -> float:
+def loss_at(rate: float, cfg: DictConfig, source: Source, where: Runtime) -> float:
     trial = cfg.copy()
     trial.train.lr, trial.seed = rate, SEED
     settings = TrainSettings(**OmegaConf.to_container(trial.train))

@@ -12,7 +12,7 @@ from archlab.data.batch import Source
 from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
 from archlab.train.observers import Divergence, Log, Observer, Record, Recording, Validation
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import RUNNING, TrainState
 from archlab.train.step import StepResult, make_step, read
@@ -53,7 +53,7 @@ def train(
     decoder: Decoder,
     source: Source,
     settings: TrainSettings,
-    machine: Machine,
+    machine: Runtime,
     *,
     seed: int,
     probe_every: int | None = None,

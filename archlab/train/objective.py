@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder, Output
 from archlab.probe.look import Columns, columns
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 
 
 class TokenLosses(NamedTuple):
@@ -65,7 +65,7 @@ class Program(nn.Module):
 
 
 def compute(
-    decoder: Decoder, batch: Batch, machine: Machine, wanted: Collection[str] = ()
+    decoder: Decoder, batch: Batch, machine: Runtime, wanted: Collection[str] = ()
 ) -> tuple[LossParts, Columns]:
     """The loss of a batch, and by name what was asked for of each layer."""
     with machine.autocast():
@@ -93,8 +93,8 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
 
 def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
     """The losses of the targets, float32, with what the layers let be seen and what they add to the loss."""
-    readings = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
-    output = decoder.compute(inputs.tokens, readings, wanted)
+    contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
+    output = decoder.compute(inputs.tokens, contexts, wanted)
     logits = output.logits.float()
     nats = F.cross_entropy(
         rearrange(logits, "batch seq vocab -> (batch seq) vocab"), inputs.targets.flatten(), reduction="none"

@@ -14,7 +14,7 @@ from archlab.probe.nonfinite import first_nonfinite
 from archlab.probe.recorder import EVERY_STEP
 from archlab.probe.spike import SPIKE_WINDOW
 from archlab.train.objective import compute
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import RUNNING, TrainState
@@ -37,7 +37,7 @@ class Observer:
 class Divergence(Observer):
     """Ends the run at the first step that was not finite, and forgets what was tried after it."""
 
-    def __init__(self, source: Source, settings: TrainSettings, machine: Machine, seed: int):
+    def __init__(self, source: Source, settings: TrainSettings, machine: Runtime, seed: int):
         self.source, self.settings, self.machine, self.seed = source, settings, machine, seed
 
     def see(self, state: TrainState, seen: list[Seen]) -> None:

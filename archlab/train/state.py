@@ -13,7 +13,7 @@ from archlab.probe.recorder import Recorder
 from archlab.train.clock import Clock
 from archlab.train.optimizer import adamw
 from archlab.train.patience import Patience
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.weights import own_tensors, put_into
 
@@ -21,7 +21,7 @@ RUNNING = "running"
 """The status until a run is over: completed, diverged or stopped."""
 
 Tensors = dict[str, Tensor]
-Plain = dict[str, Any]
+PlainData = dict[str, Any]
 
 
 @dataclass
@@ -46,7 +46,7 @@ class TrainState:
     grad_norms: list[float] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, decoder: Decoder, settings: TrainSettings, machine: Machine, seed: int) -> "TrainState":
+    def begin(cls, decoder: Decoder, settings: TrainSettings, machine: Runtime, seed: int) -> "TrainState":
         """Before the first step; what is drawn from now on depends on `seed` alone."""
         torch.manual_seed(seed)
         return cls(
@@ -58,7 +58,7 @@ class TrainState:
             torch.zeros((), dtype=torch.bool, device=machine.device),
         )
 
-    def state_dict(self) -> tuple[Tensors, Plain]:
+    def state_dict(self) -> tuple[Tensors, PlainData]:
         """Tensors by name, which stay where they are, and the rest as what JSON can hold."""
         best, patience = self.patience.state_dict()
         recorded, recorder = self.recorder.state_dict()

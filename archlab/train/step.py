@@ -13,7 +13,7 @@ from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
 from archlab.train.objective import compute, scored_targets
-from archlab.train.precision import Machine
+from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
@@ -48,7 +48,7 @@ Step = Callable[[TrainState, Batch], StepResult]
 
 
 def make_step(
-    decoder: Decoder, settings: TrainSettings, machine: Machine, probe_every: int | None = None
+    decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None
 ) -> Step:
     """A step of this model: forward and backward pass, clipping, AdamW.
 
@@ -92,7 +92,7 @@ def backward(
     decoder: Decoder,
     batch: Batch,
     pieces: int,
-    machine: Machine,
+    machine: Runtime,
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
 ) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:

@@ -20,7 +20,7 @@ from archlab.evaluate.validation import held_out
 from archlab.report.progress import track
 from archlab.runs.lab import open_source, section
 from archlab.train.loop import train
-from archlab.train.precision import machine
+from archlab.train.runtime import runtime
 from archlab.train.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results.csv"
@@ -47,7 +47,7 @@ def main(n_seeds: int) -> None:
 def val_loss(seed: int, source) -> float:
     """What `archlab run` writes as val_loss, without the rest of a run: no probes, no other lengths, no directory."""
     cfg = compose(*OVERRIDES, f"seed={seed}")
-    where, settings = machine(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
+    where, settings = runtime(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
     decoder = build(cfg).to(where.device)
     validation = partial(held_out, decoder, source, where, settings.train_len, cfg.eval.tokens)
     train(

@@ -20,7 +20,7 @@ from archlab.probe.recorder import Recorder
 from archlab.runs.lab import open_source, section
 from archlab.train.loop import backward
 from archlab.train.optimizer import adamw
-from archlab.train.precision import machine
+from archlab.train.runtime import runtime
 from archlab.train.settings import TrainSettings
 
 ROUNDS = 16
@@ -28,7 +28,7 @@ ROUNDS = 16
 
 def main(overrides: list[str]) -> None:
     cfg = archlab.compose(*overrides)
-    settings, where, source = section(cfg, "train", TrainSettings), machine(cfg.device, cfg.precision), open_source(cfg)
+    settings, where, source = section(cfg, "train", TrainSettings), runtime(cfg.device, cfg.precision), open_source(cfg)
     settings = replace(settings, accumulate=1)
     decoder = archlab.build(cfg).to(where.device)
     optimizer, scaler = adamw(decoder, settings), where.scaler()

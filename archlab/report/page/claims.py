@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archlab.report.page.parts import Cell, Facts, Prose, Section, Table, word
+from archlab.report.page.parts import Cell, Facts, PageTable, Prose, Section, word
 from archlab.report.tables import duration, number
 
 Record = Mapping[str, Any]
@@ -14,7 +14,7 @@ def claim_sections(records: Sequence[Record]) -> list[Section]:
     return [Section("Claims", [overview(records)]), *(claim_section(record) for record in records)] if records else []
 
 
-def overview(records: Sequence[Record]) -> Table:
+def overview(records: Sequence[Record]) -> PageTable:
     rows = [
         [
             word(r["name"]),
@@ -25,7 +25,7 @@ def overview(records: Sequence[Record]) -> Table:
         ]
         for r in records
     ]
-    return Table("Each holds in its own regime only.", ("claim", "what is said", "verdict", "seeds", "time"), rows)
+    return PageTable("Each holds in its own regime only.", ("claim", "what is said", "verdict", "seeds", "time"), rows)
 
 
 def claim_section(record: Record) -> Section:
@@ -40,7 +40,7 @@ def claim_section(record: Record) -> Section:
     return Section(f"Claim: {record['name']}", [*said, parts(record)] if record["parts"] else said)
 
 
-def parts(record: Record) -> Table:
+def parts(record: Record) -> PageTable:
     headings = ("part", "arms", "metric", "effect", "interval", "p", "smallest effect", "verdict", "values")
     rows = [
         [
@@ -56,7 +56,7 @@ def parts(record: Record) -> Table:
         ]
         for part in record["parts"]
     ]
-    return Table("What would have to be seen, and what was", headings, rows)
+    return PageTable("What would have to be seen, and what was", headings, rows)
 
 
 def verdict(text: str) -> Cell:

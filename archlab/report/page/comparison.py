@@ -5,17 +5,17 @@ from shlex import quote
 from typing import Any
 
 from archlab.records.reader import Run
-from archlab.report.page.curves import Arm, figures, finite, rounded
+from archlab.report.page.curves import ArmCurves, figures, finite, rounded
 from archlab.report.page.parts import (
     Cell,
     Commands,
     Drawing,
     Facts,
     Figure,
-    Part,
+    PagePart,
+    PageTable,
     Prose,
     Section,
-    Table,
     View,
     figure_text,
     word,
@@ -32,7 +32,7 @@ def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[s
     label, and an arm without one is shown by its choices.
     """
     at = {str(run.directory): run for run in runs}
-    arms = [Arm(arm["label"], [at[path] for path in arm["runs"] if path in at]) for arm in record["arms"]]
+    arms = [ArmCurves(arm["label"], [at[path] for path in arm["runs"] if path in at]) for arm in record["arms"]]
     pictures = [Drawing(arm.label, drawings[arm.label]) for arm in arms if arm.label in drawings]
     return [
         Section("Question", question(record)),
@@ -43,7 +43,7 @@ def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[s
     ]
 
 
-def question(record: Record) -> list[Part]:
+def question(record: Record) -> list[PagePart]:
     unit, noise = record["unit"], record["noise"]
     spread = (
         f"{quantity(noise['sd'], unit)} over {noise['n']} seeds" if noise["sd"] is not None else "unknown: one seed"
@@ -61,7 +61,7 @@ def question(record: Record) -> list[Part]:
     return [Facts(facts), *(Prose(f"Note: {note}.") for note in record["notes"])]
 
 
-def result(record: Record) -> list[Part]:
+def result(record: Record) -> list[PagePart]:
     parts = [verdicts(record), effects(record), at_equal(record), by_seed(record)]
     return [part for part in parts if part is not None]
 
@@ -69,7 +69,7 @@ def result(record: Record) -> list[Part]:
 # ---------------------------------------------------------------- tables
 
 
-def verdicts(record: Record) -> Table:
+def verdicts(record: Record) -> PageTable:
     """An arm a row: its mean, and what is known of its difference from the baseline."""
     unit = record["unit"]
     headings = (
@@ -102,10 +102,10 @@ def verdicts(record: Record) -> Table:
         for arm in record["arms"]
     ]
     caption = "Effect: arm minus baseline, paired by seed. p is adjusted for the number of arms."
-    return Table(caption, headings, rows)
+    return PageTable(caption, headings, rows)
 
 
-def at_equal(record: Record) -> Table | None:
+def at_equal(record: Record) -> PageTable | None:
     """Training loss where every arm has spent as much."""
     arms = [arm for arm in record["arms"] if arm.get("at_equal")]
     if not arms:
@@ -113,20 +113,20 @@ def at_equal(record: Record) -> Table | None:
     axes = list(arms[0]["at_equal"])
     rows = [[word(arm["label"]), *(value(arm["at_equal"].get(axis), "nats") for axis in axes)] for arm in arms]
     caption = "Training loss, nats per token, at the most that all arms have spent: steps, tokens, FLOPs, seconds."
-    return Table(caption, ("arm", *(f"at equal {axis.replace('flops', 'FLOPs')}" for axis in axes)), rows)
+    return PageTable(caption, ("arm", *(f"at equal {axis.replace('flops', 'FLOPs')}" for axis in axes)), rows)
 
 
-def by_seed(record: Record) -> Table:
+def by_seed(record: Record) -> PageTable:
     unit, seeds = record["unit"], sorted({seed for arm in record["arms"] for seed in arm["seeds"]})
     rows = []
     for arm in record["arms"]:
         of = dict(zip(arm["seeds"], arm["values"], strict=True))
         cells = [Cell("diverged", None) if of.get(s, 0) is None else value(of.get(s), unit) for s in seeds]
         rows.append([word(arm["label"]), *cells])
-    return Table(f"{record['metric']} by seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
+    return PageTable(f"{record['metric']} by seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
 
 
-def choices(arms: Sequence[Arm]) -> Table:
+def choices(arms: Sequence[ArmCurves]) -> PageTable:
     """What each arm is made of; what they differ in comes first."""
     shown = [(arm, arm.runs[0].summary) for arm in arms if arm.runs]
     groups = list(dict.fromkeys(group for _, summary in shown for group in summary.get("choices", {})))
@@ -140,7 +140,7 @@ def choices(arms: Sequence[Arm]) -> Table:
         ]
         for arm, summary in shown
     ]
-    return Table("Blocks and costs", ("arm", *groups, "parameters", "training cost a token"), rows)
+    return PageTable("Blocks and costs", ("arm", *groups, "parameters", "training cost a token"), rows)
 
 
 # ---------------------------------------------------------------- the effects as a picture
@@ -200,14 +200,14 @@ def effects(record: Record) -> Figure | None:
 # ---------------------------------------------------------------- how to do it again
 
 
-def reproduce(record: Record, arms: Sequence[Arm]) -> list[Part]:
+def reproduce(record: Record, arms: Sequence[ArmCurves]) -> list[PagePart]:
     runs = [run for arm in arms for run in arm.runs]
     ended = [diverged(arm, run) for arm in arms for run in arm.runs if run.diverged]
-    table = [Table("Runs that diverged", ("arm", "seed", "step", "where"), ended)] if ended else []
+    table = [PageTable("Runs that diverged", ("arm", "seed", "step", "where"), ended)] if ended else []
     return [*table, Commands([*commands(arms), comparing(record, runs)]), Facts(provenance(runs))]
 
 
-def commands(arms: Iterable[Arm]) -> list[str]:
+def commands(arms: Iterable[ArmCurves]) -> list[str]:
     """A sweep over seeds for every arm, by the overrides its runs recorded."""
     return [line for arm in arms for line in dict.fromkeys(sweep(arm.runs))]
 
@@ -232,7 +232,7 @@ def comparing(record: Record, runs: Sequence[Run]) -> str:
     return " ".join(["python -m archlab compare", *(quote(str(run.directory)) for run in runs), *map(quote, options)])
 
 
-def diverged(arm: Arm, run: Run) -> list[Cell]:
+def diverged(arm: ArmCurves, run: Run) -> list[Cell]:
     first = (run.summary.get("stability") or {}).get("first_nonfinite")
     where = divergence(first) if first else "not recorded"
     step = run.summary.get("steps")

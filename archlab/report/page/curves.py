@@ -9,7 +9,7 @@ from archlab.records.reader import Run
 from archlab.report.page.parts import Figure, View, figure_text
 from archlab.report.plots import binned
 
-Curve = dict[float, tuple[float, float]]
+DrawnCurve = dict[float, tuple[float, float]]
 """A run's points by a key that seeds share (the step, the layer): where on the axis, and how high."""
 
 MOST_POINTS = 600
@@ -36,20 +36,20 @@ LENGTHS = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmCurves:
     """What is compared: a label and its runs, one a seed."""
 
     label: str
     runs: Sequence[Run]
 
 
-def figures(arms: Sequence[Arm]) -> list[Figure]:
+def figures(arms: Sequence[ArmCurves]) -> list[Figure]:
     """Every figure that the runs have something to show in."""
     made = (training(arms), by_length(arms), by_position(arms), layers(arms))
     return [figure for figure in made if figure is not None]
 
 
-def training(arms: Sequence[Arm]) -> Figure | None:
+def training(arms: Sequence[ArmCurves]) -> Figure | None:
     """Training loss by step, token, FLOP and second."""
     views = []
     for name, (title, place) in AXES.items():
@@ -67,7 +67,7 @@ def training(arms: Sequence[Arm]) -> Figure | None:
     return shown("Loss while training", caption, views)
 
 
-def by_length(arms: Sequence[Arm]) -> Figure | None:
+def by_length(arms: Sequence[ArmCurves]) -> Figure | None:
     """Held-out loss by evaluation length."""
     views = []
     for name, (key, title) in LENGTHS.items():
@@ -81,7 +81,7 @@ def by_length(arms: Sequence[Arm]) -> Figure | None:
     return shown("Held-out loss by length", "A dashed line marks the length of training.", views)
 
 
-def by_position(arms: Sequence[Arm]) -> Figure | None:
+def by_position(arms: Sequence[ArmCurves]) -> Figure | None:
     """Held-out loss by position, a view for each evaluation length."""
     views = []
     for eval_len in sorted({record["eval_len"] for arm in arms for run in arm.runs for record in run.positions}):
@@ -93,7 +93,7 @@ def by_position(arms: Sequence[Arm]) -> Figure | None:
     return shown("Held-out loss by position", caption, views[::-1])
 
 
-def layers(arms: Sequence[Arm]) -> Figure | None:
+def layers(arms: Sequence[ArmCurves]) -> Figure | None:
     """What the last look inside saw, by layer."""
     views = []
     for name, key in QUANTITIES.items():
@@ -111,13 +111,13 @@ def layers(arms: Sequence[Arm]) -> Figure | None:
 # ---------------------------------------------------------------- a run's curve
 
 
-def training_curve(run: Run, place: Callable[[Run, Mapping[str, Any]], float | None]) -> Curve:
+def training_curve(run: Run, place: Callable[[Run, Mapping[str, Any]], float | None]) -> DrawnCurve:
     every = max(1, math.ceil(len(run.metrics) / MOST_POINTS))
     kept = [record for i, record in enumerate(run.metrics) if i % every == 0 or record is run.metrics[-1]]
     return points((record["step"], place(run, record), record.get("loss")) for record in kept)
 
 
-def position_curve(run: Run, eval_len: int) -> Curve:
+def position_curve(run: Run, eval_len: int) -> DrawnCurve:
     for record in run.positions:
         if record["eval_len"] == eval_len:
             places, losses = binned(record["position"], record["loss"], run.summary["train_len"])
@@ -134,7 +134,7 @@ def last_look(run: Run) -> Sequence[Mapping[str, Any]]:
     return looks[-1] if looks else []
 
 
-def points(found: Iterable[tuple[float, float | None, float | None]]) -> Curve:
+def points(found: Iterable[tuple[float, float | None, float | None]]) -> DrawnCurve:
     """The points whose place and height are both numbers."""
     return {key: (x, y) for key, x, y in found if finite(x) and finite(y)}
 
@@ -148,7 +148,7 @@ def seconds(record: Mapping[str, Any]) -> float | None:
     return record["tokens"] / speed if speed else None
 
 
-def mean(curves: Sequence[Curve]) -> Curve:
+def mean(curves: Sequence[DrawnCurve]) -> DrawnCurve:
     """The mean over curves, at the keys that all of them have."""
     shared = [key for key in curves[0] if all(key in curve for curve in curves)] if curves else []
     return {key: tuple(sum(c[key][axis] for c in curves) / len(curves) for axis in (0, 1)) for key in shared}
@@ -157,7 +157,7 @@ def mean(curves: Sequence[Curve]) -> Curve:
 # ---------------------------------------------------------------- traces
 
 
-def traces(arms: Sequence[Arm], curves: Sequence[Sequence[Curve]], mode: str = "lines") -> list[dict[str, Any]]:
+def traces(arms: Sequence[ArmCurves], curves: Sequence[Sequence[DrawnCurve]], mode: str = "lines") -> list[dict[str, Any]]:
     """For each arm a line for its mean, which stands in the legend, and a thin one for each seed where there are more."""
     made = []
     for i, (arm, seeds) in enumerate(zip(arms, curves, strict=True)):
@@ -180,7 +180,7 @@ def traces(arms: Sequence[Arm], curves: Sequence[Sequence[Curve]], mode: str = "
     return made
 
 
-def crosses(i: int, arm: Arm, curves: Sequence[Curve], top: float | None) -> Iterator[dict[str, Any]]:
+def crosses(i: int, arm: ArmCurves, curves: Sequence[DrawnCurve], top: float | None) -> Iterator[dict[str, Any]]:
     """Where each diverged run of an arm had its last number, brought down to the panel's edge where it is above."""
     ended = [max(curve.values()) for run, curve in zip(arm.runs, curves, strict=True) if run.diverged and curve]
     if ended and top:
@@ -191,7 +191,7 @@ def crosses(i: int, arm: Arm, curves: Sequence[Curve], top: float | None) -> Ite
         }  # fmt: skip
 
 
-def coordinates(curve: Curve) -> dict[str, list[float]]:
+def coordinates(curve: DrawnCurve) -> dict[str, list[float]]:
     places = sorted(curve.values())
     return {"x": [rounded(x) for x, _ in places], "y": [rounded(y) for _, y in places]}
 
@@ -214,19 +214,19 @@ def axes(x: str, y: str, xaxis: Mapping[str, Any] = {}, yaxis: Mapping[str, Any]
     return {"xaxis": {"title": {"text": x}, **xaxis}, "yaxis": {"title": {"text": y}, **yaxis}, **more}
 
 
-def ceiling(curves: Sequence[Sequence[Curve]]) -> float | None:
+def ceiling(curves: Sequence[Sequence[DrawnCurve]]) -> float | None:
     """The highest loss a panel shows: the highest at which any run began, since what diverges knows no bound."""
     begun = [curve[min(curve)][1] for arm in curves for curve in arm if curve]
     return max(begun) if begun else None
 
 
-def loss_range(curves: Sequence[Sequence[Curve]], top: float) -> list[float]:
+def loss_range(curves: Sequence[Sequence[DrawnCurve]], top: float) -> list[float]:
     lowest = min(y for arm in curves for curve in arm for _, y in curve.values())
     room = 0.05 * (top - lowest) or 0.5
     return [rounded(lowest - room), rounded(top + room)]
 
 
-def marked(arms: Sequence[Arm], ticks: Sequence[float]) -> dict[str, Any]:
+def marked(arms: Sequence[ArmCurves], ticks: Sequence[float]) -> dict[str, Any]:
     """A log axis of tokens with plain numbers at its ticks, and a dashed line at each length of training."""
     trained = sorted({run.summary["train_len"] for arm in arms for run in arm.runs if run.summary.get("train_len")})
     lines = [

@@ -15,8 +15,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows under headings, sortable by every column."""
+class PageTable:
+    """QueryBlock under headings, sortable by every column."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -79,13 +79,13 @@ class Prose:
     tone: str = ""
 
 
-Part = Table | Figure | Drawing | Facts | Commands | Prose
+PagePart = PageTable | Figure | Drawing | Facts | Commands | Prose
 
 
 @dataclass(frozen=True)
 class Section:
     heading: str
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
 
 
 def word(text: object) -> Cell:

@@ -5,7 +5,7 @@ from typing import Any
 
 from archlab.report.page.comparison import value
 from archlab.report.page.curves import finite, rounded
-from archlab.report.page.parts import Cell, Figure, Section, Table, View, figure_text, word
+from archlab.report.page.parts import Cell, Figure, PageTable, Section, View, figure_text, word
 from archlab.report.tables import nats, number
 
 Record = Mapping[str, Any]
@@ -19,7 +19,7 @@ def stability_section(record: Record) -> Section:
     rows = [line(arm["label"], row) for arm in record["arms"] for row in arm.get("rows") or [arm]]
     headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "largest stable LR")
     caption = "LR sensitivity is low for what never trains: read it beside the best loss."
-    return Section("Stability", [heat_maps(record), Table(caption, headings, rows)])
+    return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows)])
 
 
 def line(label: str, row: Record) -> list[Cell]:

@@ -12,11 +12,11 @@ from archlab.base.messages import did_you_mean
 from archlab.config.compose import compose
 from archlab.config.overrides import groups, refuse_twice
 from archlab.records.directory import unfinished
-from archlab.runs.loaded import saved_configuration
+from archlab.runs.load import saved_configuration
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedModel:
     """A model someone named."""
 
     name: str
@@ -27,19 +27,19 @@ class Named:
     directory: Path | None = None
 
 
-def named(word: str, own: Path | None = None) -> Named:
+def named(word: str, own: Path | None = None) -> NamedModel:
     """What a word stands for; `own` is a folder of the user's own options. Raises UserError where it is none of the three."""
     directory = Path(word)
     if (directory / "config.yaml").is_file():
         if why := unfinished(directory):
             raise UserError(why)
-        return Named(directory.name, saved_configuration(directory, own), None, directory)
+        return NamedModel(directory.name, saved_configuration(directory, own), None, directory)
     if "=" in word:
         words = _words(word)
-        return Named(word, compose(*words, config_dir=own), words)
+        return NamedModel(word, compose(*words, config_dir=own), words)
     presets = groups((own,) if own else ())["preset"]
     if word in presets:
-        return Named(word, compose(f"preset={word}", config_dir=own), (f"preset={word}",))
+        return NamedModel(word, compose(f"preset={word}", config_dir=own), (f"preset={word}",))
     if directory.exists():
         raise UserError(f"{word}: has no config.yaml, so it is no run; give a run's directory, as a run prints it")
     raise UserError(
@@ -59,7 +59,7 @@ def _words(written: str) -> tuple[str, ...]:
     return words
 
 
-def two(verb: str, words: Sequence[str], own: Path | None) -> tuple[Named, Named]:
+def two(verb: str, words: Sequence[str], own: Path | None) -> tuple[NamedModel, NamedModel]:
     """Both models of a verb that compares two. Raises UserError."""
     if len(words) != 2:
         raise UserError(

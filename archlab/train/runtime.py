@@ -11,7 +11,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Machine:
+class Runtime:
     """A device and the dtype that matrix products run in; weights, norms and losses stay in float32."""
 
     device: torch.device
@@ -26,10 +26,10 @@ class Machine:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
-def machine(device: str, precision: str) -> Machine:
+def runtime(device: str, precision: str) -> Runtime:
     """The machine these two options ask for; raises UserError where there is no such machine here."""
     found = find_device(device)
-    return Machine(found, find_dtype(precision, found))
+    return Runtime(found, find_dtype(precision, found))
 
 
 def find_device(device: str) -> torch.device:

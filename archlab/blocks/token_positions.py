@@ -7,11 +7,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from archlab.base.errors import UserError
-from archlab.blocks.contracts import Keys, Position, Positions, Queries, Readable, Stream
+from archlab.blocks.contracts import Attendable, Keys, Position, Positions, Queries, Stream
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPositions:
     """Where the keys of a forward pass stand. The last `n_queries` of them are the tokens it was given."""
 
     index: Int[Tensor, "#batch key"]
@@ -32,23 +32,23 @@ class Places:
         return self.index.shape[-1]
 
     @property
-    def n_held(self) -> int:
+    def n_cached(self) -> int:
         """Keys that come from a cache."""
         return self.n_keys - self.n_queries
 
     @property
     def query_positions(self) -> Positions:
-        return self.positions[..., self.n_held :]
+        return self.positions[..., self.n_cached :]
 
-    def hide_padding(self, may_read: Readable, query: Queries, key: Keys) -> Readable:
+    def mask_padding(self, can_attend: Attendable, query: Queries, key: Keys) -> Attendable:
         """Nobody reads padding but that token itself, since a softmax over nothing is no number."""
-        return may_read & (key >= 0) | (key == query) if self.padded else may_read
+        return can_attend & (key >= 0) | (key == query) if self.padded else can_attend
 
     def without_padding(self, x: Stream) -> Stream:
         """Zeros at the queries that are padding."""
-        return x * (self.index[:, self.n_held :, None] >= 0).type_as(x) if self.padded else x
+        return x * (self.index[:, self.n_cached :, None] >= 0).type_as(x) if self.padded else x
 
-    def of_first(self) -> "Places":
+    def of_first(self) -> "TokenPositions":
         """Those of the first sequence alone."""
         return replace(self, index=self.index[:1], positions=self.positions[:1], prefix_len=self.prefix_len[:1])
 
@@ -70,7 +70,7 @@ def at_the_start(
     prefix_len: int | Int[Tensor, " #batch"] | None = None,
     positions: Positions | None = None,
     padding: Int[Tensor, " sequences"] | None = None,
-) -> Places:
+) -> TokenPositions:
     """The places of tokens that begin their sequences; `Decoder.forward` says what the arguments mean.
 
     Raises ValueError where they do not fit together, and PositionLimit.
@@ -84,7 +84,7 @@ def at_the_start(
     prefix_len = torch.as_tensor(0 if prefix_len is None else prefix_len, device=tokens.device).view(-1)
     shortest_padding = 0 if padding is None else int(padding.min())
     check_length(seq_len - shortest_padding, position)
-    return Places(
+    return TokenPositions(
         index,
         default_positions(position, index, prefix_len) if positions is None else shaped(positions, position, tokens),
         prefix_len,
@@ -95,8 +95,8 @@ def at_the_start(
 
 
 def after(
-    held: Places, tokens: Int[Tensor, "batch seq"], position: Position, positions: Positions | None = None
-) -> Places:
+    held: TokenPositions, tokens: Int[Tensor, "batch seq"], position: Position, positions: Positions | None = None
+) -> TokenPositions:
     """The places of the held tokens and of those that follow them, which are the queries.
 
     Raises ValueError where positions were given for one of the two alone, and PositionLimit.

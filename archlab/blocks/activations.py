@@ -51,7 +51,7 @@ KEEPS: dict[type, Activation] = {
 """A function that is not listed, and does not say so itself by `keeps`, is taken to keep its input."""
 
 
-def kept_by(activation: object) -> Activation:
+def saved_by(activation: object) -> Activation:
     return getattr(activation, "keeps", None) or KEEPS.get(type(activation), Activation(input=True))
 
 

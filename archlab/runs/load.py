@@ -24,7 +24,7 @@ from archlab.config.rules import check_rules, settle_layers
 from archlab.model.decoder import Decoder
 from archlab.records.directory import unfinished
 from archlab.records.reader import asked_words
-from archlab.runs.saved import load_weights
+from archlab.runs.weights import load_weights
 
 MATCHED = {"to": str, "reference": (int, float), "d_ff_before": int, "d_ff": int}
 """What a run says of the width that match gave it."""
