@@ -9,7 +9,11 @@ import torch
 torch.set_num_threads(1)
 
 # Whoever starts the tests from a script or under nohup has Ctrl-C ignored, and what they stop would go on for ever.
-for number, handling in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+for number, handling in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handling)
 
@@ -30,7 +34,9 @@ MEASURED: dict[str, list[tuple[float | None, float | None]]] = {}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-parity", action="store_true", help="write the README's table of families with what this run measures")
+    parser.addoption(
+        "--write-parity", action="store_true", help="write the README's table of families with what this run measures"
+    )
 
 
 def pytest_runtest_logreport(report):

@@ -86,7 +86,9 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
     return (decoder if fresh else randomise(decoder)).to(dtype)
 
 
-def make_reading(pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS) -> AttentionContext:
+def make_reading(
+    pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS
+) -> AttentionContext:
     pos = make("pos", pos) if isinstance(pos, str) else pos
     mask = make("mask", mask) if isinstance(mask, str) else mask
     position = pos(d_model=D_MODEL, n_heads=n_heads, head_dim=HEAD_DIM)

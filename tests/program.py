@@ -48,7 +48,9 @@ def worst_gap(words: list[str], objective: str = "next", backend: str | None = N
     if not packed:
         del members[1:]
     alone = [of_member(member, inputs) for member in members]
-    together = in_pack(members, inputs, backend) if packed else [of_member(member, inputs, backend) for member in members]
+    together = (
+        in_pack(members, inputs, backend) if packed else [of_member(member, inputs, backend) for member in members]
+    )
     return max(gap(one[name], other[name]) for one, other in zip(together, alone, strict=True) for name in other)
 
 
@@ -65,7 +67,10 @@ def in_pack(members, inputs, backend: str | None) -> list[dict[str, torch.Tensor
     base = copy.deepcopy(members[0])  # whose own weights are of no account
     base.for_packs()
     program, programs = Program(base, base.taps), [Program(member) for member in members]
-    weights = {name: torch.stack([one.get_parameter(name).detach() for one in programs]).requires_grad_() for name, _ in program.named_parameters()}
+    weights = {
+        name: torch.stack([one.get_parameter(name).detach() for one in programs]).requires_grad_()
+        for name, _ in program.named_parameters()
+    }
     buffers = {name: torch.stack([one.get_buffer(name) for one in programs]) for name, _ in program.named_buffers()}
 
     def of_one(stacked):

@@ -54,7 +54,9 @@ def fire_by_hand(position, head: int, query: int, key: int) -> float:
         return math.log(abs(position.c.item()) * x + 1)
 
     share = psi(abs(query - key)) / (psi(max(query, abs(512 * position.threshold_gain.item()))) + 1e-6)
-    hidden = [max(w * share + b, 0.0) for (w,), b in zip(position.up_proj.weight.tolist(), position.up_proj.bias.tolist())]
+    hidden = [
+        max(w * share + b, 0.0) for (w,), b in zip(position.up_proj.weight.tolist(), position.up_proj.bias.tolist())
+    ]
     return sum(w * h for w, h in zip(position.down_proj.weight[head].tolist(), hidden))
 
 
@@ -66,7 +68,9 @@ def test_formula(name):
     position = make_bias(name)
     queries, keys = [0, 3, 15, 16, 77, 600, 5000], [0, 1, 9, 40, 600, 4871]
     expected = [[[BY_HAND[name](position, h, i, j) for j in keys] for i in queries] for h in range(HEADS)]
-    torch.testing.assert_close(bias_of(position, queries, keys), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)  # float64
+    torch.testing.assert_close(
+        bias_of(position, queries, keys), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )  # float64
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -154,7 +158,9 @@ def test_a_long_sequence_taken_in_blocks_is_the_same_function(name, monkeypatch)
     blocks = decoder(tokens)
     torch.testing.assert_close(blocks, whole, **EXACT)
     blocks.square().sum().backward()
-    torch.testing.assert_close({name: parameter.grad for name, parameter in decoder.named_parameters()}, expected, rtol=1e-8, atol=1e-8)  # sums of 23 squares
+    torch.testing.assert_close(
+        {name: parameter.grad for name, parameter in decoder.named_parameters()}, expected, rtol=1e-8, atol=1e-8
+    )  # sums of 23 squares
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -30,7 +30,15 @@ from torch import nn
 
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 
-CONTRACTS = {"norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head}
+CONTRACTS = {
+    "norm": Norm,
+    "residual": Residual,
+    "ffn": FeedForward,
+    "pos": Position,
+    "mask": Mask,
+    "mixer": Mixer,
+    "head": Head,
+}
 PREFIX = 3
 
 each_option = pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
@@ -98,10 +106,20 @@ def run_mask(name, dtype):
 
 def run_head(name, dtype):
     """With as many tokens as features, so that logits are shaped as the stream is."""
-    return make("head", name)(d_model=D_MODEL, vocab_size=D_MODEL, norm=partial(make("norm", "rms"), d_model=D_MODEL)).to(dtype)
+    return make("head", name)(
+        d_model=D_MODEL, vocab_size=D_MODEL, norm=partial(make("norm", "rms"), d_model=D_MODEL)
+    ).to(dtype)
 
 
-RUN = {"head": run_head, "norm": run_norm, "ffn": run_ffn, "residual": run_residual, "mixer": run_mixer, "pos": run_pos, "mask": run_mask}
+RUN = {
+    "head": run_head,
+    "norm": run_norm,
+    "ffn": run_ffn,
+    "residual": run_residual,
+    "mixer": run_mixer,
+    "pos": run_pos,
+    "mask": run_mask,
+}
 
 
 @each_dtype

@@ -85,7 +85,11 @@ DO_NOT_GO_TOGETHER = [
     # norms on queries and keys
     (["mixer.qk_norm=true"], ["mixer.qk_norm=True", "'none'", "'head'", "'width'"], ["mixer.qk_norm=head"]),
     (["mixer.qk_norm=false"], ["mixer.qk_norm=False", "'none'", "'head'", "'width'"], ["mixer.qk_norm=none"]),
-    (["mixer.qk_norm=head", "norm=none"], ["mixer.qk_norm=head", "norm=none", "d_model alone"], ["mixer.qk_norm=head", "norm=layer"]),
+    (
+        ["mixer.qk_norm=head", "norm=none"],
+        ["mixer.qk_norm=head", "norm=none", "d_model alone"],
+        ["mixer.qk_norm=head", "norm=layer"],
+    ),
     (
         ["mixer.qk_norm=width", "norm=batch", "mask=full"],
         ["mixer.qk_norm=width", "norm=batch", "mixer.qk_norm=none"],
@@ -93,7 +97,11 @@ DO_NOT_GO_TOGETHER = [
     ),
     (["mixer.scale=0"], ["mixer.scale=0", "greater than 0"], ["mixer.scale=0.0625"]),
     (["residual=sub", "norm=none"], ["residual=sub", "norm=none", "residual=pre"], ["residual=sub"]),
-    (["residual=parallel", "residual.norms=3"], ["residual.norms=3", "1 or 2"], ["residual=parallel", "residual.norms=2"]),
+    (
+        ["residual=parallel", "residual.norms=3"],
+        ["residual.norms=3", "1 or 2"],
+        ["residual=parallel", "residual.norms=2"],
+    ),
     # embedding and head
     (["embed.width=128"], ["embed.width=128", "size.d_model", "leave it out"], ["embed.width=64"]),
     (["embed.types=0"], ["embed.types=0", "greater than or equal to 1"], ["embed.types=2"]),
@@ -106,7 +114,11 @@ DO_NOT_GO_TOGETHER = [
         ["size.n_heads=7", "size.d_model=128", "size.head_dim"],
         ["size.n_heads=7", "size.head_dim=12"],
     ),
-    (["mixer=mha", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "mixer=gqa", "null"], ["mixer=gqa", "size.n_kv_heads=2"]),
+    (
+        ["mixer=mha", "size.n_kv_heads=2"],
+        ["size.n_kv_heads=2", "mixer=gqa", "null"],
+        ["mixer=gqa", "size.n_kv_heads=2"],
+    ),
     (["mixer=mqa", "size.n_kv_heads=2"], ["size.n_kv_heads=2", "mixer=gqa"], ["mixer=mqa", "size.n_kv_heads=null"]),
     (
         ["mixer=gqa", "size.n_kv_heads=3"],
@@ -120,8 +132,16 @@ DO_NOT_GO_TOGETHER = [
         ["train.train_len=600", "512", "pos.max_positions"],
         ["pos=learned", "train.train_len=600", "pos.max_positions=600"],
     ),
-    (["pos.scaling=yarnn"], ["pos.scaling=yarnn", "'yarn'", "'dynamic_qwen'"], ["pos.scaling=yarn", "pos.factor=4", "pos.trained_len=64"]),
-    (["pos.scaling=linear"], ["pos.factor=null", "pos.scaling=linear needs it", "pos.factor=4"], ["pos.scaling=linear", "pos.factor=4"]),
+    (
+        ["pos.scaling=yarnn"],
+        ["pos.scaling=yarnn", "'yarn'", "'dynamic_qwen'"],
+        ["pos.scaling=yarn", "pos.factor=4", "pos.trained_len=64"],
+    ),
+    (
+        ["pos.scaling=linear"],
+        ["pos.factor=null", "pos.scaling=linear needs it", "pos.factor=4"],
+        ["pos.scaling=linear", "pos.factor=4"],
+    ),
     (["pos.factor=4"], ["pos.factor=4", "pos.scaling=none", "leave it out"], ["pos.base=40000"]),
     (
         ["pos.scaling=dynamic_qwen", "pos.trained_len=64", "pos.factor=2"],
@@ -129,7 +149,11 @@ DO_NOT_GO_TOGETHER = [
         ["pos.scaling=dynamic_qwen", "pos.trained_len=64"],
     ),
     (["pos.logn=1"], ["pos.logn=1", "trained length"], ["pos.logn=128"]),
-    (["pos=t5", "pos.bidirectional=true"], ["pos.bidirectional=true", "mask=causal", "mask=prefix or full"], ["pos=t5", "pos.bidirectional=true", "mask=full"]),
+    (
+        ["pos=t5", "pos.bidirectional=true"],
+        ["pos.bidirectional=true", "mask=causal", "mask=prefix or full"],
+        ["pos=t5", "pos.bidirectional=true", "mask=full"],
+    ),
     (["pos=t5", "pos.buckets=5"], ["pos.buckets=5", "multiple of 2"], ["pos=t5", "pos.buckets=32"]),
     (["pos=kerple", "pos.fall=steep"], ["pos.fall=steep", "'log'", "'power'"], ["pos=kerple", "pos.fall=power"]),
     (["pos=rope_2d", "size.head_dim=7"], ["size.head_dim=7", "even number"], ["pos=rope_2d", "size.head_dim=8"]),
@@ -139,7 +163,11 @@ DO_NOT_GO_TOGETHER = [
         ["train.train_len=600", "512", "pos.max_positions"],
         ["pos=learned_2d", "train.train_len=600", "pos.max_positions=600"],
     ),
-    (["pos=learned", "pos.offset=-1"], ["pos.offset=-1", "greater than or equal to 0"], ["pos=learned", "pos.offset=2"]),
+    (
+        ["pos=learned", "pos.offset=-1"],
+        ["pos.offset=-1", "greater than or equal to 0"],
+        ["pos=learned", "pos.offset=2"],
+    ),
     # prefix
     (["data=copy", "prefix=[0.25,0.5]"], ["prefix=[0.25, 0.5]", "data=copy", "leave it out"], ["data=copy"]),
     (

@@ -32,7 +32,15 @@ PLAIN = {
     "full": "too long",
     "parts": [{"says": "lower", "measure": "val_loss", "difference": ["a", "b"], "expect": "below", "by": 0.1}],
 }
-SMALL = ["size=nano", "train.steps=4", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=null"]
+SMALL = [
+    "size=nano",
+    "train.steps=4",
+    "train.train_len=16",
+    "train.batch_size=4",
+    "eval.tokens=128",
+    "eval.lengths=[1,2]",
+    "probe.every=null",
+]
 
 
 def written(folder: Path, name: str = "mine", **changes) -> Path:
@@ -52,11 +60,19 @@ def part(**changes) -> dict:
 
 def test_there_are_claims_about_every_group_the_note_speaks_of():
     assert len(NAMES) >= 24
-    overrides = " ".join(word for name in NAMES for arm in read_claim(known_claims()[name]).arms.values() for word in (*arm.train, *arm.then))
+    overrides = " ".join(
+        word
+        for name in NAMES
+        for arm in read_claim(known_claims()[name]).arms.values()
+        for word in (*arm.train, *arm.then)
+    )
     assert all(f"{group}=" in overrides for group in ("residual", "norm", "ffn", "pos", "mask"))
 
 
-@pytest.mark.parametrize(("name", "budget"), [*((name, "quick") for name in NAMES), *(pytest.param(name, "full", marks=pytest.mark.slow) for name in NAMES)])
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [*((name, "quick") for name in NAMES), *(pytest.param(name, "full", marks=pytest.mark.slow) for name in NAMES)],
+)
 def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, budget, tmp_path):
     claim = read_claim(known_claims()[name])
     assert claim.sentence.endswith(".") and claim.source
@@ -109,25 +125,25 @@ def test_an_arm_that_makes_no_model_is_refused_before_anything_runs(tmp_path):
 # --- deciding -----------------------------------------------------------------------------------
 
 
-def decided(expect: str, form: str = "difference", by: float = 0.1, than: float | None = None, n_parts: int = 1, **values):
+def decided(
+    expect: str, form: str = "difference", by: float = 0.1, than: float | None = None, n_parts: int = 1, **values
+):
     arms = tuple(values)
-    made = Part(says="it", measure="val_loss", expect=expect, by=by, than=than, **{form: arms if form != "value" else arms[0]})
+    made = Part(
+        says="it", measure="val_loss", expect=expect, by=by, than=than, **{form: arms if form != "value" else arms[0]}
+    )
     return decide_part(made, {label: dict(enumerate(of)) for label, of in values.items()}, n_parts)
 
 
 FAR, NEAR = [1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.05]
 
 
-@pytest.mark.parametrize(
-    "expect, verdict", [("below", "SUPPORTED"), ("above", "REFUTED"), ("equal", "REFUTED")]
-)
+@pytest.mark.parametrize("expect, verdict", [("below", "SUPPORTED"), ("above", "REFUTED"), ("equal", "REFUTED")])
 def test_a_clear_difference_supports_its_side_and_refutes_the_others(expect, verdict):
     assert decided(expect, a=FAR, b=NEAR).verdict == verdict
 
 
-@pytest.mark.parametrize(
-    "expect, verdict", [("below", "REFUTED"), ("above", "REFUTED"), ("equal", "SUPPORTED")]
-)
+@pytest.mark.parametrize("expect, verdict", [("below", "REFUTED"), ("above", "REFUTED"), ("equal", "SUPPORTED")])
 def test_a_difference_inside_the_smallest_of_interest_is_none(expect, verdict):
     assert decided(expect, by=0.5, a=FAR, b=[1.02, 1.08, 0.93, 1.01]).verdict == verdict
 
@@ -141,7 +157,9 @@ def test_a_noisy_difference_decides_nothing_and_says_how_many_seeds_would(expect
 def test_a_value_and_a_ratio_are_held_against_their_number():
     assert decided("above", "value", by=0.0, than=0.5, a=FAR).verdict == "SUPPORTED"
     assert decided("above", "value", by=0.0, than=1.5, a=FAR).verdict == "REFUTED"
-    assert decided("equal", "ratio", by=0.1, than=2.0, b=NEAR, a=FAR).verdict == "INCONCLUSIVE"  # 2.00, 1.91, 2.11, 2.05: too wide for 0.1
+    assert (
+        decided("equal", "ratio", by=0.1, than=2.0, b=NEAR, a=FAR).verdict == "INCONCLUSIVE"
+    )  # 2.00, 1.91, 2.11, 2.05: too wide for 0.1
     assert decided("equal", "ratio", by=0.2, than=2.0, b=NEAR, a=FAR).verdict == "SUPPORTED"
     assert decided("equal", "ratio", by=0.2, b=NEAR, a=FAR).verdict == "REFUTED"  # against 1, where nothing is said
 
@@ -189,7 +207,11 @@ def test_a_part_among_several_needs_more_to_be_refuted_and_no_more_to_be_support
 
 
 def test_all_parts_support_a_claim_and_any_part_refutes_it():
-    good, bad, open_ = decided("below", a=FAR, b=NEAR), decided("above", a=FAR, b=NEAR), decided("below", a=[1.0, 2.0, 3.0], b=[2.5, 1.0, 3.9])
+    good, bad, open_ = (
+        decided("below", a=FAR, b=NEAR),
+        decided("above", a=FAR, b=NEAR),
+        decided("below", a=[1.0, 2.0, 3.0], b=[2.5, 1.0, 3.9]),
+    )
     assert [part.verdict for part in (good, bad, open_)] == ["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
     assert decide([good, good]) == "SUPPORTED"
     assert decide([good, open_]) == "INCONCLUSIVE"
@@ -261,7 +283,11 @@ def session(tmp_path_factory):
     """A claim of one's own decided twice, and once more after one of its runs was lost."""
     folder = tmp_path_factory.mktemp("session")
     looked = {"train": ["norm=layer"], "then": ["mask=window", "mask.window=3"]}
-    parts = [part(), part(measure="loss@2", difference=["windowed", "a"], expect="above"), part(measure="parameters", difference=["b", "a"])]
+    parts = [
+        part(),
+        part(measure="loss@2", difference=["windowed", "a"], expect="above"),
+        part(measure="parameters", difference=["b", "a"]),
+    ]
     written(folder, common=SMALL, arms={"a": ["norm=layer"], "b": ["norm=rms"], "windowed": looked}, parts=parts)
     did: list[object] = []
     real = jobs.work
@@ -292,9 +318,16 @@ def test_a_run_of_a_claim_is_the_run_the_command_makes(session, tmp_path):
     folder, *_, records = session
     values = records[0]["parts"][0]["values"]
     for seed in (0, 1):
-        done = subprocess.run([sys.executable, "-m", "archlab", *SMALL, "norm=layer", f"seed={seed}", f"output={tmp_path}"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "archlab", *SMALL, "norm=layer", f"seed={seed}", f"output={tmp_path}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         summary = json.loads((Path(done.stdout.strip().splitlines()[-1]) / "summary.json").read_text())
-        assert summary["val_loss"] == pytest.approx(values["a"][seed], rel=1e-6)  # another process may sum in another order
+        assert summary["val_loss"] == pytest.approx(
+            values["a"][seed], rel=1e-6
+        )  # another process may sum in another order
 
 
 def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session):
@@ -304,7 +337,11 @@ def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session)
     assert record == json.loads(json.dumps(records[0]))
     assert (kept / "plot.png").stat().st_size > 5000
     page = (kept / "README.md").read_text()
-    assert page.startswith("# A is lower than B.") and record["verdict"] in page and "python -m archlab claims mine budget=quick" in page
+    assert (
+        page.startswith("# A is lower than B.")
+        and record["verdict"] in page
+        and "python -m archlab claims mine budget=quick" in page
+    )
     assert all(f"{value:.5g}" in page for values in record["parts"][0]["values"].values() for value in values)
     index = (folder / "out" / "README.md").read_text()
     assert f"| [mine](mine/README.md): A is lower than B. | {record['verdict']} |" in index
@@ -334,7 +371,11 @@ def test_what_decides_an_outcome_names_its_file_and_nothing_else_does(tmp_path):
 
 
 def test_a_measure_that_no_run_has_is_named(tmp_path):
-    record = {"val_loss": 2.0, "stability": {"max_grad_norm": 7.0}, "length": [{"eval_len": 16, "loss": 2.0}, {"eval_len": 32, "loss": 2.5}]}
+    record = {
+        "val_loss": 2.0,
+        "stability": {"max_grad_norm": 7.0},
+        "length": [{"eval_len": 16, "loss": 2.0}, {"eval_len": 32, "loss": 2.5}],
+    }
     assert bench.of_record(record, "loss@2", 16) == 2.5
     assert bench.of_record(record, "stability.max_grad_norm", 16) == 7.0
     with pytest.raises(UserError, match="measure=los@2: a run has no such number"):
@@ -352,7 +393,9 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     import os
 
     environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "archlab", "claims", *words], capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "archlab", "claims", *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 def test_the_command_prints_the_table_and_writes_the_pages(tmp_path):
@@ -388,11 +431,35 @@ def test_misuse_is_one_line_and_status_two(words, told, tmp_path):
 @pytest.mark.parametrize(
     ("expect", "form", "options", "values", "told"),
     [
-        ("below", "difference", {"by": 0.01}, {"a": [2.025, 2.02, 2.03], "b": [2.0, 2.0, 2.0]}, "asked: below -0.01; seen: +0.025 ("),
-        ("above", "difference", {"by": 0.25}, {"a": [2.5, 2.75, 2.25], "b": [2.0, 2.0, 2.0]}, "asked: above +0.25; seen: +0.5 ("),
-        ("above", "difference", {"by": 0.0}, {"a": [2.0, 1.75, 2.25], "b": [2.5, 2.5, 2.5]}, "asked: above 0; seen: -0.5 ("),
+        (
+            "below",
+            "difference",
+            {"by": 0.01},
+            {"a": [2.025, 2.02, 2.03], "b": [2.0, 2.0, 2.0]},
+            "asked: below -0.01; seen: +0.025 (",
+        ),
+        (
+            "above",
+            "difference",
+            {"by": 0.25},
+            {"a": [2.5, 2.75, 2.25], "b": [2.0, 2.0, 2.0]},
+            "asked: above +0.25; seen: +0.5 (",
+        ),
+        (
+            "above",
+            "difference",
+            {"by": 0.0},
+            {"a": [2.0, 1.75, 2.25], "b": [2.5, 2.5, 2.5]},
+            "asked: above 0; seen: -0.5 (",
+        ),
         ("below", "value", {"by": 0.5, "than": 2.0}, {"a": [1.25, 1.0, 1.5]}, "asked: below 1.5; seen: 1.25 ("),
-        ("equal", "ratio", {"by": 0.1}, {"a": [2.0, 2.5, 3.0], "b": [2.0, 2.5, 3.0]}, "asked: within 0.1 of 1; seen: 1 (exactly)"),
+        (
+            "equal",
+            "ratio",
+            {"by": 0.1},
+            {"a": [2.0, 2.5, 3.0], "b": [2.0, 2.5, 3.0]},
+            "asked: within 0.1 of 1; seen: 1 (exactly)",
+        ),
     ],
 )
 def test_what_was_asked_stands_beside_what_was_seen(expect, form, options, values, told):
@@ -404,7 +471,11 @@ def test_one_of_something_is_one():
 
     cfg = archlab.compose(*SMALL)
     run, look = RunJob(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
-    assert [session.needs(jobs) for jobs in ([run], [run, run, look], [look, look])] == ["1 run", "2 runs and 1 measurement", "2 measurements"]
+    assert [session.needs(jobs) for jobs in ([run], [run, run, look], [look, look])] == [
+        "1 run",
+        "2 runs and 1 measurement",
+        "2 measurements",
+    ]
     assert [session.counted(n, "claim") for n in (1, 2)] == ["1 claim", "2 claims"]
 
 
@@ -414,7 +485,9 @@ def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
 
     runs = [RunJob(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
     one = jobs.seconds(runs[0])
-    assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(runs, 2) == pytest.approx(4 + 3 * one)
+    assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(
+        runs, 2
+    ) == pytest.approx(4 + 3 * one)
     monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * jobs.seconds_of_a_step(cfg))
     assert pace.measured(runs, 1, 2.0) == pace.Pace(2.0, 5.0)
     assert pace.measured([], 1, 2.0) == pace.Pace(2.0, 1.0)
@@ -425,5 +498,7 @@ def test_the_result_of_a_claim_of_ones_own_goes_to_the_runs(tmp_path, monkeypatc
     written(tmp_path, quick="it is not decided here")
     decide_claims(["mine", "copying_ranks_otherwise"], own=tmp_path)
     assert (tmp_path / "experiments/runs/claims/decided/mine/README.md").is_file()
-    assert [folder.name for folder in (tmp_path / "experiments/claims").iterdir() if folder.is_dir()] == ["copying_ranks_otherwise"]
+    assert [folder.name for folder in (tmp_path / "experiments/claims").iterdir() if folder.is_dir()] == [
+        "copying_ranks_otherwise"
+    ]
     assert "experiments/runs/claims/decided" in capsys.readouterr().err

@@ -312,9 +312,23 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("words", ["norm=rms", "show", "-m norm=rms,layer", "experiment=stability_map", "diff gpt2 llama_7b", "draw preset=gpt2", "verify norm=rms", "claims alibi_holds"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "norm=rms",
+        "show",
+        "-m norm=rms,layer",
+        "experiment=stability_map",
+        "diff gpt2 llama_7b",
+        "draw preset=gpt2",
+        "verify norm=rms",
+        "claims alibi_holds",
+    ],
+)
 @pytest.mark.parametrize("name", OWN)
-def test_an_own_option_of_a_name_that_archlab_has_is_refused(archlab: Session, tmp_path: Path, name: str, words: str) -> None:
+def test_an_own_option_of_a_name_that_archlab_has_is_refused(
+    archlab: Session, tmp_path: Path, name: str, words: str
+) -> None:
     file = tmp_path / "my" / name
     file.parent.mkdir(parents=True)
     file.write_text("seed: 1\n")
@@ -326,7 +340,9 @@ def test_an_own_option_of_a_name_that_archlab_has_is_refused(archlab: Session, t
 
 def test_a_file_is_no_folder_of_options(archlab: Session, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").touch()
-    assert archlab("--config-dir", "mine.yaml", "show").err.startswith("archlab: --config-dir mine.yaml: is a file; give a folder,")
+    assert archlab("--config-dir", "mine.yaml", "show").err.startswith(
+        "archlab: --config-dir mine.yaml: is a file; give a folder,"
+    )
 
 
 def test_a_copy_of_archlabs_own_options_is_no_second_thing(archlab: Session, tmp_path: Path) -> None:
@@ -437,7 +453,9 @@ def test_normalise_leaves_hydras_own_names_alone() -> None:
 
 
 def test_a_group_is_a_folder_and_an_option_a_file() -> None:
-    assert set(groups()) == {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} - {"claim"}  # which is no choice
+    assert set(groups()) == {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} - {
+        "claim"
+    }  # which is no choice
     assert groups()["norm"] == ["batch", "instance", "layer", "none", "rms", "sequence"]
 
 

@@ -378,8 +378,13 @@ PUBLISHED = {
     "cohere": (
         "Cohere",
         {key: value for key, value in LLAMA_SIZES.items() if key not in ("head_dim", "rms_norm_eps")}
-        | dict(hidden_size=SQUARE, logit_scale=0.0625, tie_word_embeddings=True, use_qk_norm=False,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
+        | dict(
+            hidden_size=SQUARE,
+            logit_scale=0.0625,
+            tie_word_embeddings=True,
+            use_qk_norm=False,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        ),
         dict(
             norm=("layer", dict(shift=False)),
             residual="parallel",
@@ -393,8 +398,18 @@ PUBLISHED = {
     ),
     "bert": (
         "Bert",
-        {key: value for key, value in LLAMA_SIZES.items() if "key_value" not in key and "rms" not in key and "head_dim" not in key}
-        | dict(hidden_size=SQUARE, type_vocab_size=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=True),
+        {
+            key: value
+            for key, value in LLAMA_SIZES.items()
+            if "key_value" not in key and "rms" not in key and "head_dim" not in key
+        }
+        | dict(
+            hidden_size=SQUARE,
+            type_vocab_size=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            tie_word_embeddings=True,
+        ),
         dict(
             norm=("layer", dict(eps=1e-12)),
             residual="post",
@@ -548,7 +563,15 @@ def indistinct(norm: str, residual: str) -> bool:
     def run(scheme):
         """A whole layer, since a scheme may have norms within its branches; every weight is drawn alike."""
         torch.manual_seed(0)
-        blocks = {"norm": norm, "residual": scheme, "ffn": "swiglu", "pos": "none", "mask": "causal", "mixer": "mha", "head": "linear"}
+        blocks = {
+            "norm": norm,
+            "residual": scheme,
+            "ffn": "swiglu",
+            "pos": "none",
+            "mask": "causal",
+            "mixer": "mha",
+            "head": "linear",
+        }
         decoder = Decoder(**TINY, n_kv_heads=2, **{group: part(group, name) for group, name in blocks.items()})
         return decoder.layers[0](x, decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0])
 

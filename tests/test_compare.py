@@ -102,7 +102,9 @@ def test_a_damaged_summary_is_left_out_and_said(tmp_path):
     runs, notes = read_all([tmp_path])
     assert [run.seed for run in runs] == [0]
     assert notes[0].startswith(f"{damaged}: cannot be read: ") and notes[0].endswith("; left out")
-    assert notes[1] == f"{unfinished}: was broken off at step 40 of 40; archlab resume {unfinished} finishes it; left out"
+    assert (
+        notes[1] == f"{unfinished}: was broken off at step 40 of 40; archlab resume {unfinished} finishes it; left out"
+    )
 
 
 def test_where_no_run_can_be_read_there_is_an_error(tmp_path):
@@ -118,14 +120,22 @@ MIXED = {
     "corpus_sha256": ({"corpus_sha256": "bb22"}, {}, "corpus_sha256: aa11 in .* and bb22 in"),
     "train_len": ({}, {"train.train_len": 64}, "train.train_len: 32 in .* and 64 in"),
     "steps": ({}, {"train.steps": 50}, r"tokens \(train.steps x batch_size x train_len\): 3840 in .* and 4800 in"),
-    "batch_size": ({}, {"train.batch_size": 6}, r"tokens \(train.steps x batch_size x train_len\): 3840 in .* and 7680 in"),
+    "batch_size": (
+        {},
+        {"train.batch_size": 6},
+        r"tokens \(train.steps x batch_size x train_len\): 3840 in .* and 7680 in",
+    ),
     "vocab_size": ({}, {"size.vocab_size": 300}, "size.vocab_size: 256 in .* and 300 in"),
     "dtype": ({"dtype": "bfloat16"}, {}, "dtype: float32 in .* and bfloat16 in"),
     "protocol": ({}, {"eval.protocol": "sliding"}, "eval.protocol: disjoint in .* and sliding in"),
     "lengths": ({}, {"eval.lengths": [1, 2]}, r"eval.lengths: \[1,2,4\] in .* and \[1,2\] in"),
     "stride": ({}, {"eval.stride": 8}, "eval.stride: null in .* and 8 in"),
     "tokens": ({}, {"eval.tokens": 1280}, "eval.tokens: 640 in .* and 1280 in"),
-    "prefix": ({}, {"prefix": [0.25, 0.75]}, r"scored: every target the data scores in .* and what follows a prefix of \[0.25,0.75\] in"),
+    "prefix": (
+        {},
+        {"prefix": [0.25, 0.75]},
+        r"scored: every target the data scores in .* and what follows a prefix of \[0.25,0.75\] in",
+    ),
     "mask": ({}, {"choices.mask": "full"}, "scored: every target the data scores in .* and the last target alone in"),
     "leaking": ({"leaking": True}, {}, "leaking: false in .* and true in"),
 }
@@ -182,7 +192,13 @@ def test_the_noise_floor_is_the_spread_of_the_baseline(five_arms):
 
 def test_verdicts_are_said_of_the_arm(compared):
     verdicts = {label: measured.verdict for label, measured in compared.items()}
-    assert verdicts == {"rms": None, "layer": "better", "batch": "within noise", "none": "within noise", "instance": "worse"}
+    assert verdicts == {
+        "rms": None,
+        "layer": "better",
+        "batch": "within noise",
+        "none": "within noise",
+        "instance": "worse",
+    }
 
 
 def test_p_is_corrected_for_the_number_of_arms(compared):
@@ -226,19 +242,41 @@ def test_an_interval_excludes_zero_exactly_where_holm_rejects(tmp_path):
 
 
 def test_ranks_put_divergence_last(compared):
-    assert {label: measured.rank for label, measured in compared.items()} == {"layer": 1, "rms": 2, "none": 3, "batch": 4, "instance": 5}
+    assert {label: measured.rank for label, measured in compared.items()} == {
+        "layer": 1,
+        "rms": 2,
+        "none": 3,
+        "batch": 4,
+        "instance": 5,
+    }
     assert compared["instance"].mean == 2.4 and compared["instance"].sd is None
 
 
 def test_the_record_is_json_with_the_agreed_fields(five_arms):
     record = compare(five_arms).record()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert list(record) == ["question", "metric", "unit", "lower_is_better", "baseline", "smallest_effect", "alpha", "noise", "notes", "arms"]
+    assert list(record) == [
+        "question",
+        "metric",
+        "unit",
+        "lower_is_better",
+        "baseline",
+        "smallest_effect",
+        "alpha",
+        "noise",
+        "notes",
+        "arms",
+    ]
     fields = "label overrides runs seeds values mean sd n diverged rank at_equal n_params train_flops_per_token effect interval level p p_adjusted verdict seeds_needed"
     assert [list(arm) for arm in record["arms"]] == [fields.split()] * 5
     base, *_, last = record["arms"]
     assert [base[name] for name in fields.split()[13:]] == [None] * 7
-    assert (last["values"], last["diverged"], last["n"], last["interval"]) == ([None, None, None, 2.4, None], 4, 5, None)
+    assert (last["values"], last["diverged"], last["n"], last["interval"]) == (
+        [None, None, None, 2.4, None],
+        4,
+        5,
+        None,
+    )
     assert last["overrides"] == ["norm=instance"]
     assert any(note == "norm=instance: 4 of 5 runs diverged, ranked worst" for note in record["notes"])
 
@@ -300,7 +338,14 @@ def at_lengths(shift):
 def two_arms(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "pos=rope", seed=seed, length=at_lengths(0.0), stability={"max_grad_norm": 3.5})
-        write_run(tmp_path, "pos=alibi", seed=seed, length=at_lengths(0.125), stability={"max_grad_norm": 2.5}, tokens_per_second=50.0)
+        write_run(
+            tmp_path,
+            "pos=alibi",
+            seed=seed,
+            length=at_lengths(0.125),
+            stability={"max_grad_norm": 2.5},
+            tokens_per_second=50.0,
+        )
     return read_all([tmp_path])[0]
 
 
@@ -318,12 +363,22 @@ def two_arms(tmp_path):
 def test_a_metric_knows_its_unit_and_which_way_is_better(two_arms, metric, effect, verdict, unit, smallest_effect):
     found = compare(two_arms, metric=metric, baseline="pos=rope")
     arm = found.arms[1]
-    assert (arm.against.effect, arm.verdict, found.metric.unit, found.smallest_effect) == (effect, verdict, unit, smallest_effect)
+    assert (arm.against.effect, arm.verdict, found.metric.unit, found.smallest_effect) == (
+        effect,
+        verdict,
+        unit,
+        smallest_effect,
+    )
 
 
-@pytest.mark.parametrize("metric", ["late_ratio@3", "loss@8", "valloss", "stability", "choices.norm", "leaking", "@", "loss@"])
+@pytest.mark.parametrize(
+    "metric", ["late_ratio@3", "loss@8", "valloss", "stability", "choices.norm", "leaking", "@", "loss@"]
+)
 def test_a_metric_that_is_not_there_is_refused_with_those_that_are(two_arms, metric):
-    with pytest.raises(UserError, match=f"^metric={metric}: .* has no such number; it has .*late_ratio@4, .*stability.max_grad_norm, .*val_loss"):
+    with pytest.raises(
+        UserError,
+        match=f"^metric={metric}: .* has no such number; it has .*late_ratio@4, .*stability.max_grad_norm, .*val_loss",
+    ):
         compare(two_arms, metric=metric)
 
 
@@ -362,7 +417,9 @@ def test_losses_are_compared_where_both_arms_have_had_the_same(tmp_path):
 def test_a_run_without_a_log_or_a_speed_has_no_loss_there(tmp_path):
     (write_run(tmp_path, "pos=rope") / "metrics.jsonl").unlink()
     write_run(tmp_path, "pos=alibi", tokens_per_second=None)
-    assert [arm.at_equal for arm in compare(read_all([tmp_path])[0]).arms] == [dict.fromkeys(("steps", "tokens", "flops", "seconds"))] * 2
+    assert [arm.at_equal for arm in compare(read_all([tmp_path])[0]).arms] == [
+        dict.fromkeys(("steps", "tokens", "flops", "seconds"))
+    ] * 2
 
 
 def test_runs_of_several_commits_and_devices_are_said(tmp_path):
@@ -377,8 +434,13 @@ def test_runs_of_several_commits_and_devices_are_said(tmp_path):
 
 
 def drawn_run(arm, seed, value, folder):
-    config = {"seed": seed, "train": {"steps": 4, "batch_size": 2, "train_len": 8}, "size": {"vocab_size": 9}, "arm": arm,
-              "eval": {"protocol": "disjoint", "lengths": [1], "stride": None, "tokens": 64}}
+    config = {
+        "seed": seed,
+        "train": {"steps": 4, "batch_size": 2, "train_len": 8},
+        "size": {"vocab_size": 9},
+        "arm": arm,
+        "eval": {"protocol": "disjoint", "lengths": [1], "stride": None, "tokens": 64},
+    }
     return Run(folder, config, {"status": "completed", "val_loss": value, "corpus_sha256": "aa11"})
 
 
@@ -390,7 +452,11 @@ def test_among_five_equal_arms_a_winner_is_rare(tmp_path):
     draws = np.random.default_rng(5).normal(2.0, 0.02, size=(200, 5, 5)).tolist()
     named = 0
     for study in draws:
-        runs = [drawn_run(arm, seed, value, tmp_path) for arm, values in enumerate(study) for seed, value in enumerate(values)]
+        runs = [
+            drawn_run(arm, seed, value, tmp_path)
+            for arm, values in enumerate(study)
+            for seed, value in enumerate(values)
+        ]
         named += any(measured.verdict in ("better", "worse") for measured in compare(runs, smallest_effect=0.0).arms)
     assert named <= 20
 

@@ -218,7 +218,10 @@ def test_what_is_no_file_is_called_what_it_is(tmp_path, monkeypatch):
     (tmp_path / "text").write_text("some text")
     monkeypatch.delenv("HOME", raising=False)
     for path, why in (
-        (str(tmp_path / "pipe"), "is a pipe or a device, which can be read only once; write it to a file, and give that"),
+        (
+            str(tmp_path / "pipe"),
+            "is a pipe or a device, which can be read only once; write it to a file, and give that",
+        ),
         ("/dev/null", "is a pipe or a device"),
         ("/dev/zero", "is a pipe or a device"),
         (str(tmp_path / "link"), "is a link to what is not there"),
@@ -250,7 +253,9 @@ def test_a_file_too_short_for_any_sequence_is_told_so(tmp_path, n):
         source.train(0, 1, 4, 128)
     has = {1: "1 token", 2: "2 tokens", 9: "9 tokens"}[n]
     remedy = "use a train_len of at most 8 or a longer corpus" if n == 9 else "give a longer corpus"
-    assert str(refusal.value) == f"train.train_len=128: data=file has {has} to train on and a sequence takes 129; {remedy}"
+    assert (
+        str(refusal.value) == f"train.train_len=128: data=file has {has} to train on and a sequence takes 129; {remedy}"
+    )
     with pytest.raises(TooLong) as refusal:
         source.validation(1, 10, 1)
     assert str(refusal.value) == (

@@ -19,7 +19,9 @@ PADDING = (3, 0)
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order; RoPE's angles are the same float32 ones
 
 DECODABLE = [mask for mask in options("mask") if not make("mask", mask)().bidirectional]
-MATRIX = [row for row in product(options("pos"), DECODABLE, options("mixer")) if not make("pos", row[0]).func.uses_length]
+MATRIX = [
+    row for row in product(options("pos"), DECODABLE, options("mixer")) if not make("pos", row[0]).func.uses_length
+]
 
 
 def prefix_of(decoder: Decoder, batch: int = BATCH) -> torch.Tensor | None:
@@ -75,10 +77,16 @@ def test_decoding_block_by_block_of_queries(pos, mask, monkeypatch):
     expected = decoder(tokens, prefix_len, padding=padding)
     monkeypatch.setattr(contexts, "QUERY_BLOCK", 3)
     torch.testing.assert_close(decoder(tokens, prefix_len, padding=padding), expected, **EXACT)
-    torch.testing.assert_close(in_pieces(decoder, tokens, [PROMPT, 3, 1], prefix_len, padding=padding), expected, **EXACT)
+    torch.testing.assert_close(
+        in_pieces(decoder, tokens, [PROMPT, 3, 1], prefix_len, padding=padding), expected, **EXACT
+    )
 
 
-@pytest.mark.parametrize("changes", [{"qk_norm": "head"}, {"qk_norm": "width"}, {"softcap": 2.0}, {"qkv_bias": True, "out_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"qk_norm": "head"}, {"qk_norm": "width"}, {"softcap": 2.0}, {"qkv_bias": True, "out_bias": True}],
+    ids=str,
+)
 @torch.no_grad()
 def test_decoding_with_options_of_attention(changes):
     decoder, tokens = build(mixer=make("mixer", "gqa", **changes)).eval(), draw_tokens(seq=SEQ)
@@ -170,10 +178,22 @@ def test_a_scheme_of_two_axes_gets_positions_from_the_prefix_unless_they_are_giv
 @pytest.mark.parametrize(
     ("choices", "line"),
     [
-        ({"mask": "full"}, "mask=full: every token reads the ones after it, so what a cache holds changes with each new token; use mask=causal, prefix or window to decode"),
-        ({"norm": "batch"}, "norm: the statistics of BatchNorm run over batch and seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode"),
-        ({"norm": "instance"}, "norm: the statistics of InstanceNorm run over seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode"),
-        ({"norm": "sequence"}, "norm: the statistics of SequenceNorm run over seq and d_model, so what a cache holds changes with each new token; use a norm over d_model alone to decode"),
+        (
+            {"mask": "full"},
+            "mask=full: every token reads the ones after it, so what a cache holds changes with each new token; use mask=causal, prefix or window to decode",
+        ),
+        (
+            {"norm": "batch"},
+            "norm: the statistics of BatchNorm run over batch and seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+        ),
+        (
+            {"norm": "instance"},
+            "norm: the statistics of InstanceNorm run over seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+        ),
+        (
+            {"norm": "sequence"},
+            "norm: the statistics of SequenceNorm run over seq and d_model, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+        ),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )
@@ -309,12 +329,16 @@ def test_a_prefix_is_no_obstacle_to_one_graph_or_a_pack(prefix_len):
 @pytest.mark.parametrize("norm", ["batch", "instance", "sequence"])
 def test_padding_is_refused_where_statistics_would_run_over_it(norm):
     decoder = build(norm=norm, mask="full")
-    with pytest.raises(UserError, match=r"^norm: the statistics of \w+ run over .*seq.*, and so over the padding; give"):
+    with pytest.raises(
+        UserError, match=r"^norm: the statistics of \w+ run over .*seq.*, and so over the padding; give"
+    ):
         decoder(draw_tokens(seq=SEQ), padding=torch.tensor(PADDING))
     assert decoder(draw_tokens(seq=SEQ)).isfinite().all()
 
 
-@pytest.mark.parametrize("norm", [norm for norm in options("norm") if not make("norm", norm).func(d_model=8).sees_future])
+@pytest.mark.parametrize(
+    "norm", [norm for norm in options("norm") if not make("norm", norm).func(d_model=8).sees_future]
+)
 @torch.no_grad()
 def test_any_other_norm_knows_nothing_of_the_padding(norm):
     decoder, tokens = build(norm=norm).eval(), draw_tokens(seq=SEQ)

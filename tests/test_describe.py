@@ -15,10 +15,23 @@ from archlab.cost.measure import costs, forward_flops_per_token
 def test_parameters_of_a_llama():
     with torch.device("meta"):
         theirs = LlamaForCausalLM(
-            LlamaConfig(vocab_size=211, hidden_size=48, intermediate_size=104, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2)
+            LlamaConfig(
+                vocab_size=211,
+                hidden_size=48,
+                intermediate_size=104,
+                num_hidden_layers=3,
+                num_attention_heads=6,
+                num_key_value_heads=2,
+            )
         )
     ours = archlab.build(
-        "size.d_model=48", "size.n_layers=3", "size.n_heads=6", "mixer=gqa", "size.n_kv_heads=2", "size.d_ff=104", "size.vocab_size=211"
+        "size.d_model=48",
+        "size.n_layers=3",
+        "size.n_heads=6",
+        "mixer=gqa",
+        "size.n_kv_heads=2",
+        "size.d_ff=104",
+        "size.vocab_size=211",
     )
     assert count_parameters(ours) == theirs.num_parameters()
 
@@ -35,7 +48,15 @@ def test_parameters_of_a_gpt2_with_its_tied_head_counted_once():
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("pos=alibi",), ("mixer=mqa",), ("mixer.softcap=30",), ("mask=prefix",), ("ffn=relu",), ("pos=alibi", "train.train_len=640")],
+    [
+        (),
+        ("pos=alibi",),
+        ("mixer=mqa",),
+        ("mixer.softcap=30",),
+        ("mask=prefix",),
+        ("ffn=relu",),
+        ("pos=alibi", "train.train_len=640"),
+    ],
 )
 def test_flops_by_hand(overrides):
     cfg = archlab.compose("size=nano", *overrides)
@@ -55,10 +76,16 @@ def test_kv_cache_of_llama_2_70b():
     assert seen["kv_bytes_per_token"] == 327_680 and seen["state_bytes"] == 0
 
 
-@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("mixer.softcap=30",), ("mask=prefix", "prefix=[0.25,0.75]"), ("mask=window",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [("pos=rope",), ("pos=alibi",), ("mixer.softcap=30",), ("mask=prefix", "prefix=[0.25,0.75]"), ("mask=window",)],
+)
 def test_flops_are_the_same_beyond_the_length_at_which_kernels_cut_queries_into_blocks(overrides):
     """All query-key pairs, whatever kernel runs: 1024 tokens take twice as much attention per token as 512."""
-    costs = [forward_flops_per_token(assemble_without_weights(archlab.compose("size=nano", *overrides)), seq) for seq in (256, 512, 1024)]
+    costs = [
+        forward_flops_per_token(assemble_without_weights(archlab.compose("size=nano", *overrides)), seq)
+        for seq in (256, 512, 1024)
+    ]
     assert costs[2] - costs[1] == 2 * (costs[1] - costs[0])
 
 
@@ -80,7 +107,11 @@ def test_only_runs_of_equal_layers_are_folded():
     lines = ["Decoder  --", "├─ModuleList: 1-1  --", *(line for layer in layers for line in layer), "├─Head: 1-2  5"]
     kept = [line.split("└─")[-1] for line in folded(lines)]
     assert kept[0] == "Decoder  --" and kept[-1].endswith("Head: 1-2  5")
-    assert [line[-16:] for line in kept if "Layer" in line] == ["(2 layers alike)", "Layer: 2-2      --"[-16:], "Layer: 2-3      --"[-16:]]
+    assert [line[-16:] for line in kept if "Layer" in line] == [
+        "(2 layers alike)",
+        "Layer: 2-2      --"[-16:],
+        "Layer: 2-3      --"[-16:],
+    ]
     assert [line.split()[-1] for line in kept if "Gated" in line] == ["7", "9", "7"]
 
 

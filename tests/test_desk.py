@@ -11,12 +11,22 @@ import pytest
 
 import archlab
 
-SMALL = ["size=nano", "train.steps=3", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1]", "probe.every=null"]
+SMALL = [
+    "size=nano",
+    "train.steps=3",
+    "train.train_len=16",
+    "train.batch_size=4",
+    "eval.tokens=128",
+    "eval.lengths=[1]",
+    "probe.every=null",
+]
 
 
 def archlab_command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent), "COLUMNS": "80"}
-    return subprocess.run([sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,12 @@ def test_a_sweep_ends_with_a_comparison_of_its_arms(swept):
     end = done.stdout[done.stdout.index("Does norm=rms differ in val_loss from norm=layer?") :]
     assert "Noise floor" in end and "within noise" in end
     saved = folder / end.strip().splitlines()[-1]
-    assert {file.name for file in saved.iterdir()} == {"comparison.json", "comparison.csv", "comparison.md", "comparison.png"}
+    assert {file.name for file in saved.iterdir()} == {
+        "comparison.json",
+        "comparison.csv",
+        "comparison.md",
+        "comparison.png",
+    }
 
 
 def test_the_record_holds_the_difference_of_what_the_runs_wrote(swept):
@@ -45,7 +60,11 @@ def test_the_record_holds_the_difference_of_what_the_runs_wrote(swept):
     arms = {arm["label"]: arm for arm in record["arms"]}
     effect = sum(losses["rms", seed] - losses["layer", seed] for seed in (0, 1)) / 2
     assert record["baseline"] == "norm=layer" and arms["norm=rms"]["effect"] == pytest.approx(effect, abs=1e-12)
-    (row,) = [row for row in csv.DictReader((folder / done.stdout.strip().splitlines()[-1] / "comparison.csv").open()) if row["label"] == "norm=rms"]
+    (row,) = [
+        row
+        for row in csv.DictReader((folder / done.stdout.strip().splitlines()[-1] / "comparison.csv").open())
+        if row["label"] == "norm=rms"
+    ]
     assert float(row["effect"]) == pytest.approx(effect, abs=1e-12)
 
 
@@ -61,9 +80,18 @@ def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_n
     damaged.mkdir()
     (damaged / "config.yaml").write_text("seed: 0\n")
     (damaged / "summary.json").write_text('{"status": "comp')
-    done = archlab_command("compare", f"{folder}/experiments/runs/*norm=*", str(damaged), "baseline=norm=rms", f"output={tmp_path / 'out'}", cwd=tmp_path)
+    done = archlab_command(
+        "compare",
+        f"{folder}/experiments/runs/*norm=*",
+        str(damaged),
+        "baseline=norm=rms",
+        f"output={tmp_path / 'out'}",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    assert "Does norm=layer differ in val_loss from norm=rms?" in done.stdout and "damaged" in " ".join(done.stdout.split())
+    assert "Does norm=layer differ in val_loss from norm=rms?" in done.stdout and "damaged" in " ".join(
+        done.stdout.split()
+    )
     assert (tmp_path / "out" / "comparison.md").read_text().startswith("# Does norm=layer differ")
 
 
@@ -80,7 +108,9 @@ def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_n
 )  # fmt: skip
 def test_misuse_of_compare_is_one_line_and_status_two(swept, words, told, tmp_path):
     folder, _ = swept
-    done = archlab_command("compare", *(word.replace("RUNS", f"{folder}/experiments/runs/*norm=*") for word in words), cwd=tmp_path)
+    done = archlab_command(
+        "compare", *(word.replace("RUNS", f"{folder}/experiments/runs/*norm=*") for word in words), cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stderr.startswith(f"archlab: {told}") and done.stderr.count("\n") == 1
 
 

@@ -15,7 +15,17 @@ from archlab.diagram.words import details
 
 SVG = "{http://www.w3.org/2000/svg}"
 
-NORMS_A_LAYER = {"pre": 2, "post": 2, "deep": 2, "deep_glm": 2, "branch_norm": 2, "none": 2, "sandwich": 4, "parallel": 1, "sub": 4}
+NORMS_A_LAYER = {
+    "pre": 2,
+    "post": 2,
+    "deep": 2,
+    "deep_glm": 2,
+    "branch_norm": 2,
+    "none": 2,
+    "sandwich": 4,
+    "parallel": 1,
+    "sub": 4,
+}
 """Of each residual scheme, from the papers; sub-LN has one before each branch and one inside."""
 
 
@@ -78,7 +88,9 @@ def test_what_surrounds_the_tables_is_drawn():
 
 
 def test_scales_and_caps_are_drawn_as_they_are():
-    decoder = assemble_without_weights(archlab.compose("mixer.scale=0.5", "pos.fraction=0.25", "head.softcap=5", "head.scale=3"))
+    decoder = assemble_without_weights(
+        archlab.compose("mixer.scale=0.5", "pos.fraction=0.25", "head.softcap=5", "head.scale=3")
+    )
     told = texts(decoder)
     assert "scores q · k × 0.5" in told and any("fraction 0.25" in text for text in told)
     assert "× 3" in " ".join(told) and "tanh" in " ".join(told)
@@ -87,7 +99,12 @@ def test_scales_and_caps_are_drawn_as_they_are():
 def test_ropes_scaling_is_drawn_where_there_is_one():
     told = {
         scaling: details(make("pos", "rope", scaling=scaling, **options)(d_model=48, n_heads=6, head_dim=10))
-        for scaling, options in {"none": {}, "linear": {"factor": 2.0}, "ntk": {"factor": 2.0}, "dynamic_qwen": {"trained_len": 9}}.items()
+        for scaling, options in {
+            "none": {},
+            "linear": {"factor": 2.0},
+            "ntk": {"factor": 2.0},
+            "dynamic_qwen": {"trained_len": 9},
+        }.items()
     }
     assert "none" not in told["none"] and "scaled" not in told["none"]
     assert all(f"scaled {scaling}" in words for scaling, words in told.items() if scaling != "none")

@@ -25,19 +25,27 @@ def reported(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("spelling", ["experiment=stability_map", "+experiment=stability_map", "++experiment='stability_map'"])
+@pytest.mark.parametrize(
+    "spelling", ["experiment=stability_map", "+experiment=stability_map", "++experiment='stability_map'"]
+)
 def test_an_experiment_in_every_spelling_is_its_words_and_a_sweep(archlab: Session, reported, spelling):  # noqa: F811
     answer = archlab(spelling, *SMALL)
     assert answer.status == 0, answer.err
     assert [cfg.train.lr for cfg, _ in archlab.jobs] == [1e-3, 3e-3, 1e-2]
-    assert {(cfg.choices.size, cfg.train.train_len, cfg.train.warmup, cfg.size.d_model) for cfg, _ in archlab.jobs} == {("nano", 64, 0, 64)}
+    assert {(cfg.choices.size, cfg.train.train_len, cfg.train.warmup, cfg.size.d_model) for cfg, _ in archlab.jobs} == {
+        ("nano", 64, 0, 64)
+    }
     assert "3 runs" in answer.out and "without warm-up?" in answer.out
-    assert [list(map(str, directories)) for directories in reported] == [[f"experiments/runs/run-{n}" for n in (1, 2, 3)]]
+    assert [list(map(str, directories)) for directories in reported] == [
+        [f"experiments/runs/run-{n}" for n in (1, 2, 3)]
+    ]
 
 
 def test_the_sweep_is_placements_by_depths_by_learning_rates():
     words, _ = experiments.expand(["experiment=stability_map"], [])
-    swept = {override.key_or_group: override.value().list for override in map(parse, words) if override.is_sweep_override()}
+    swept = {
+        override.key_or_group: override.value().list for override in map(parse, words) if override.is_sweep_override()
+    }
     assert swept == {
         "residual": ["pre", "post", "deep", "deep_glm", "sandwich"],
         "size.n_layers": [2, 6, 12],
@@ -47,7 +55,9 @@ def test_the_sweep_is_placements_by_depths_by_learning_rates():
 
 def test_the_users_own_words_win_before_the_experiment_and_after(archlab: Session, reported):  # noqa: F811
     archlab("+train.warmup=7", "experiment=stability_map", *SMALL, "++train.steps=9", "norm=layer", "seed=4")
-    assert {(cfg.train.warmup, cfg.train.steps, cfg.choices.norm, cfg.seed) for cfg, _ in archlab.jobs} == {(7, 9, "layer", 4)}
+    assert {(cfg.train.warmup, cfg.train.steps, cfg.choices.norm, cfg.seed) for cfg, _ in archlab.jobs} == {
+        (7, 9, "layer", 4)
+    }
 
 
 def test_an_experiment_of_the_users_own(archlab: Session, reported, tmp_path):  # noqa: F811
@@ -67,11 +77,20 @@ def test_without_an_experiment_nothing_is_reported(archlab: Session, reported): 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["experiment=stability_mop"], "experiment=stability_mop: no such experiment; did you mean stability_map? experiments: stability_map"),
+        (
+            ["experiment=stability_mop"],
+            "experiment=stability_mop: no such experiment; did you mean stability_map? experiments: stability_map",
+        ),
         (["+experiment="], "+experiment=: no such experiment; experiments: stability_map"),
         (["experiment=stability_map,other"], "no such experiment"),
-        (["experiment=stability_map", "train.lr=1e-3"], "train.lr=1e-3: experiment=stability_map maps at least 3 learning rates"),
-        (["experiment=stability_map", "train.lr=1e-3,1e-2"], "train.lr=1e-3,1e-2: experiment=stability_map maps at least 3"),
+        (
+            ["experiment=stability_map", "train.lr=1e-3"],
+            "train.lr=1e-3: experiment=stability_map maps at least 3 learning rates",
+        ),
+        (
+            ["experiment=stability_map", "train.lr=1e-3,1e-2"],
+            "train.lr=1e-3,1e-2: experiment=stability_map maps at least 3",
+        ),
         (["experiment=stability_map", "train.lr=1e-3,1e-3,1e-2"], "maps at least 3"),
         (["experiment=stability_map", "--cfg", "job"], "--cfg: shows one configuration"),
         (["experiment=stability_map", "norm=rsm"], "norm=rsm: no such option; did you mean rms?"),
@@ -98,7 +117,12 @@ def test_a_mistake_is_a_line_and_nothing_runs(archlab: Session, reported, words,
 )
 def test_a_file_that_is_no_experiment_says_which_field(archlab: Session, tmp_path, changed, says):  # noqa: F811
     (tmp_path / "experiment").mkdir()
-    mine = {"question": "Mine?", "report": "stability_map", "seconds_per_run": 90, "overrides": ["train.lr=1,2,3"]} | changed
+    mine = {
+        "question": "Mine?",
+        "report": "stability_map",
+        "seconds_per_run": 90,
+        "overrides": ["train.lr=1,2,3"],
+    } | changed
     (tmp_path / "experiment" / "mine.yaml").write_text(yaml.safe_dump(mine))
     answer = archlab("--config-dir", str(tmp_path), "experiment=mine")
     assert answer.status == 2 and answer.err.count("\n") == 1 and says in answer.err
@@ -128,4 +152,6 @@ def test_a_small_map_from_the_command_line(tmp_path, capsys):
     ((arm,), _) = json.loads((folder / "stability_map.json").read_text()).values()
     assert [cell["lr"] for cell in arm["cells"]] == [1e-3, 3e-3, 1e-2]
     summaries = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*/summary.json"))]
-    assert sorted(cell["loss"] for cell in arm["cells"]) == pytest.approx(sorted(summary["val_loss"] for summary in summaries))
+    assert sorted(cell["loss"] for cell in arm["cells"]) == pytest.approx(
+        sorted(summary["val_loss"] for summary in summaries)
+    )

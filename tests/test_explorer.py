@@ -45,7 +45,9 @@ def test_a_ladder_leads_from_one_model_to_the_other_and_every_rung_can_be_run(fi
 def test_a_rung_changes_what_it_is_called_by_and_nothing_else():
     """Group by group; sizes that follow another by rule are the exception, as d_ff follows d_model."""
     rungs = list(ladder(named("llama_7b"), named("chatglm_6b")))
-    assert [rung.about for rung in rungs[1:8]] == [(name,) for name in ("norm", "residual", "ffn", "pos", "mask", "mixer", "init")]
+    assert [rung.about for rung in rungs[1:8]] == [
+        (name,) for name in ("norm", "residual", "ffn", "pos", "mask", "mixer", "init")
+    ]
     for below, rung in zip(rungs, rungs[1:8]):
         (group,) = rung.about
         other = {key for key, value in compared(rung.cfg).items() if compared(below.cfg)[key] != value}
@@ -58,7 +60,16 @@ def test_a_ladder_between_equal_models_has_no_steps():
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(None, "null"), (True, "true"), (3, "3"), (1e-05, "1e-05"), ("layer", "layer"), ("a b's", "'a b\\'s'"), ([0.25, None], "[0.25,null]"), ({"a": [1]}, "{a:[1]}")],
+    [
+        (None, "null"),
+        (True, "true"),
+        (3, "3"),
+        (1e-05, "1e-05"),
+        ("layer", "layer"),
+        ("a b's", "'a b\\'s'"),
+        ([0.25, None], "[0.25,null]"),
+        ({"a": [1]}, "{a:[1]}"),
+    ],
 )
 def test_values_are_spelled_as_hydra_reads_them(value, written):
     assert spelled(value) == written
@@ -73,7 +84,12 @@ def test_a_difference_holds_what_transformers_own_model_has():
     """GPT-2 against itself with half the layers: numbers counted from transformers' model."""
     seq_len = 32
     theirs = [
-        sum(p.numel() for p in GPT2LMHeadModel(GPT2Config(n_layer=n, n_embd=96, n_head=6, vocab_size=211, n_positions=64)).parameters())
+        sum(
+            p.numel()
+            for p in GPT2LMHeadModel(
+                GPT2Config(n_layer=n, n_embd=96, n_head=6, vocab_size=211, n_positions=64)
+            ).parameters()
+        )
         for n in (4, 2)
     ]
     small = "preset=gpt2 size.d_model=96 size.n_heads=6 size.d_ff=384 size.vocab_size=211 pos.max_positions=64 train.train_len=64 data=copy data.symbols=20"
@@ -141,7 +157,9 @@ def run(words, capsys, monkeypatch, folder):
 
 
 def test_diff_prints_tables_and_draws_both(capsys, monkeypatch, tmp_path):
-    status, out, err = run(["diff", "gpt2", "bloom_560m", "seq_len=256", "output=both.svg"], capsys, monkeypatch, tmp_path)
+    status, out, err = run(
+        ["diff", "gpt2", "bloom_560m", "seq_len=256", "output=both.svg"], capsys, monkeypatch, tmp_path
+    )
     assert (status, err) == (0, "")
     assert "124,439,808" in out and "559,214,592" in out  # as published
     assert "4.494" in out and "0.223" not in out  # the second over the first: 559214592 / 124439808
@@ -167,14 +185,18 @@ def test_show_names_a_size_that_is_a_presets_own(capsys, monkeypatch, tmp_path):
 
 
 def test_every_line_of_a_ladder_is_a_command(capsys, monkeypatch, tmp_path):
-    status, out, _ = run(["diff", "--ladder", "norm=layer", "pos=alibi data=copy data.symbols=9"], capsys, monkeypatch, tmp_path)
+    status, out, _ = run(
+        ["diff", "--ladder", "norm=layer", "pos=alibi data=copy data.symbols=9"], capsys, monkeypatch, tmp_path
+    )
     commands = [line.split() for line in out.splitlines() if line.startswith("   archlab")]
     assert status == 0 and len(commands) == 4
     assert compared(compose(*commands[-1][1:])) == compared(compose("pos=alibi", "data=copy", "data.symbols=9"))
 
 
 def test_draw_writes_an_svg_and_a_png(capsys, monkeypatch, tmp_path):
-    status, out, _ = run(["draw", "+norm=rms", "pos=kerple", "mask=prefix", "output=mine"], capsys, monkeypatch, tmp_path)
+    status, out, _ = run(
+        ["draw", "+norm=rms", "pos=kerple", "mask=prefix", "output=mine"], capsys, monkeypatch, tmp_path
+    )
     assert status == 0 and out.split() == ["mine.svg", "mine.png"]
     drawn = " ".join(ElementTree.parse(tmp_path / "mine.svg").getroot().itertext())
     assert "RMSNorm" in drawn and "bias of head 1 of 4" in drawn and "mask: Prefix" in drawn

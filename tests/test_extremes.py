@@ -82,7 +82,18 @@ def test_every_field_of_a_section(section):
 
 def test_every_field_of_the_top():
     cfg = settled()
-    for field in ("seed", "device", "precision", "dropout", "prefix", "allow_leak", "budget", "match", "tune", "loggers"):
+    for field in (
+        "seed",
+        "device",
+        "precision",
+        "dropout",
+        "prefix",
+        "allow_leak",
+        "budget",
+        "match",
+        "tune",
+        "loggers",
+    ):
         check(cfg, field)
 
 
@@ -147,8 +158,12 @@ def test_what_the_machine_cannot_hold_is_one_line():
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 4 GiB",
     ]
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
-    assert str(beyond_the_machine(RuntimeError(said[0]))).startswith("memory: this machine has not enough; 65536 bytes more were asked for;")
+    assert str(beyond_the_machine(RuntimeError(said[0]))).startswith(
+        "memory: this machine has not enough; 65536 bytes more were asked for;"
+    )
     assert "20.00 GiB more" in str(beyond_the_machine(out_of_memory(said[1])))
     assert "memory:" in str(beyond_the_machine(MemoryError()))
-    assert "2 bytes" not in str(beyond_the_machine(RuntimeError("Storage size calculation overflowed with sizes=[1, 2]")))
+    assert "2 bytes" not in str(
+        beyond_the_machine(RuntimeError("Storage size calculation overflowed with sizes=[1, 2]"))
+    )
     assert beyond_the_machine(RuntimeError("shapes do not fit")) is None

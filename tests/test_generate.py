@@ -81,7 +81,9 @@ def test_top_p_of_one_drops_nothing_and_just_below_it_only_what_is_beyond():
         for row, stays in zip(logits.double().softmax(dim=-1), keep_top_p(logits, p).isfinite(), strict=True):
             kept = row[stays].sort(descending=True).values
             assert kept[-1] >= row[~stays].max()
-            assert kept[:-1].sum() - 5e-6 < p < kept.sum() + 5e-6  # a float32 softmax of so many adds up to 1 within that
+            assert (
+                kept[:-1].sum() - 5e-6 < p < kept.sum() + 5e-6
+            )  # a float32 softmax of so many adds up to 1 within that
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -185,8 +187,14 @@ def test_each_new_token_costs_one_forward_of_one_token():
         ({"temperature": 1.0, "top_k": 0}, "top_k=0: should be at least 1, the number of tokens to draw from"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0: should be a probability above 0 and at most 1"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5: should be a probability above 0 and at most 1"),
-        ({"top_k": 3}, "top_k=3: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out"),
-        ({"top_p": 0.5}, "top_p=0.5: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out"),
+        (
+            {"top_k": 3},
+            "top_k=3: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out",
+        ),
+        (
+            {"top_p": 0.5},
+            "top_p=0.5: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out",
+        ),
         ({"eos": -1}, "eos=-1: should be a token id, 0 or above"),
         ({"eos": VOCAB}, "eos=61: is never said, since the model's vocabulary ends at 60; leave it out"),
         ({"eos": 10**30}, f"eos={10**30}: is never said, since the model's vocabulary ends at 60; leave it out"),
@@ -222,12 +230,22 @@ def test_a_table_of_positions_is_filled_to_its_end_and_no_further():
 
 # --- a run's directory --------------------------------------------------------------------------
 
-SMALL = ["size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1]", "probe.every=null"]
+SMALL = [
+    "size=nano",
+    "train.steps=2",
+    "train.train_len=16",
+    "train.batch_size=4",
+    "eval.tokens=128",
+    "eval.lengths=[1]",
+    "probe.every=null",
+]
 
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent), "COLUMNS": "80"}
-    return subprocess.run([sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +280,26 @@ def test_the_verb_goes_on_from_a_prompt(run):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["no/such/run", "prompt=a"], "no/such/run: has no config.yaml, so it is no run; give a run's directory, as a run prints it"),
+        (
+            ["no/such/run", "prompt=a"],
+            "no/such/run: has no config.yaml, so it is no run; give a run's directory, as a run prints it",
+        ),
         (["RUN"], "prompt: is empty; give the text to go on from, as in prompt='In the beginning'"),
         (["RUN", "prompt="], "prompt: is empty; give the text to go on from, as in prompt='In the beginning'"),
-        (["prompt=a"], "generate: takes one run's directory, not 0, as in archlab generate RUN prompt='In the beginning'"),
+        (
+            ["prompt=a"],
+            "generate: takes one run's directory, not 0, as in archlab generate RUN prompt='In the beginning'",
+        ),
         (["RUN", "prompt=a", "top_p=1.5", "temperature=1"], "top_p=1.5: should be a probability above 0 and at most 1"),
-        (["RUN", "prompt=a", "top_k=4"], "top_k=4: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out"),
+        (
+            ["RUN", "prompt=a", "top_k=4"],
+            "top_k=4: changes nothing at temperature=0, which takes the likeliest token; set a temperature above 0, such as temperature=1, or leave it out",
+        ),
         (["RUN", "prompt=a", "max_new_tokens=0"], "max_new_tokens=0: should be greater than or equal to 1"),
-        (["RUN", "prompt=a", "temprature=1"], "temprature=1: generate has no option temprature; did you mean temperature? it has: prompt, max_new_tokens, temperature, top_k, top_p, seed"),
+        (
+            ["RUN", "prompt=a", "temprature=1"],
+            "temprature=1: generate has no option temprature; did you mean temperature? it has: prompt, max_new_tokens, temperature, top_k, top_p, seed",
+        ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -297,7 +327,10 @@ def test_a_run_of_a_task_has_no_text_to_go_on_from(copied, capsys):
     with pytest.raises(SystemExit) as left:
         main(["generate", str(copied), "prompt=a"])
     assert left.value.code == 2
-    assert "learned data=copy, whose tokens are not bytes of text; give a run of data=text, python or file" in capsys.readouterr().err
+    assert (
+        "learned data=copy, whose tokens are not bytes of text; give a run of data=text, python or file"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_is_read_back_as_it_was(run):
@@ -334,7 +367,10 @@ def test_damaged_files_are_named(copied):
     stored = load_file_of(whole, copied)
     stored["layers.0.mixer.q_proj.weight"][1, 2] = math.nan
     save_file(stored, weights)
-    assert refused(copied) == "RUN/model.safetensors: layers.0.mixer.q_proj.weight holds a number that is not finite; a run that diverged has no use for its weights"
+    assert (
+        refused(copied)
+        == "RUN/model.safetensors: layers.0.mixer.q_proj.weight holds a number that is not finite; a run that diverged has no use for its weights"
+    )
     del stored["layers.0.mixer.q_proj.weight"]
     save_file(stored, weights)
     assert "are another model's weights" in refused(copied)

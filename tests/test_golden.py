@@ -62,7 +62,17 @@ CASES = {
 
 PRESETS = {
     name: (f"preset={name}", "size=nano", "data=text", "mask.window=9" if "gemma" in name else "seed=1")
-    for name in ("bert_base", "chatglm_6b", "gemma2_2b", "gemma3_1b", "gpt_neox_20b", "olmo2_7b", "qwen_7b", "bloom_560m", "opt_350m")
+    for name in (
+        "bert_base",
+        "chatglm_6b",
+        "gemma2_2b",
+        "gemma3_1b",
+        "gpt_neox_20b",
+        "olmo2_7b",
+        "qwen_7b",
+        "bloom_560m",
+        "opt_350m",
+    )
 }
 
 
@@ -94,4 +104,6 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        RECORDS.write_text(json.dumps({case: losses(case, Path(folder)) for case in (*CASES, *PRESETS)}, indent=0) + "\n")
+        RECORDS.write_text(
+            json.dumps({case: losses(case, Path(folder)) for case in (*CASES, *PRESETS)}, indent=0) + "\n"
+        )

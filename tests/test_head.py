@@ -63,7 +63,9 @@ def test_mlm_head_is_berts(tied):
     x = draw_stream()
     torch.testing.assert_close(head(x), theirs(x), **EXACT)
     ours = gradients(head(x), [x, *(head.get_parameter(name) for name in names)])
-    torch.testing.assert_close(ours, gradients(theirs(x), [x, *(theirs.get_parameter(name) for name in names.values())]), **EXACT)
+    torch.testing.assert_close(
+        ours, gradients(theirs(x), [x, *(theirs.get_parameter(name) for name in names.values())]), **EXACT
+    )
 
 
 # --- around the embedding -----------------------------------------------------------------------
@@ -78,7 +80,12 @@ def first_input(decoder, tokens):
 
 def test_token_types_and_positions_are_added_before_the_norm_as_in_bert():
     config = BertConfig(
-        hidden_size=D_MODEL, vocab_size=VOCAB, type_vocab_size=3, max_position_embeddings=19, layer_norm_eps=1e-5, hidden_dropout_prob=0.0
+        hidden_size=D_MODEL,
+        vocab_size=VOCAB,
+        type_vocab_size=3,
+        max_position_embeddings=19,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
     )
     theirs = randomise(BertEmbeddings(config)).double()
     decoder = build(

@@ -84,8 +84,14 @@ def test_what_a_tokenizer_stores_for_batches_does_not_touch_documents(folder, to
     model = tokenizers.Tokenizer.from_file(tokenizer)
     STORED[stored](model)
     model.save(str(tmp_path / "tokenizer.json"))
-    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str() != tokenizers.Tokenizer.from_file(tokenizer).to_str()
-    plain, source = (HuggingFace(folder, valid_split="test", tokenizer=str(file)) for file in (tokenizer, tmp_path / "tokenizer.json"))
+    assert (
+        tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str()
+        != tokenizers.Tokenizer.from_file(tokenizer).to_str()
+    )
+    plain, source = (
+        HuggingFace(folder, valid_split="test", tokenizer=str(file))
+        for file in (tokenizer, tmp_path / "tokenizer.json")
+    )
     assert source.train_part.tolist() == plain.train_part.tolist() and source.sha256 == plain.sha256
 
 

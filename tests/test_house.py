@@ -33,15 +33,26 @@ def room_of(file: Path) -> str:
 
 def rooms_imported(tree: ast.AST) -> set[str]:
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [f"archlab.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "archlab" for alias in node.names]
+    modules += [
+        f"archlab.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "archlab"
+        for alias in node.names
+    ]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     return {module.split(".")[1] for module in modules if module.startswith("archlab.")}
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.name != "__init__.py" or f.parent != PACKAGE], ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if f.name != "__init__.py" or f.parent != PACKAGE],
+    ids=lambda f: str(f.relative_to(PACKAGE)),
+)
 def test_imports_run_downhill(file):
     here = room_of(file)
-    uphill = {room for room in rooms_imported(ast.parse(file.read_text())) if room != here and FLOOR[room] >= FLOOR[here]}
+    uphill = {
+        room for room in rooms_imported(ast.parse(file.read_text())) if room != here and FLOOR[room] >= FLOOR[here]
+    }
     assert not uphill, f"{here} imports {uphill}, which stand no lower"
 
 
@@ -68,10 +79,21 @@ def test_rooms_that_only_read_records_import_no_torch():
         assert not {"torch", "hydra", "omegaconf"} & {word.split(".")[0] for word in imported_packages(file)}, file
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if room_of(f) in ("blocks", "model")], ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if room_of(f) in ("blocks", "model")], ids=lambda f: str(f.relative_to(PACKAGE))
+)
 def test_no_forward_branches(file):
     """Choices are made when the model is built: a forward holds no if, no conditional expression, no match."""
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name in ("forward", "join", "can_attend", "bias", "rotation", "rotate_queries", "rotate_keys", "embed"):
+        if isinstance(node, ast.FunctionDef) and node.name in (
+            "forward",
+            "join",
+            "can_attend",
+            "bias",
+            "rotation",
+            "rotate_queries",
+            "rotate_keys",
+            "embed",
+        ):
             branches = [n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Match))]
             assert not branches, f"{file.name}:{node.lineno} {node.name} branches"

@@ -17,33 +17,113 @@ from archlab.hub.files import rows_of
 
 transformers = pytest.importorskip("transformers")
 
-NEW = dict(vocab_size=61, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, intermediate_size=88,
-           max_position_embeddings=64, pad_token_id=None, bos_token_id=None, eos_token_id=None, attn_implementation="eager")
-OLD = dict(vocab_size=61, n_embd=48, n_layer=3, n_head=6, attn_implementation="eager", bos_token_id=None, eos_token_id=None)
+NEW = dict(
+    vocab_size=61,
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    intermediate_size=88,
+    max_position_embeddings=64,
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=None,
+    attn_implementation="eager",
+)
+OLD = dict(
+    vocab_size=61, n_embd=48, n_layer=3, n_head=6, attn_implementation="eager", bos_token_id=None, eos_token_id=None
+)
 HD = dict(head_dim=10)
 CASES = {
-    "llama": ("Llama", NEW), "llama, head_dim": ("Llama", NEW | HD | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+    "llama": ("Llama", NEW),
+    "llama, head_dim": ("Llama", NEW | HD | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     "llama, linear": ("Llama", NEW | dict(rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=500.0))),
-    "llama, llama3": ("Llama", NEW | dict(rope_parameters=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                                             original_max_position_embeddings=16, rope_theta=10000.0))),
-    "llama, yarn": ("Llama", NEW | dict(rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0))),
-    "llama, yarn with mscale": ("Llama", NEW | dict(rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0,
-                                                                         mscale=1.3, mscale_all_dim=0.4))),
-    "mistral": ("Mistral", NEW | dict(sliding_window=5, head_dim=8)), "qwen2": ("Qwen2", NEW), "qwen3": ("Qwen3", NEW | HD),
-    "glm": ("Glm", NEW | dict(head_dim=8, attention_bias=True)), "glm4": ("Glm4", NEW | dict(head_dim=8, attention_bias=True)),
-    "gemma": ("Gemma", NEW | HD), "gemma2": ("Gemma2", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7)),
-    "gemma3_text": ("Gemma3Text", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7, sliding_window_pattern=3,
-                                                  layer_types=["sliding_attention", "sliding_attention", "full_attention"])),
-    "olmo": ("Olmo", NEW), "olmo2": ("Olmo2", NEW), "stablelm": ("StableLm", NEW | dict(use_qkv_bias=True)),
-    "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)), "cohere": ("Cohere", NEW), "phi": ("Phi", NEW),
-    "gpt2": ("GPT2", OLD | dict(n_positions=64)), "gptj": ("GPTJ", OLD | dict(rotary_dim=4, n_positions=64)),
-    "gpt_neox": ("GPTNeoX", NEW), "gpt_neox, sequential": ("GPTNeoX", NEW | dict(use_parallel_residual=False)),
+    "llama, llama3": (
+        "Llama",
+        NEW
+        | dict(
+            rope_parameters=dict(
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=16,
+                rope_theta=10000.0,
+            )
+        ),
+    ),
+    "llama, yarn": (
+        "Llama",
+        NEW
+        | dict(
+            rope_parameters=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=10000.0)
+        ),
+    ),
+    "llama, yarn with mscale": (
+        "Llama",
+        NEW
+        | dict(
+            rope_parameters=dict(
+                rope_type="yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                rope_theta=10000.0,
+                mscale=1.3,
+                mscale_all_dim=0.4,
+            )
+        ),
+    ),
+    "mistral": ("Mistral", NEW | dict(sliding_window=5, head_dim=8)),
+    "qwen2": ("Qwen2", NEW),
+    "qwen3": ("Qwen3", NEW | HD),
+    "glm": ("Glm", NEW | dict(head_dim=8, attention_bias=True)),
+    "glm4": ("Glm4", NEW | dict(head_dim=8, attention_bias=True)),
+    "gemma": ("Gemma", NEW | HD),
+    "gemma2": ("Gemma2", NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7)),
+    "gemma3_text": (
+        "Gemma3Text",
+        NEW
+        | HD
+        | dict(
+            sliding_window=4,
+            query_pre_attn_scalar=7,
+            sliding_window_pattern=3,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        ),
+    ),
+    "olmo": ("Olmo", NEW),
+    "olmo2": ("Olmo2", NEW),
+    "stablelm": ("StableLm", NEW | dict(use_qkv_bias=True)),
+    "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)),
+    "cohere": ("Cohere", NEW),
+    "phi": ("Phi", NEW),
+    "gpt2": ("GPT2", OLD | dict(n_positions=64)),
+    "gptj": ("GPTJ", OLD | dict(rotary_dim=4, n_positions=64)),
+    "gpt_neox": ("GPTNeoX", NEW),
+    "gpt_neox, sequential": ("GPTNeoX", NEW | dict(use_parallel_residual=False)),
     "bloom": ("Bloom", dict(vocab_size=61, hidden_size=48, n_layer=3, n_head=6, attn_implementation="eager")),
-    "mpt": ("Mpt", dict(vocab_size=61, d_model=48, n_layers=3, n_heads=4, expansion_ratio=4, max_seq_len=64, attn_implementation="eager")),
+    "mpt": (
+        "Mpt",
+        dict(
+            vocab_size=61,
+            d_model=48,
+            n_layers=3,
+            n_heads=4,
+            expansion_ratio=4,
+            max_seq_len=64,
+            attn_implementation="eager",
+        ),
+    ),
     "opt": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=48)),
     "opt, post": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=20, do_layer_norm_before=False)),
-    "falcon": ("Falcon", NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False)),
-    "falcon, new": ("Falcon", NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True)),
+    "falcon": (
+        "Falcon",
+        NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False),
+    ),
+    "falcon, new": (
+        "Falcon",
+        NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True),
+    ),
 }
 
 
@@ -69,7 +149,9 @@ def theirs(case):
     with torch.no_grad():
         for weight in model.parameters():
             # Large enough for scores to be far from even, so that a wrong position or scale shows in the logits.
-            weight.copy_(torch.randn_like(weight) * (0.3 if weight.ndim == 2 else 0.5) + (1.0 if weight.ndim == 1 else 0.0))
+            weight.copy_(
+                torch.randn_like(weight) * (0.3 if weight.ndim == 2 else 0.5) + (1.0 if weight.ndim == 1 else 0.0)
+            )
     return model
 
 
@@ -83,7 +165,9 @@ class InFloat64(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         wide = isinstance(args[0] if args else None, torch.Tensor) and args[0].dtype == torch.float64
-        if wide and (func is torch.Tensor.float or func is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))):
+        if wide and (
+            func is torch.Tensor.float or func is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))
+        ):
             return args[0]
         if wide and kwargs.get("dtype") == torch.float32:
             kwargs["dtype"] = torch.float64
@@ -131,7 +215,9 @@ def test_logits_and_every_gradient_are_those_of_transformers_class(case, record_
     assert logits < 1e-9 and gradients < 1e-8  # through softmaxes whose scores are in the hundreds
 
 
-@pytest.mark.parametrize("case", [case for case, (kind, _) in CASES.items() if kind not in ("GPT2", "OPT", "GPTJ", "Mpt")])
+@pytest.mark.parametrize(
+    "case", [case for case, (kind, _) in CASES.items() if kind not in ("GPT2", "OPT", "GPTJ", "Mpt")]
+)
 def test_positions_beyond_those_a_model_is_configured_for(case):
     """Where there is no table of them: GPT-2 and OPT have one, and GPT-J's and MPT's classes for angles and biases."""
     model = theirs(case)
@@ -164,9 +250,13 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
     decoder = hub.from_hf(model)
     del decoder.hub_origin
     hub.export(decoder, tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
     assert type(again) is type(model)
-    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, again.state_dict()[name])] == []
+    assert [
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, again.state_dict()[name])
+    ] == []
     with torch.no_grad(), InFloat64():
         assert relative(again(tokens()).logits, model(tokens()).logits) < 1e-9
 
@@ -174,14 +264,18 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
 def test_the_default_model_is_exported_as_llama_with_its_embeddings_multiplied(tmp_path):
     decoder = archlab.build("size=nano").double().eval()
     hub.export(decoder, tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
     assert type(again).__name__ == "LlamaForCausalLM"
     with torch.no_grad(), InFloat64():
         assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
 
 
 def test_what_no_family_has_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match="no released family has all of these blocks.*; nearest is llama, with residual=pre"):
+    with pytest.raises(
+        UserError, match="no released family has all of these blocks.*; nearest is llama, with residual=pre"
+    ):
         hub.export(archlab.build("size=nano", "residual=deep"), tmp_path / "out")
     with pytest.raises(UserError, match="made by its class alone; make it by archlab.build"):
         hub.export(make_decoder(), tmp_path / "out")
@@ -192,7 +286,9 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
 def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
     model = theirs(case)
     hub.export(hub.from_hf(model), tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
@@ -218,7 +314,9 @@ def test_what_config_json_says_twice_or_in_vain_is_read_as_transformers_reads_it
     changed(folder, **said)
     again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
     with torch.no_grad(), InFloat64():
-        assert relative(hub.load(folder)(tokens()), again(tokens()).logits) < 1e-6  # frequencies were widened by loading
+        assert (
+            relative(hub.load(folder)(tokens()), again(tokens()).logits) < 1e-6
+        )  # frequencies were widened by loading
 
 
 @pytest.fixture
@@ -289,7 +387,9 @@ def test_weights_in_several_files_are_read_by_their_index(folder):
     (folder / "model.safetensors").unlink()
     files = {name: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
     for file in set(files.values()):
-        save_file({name: tensors[name] for name in files if files[name] == file}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: tensors[name] for name in files if files[name] == file}, folder / file, metadata={"format": "pt"}
+        )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     assert torch.equal(hub.load(folder)(tokens()), whole)
     (folder / "model-00002-of-00002.safetensors").unlink()

@@ -30,7 +30,9 @@ def names_read() -> set[str]:
             found.add(node.slice.value)
         elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            texts = [part.value for argument in node.args for part in ast.walk(argument) if isinstance(part, ast.Constant)]
+            texts = [
+                part.value for argument in node.args for part in ast.walk(argument) if isinstance(part, ast.Constant)
+            ]
             if called == "get":
                 found |= set(texts[:1])
             elif called == "only":
@@ -38,7 +40,11 @@ def names_read() -> set[str]:
             elif called in ("ffn", "rms", "layer_norm", "table", "sizes"):
                 found |= {text for text in texts if isinstance(text, str) and "_" in text}
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("widths", "names"):
-            found |= {part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+            found |= {
+                part.value
+                for part in ast.walk(node.value)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            }
     return {name for name in found if isinstance(name, str)}
 
 
@@ -77,7 +83,11 @@ def test_a_text_is_no_number_or_flag(key, value, folder):
 
 @pytest.mark.parametrize("key", ["factor", "rope_theta", "original_max_position_embeddings", "truncate"])
 def test_nor_is_one_within_a_field(key, folder):
-    refused(folder, LLAMA | {"rope_parameters": LLAMA["rope_parameters"] | {key: CALL}}, f"another kind than a llama model's: rope_parameters.{key}=")
+    refused(
+        folder,
+        LLAMA | {"rope_parameters": LLAMA["rope_parameters"] | {key: CALL}},
+        f"another kind than a llama model's: rope_parameters.{key}=",
+    )
 
 
 @pytest.mark.parametrize("key", ["hidden_act", "model_type"])
@@ -114,4 +124,6 @@ def test_an_index_names_files_beside_it_and_nothing_else(index, folder):
     (folder.parent / "other").mkdir()
     (folder.parent / "other" / "model.safetensors").write_bytes(b"")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, LLAMA, "model.safetensors.index.json: .*(should hold a weight_map|names no safetensors file beside it)")
+    refused(
+        folder, LLAMA, "model.safetensors.index.json: .*(should hold a weight_map|names no safetensors file beside it)"
+    )

@@ -221,7 +221,10 @@ def test_learned_biases_start_where_their_authors_start_them(pos, init):
         n, width = values.numel(), high - low
         assert values.mean().item() == pytest.approx((low + high) / 2, abs=5 * width / (12 * n) ** 0.5)
         assert values.std().item() == pytest.approx(width / 12**0.5, rel=5 / (2 * n) ** 0.5)
-        assert torch.equal(values, again.get_parameter(name).flatten()) and (values != other.get_parameter(name).flatten()).any()
+        assert (
+            torch.equal(values, again.get_parameter(name).flatten())
+            and (values != other.get_parameter(name).flatten()).any()
+        )
 
 
 @pytest.mark.parametrize(("init", "std"), [("xavier", 32**-0.5), ("normal", 0.02)])
@@ -232,7 +235,9 @@ def test_t5s_table_starts_as_wide_as_the_models_other_tables(init, std):
 
 
 @pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
-@pytest.mark.parametrize("words", [[], ["residual=post"], ["residual=sandwich"], ["embed.norm=true"], ["embed.width=48"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [[], ["residual=post"], ["residual=sandwich"], ["embed.norm=true"], ["embed.width=48"]], ids=str
+)
 @torch.no_grad()
 def test_a_tied_model_starts_by_knowing_nothing(size, words):
     """With the default scale: the loss of any tokens is that of equal chances, log 256, and no token expects itself."""
@@ -248,7 +253,12 @@ def test_a_tied_model_starts_by_knowing_nothing(size, words):
 def test_a_tied_table_is_otherwise_as_wide_as_its_scheme_says():
     """GPT-2 and Gemma draw theirs as all else, and without a scale there is nothing to divide by."""
     sizes = dict(n_layers=1, d_model=100, vocab_size=400, tied=True)  # five standard errors of 40,000 draws: 1.8%
-    for init, scale, std in (("normal", "sqrt_d_model", 0.02), ("normal", "none", 0.02), ("xavier", "none", 0.1), ("xavier", "sqrt_d_model", 0.01)):
+    for init, scale, std in (
+        ("normal", "sqrt_d_model", 0.02),
+        ("normal", "none", 0.02),
+        ("xavier", "none", 0.1),
+        ("xavier", "sqrt_d_model", 0.01),
+    ):
         table = start(init, embed_scale=scale, **sizes).embedding.weight
         assert table.std().item() == pytest.approx(std, rel=0.018), (init, scale)
 

@@ -16,7 +16,15 @@ from archlab.cli.main import main
 from archlab.records.logbook import new_directory, slug
 from archlab.runs import lab
 
-NANO = ("size=nano", "train.steps=6", "train.batch_size=4", "train.train_len=16", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=3")
+NANO = (
+    "size=nano",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.train_len=16",
+    "eval.tokens=128",
+    "eval.lengths=[1,2]",
+    "probe.every=3",
+)
 KEYS = {
     "status", "choices", "n_params", "flops_per_token", "train_loss", "val_loss", "length", "stability", "tokens_per_second",
     "wall_seconds", "first_step_seconds", "seed", "device", "dtype", "versions", "git", "corpus_sha256",
@@ -37,7 +45,14 @@ def default(tmp_path_factory):
 def test_a_run_writes_everything_it_promises(default):
     directory, summary = default
     names = {file.name for file in directory.iterdir()}
-    assert {"config.yaml", "overrides.yaml", "metrics.jsonl", "summary.json", "positions.json", "model.safetensors"} <= names
+    assert {
+        "config.yaml",
+        "overrides.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "positions.json",
+        "model.safetensors",
+    } <= names
     assert {"loss.png", "layers.png", "positions.png", "lengths.png"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert set(summary) >= KEYS
@@ -50,7 +65,11 @@ def test_the_summary_says_what_was_run(default):
         "norm": "rms", "residual": "pre", "ffn": "swiglu", "pos": "rope", "mask": "causal", "mixer": "mha", "head": "linear",
         "init": "xavier", "size": "nano", "data": "text",
     }  # fmt: skip
-    assert (summary["seed"], summary["device"], summary["dtype"]) == (0, "cpu" if not torch.cuda.is_available() else "cuda", "float32")
+    assert (summary["seed"], summary["device"], summary["dtype"]) == (
+        0,
+        "cpu" if not torch.cuda.is_available() else "cuda",
+        "float32",
+    )
     assert [record["eval_len"] for record in summary["length"]] == [16, 32]
     assert all(set(record) >= {"eval_len", "loss", "loss_last", "protocol"} for record in summary["length"])
     assert summary["val_loss"] == pytest.approx(summary["length"][0]["loss"])
@@ -190,7 +209,10 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_training(tmp_pat
         run(tmp_path)
 
 
-@pytest.mark.parametrize(("words", "name"), [([], "default"), (["norm=rms", "data.path=/a b"], "norm=rms_data.path=-a-b"), (["x" * 200], "x" * 80)])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [([], "default"), (["norm=rms", "data.path=/a b"], "norm=rms_data.path=-a-b"), (["x" * 200], "x" * 80)],
+)
 def test_slugs_are_file_names(words, name):
     assert slug(words) == name
 

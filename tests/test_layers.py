@@ -28,7 +28,17 @@ def build(*words: str) -> Decoder:
 
 @pytest.mark.parametrize(
     ("at", "expected"),
-    [("3::4", [3, 7]), ("::4", [0, 4, 8]), (":3", [0, 1, 2]), ("-2:", [7, 8]), ("4", [4]), ("-1", [8]), ("9", []), ("12::2", []), ("2:8:3", [2, 5])],
+    [
+        ("3::4", [3, 7]),
+        ("::4", [0, 4, 8]),
+        (":3", [0, 1, 2]),
+        ("-2:", [7, 8]),
+        ("4", [4]),
+        ("-1", [8]),
+        ("9", []),
+        ("12::2", []),
+        ("2:8:3", [2, 5]),
+    ],
 )
 def test_a_slice_is_pythons(at, expected):
     assert layers_in(at, 9) == expected
@@ -114,7 +124,9 @@ def test_layers_of_one_kind_share_a_reading():
         assert len(build(*words).read(draw_tokens())) == count
     own_base = ("layers[1::2].pos.base=1e6",)
     assert len(build(*BY_TURNS, *own_base).read(draw_tokens())) == 2
-    assert len(build(*BY_TURNS, "layers[2::3].pos.base=1e6").read(draw_tokens())) == 3  # 0: local; 1, 3: global; 2: local, base
+    assert (
+        len(build(*BY_TURNS, "layers[2::3].pos.base=1e6").read(draw_tokens())) == 3
+    )  # 0: local; 1, 3: global; 2: local, base
 
 
 def test_each_layer_rotates_by_a_base_of_its_own():

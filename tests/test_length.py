@@ -149,7 +149,9 @@ def test_the_verdict_is_the_ratio_at_the_longest_defined_length(losses, word, ra
     assert said["verdict"] == word and said["ratio"] == pytest.approx(ratio, abs=0.005)
 
 
-@pytest.mark.parametrize(("losses", "multiple"), [((2.0, 1.95), 2), ((2.0, 3.5, 2.02), 4), ((2.0, 2.2, None, 3.1), 8), ((2.0, 2.2, None), 2)])
+@pytest.mark.parametrize(
+    ("losses", "multiple"), [((2.0, 1.95), 2), ((2.0, 3.5, 2.02), 4), ((2.0, 2.2, None, 3.1), 8), ((2.0, 2.2, None), 2)]
+)
 def test_the_verdict_names_the_length_that_decided_it(losses, multiple):
     assert f" at {multiple}x train_len, " in verdict(text(*losses), 64, exact=False, unigram=5.0)["reason"]
     matched = [record | {"exact_match": 0.9} for record in text(*losses)]
@@ -231,7 +233,8 @@ def test_windows_slide_by_half_of_train_len_where_nothing_is_said(train_len, exp
 
 
 @pytest.mark.parametrize(
-    ("exact_match", "word"), [((0.9, 0.88), "holds"), ((0.9, 0.5), "degrades"), ((0.9, 0.1), "collapses"), ((0.05, 0.05), "undecided")]
+    ("exact_match", "word"),
+    [((0.9, 0.88), "holds"), ((0.9, 0.5), "degrades"), ((0.9, 0.1), "collapses"), ((0.05, 0.05), "undecided")],
 )
 def test_the_verdict_on_a_task_goes_by_exact_match(exact_match, word):
     lengths = [r | {"exact_match": e} for r, e in zip(text(0.1, 0.1), exact_match, strict=True)]

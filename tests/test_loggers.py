@@ -19,7 +19,16 @@ from archlab.records.logbook import Logbook, scalars
 from archlab.records.loggers import numbers
 
 ROOT = Path(__file__).parent.parent
-NANO = ["size=nano", "train.steps=4", "train.batch_size=3", "train.train_len=16", "train.log_every=2", "eval.tokens=96", "eval.lengths=[1,2]", "probe.every=3"]
+NANO = [
+    "size=nano",
+    "train.steps=4",
+    "train.batch_size=3",
+    "train.train_len=16",
+    "train.log_every=2",
+    "eval.tokens=96",
+    "eval.lengths=[1,2]",
+    "probe.every=3",
+]
 GUARDED = """
 import socket, sys
 connect = socket.socket.connect
@@ -31,7 +40,14 @@ socket.socket.connect = local
 from archlab.cli.main import main
 main()
 """
-RECORD = {"step": 3, "tokens": 48, "loss": 2.5, "clipped": True, "val_loss": None, "layers": [{"grad_norm": 0.5}, {"grad_norm": 0.25}]}
+RECORD = {
+    "step": 3,
+    "tokens": 48,
+    "loss": 2.5,
+    "clipped": True,
+    "val_loss": None,
+    "layers": [{"grad_norm": 0.5}, {"grad_norm": 0.25}],
+}
 
 
 class Kept:
@@ -51,7 +67,9 @@ class Kept:
 def asked(tmp_path, *names):
     """A guarded run in a process of its own; its directory and its logged steps."""
     words = [*NANO, f"loggers=[{','.join(names)}]", f"output={tmp_path}"]
-    done = subprocess.run([sys.executable, "-c", GUARDED, *words], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED, *words], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     directory = Path(done.stdout.splitlines()[-1])
     return directory, [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
@@ -83,7 +101,12 @@ def test_scalars_are_numbers_by_group_and_layer():
 
 
 def test_a_summarys_numbers_are_named_by_their_path():
-    summary = {"val_loss": 2.0, "leaking": False, "status": "completed", "stability": {"max_grad_norm": 3, "first": None}}
+    summary = {
+        "val_loss": 2.0,
+        "leaking": False,
+        "status": "completed",
+        "stability": {"max_grad_norm": 3, "first": None},
+    }
     assert dict(numbers(summary, "summary")) == {"summary/val_loss": 2.0, "summary/stability/max_grad_norm": 3}
 
 
@@ -137,7 +160,11 @@ def test_weights_and_biases_keeps_the_run_in_its_own_directory(tmp_path):
     records = [Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:], start=7)]
     (name,) = {record.run.display_name for record in records if record.run.display_name}
     assert name == directory.name
-    items = [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item} for r in records if r.history.item]
+    items = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
+        for r in records
+        if r.history.item
+    ]
     assert [item["_step"] for item in items] == [record["step"] for record in steps]
     assert [item["train/loss"] for item in items] == [record["loss"] for record in steps]
     summary = {item.key: json.loads(item.value_json) for record in records for item in record.summary.update}
@@ -154,7 +181,9 @@ def test_trackio_keeps_the_runs_of_a_folder_in_one_store(tmp_path, monkeypatch):
         rows = store.execute("select run_name, step, metrics from metrics order by id").fetchall()
     assert {run for run, _, _ in rows} == {directory.name}
     logged = [(step, json.loads(metrics)) for _, step, metrics in rows]
-    assert [(step, metrics["train/loss"]) for step, metrics in logged[:-1]] == [(record["step"], record["loss"]) for record in steps]
+    assert [(step, metrics["train/loss"]) for step, metrics in logged[:-1]] == [
+        (record["step"], record["loss"]) for record in steps
+    ]
     last, summary = logged[-1]
     assert last == 4
     assert summary["summary/val_loss"] == json.loads((directory / "summary.json").read_text())["val_loss"]

@@ -25,7 +25,15 @@ CODES = "\x1b[31m"
 
 
 def comparison_record(label="norm=layer", needs=12):
-    others = {"n": 3, "diverged": 0, "n_params": 857344, "train_flops_per_token": 5.73e6, "seeds": [0, 1, 2], "runs": [], "overrides": []}
+    others = {
+        "n": 3,
+        "diverged": 0,
+        "n_params": 857344,
+        "train_flops_per_token": 5.73e6,
+        "seeds": [0, 1, 2],
+        "runs": [],
+        "overrides": [],
+    }
     at = {"steps": 1.44251, "tokens": 1.44252, "flops": 1.44253, "seconds": 1.44254}
     base = others | {"label": "norm=rms", "rank": 1, "mean": 1.632414, "sd": 0.012345, "values": [1.62, 1.63, 1.64], "at_equal": at, "effect": None,
                      "interval": None, "level": None, "p": None, "p_adjusted": None, "verdict": None, "seeds_needed": None}  # fmt: skip
@@ -39,8 +47,29 @@ def comparison_record(label="norm=layer", needs=12):
 
 
 def chart(label="residual=deep"):
-    cells = [{"lr": lr, "n_layers": 6, "warmup": 100, "seeds": [0], "losses": [2.5], "loss": 2.5, "plateau": 3.1, "status": "trained"} for lr in (1e-3, 3e-3, 1e-2)]
-    row = {"n_layers": 6, "warmup": 100, "lrs": [1e-3, 3e-3, 1e-2], "best_loss": 2.5123, "best_lr": 0.00316, "lr_sensitivity": 0.1234, "largest_stable_lr": 0.01, "at_edge": True}
+    cells = [
+        {
+            "lr": lr,
+            "n_layers": 6,
+            "warmup": 100,
+            "seeds": [0],
+            "losses": [2.5],
+            "loss": 2.5,
+            "plateau": 3.1,
+            "status": "trained",
+        }
+        for lr in (1e-3, 3e-3, 1e-2)
+    ]
+    row = {
+        "n_layers": 6,
+        "warmup": 100,
+        "lrs": [1e-3, 3e-3, 1e-2],
+        "best_loss": 2.5123,
+        "best_lr": 0.00316,
+        "lr_sensitivity": 0.1234,
+        "largest_stable_lr": 0.01,
+        "at_edge": True,
+    }
     return {"arms": [{"label": label, "cells": cells, "rows": [row]}], "notes": [f"note of {label}"]}
 
 
@@ -56,11 +85,38 @@ DIFFERENCE = {
     "settings": [("train.lr", "0.003", "0.001")], "sizes": [("d_model", 4096, 12288)], "parts": [("all", 6_173_286_400, 124_439_808)],
     "costs": [("flops_per_token", 1.23456e10, 2.345e9)], "memory": [("weights", 1.2346e10, 2.4891e8)], "seq_len": (2048, 4096), "weights": ("bf16", "fp32"),
 }  # fmt: skip
-LAYER = {"activation_rms": 1.23456, "attention_entropy": 2.34567, "max_score": 3.45678, "grad_norm": 0.0123456, "mixer_to_stream": 0.000123456, "ffn_to_stream": 1.23456e-5}
-START = {"layers": [LAYER] * 2, "loss": 5.6, "uniform_loss": 5.545, "logit_std": 0.5, "growth_exponent": 0.5, "gradient_ratio": 2.0, "update": 0.1, "steps": 5, "lr": 1e-5}
+LAYER = {
+    "activation_rms": 1.23456,
+    "attention_entropy": 2.34567,
+    "max_score": 3.45678,
+    "grad_norm": 0.0123456,
+    "mixer_to_stream": 0.000123456,
+    "ffn_to_stream": 1.23456e-5,
+}
+START = {
+    "layers": [LAYER] * 2,
+    "loss": 5.6,
+    "uniform_loss": 5.545,
+    "logit_std": 0.5,
+    "growth_exponent": 0.5,
+    "gradient_ratio": 2.0,
+    "update": 0.1,
+    "steps": 5,
+    "lr": 1e-5,
+}
 DEPTHS = [{"placement": "pre", "depths": [2, 4, 8, 16], **dict.fromkeys(("gradient", "rms", "update"), [0.0123456, 0.0234567, 0.0345678, 0.0456789]),
            "exponents": dict.fromkeys(("gradient", "rms", "update"), -0.512), "predicted": dict.fromkeys(("gradient", "rms", "update"), -0.5)}]  # fmt: skip
-LENGTHS = [{"eval_len": 2048 * k, "loss": 1.63241, "loss_last": 1.61951, "late_ratio": 1.00412, "exact_match": 0.98765, "token_accuracy": 0.99123} for k in (1, 16)]
+LENGTHS = [
+    {
+        "eval_len": 2048 * k,
+        "loss": 1.63241,
+        "loss_last": 1.61951,
+        "late_ratio": 1.00412,
+        "exact_match": 0.98765,
+        "token_accuracy": 0.99123,
+    }
+    for k in (1, 16)
+]
 BILL = bills.Bill({"weights": 1.2346e10}, ["one"], {"kept": (2.6781e10, 2.01, 2.02)}, None)
 
 PRINTED = {
@@ -96,7 +152,12 @@ def test_where_there_is_room_a_table_is_a_table_and_where_there_is_none_its_rows
     table = tables.make_table(("name", "left"), ("number", "right"))
     table.add_row(Text("a"), "123456789")
     assert [line.split() for line in printed(table, 80).splitlines()][0] == ["name", "number"]
-    assert [line.split() for line in printed(table, 15).splitlines()] == [["name", "a"], ["number", "1234567"], ["89"], []]
+    assert [line.split() for line in printed(table, 15).splitlines()] == [
+        ["name", "a"],
+        ["number", "1234567"],
+        ["89"],
+        [],
+    ]
     assert printed(table, 16).splitlines()[0].split() == ["name", "number"]
 
 
@@ -104,11 +165,22 @@ def test_where_there_is_room_a_table_is_a_table_and_where_there_is_none_its_rows
 
 
 def test_a_terminal_shows_markup_as_it_stands():
-    for renderable in (comparison.comparison(comparison_record(EVIL)), stability_map.table(chart(EVIL)), claims_pages.claims_table([claim(EVIL)])):
+    for renderable in (
+        comparison.comparison(comparison_record(EVIL)),
+        stability_map.table(chart(EVIL)),
+        claims_pages.claims_table([claim(EVIL)]),
+    ):
         assert "[red]x[/red]" in printed(renderable, 400)
 
 
-@pytest.mark.parametrize("text", [comparison.markdown(comparison_record(EVIL)), claims_pages.claims_markdown([claim(EVIL)]), claims_pages.readme(claim(EVIL), None)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        comparison.markdown(comparison_record(EVIL)),
+        claims_pages.claims_markdown([claim(EVIL)]),
+        claims_pages.readme(claim(EVIL), None),
+    ],
+)
 def test_markdown_holds_no_markup_of_a_files_making(text):
     html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
     allowed = {"h1", "h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code", "pre", "a"}
@@ -134,7 +206,16 @@ def test_a_drawing_is_xml_whatever_it_is_called():
     with canvas.group("norm", label=EVIL + CODES + '"'):
         pass
     root = ElementTree.fromstring(document(canvas.elements, 0, 0, 9, 9, EVIL + CODES))
-    assert {element.tag.rpartition("}")[2] for element in root.iter()} == {"svg", "title", "defs", "marker", "path", "rect", "text", "g"}
+    assert {element.tag.rpartition("}")[2] for element in root.iter()} == {
+        "svg",
+        "title",
+        "defs",
+        "marker",
+        "path",
+        "rect",
+        "text",
+        "g",
+    }
     assert EVIL in "".join(root.itertext())
 
 

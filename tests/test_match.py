@@ -8,13 +8,26 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble
 
-ARMS = (["ffn=gelu"], ["ffn=relu", "mixer=gqa"], ["mixer=mqa"], ["pos=learned"], ["residual=sandwich", "norm=layer"], ["size.n_kv_heads=2", "mixer=gqa"])
+ARMS = (
+    ["ffn=gelu"],
+    ["ffn=relu", "mixer=gqa"],
+    ["mixer=mqa"],
+    ["pos=learned"],
+    ["residual=sandwich", "norm=layer"],
+    ["size.n_kv_heads=2", "mixer=gqa"],
+)
 
 
 def numbers(cfg) -> int:
     """Parameters, counted from the state of a model that was really made, tied weights once."""
     decoder = assemble(cfg)
-    return sum({weight.data_ptr(): weight.numel() for weight in decoder.state_dict(keep_vars=True).values() if isinstance(weight, torch.nn.Parameter)}.values())
+    return sum(
+        {
+            weight.data_ptr(): weight.numel()
+            for weight in decoder.state_dict(keep_vars=True).values()
+            if isinstance(weight, torch.nn.Parameter)
+        }.values()
+    )
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=" ".join)
@@ -59,5 +72,7 @@ def test_a_width_of_ones_own_and_match_are_one_too_many():
 
 
 def test_what_no_width_can_match_is_refused():
-    with pytest.raises(UserError, match=r"match=params: with these blocks no size.d_ff comes within 0.5% .*choose a larger size"):
+    with pytest.raises(
+        UserError, match=r"match=params: with these blocks no size.d_ff comes within 0.5% .*choose a larger size"
+    ):
         archlab.compose("pos=learned", "pos.max_positions=4096", "size=nano", "match=params")

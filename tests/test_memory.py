@@ -96,14 +96,21 @@ ACTIVATIONS = {
 class PlainLayer(nn.Module):
     """A pre-norm layer as a textbook writes it, in half precision."""
 
-    def __init__(self, d, heads, kv_heads, d_ff, ffn="gelu", dropout=True, norm=nn.LayerNorm, softcap=None, dtype=torch.float16):
+    def __init__(
+        self, d, heads, kv_heads, d_ff, ffn="gelu", dropout=True, norm=nn.LayerNorm, softcap=None, dtype=torch.float16
+    ):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.softcap = heads, kv_heads, d // heads, softcap
         self.function, gated = ACTIVATIONS[ffn]
         self.drop = OneByteDropout.apply if dropout else (lambda x: x)
         with torch.device("meta"):
             kv = kv_heads * self.head_dim
-            self.q_proj, self.k_proj, self.v_proj, self.out_proj = nn.Linear(d, d), nn.Linear(d, kv), nn.Linear(d, kv), nn.Linear(d, d)
+            self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+                nn.Linear(d, d),
+                nn.Linear(d, kv),
+                nn.Linear(d, kv),
+                nn.Linear(d, d),
+            )
             self.gate_proj = nn.Linear(d, d_ff) if gated else None
             self.up_proj, self.down_proj = nn.Linear(d, d_ff), nn.Linear(d_ff, d)
             self.norms = nn.ModuleList(norm(d) for _ in range(2))
@@ -114,8 +121,15 @@ class PlainLayer(nn.Module):
         return x.view(batch, seq, heads, self.head_dim).transpose(1, 2)
 
     def attend(self, x):
-        q, k, v = self.split(self.q_proj(x), self.heads), self.split(self.k_proj(x), self.kv_heads), self.split(self.v_proj(x), self.kv_heads)
-        k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) if self.heads != self.kv_heads else y for y in (k, v))
+        q, k, v = (
+            self.split(self.q_proj(x), self.heads),
+            self.split(self.k_proj(x), self.kv_heads),
+            self.split(self.v_proj(x), self.kv_heads),
+        )
+        k, v = (
+            y.repeat_interleave(self.heads // self.kv_heads, dim=1) if self.heads != self.kv_heads else y
+            for y in (k, v)
+        )
         scores = q @ k.transpose(-1, -2) / self.head_dim**0.5
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -123,7 +137,11 @@ class PlainLayer(nn.Module):
         return self.drop(self.out_proj(read.transpose(1, 2).reshape(x.shape)))
 
     def feed(self, x):
-        hidden = self.function(self.up_proj(x)) if self.gate_proj is None else self.function(self.gate_proj(x)) * self.up_proj(x)
+        hidden = (
+            self.function(self.up_proj(x))
+            if self.gate_proj is None
+            else self.function(self.gate_proj(x)) * self.up_proj(x)
+        )
         return self.drop(self.down_proj(hidden))
 
     def forward(self, x):
@@ -203,13 +221,24 @@ def test_flash_attention_keeps_its_inputs_its_output_and_a_sum_for_each_head(kv_
     del out
     decoder = on_meta("size.d_model=48", "size.n_heads=6", "mixer=gqa", f"size.n_kv_heads={kv_heads}")
     terms = {term.what: term.bytes(batch, seq) for term in layer_terms(decoder, 0, Accounting(2, flash=True))}
-    ours = sum(terms[f"attention: {what}"] for what in ("queries, keys, values", "sums of exponentials", "what the heads gather"))
+    ours = sum(
+        terms[f"attention: {what}"]
+        for what in ("queries, keys, values", "sums of exponentials", "what the heads gather")
+    )
     assert ours == sum(sizes.values())
 
 
 @pytest.mark.parametrize(
     ("residual", "norms", "inputs"),
-    [("pre", 2, 2), ("post", 2, 2), ("deep", 2, 2), ("branch_norm", 2, 2), ("sandwich", 4, 2), ("parallel", 1, 1), ("none", 2, 2)],
+    [
+        ("pre", 2, 2),
+        ("post", 2, 2),
+        ("deep", 2, 2),
+        ("branch_norm", 2, 2),
+        ("sandwich", 4, 2),
+        ("parallel", 1, 1),
+        ("none", 2, 2),
+    ],
 )
 def test_norms_and_branches_are_counted_where_they_stand(residual, norms, inputs):
     d = 48
@@ -226,9 +255,22 @@ def test_without_norms_none_are_counted():
 
 def test_what_is_kept_outside_the_layers_is_what_autograd_keeps():
     batch, seq, d, vocab = 3, 11, 48, 61
-    decoder = on_meta(f"size.d_model={d}", "size.n_heads=6", f"size.vocab_size={vocab}", "norm=layer", "embed.norm=true", "data=copy", "data.symbols=20")
+    decoder = on_meta(
+        f"size.d_model={d}",
+        "size.n_heads=6",
+        f"size.vocab_size={vocab}",
+        "norm=layer",
+        "embed.norm=true",
+        "data=copy",
+        "data.symbols=20",
+    )
     with torch.device("meta"):
-        table, embed_norm, norm, head = nn.Embedding(vocab, d), nn.LayerNorm(d), nn.LayerNorm(d), nn.Linear(d, vocab, bias=False)
+        table, embed_norm, norm, head = (
+            nn.Embedding(vocab, d),
+            nn.LayerNorm(d),
+            nn.LayerNorm(d),
+            nn.Linear(d, vocab, bias=False),
+        )
     parts = nn.ModuleList((table, embed_norm, norm, head)).half()
     tokens = torch.zeros(batch, seq, dtype=torch.long, device="meta")
     with Kept(parts) as kept:
@@ -253,7 +295,9 @@ def test_frozen_matrices_do_not_keep_their_inputs(ffn, targets):
     with Kept(theirs) as kept:
         theirs(torch.empty(batch, seq, d, device="meta", dtype=torch.float16, requires_grad=True))
     settings = MemorySettings(batch=batch, weights="fp16", dropout=True, lora=rank, lora_targets=targets)
-    decoder = on_meta(f"size.d_model={d}", f"size.n_heads={heads}", f"size.d_ff={d_ff}", f"ffn={ffn}", "size.n_layers=1")
+    decoder = on_meta(
+        f"size.d_model={d}", f"size.n_heads={heads}", f"size.d_ff={d_ff}", f"ffn={ffn}", "size.n_layers=1"
+    )
     assert activation_bytes(decoder, settings, seq)[0] == kept.bytes
 
 
@@ -262,7 +306,9 @@ class Adapted(nn.Module):
         super().__init__()
         self.frozen = frozen
         with torch.device("meta"):
-            self.a, self.b = (nn.Linear(i, o, bias=False).half() for i, o in ((frozen.in_features, rank), (rank, frozen.out_features)))
+            self.a, self.b = (
+                nn.Linear(i, o, bias=False).half() for i, o in ((frozen.in_features, rank), (rank, frozen.out_features))
+            )
 
     def forward(self, x):
         return self.frozen(x) + self.b(self.a(x))
@@ -271,7 +317,13 @@ class Adapted(nn.Module):
 def test_lora_of_gpt_j_has_the_published_number_of_parameters():
     """r = 8 on queries and values: 3,670,016, and the optimiser keeps 12 bytes for each of them alone."""
     decoder = on_meta(
-        "size.d_model=4096", "size.n_layers=28", "size.n_heads=16", "size.d_ff=16384", "size.vocab_size=50400", "ffn=gelu", "residual=parallel"
+        "size.d_model=4096",
+        "size.n_layers=28",
+        "size.n_heads=16",
+        "size.d_ff=16384",
+        "size.vocab_size=50400",
+        "ffn=gelu",
+        "residual=parallel",
     )
     memory = estimate(decoder, MemorySettings(lora=8), 16)
     assert memory.trainable == 3_670_016
@@ -314,7 +366,14 @@ def test_recomputing_keeps_34_or_the_layers_inputs_and_one_layer(chatglm):
 
 @pytest.mark.parametrize(
     ("optimizer", "weights", "bytes_each"),
-    [("adam", "bf16", 16), ("adam", "fp32", 16), ("momentum", "fp16", 12), ("momentum", "fp32", 12), ("sgd", "bf16", 8), ("sgd", "fp32", 8)],
+    [
+        ("adam", "bf16", 16),
+        ("adam", "fp32", 16),
+        ("momentum", "fp16", 12),
+        ("momentum", "fp32", 12),
+        ("sgd", "bf16", 8),
+        ("sgd", "fp32", 8),
+    ],
 )
 def test_bytes_a_parameter(optimizer, weights, bytes_each):
     """2 + 2 + 4 (copy) + 4 a state in half precision, 4 + 4 + 4 a state in single: the same sum."""
@@ -341,7 +400,11 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     decoder, settings = on_meta("size=tiny"), MemorySettings(budget="100MB")
     batch = largest_batch(decoder, settings, 128)
     assert batch > 1
-    assert estimate(decoder, replace(settings, batch=batch), 128).total <= 100e6 < estimate(decoder, replace(settings, batch=batch + 1), 128).total
+    assert (
+        estimate(decoder, replace(settings, batch=batch), 128).total
+        <= 100e6
+        < estimate(decoder, replace(settings, batch=batch + 1), 128).total
+    )
 
 
 def test_where_no_sequence_fits_the_changes_named_are_the_fewest_with_which_one_does(chatglm):
@@ -350,14 +413,22 @@ def test_where_no_sequence_fits_the_changes_named_are_the_fewest_with_which_one_
     found = remedies(chatglm, settings, 2048)
     assert found["memory.checkpointing=full memory.lora=8"] >= 1
     changed = replace(settings, checkpointing="full", lora=8, batch=found["memory.checkpointing=full memory.lora=8"])
-    assert estimate(chatglm, changed, 2048).total <= 24e9 < estimate(chatglm, replace(changed, batch=changed.batch + 1), 2048).total
+    assert (
+        estimate(chatglm, changed, 2048).total
+        <= 24e9
+        < estimate(chatglm, replace(changed, batch=changed.batch + 1), 2048).total
+    )
     for alone in ({"checkpointing": "full"}, {"lora": 8}, {"attention": "flash"}, {"zero": 3, "gpus": 8}):
         assert largest_batch(chatglm, replace(settings, **alone), 2048) == 0
-    assert bill.answer(chatglm, settings, 2048).startswith("Not even a batch of one sequence of 2048 tokens fits 24GB. What would: ")
+    assert bill.answer(chatglm, settings, 2048).startswith(
+        "Not even a batch of one sequence of 2048 tokens fits 24GB. What would: "
+    )
 
 
 def test_a_budget_that_nothing_meets_says_so():
-    assert "none of the changes known here" in bill.answer(on_meta("size=nano"), replace(TEXTBOOK, budget="0.001MB"), 2048)
+    assert "none of the changes known here" in bill.answer(
+        on_meta("size=nano"), replace(TEXTBOOK, budget="0.001MB"), 2048
+    )
 
 
 def test_gigabytes_are_decimal_and_gibibytes_binary():
@@ -398,7 +469,10 @@ def test_a_run_makes_no_use_of_memory(capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["memory.batch=4"])
     assert leaving.value.code == 2
-    assert capsys.readouterr().err == "archlab: memory.batch=4: run makes no use of memory; leave it out, or use archlab show\n"
+    assert (
+        capsys.readouterr().err
+        == "archlab: memory.batch=4: run makes no use of memory; leave it out, or use archlab show\n"
+    )
 
 
 # --- parts and the page -------------------------------------------------------------------------
@@ -413,7 +487,10 @@ def test_parameters_by_part_by_hand():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", [("embed.tied=true",), ("residual=sandwich", "norm=batch", "allow_leak=true"), ("residual=parallel", "norm=layer")])
+@pytest.mark.parametrize(
+    "overrides",
+    [("embed.tied=true",), ("residual=sandwich", "norm=batch", "allow_leak=true"), ("residual=parallel", "norm=layer")],
+)
 def test_the_parts_are_the_whole(overrides):
     decoder = on_meta(*overrides)
     parts = parameters_by_part(decoder)
@@ -424,8 +501,21 @@ def test_the_parts_are_the_whole(overrides):
 def test_show_prints_the_notes_figures_and_what_they_assume(capsys):
     lab.show(archlab.compose(*CHATGLM, "memory.seq_len=2048", "memory.dropout=true", "memory.budget=24GB"))
     page = " ".join(capsys.readouterr().out.split())
-    for figure in ("weights 12.35 GB", "gradients 12.35 GB", "optimizer states 74.08 GB", "activations of the layers 26.78 GB", "x3.40", "x2.00", "123B"):
+    for figure in (
+        "weights 12.35 GB",
+        "gradients 12.35 GB",
+        "optimizer states 74.08 GB",
+        "activations of the layers 26.78 GB",
+        "x3.40",
+        "x2.00",
+        "123B",
+    ):
         assert figure in page
-    for assumption in ("dropout everywhere", "every activation is kept", "1 sequence of 2048 tokens", "float32 copy of the weights"):
+    for assumption in (
+        "dropout everywhere",
+        "every activation is kept",
+        "1 sequence of 2048 tokens",
+        "float32 copy of the weights",
+    ):
         assert assumption in page
     assert "Not even a batch of one" in page

@@ -15,7 +15,20 @@ from archlab.comparison.comparison import compare
 from archlab.comparison.metric import _numbers
 from archlab.records.logbook import versions
 
-NO_RESULT = {"unigram_loss", "best_step", "seed", "train_len", "steps", "tokens", "threads", "ratio", "step", "event_step", "loss_moved", "lr"}
+NO_RESULT = {
+    "unigram_loss",
+    "best_step",
+    "seed",
+    "train_len",
+    "steps",
+    "tokens",
+    "threads",
+    "ratio",
+    "step",
+    "event_step",
+    "loss_moved",
+    "lr",
+}
 """What a summary holds besides: settings, counts, and what belongs to the data."""
 
 
@@ -30,7 +43,16 @@ def runs(tmp_path):
 def test_every_number_of_a_real_run_is_known_or_no_result(tmp_path):
     from archlab.runs import lab
 
-    cfg = archlab.compose("size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1]", "probe.every=1", f"output={tmp_path}")
+    cfg = archlab.compose(
+        "size=nano",
+        "train.steps=2",
+        "train.train_len=16",
+        "train.batch_size=4",
+        "eval.tokens=128",
+        "eval.lengths=[1]",
+        "probe.every=1",
+        f"output={tmp_path}",
+    )
     summary = json.loads((lab.run(cfg, plots=False) / "summary.json").read_text())
     names = {name.rpartition(".")[2] for name, _ in _numbers(summary)}
     assert names <= KINDS.keys() | NO_RESULT and {"val_loss", "max_grad_norm", "min_attention_entropy"} <= names
@@ -39,7 +61,10 @@ def test_every_number_of_a_real_run_is_known_or_no_result(tmp_path):
 def test_a_number_whose_direction_is_unknown_is_asked_for(runs):
     with pytest.raises(UserError) as refusal:
         compare(read_all([runs])[0], metric="calm")
-    assert str(refusal.value) == "metric=calm: which way is better is not known of this number; add direction=lower or direction=higher"
+    assert (
+        str(refusal.value)
+        == "metric=calm: which way is better is not known of this number; add direction=lower or direction=higher"
+    )
 
 
 @pytest.mark.parametrize(("direction", "verdict", "rank"), [("lower", "worse", 2), ("higher", "better", 1)])
@@ -55,7 +80,9 @@ def test_a_direction_that_is_known_is_not_to_be_said(runs, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["compare", str(runs), "direction=lower"])
     assert left.value.code == 2
-    assert capsys.readouterr().err == "archlab: direction=lower: of val_loss lower is better, as is known; leave it out\n"
+    assert (
+        capsys.readouterr().err == "archlab: direction=lower: of val_loss lower is better, as is known; leave it out\n"
+    )
 
 
 def test_a_page_repeats_the_direction_among_its_commands(runs):

@@ -42,7 +42,11 @@ def test_of_the_hidden_tokens_80_percent_are_masked_10_any_and_10_left():
         assert torch.equal(batch.tokens[~batch.scored], batch.targets[~batch.scored])
         there, right = batch.tokens[batch.scored], batch.targets[batch.scored]
         assert right.max() < 256
-        hidden, masked, kept = hidden + len(there), masked + int((there == BERT_MASK).sum()), kept + int((there == right).sum())
+        hidden, masked, kept = (
+            hidden + len(there),
+            masked + int((there == BERT_MASK).sum()),
+            kept + int((there == right).sum()),
+        )
     n = 40 * 16 * 128
     # Four standard deviations of a binomial share; one byte in 256 drawn at random is the byte that stood there.
     assert abs(hidden / n - 0.15) < 4 * math.sqrt(0.15 * 0.85 / n)
@@ -86,7 +90,9 @@ def two_halves(tmp_path):
     """A file whose first nine tenths are bytes below 100 and whose last tenth are bytes from 100 on."""
     rng = np.random.default_rng(0)
     file = tmp_path / "halves.bin"
-    file.write_bytes(np.concatenate([rng.integers(0, 100, 9000), rng.integers(100, 256, 1000)]).astype(np.uint8).tobytes())
+    file.write_bytes(
+        np.concatenate([rng.integers(0, 100, 9000), rng.integers(100, 256, 1000)]).astype(np.uint8).tobytes()
+    )
     return str(file)
 
 
@@ -178,15 +184,28 @@ def test_blanks_stand_anywhere_in_the_text():
         batch = Blank().train(1, step, 8, 200)
         for tokens, prefix_len in zip(batch.tokens, batch.prefix_len.tolist()):
             token_positions += [float(place) / (prefix_len - 1) for place in (tokens[:prefix_len] == MASK).nonzero()]
-    assert abs(np.mean(token_positions) - 0.5) < 4 * 12**-0.5 / len(token_positions) ** 0.5 and min(token_positions) < 0.02 and max(token_positions) > 0.98
+    assert (
+        abs(np.mean(token_positions) - 0.5) < 4 * 12**-0.5 / len(token_positions) ** 0.5
+        and min(token_positions) < 0.02
+        and max(token_positions) > 0.98
+    )
 
 
 def test_lengths_are_not_compared_over_other_blanks():
     decoder = build(torch.float32, fresh=True, mask="prefix", vocab_size=260)
     settings = EvalSettings(tokens=512, lengths=[1, 2], protocol="disjoint", stride=None)
     lengths, _ = by_length(decoder, Blank(), runtime("cpu", "fp32"), settings, 32, settings.lengths)
-    assert [record["late_ratio"] for record in lengths] == [None, None] and all(record["loss"] > 0 for record in lengths)
-    lengths, _ = by_length(build(torch.float32, fresh=True, mask="full", vocab_size=257), Masked(), runtime("cpu", "fp32"), settings, 32, settings.lengths)
+    assert [record["late_ratio"] for record in lengths] == [None, None] and all(
+        record["loss"] > 0 for record in lengths
+    )
+    lengths, _ = by_length(
+        build(torch.float32, fresh=True, mask="full", vocab_size=257),
+        Masked(),
+        runtime("cpu", "fp32"),
+        settings,
+        32,
+        settings.lengths,
+    )
     assert lengths[0]["late_ratio"] == 1.0 and lengths[1]["late_ratio"] > 0
 
 
@@ -271,8 +290,15 @@ def test_options_out_of_range_are_refused(make, told):
 def by_hand(decoder, tokens, prefix_len=None):
     """Losses and likeliest tokens, one target at a time."""
     logits = decoder(tokens[:, :-1], prefix_len).float()
-    nats = torch.tensor([[-float(row[t].log_softmax(-1)[target]) for t, target in enumerate(targets)] for row, targets in zip(logits, tokens[:, 1:])])
-    likeliest = torch.tensor([[max(range(row.shape[-1]), key=row[t].tolist().__getitem__) for t in range(row.shape[0])] for row in logits])
+    nats = torch.tensor(
+        [
+            [-float(row[t].log_softmax(-1)[target]) for t, target in enumerate(targets)]
+            for row, targets in zip(logits, tokens[:, 1:])
+        ]
+    )
+    likeliest = torch.tensor(
+        [[max(range(row.shape[-1]), key=row[t].tolist().__getitem__) for t in range(row.shape[0])] for row in logits]
+    )
     return nats, likeliest
 
 

@@ -40,7 +40,16 @@ from archlab.train.settings import TrainSettings
 
 OWN = Path(__file__).parents[1] / "experiments" / "own_blocks"
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout
-NANO = ("size=nano", "size.d_model=36", "size.n_heads=3", "train.train_len=22", "train.batch_size=3", "train.steps=6", "eval.tokens=88", "eval.lengths=[1,2]")
+NANO = (
+    "size=nano",
+    "size.d_model=36",
+    "size.n_heads=3",
+    "train.train_len=22",
+    "train.batch_size=3",
+    "train.steps=6",
+    "eval.tokens=88",
+    "eval.lengths=[1,2]",
+)
 BLOCKS = {"mixer": ("mixer=linear", "pos=none"), "ffn": ("ffn=two_experts",), "residual": ("residual=two_streams",)}
 each_block = pytest.mark.parametrize("words", BLOCKS.values(), ids=BLOCKS)
 
@@ -100,7 +109,10 @@ def test_layers_with_and_without_scores_take_turns_and_decode_together():
     pieces = [model(tokens[:, i : i + 1], cache=cache) for i in range(SEQ)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), **EXACT)
     output = model.compute(tokens, model.read(tokens), model.taps)
-    assert [sorted(seen) for seen in output.taps] == [["activation_rms"], ["activation_rms", "attention_entropy", "max_score"]] * 2
+    assert [sorted(seen) for seen in output.taps] == [
+        ["activation_rms"],
+        ["activation_rms", "attention_entropy", "max_score"],
+    ] * 2
     state = decode_state(model.to("meta"))
     assert (state.per_token, state.fixed) == (2 * 2 * HEADS * HEAD_DIM, 2 * HEADS * HEAD_DIM * (HEAD_DIM + 1))
 
@@ -161,13 +173,20 @@ def test_streams_start_as_they_were_made_and_do_not_decay():
     roles = {weight.name: weight.role for weight in model.weights() if ".residual." in weight.name}
     assert {role for name, role in roles.items() if "norms" not in name} == {Role.SCALAR}
     settings = TrainSettings(**OmegaConf.to_container(archlab.compose().train) | {"weight_decay": 0.3})
-    decaying = {id(weight) for group in adamw(model, settings).param_groups if group["weight_decay"] for weight in group["params"]}
+    decaying = {
+        id(weight)
+        for group in adamw(model, settings).param_groups
+        if group["weight_decay"]
+        for weight in group["params"]
+    }
     assert id(scheme.keep) not in decaying and id(model.layers[0].mixer.q_proj.weight) in decaying
 
 
 def test_roles_are_what_the_blocks_say():
     ffn = block("two_experts", "TwoExperts", d_model=D_MODEL, d_ff=D_FF)
-    seen = {weight.name: (weight.role, weight.writes_to_stream, weight.fan_in, weight.fan_out) for weight in ffn.weights()}
+    seen = {
+        weight.name: (weight.role, weight.writes_to_stream, weight.fan_in, weight.fan_out) for weight in ffn.weights()
+    }
     assert seen == {
         "router.weight": (Role.ROUTER, False, D_MODEL, 2),
         "up": (Role.EXPERT, False, D_MODEL, D_FF),
@@ -176,7 +195,14 @@ def test_roles_are_what_the_blocks_say():
 
 
 def test_experts_start_as_wide_as_a_matrix_of_their_own_would():
-    model = archlab.build("size.d_model=96", "size.d_ff=200", "size.n_layers=1", "size.n_heads=3", "ffn=two_experts", config_dir=str(OWN / "my"))
+    model = archlab.build(
+        "size.d_model=96",
+        "size.d_ff=200",
+        "size.n_layers=1",
+        "size.n_heads=3",
+        "ffn=two_experts",
+        config_dir=str(OWN / "my"),
+    )
     for weight in (model.layers[0].ffn.up, model.layers[0].ffn.down):
         # a standard error of the spread of n draws is sigma / sqrt(2 n); five of them
         assert weight.std().item() == pytest.approx((2 / 296) ** 0.5, rel=5 / (2 * weight.numel()) ** 0.5)
@@ -199,7 +225,11 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(part, words):
     """On the CPU, at a length that the measurement on the meta device did not use."""
     model = archlab.build(*SMALL, *words, "size.n_layers=1", config_dir=str(OWN / "my"))
     seq, layer = 40, model.layers[0]
-    (measured,) = (term for term in layer_terms(model, 0, Accounting(e=4)) if term.what == f"{part}: what autograd keeps, as measured")
+    (measured,) = (
+        term
+        for term in layer_terms(model, 0, Accounting(e=4))
+        if term.what == f"{part}: what autograd keeps, as measured"
+    )
     (context,) = model.read(draw_tokens(batch=1, seq=seq))
     x = torch.randn(1, seq, D_MODEL, requires_grad=True)
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in (x, *model.parameters())}
@@ -264,7 +294,11 @@ def test_run_generate_and_compare(words, capsys):
     mine, plain = sorted(summaries, key=lambda run: summaries[run]["choices"][group] != option)
     summary = summaries[mine]
     assert math.isfinite(summary["val_loss"]) and summary["status"] == "completed"
-    layers = [record["layers"] for record in map(json.loads, (mine / "metrics.jsonl").read_text().splitlines()) if "layers" in record]
+    layers = [
+        record["layers"]
+        for record in map(json.loads, (mine / "metrics.jsonl").read_text().splitlines())
+        if "layers" in record
+    ]
     assert ("max_score" in layers[0][0]) == (words[0] != "mixer=linear")
     assert ("share_of_first" in layers[0][0]) == (words[0] == "ffn=two_experts")
     assert ("none: no mixer here has a softmax" in out) == (words[0] == "mixer=linear")
@@ -296,7 +330,12 @@ def test_one_line_says_what_there_is_no_such_thing_as(words, line):
 
 def test_blocks_of_ones_own_in_some_layers():
     model = build("mixer=linear", "pos=none", "layers[::3].mixer=mqa", "layers[1].ffn=two_experts")
-    assert [type(layer.mixer).__name__ for layer in model.layers] == ["MultiQuery", "LinearAttention", "LinearAttention", "MultiQuery"]
+    assert [type(layer.mixer).__name__ for layer in model.layers] == [
+        "MultiQuery",
+        "LinearAttention",
+        "LinearAttention",
+        "MultiQuery",
+    ]
     assert F.softmax(model(draw_tokens(seq=SEQ)), dim=-1).isfinite().all() and sys.path
 
 

@@ -11,9 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    answer = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+    answer = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 

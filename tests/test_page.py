@@ -133,7 +133,8 @@ def test_nothing_readable_is_refused_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, record", [("result.json", CLAIM | {"parts": [{"text": "t"}]}), ("stability_map.json", {"arms": [{"label": "a"}]})]
+    "file, record",
+    [("result.json", CLAIM | {"parts": [{"text": "t"}]}), ("stability_map.json", {"arms": [{"label": "a"}]})],
 )
 def test_a_record_whose_inside_is_damaged_is_left_out_with_a_note(file, record, tmp_path, capsys):
     for name, content in (("good", CLAIM), ("bad", record)):
@@ -149,7 +150,9 @@ def test_a_run_whose_inside_is_damaged_is_left_out_with_a_note(damage, tmp_path,
     for seed in (0, 1):
         write_run(tmp_path / "runs", "norm=layer", seed=seed)
         write_run(tmp_path / "runs", "norm=rms", seed=seed)
-    bad = write_run(tmp_path / "runs", "norm=rms", seed=2, name="bad", **({"corpus_sha256": None} if damage == "no hash" else {}))
+    bad = write_run(
+        tmp_path / "runs", "norm=rms", seed=2, name="bad", **({"corpus_sha256": None} if damage == "no hash" else {})
+    )
     if damage != "no hash":
         (bad / "metrics.jsonl").write_text('{"step": 1\n' + (bad / "metrics.jsonl").read_text())
     write_report([str(tmp_path / "runs")], tmp_path / "report.html")

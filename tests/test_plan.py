@@ -6,7 +6,14 @@ import archlab.config.assemble
 from archlab.base.errors import UserError
 from archlab.config.compose import plans
 
-SMALL = ("size.d_model=24", "size.n_layers=2", "size.n_heads=4", "size.head_dim=8", "size.d_ff=20", "size.vocab_size=256")
+SMALL = (
+    "size.d_model=24",
+    "size.n_layers=2",
+    "size.n_heads=4",
+    "size.head_dim=8",
+    "size.d_ff=20",
+    "size.vocab_size=256",
+)
 
 
 @pytest.fixture(scope="module")

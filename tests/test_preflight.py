@@ -72,13 +72,17 @@ def test_the_update_after_one_step_is_adams_by_hand():
         model.head.register_forward_pre_hook(lambda head, inputs: read.append(inputs[0].detach().double()))
         model(held_out)
     change = read[1] - read[0]
-    by_token = [math.sqrt(float((change[b, i] ** 2).sum())) / math.sqrt(64) for b in range(len(held_out)) for i in range(SEQ)]
+    by_token = [
+        math.sqrt(float((change[b, i] ** 2).sum())) / math.sqrt(64) for b in range(len(held_out)) for i in range(SEQ)
+    ]
     assert update_size(decoder, source, 1, lr, 5, BATCH, SEQ) == pytest.approx(sum(by_token) / len(by_token), rel=1e-3)
 
 
 def test_more_steps_move_a_model_further_and_no_learning_rate_is_forgotten():
     decoder, source = made()
-    once, twice, fast = (update_size(decoder, source, steps, lr, 0, BATCH, SEQ) for steps, lr in ((1, 1e-5), (5, 1e-5), (1, 1e-4)))
+    once, twice, fast = (
+        update_size(decoder, source, steps, lr, 0, BATCH, SEQ) for steps, lr in ((1, 1e-5), (5, 1e-5), (1, 1e-4))
+    )
     assert once < twice and fast == pytest.approx(10 * once, rel=0.05)
 
 
@@ -111,11 +115,21 @@ def test_there_is_no_exponent_of_one_point_or_of_zeros():
 
 def gradients_at(residual, depths, seed):
     """Xiong's network: LayerNorm, ReLU, a sinusoid; 64 wide."""
-    choices = (f"residual={residual}", "norm=layer", "ffn=relu", "pos=sinusoidal", f"seed={seed}", "size.d_model=64", "train.train_len=64")
+    choices = (
+        f"residual={residual}",
+        "norm=layer",
+        "ffn=relu",
+        "pos=sinusoidal",
+        f"seed={seed}",
+        "size.d_model=64",
+        "train.train_len=64",
+    )
     found = []
     for depth in depths:
         cfg = archlab.compose(*choices, f"size.n_layers={depth}")
-        found.append(last_ffn_gradient(archlab.build(*choices, f"size.n_layers={depth}"), open_source(cfg), seed, 8, 64))
+        found.append(
+            last_ffn_gradient(archlab.build(*choices, f"size.n_layers={depth}"), open_source(cfg), seed, 8, 64)
+        )
     return found
 
 
@@ -134,7 +148,9 @@ def test_the_update_grows_faster_with_depth_under_post_norm_than_under_deepnorm(
     def update(residual, depth):
         choices = (f"residual={residual}", "norm=layer", "ffn=relu", "size.d_model=64", "size.d_ff=128", "size.n_heads=2", f"size.n_layers={depth}",
                    f"seed={seed}", "train.train_len=32")  # fmt: skip
-        return update_size(archlab.build(*choices), open_source(archlab.compose(*choices)), seed=seed, batch_size=4, seq_len=32)
+        return update_size(
+            archlab.build(*choices), open_source(archlab.compose(*choices)), seed=seed, batch_size=4, seq_len=32
+        )
 
     post, deep = ([update(residual, depth) for depth in (3, 12)] for residual in ("post", "deep"))
     assert post[1] / post[0] > 1.5 * deep[1] / deep[0]
@@ -157,8 +173,16 @@ def layers(rms=(1.1, 1.4), gradient=(1.5, 1.2)):
     ("start", "update", "words"),
     [
         (replace(SOUND, loss=6.6), 0.1, "The loss starts 1.05 nats above ln V"),
-        (replace(SOUND, layers=layers(gradient=(11, 1))), 0.1, "The first layer's gradient is 11 times the last one's: it grows"),
-        (replace(SOUND, layers=layers(gradient=(1, 20))), 0.1, "The first layer's gradient is 0.05 times the last one's: it vanishes"),
+        (
+            replace(SOUND, layers=layers(gradient=(11, 1))),
+            0.1,
+            "The first layer's gradient is 11 times the last one's: it grows",
+        ),
+        (
+            replace(SOUND, layers=layers(gradient=(1, 20))),
+            0.1,
+            "The first layer's gradient is 0.05 times the last one's: it vanishes",
+        ),
         (replace(SOUND, layers=layers(rms=(1, 12))), 0.1, "The stream grows from 1 to 12"),
         (replace(SOUND, layers=layers(rms=(1, 0.05))), 0.1, "The stream shrinks from 1 to 0.05"),
         (SOUND, 0.0, "A few steps of Adam change nothing"),
@@ -185,9 +209,25 @@ def test_a_head_that_is_too_large_is_warned_of():
 
 def test_the_verb_tells_layers_placements_and_draws_a_picture(tmp_path, capsys):
     picture = tmp_path / "deeper" / "start.png"
-    lab.preflight(archlab.compose(*SMALL, "residual=sandwich", "preflight.depths=[1,3]", f"preflight.plot={picture}", "preflight.batch_size=2"))
+    lab.preflight(
+        archlab.compose(
+            *SMALL, "residual=sandwich", "preflight.depths=[1,3]", f"preflight.plot={picture}", "preflight.batch_size=2"
+        )
+    )
     page = capsys.readouterr().out
-    for words in ("ln V is 5.5452", "1 layers", "3 layers", "post", "pre", "deep", "sandwich", "bounded", "grows", "-0.5", "Update after a few steps"):
+    for words in (
+        "ln V is 5.5452",
+        "1 layers",
+        "3 layers",
+        "post",
+        "pre",
+        "deep",
+        "sandwich",
+        "bounded",
+        "grows",
+        "-0.5",
+        "Update after a few steps",
+    ):
         assert words in page
     assert picture.stat().st_size > 10_000
 

@@ -13,37 +13,79 @@ from archlab.cost.describe import count_parameters
 
 PARAMETERS = {
     # Published, or computed from the published configuration where no class of transformers exists.
-    "baichuan_7b": 7_000_559_616, "baichuan_13b": 13_264_901_120,
-    "baichuan2_7b": 7_505_973_248, "baichuan2_13b": 27_793_336_320 // 2,  # bytes of its bf16 files
+    "baichuan_7b": 7_000_559_616,
+    "baichuan_13b": 13_264_901_120,
+    "baichuan2_7b": 7_505_973_248,
+    "baichuan2_13b": 27_793_336_320 // 2,  # bytes of its bf16 files
     "qwen_7b": 15_442_649_088 // 2,
     # Bytes of its fp16 files, which also hold RoPE's 32 frequencies; ChatGLM3-6B has the same tensors.
-    "chatglm2_6b": (12_487_168_064 - 64) // 2, "chatglm3_6b": (12_487_168_064 - 64) // 2,
+    "chatglm2_6b": (12_487_168_064 - 64) // 2,
+    "chatglm3_6b": (12_487_168_064 - 64) // 2,
     # ChatGLM-6B by hand: table, 28 layers of 12 d^2 + 13 d, a norm before the first.
     "chatglm_6b": 130528 * 4096 + 28 * (12 * 4096**2 + 13 * 4096) + 2 * 4096,
     # GLM-10B: table, two tables of 1025 rows, 48 layers of 12 d^2 + 13 d, the last norm.
     "glm_10b": (50304 + 2 * 1025) * 4096 + 48 * (12 * 4096**2 + 13 * 4096) + 2 * 4096,
     # GLM-130B: attention 4 d^2 + 4 d, three matrices of d x 32768 with biases, two norms.
-    "glm_130b": 150528 * 12288 + 70 * (4 * 12288**2 + 4 * 12288 + 3 * 12288 * 32768 + 2 * 32768 + 12288 + 4 * 12288) + 2 * 12288,
+    "glm_130b": 150528 * 12288
+    + 70 * (4 * 12288**2 + 4 * 12288 + 3 * 12288 * 32768 + 2 * 32768 + 12288 + 4 * 12288)
+    + 2 * 12288,
     # PaLM: arXiv:2204.02311, table 1 gives 540.35 B; here with its 119 gains.
     "palm_540b": 256000 * 18432 + 118 * (2 * 18432 * 12288 + 2 * 18432 * 256 + 3 * 18432 * 73728) + 119 * 18432,
     # transformers' class on the meta device: CLASSES below makes the same numbers again.
-    "bert_base": 109_514_298, "bloom_176b": 176_247_271_424, "bloom_560m": 559_214_592, "cohere_command_r": 34_980_831_232,
-    "falcon_7b": 6_921_720_704, "gemma_2b": 2_506_172_416, "gemma2_2b": 2_614_341_888, "gemma3_1b": 999_885_952,
-    "glm4_9b": 9_399_951_360, "glm4_9b_0414": 9_400_279_040, "gpt2": 124_439_808, "gpt_neox_20b": 20_554_567_680,
-    "gptj_6b": 6_050_882_784, "llama_7b": 6_738_415_616, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248,
-    "mistral_7b": 7_241_732_096, "mpt_7b": 6_649_286_656, "olmo_7b": 6_888_095_744, "olmo2_7b": 7_298_617_344,
-    "opt_125m": 125_239_296, "opt_350m": 331_196_416, "phi_1_5": 1_418_270_720, "pythia_70m": 70_426_624,
-    "pythia_12b": 11_846_072_320, "qwen2_7b": 7_615_616_512, "qwen2_0_5b": 494_032_768, "qwen3_8b": 8_190_735_360,
-    "qwen3_0_6b": 596_049_920, "smollm2_135m": 134_515_008, "stablelm_3b": 2_795_443_200,
+    "bert_base": 109_514_298,
+    "bloom_176b": 176_247_271_424,
+    "bloom_560m": 559_214_592,
+    "cohere_command_r": 34_980_831_232,
+    "falcon_7b": 6_921_720_704,
+    "gemma_2b": 2_506_172_416,
+    "gemma2_2b": 2_614_341_888,
+    "gemma3_1b": 999_885_952,
+    "glm4_9b": 9_399_951_360,
+    "glm4_9b_0414": 9_400_279_040,
+    "gpt2": 124_439_808,
+    "gpt_neox_20b": 20_554_567_680,
+    "gptj_6b": 6_050_882_784,
+    "llama_7b": 6_738_415_616,
+    "llama2_7b": 6_738_415_616,
+    "llama3_8b": 8_030_261_248,
+    "mistral_7b": 7_241_732_096,
+    "mpt_7b": 6_649_286_656,
+    "olmo_7b": 6_888_095_744,
+    "olmo2_7b": 7_298_617_344,
+    "opt_125m": 125_239_296,
+    "opt_350m": 331_196_416,
+    "phi_1_5": 1_418_270_720,
+    "pythia_70m": 70_426_624,
+    "pythia_12b": 11_846_072_320,
+    "qwen2_7b": 7_615_616_512,
+    "qwen2_0_5b": 494_032_768,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_0_6b": 596_049_920,
+    "smollm2_135m": 134_515_008,
+    "stablelm_3b": 2_795_443_200,
 }
 
 
 def llama(layers, d, heads, kv, ff, vocab, **more):
-    return dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=ff, vocab_size=vocab, pad_token_id=None) | more
+    return (
+        dict(
+            num_hidden_layers=layers,
+            hidden_size=d,
+            num_attention_heads=heads,
+            num_key_value_heads=kv,
+            intermediate_size=ff,
+            vocab_size=vocab,
+            pad_token_id=None,
+        )
+        | more
+    )
 
 
 def plain(layers, d, heads, ff, vocab, **more):
-    return dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, intermediate_size=ff, vocab_size=vocab) | more
+    return (
+        dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, intermediate_size=ff, vocab_size=vocab)
+        | more
+    )
 
 
 APART, ONE = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
@@ -74,12 +116,50 @@ CLASSES = {
     "pythia_12b": ("GPTNeoX", plain(36, 5120, 40, 20480, 50688, **APART)),
     "bloom_560m": ("Bloom", dict(n_layer=24, hidden_size=1024, n_head=16, vocab_size=250880, **ONE)),
     "bloom_176b": ("Bloom", dict(n_layer=70, hidden_size=14336, n_head=112, vocab_size=250880, **ONE)),
-    "opt_125m": ("OPT", dict(num_hidden_layers=12, hidden_size=768, word_embed_proj_dim=768, num_attention_heads=12, ffn_dim=3072, vocab_size=50272, **ONE)),
-    "opt_350m": ("OPT", dict(num_hidden_layers=24, hidden_size=1024, word_embed_proj_dim=512, num_attention_heads=16, ffn_dim=4096, vocab_size=50272,
-                             do_layer_norm_before=False, **ONE)),
-    "mpt_7b": ("Mpt", dict(n_layers=32, d_model=4096, n_heads=32, expansion_ratio=4, vocab_size=50432, no_bias=True, **ONE)),
-    "falcon_7b": ("Falcon", dict(num_hidden_layers=32, hidden_size=4544, num_attention_heads=71, vocab_size=65024, multi_query=True, parallel_attn=True,
-                                 bias=False, new_decoder_architecture=False, alibi=False, **ONE)),
+    "opt_125m": (
+        "OPT",
+        dict(
+            num_hidden_layers=12,
+            hidden_size=768,
+            word_embed_proj_dim=768,
+            num_attention_heads=12,
+            ffn_dim=3072,
+            vocab_size=50272,
+            **ONE,
+        ),
+    ),
+    "opt_350m": (
+        "OPT",
+        dict(
+            num_hidden_layers=24,
+            hidden_size=1024,
+            word_embed_proj_dim=512,
+            num_attention_heads=16,
+            ffn_dim=4096,
+            vocab_size=50272,
+            do_layer_norm_before=False,
+            **ONE,
+        ),
+    ),
+    "mpt_7b": (
+        "Mpt",
+        dict(n_layers=32, d_model=4096, n_heads=32, expansion_ratio=4, vocab_size=50432, no_bias=True, **ONE),
+    ),
+    "falcon_7b": (
+        "Falcon",
+        dict(
+            num_hidden_layers=32,
+            hidden_size=4544,
+            num_attention_heads=71,
+            vocab_size=65024,
+            multi_query=True,
+            parallel_attn=True,
+            bias=False,
+            new_decoder_architecture=False,
+            alibi=False,
+            **ONE,
+        ),
+    ),
 }
 
 
@@ -91,8 +171,18 @@ def test_a_preset_has_exactly_the_published_number_of_parameters(name):
 def test_every_preset_has_a_published_number_and_only_they():
     assert set(PARAMETERS) == set(options("preset"))
     assert set(PARAMETERS) - set(CLASSES) == {
-        "baichuan_7b", "baichuan_13b", "baichuan2_7b", "baichuan2_13b", "qwen_7b", "chatglm_6b", "chatglm2_6b", "chatglm3_6b",
-        "glm_10b", "glm_130b", "palm_540b", "bert_base",
+        "baichuan_7b",
+        "baichuan_13b",
+        "baichuan2_7b",
+        "baichuan2_13b",
+        "qwen_7b",
+        "chatglm_6b",
+        "chatglm2_6b",
+        "chatglm3_6b",
+        "glm_10b",
+        "glm_130b",
+        "palm_540b",
+        "bert_base",
     }
 
 
@@ -103,7 +193,9 @@ def test_the_published_number_is_that_of_transformers_class(name):
     config = getattr(transformers, f"{kind}Config")(**given)
     suffix = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
     with torch.device("meta"):
-        model = getattr(transformers, kind.removesuffix("Text") + suffix if kind != "Gemma3Text" else "Gemma3ForCausalLM")(config)
+        model = getattr(
+            transformers, kind.removesuffix("Text") + suffix if kind != "Gemma3Text" else "Gemma3ForCausalLM"
+        )(config)
     assert sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()) == PARAMETERS[name]
 
 
@@ -119,7 +211,9 @@ LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "c
 """Of the same family as another, in other sizes or with one option that others have too."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")]
+)
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     whole, tiny = compose(f"preset={name}"), compose(f"preset={name}", "size=tiny")
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
@@ -135,14 +229,21 @@ def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
 def test_a_preset_chooses_every_block_itself_and_says_where_from(name):
     file = CONF / "preset" / f"{name}.yaml"
     words = yaml.safe_load(file.read_text())
-    assert {"norm", "residual", "ffn", "pos", "mask", "mixer", "head", "init", "embed.tied", "embed.scale"} <= set(words)
+    assert {"norm", "residual", "ffn", "pos", "mask", "mixer", "head", "init", "embed.tied", "embed.scale"} <= set(
+        words
+    )
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert len(comment) >= 2
-    assert any(source in " ".join(comment) for source in ("arXiv:", "configuration", "class", "config.json", "code", "card"))
+    assert any(
+        source in " ".join(comment) for source in ("arXiv:", "configuration", "class", "config.json", "code", "card")
+    )
 
 
 def test_the_command_line_wins_in_any_order():
-    for words in (("preset=gemma_2b", "norm=layer", "size.n_layers=3"), ("norm=layer", "size.n_layers=3", "+preset=gemma_2b")):
+    for words in (
+        ("preset=gemma_2b", "norm=layer", "size.n_layers=3"),
+        ("norm=layer", "size.n_layers=3", "+preset=gemma_2b"),
+    ):
         cfg = compose(*words)
         assert cfg.choices.norm == "layer" and "unit_offset" not in cfg.norm
         assert (cfg.size.n_layers, cfg.size.d_model, cfg.choices.ffn) == (3, 2048, "geglu_tanh")
@@ -185,6 +286,8 @@ def test_own_presets_are_found_beside_archlabs(tmp_path):
 def test_an_own_preset_that_is_no_list_of_overrides_is_answered_in_one_line(tmp_path, text):
     (tmp_path / "preset").mkdir()
     (tmp_path / "preset" / "mine.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"mine.yaml: (a preset is a line for each override|cannot be read as YAML)") as error:
+    with pytest.raises(
+        UserError, match=r"mine.yaml: (a preset is a line for each override|cannot be read as YAML)"
+    ) as error:
         compose("preset=mine", config_dir=tmp_path)
     assert "\n" not in str(error.value)

@@ -47,7 +47,9 @@ def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
         assert layer["max_score"] == 0
 
 
-@pytest.mark.parametrize("overrides", [("pos=rope",), ("pos=alibi",), ("mixer=gqa", "mixer.qk_norm=head"), ("mixer.softcap=2",)])
+@pytest.mark.parametrize(
+    "overrides", [("pos=rope",), ("pos=alibi",), ("mixer=gqa", "mixer.qk_norm=head"), ("mixer.softcap=2",)]
+)
 def test_scores_and_entropy_against_attention_written_out(overrides):
     decoder = archlab.build(*SIZE, *overrides)
     for layer in decoder.layers:
@@ -98,7 +100,9 @@ def test_gradient_norms_and_update_ratios_by_layer():
         change = math.sqrt(sum(float((parameters[name].double() - before[name]).square().sum()) for name in names))
         weights = math.sqrt(sum(float(before[name].square().sum()) for name in names))
         assert layer["grad_norm"] == pytest.approx(gradient, rel=1e-5)
-        assert layer["update_ratio"] == pytest.approx(change / weights, rel=1e-3)  # a small difference of float32 numbers
+        assert layer["update_ratio"] == pytest.approx(
+            change / weights, rel=1e-3
+        )  # a small difference of float32 numbers
 
 
 def test_what_nobody_asked_for_is_not_computed():

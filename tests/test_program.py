@@ -50,7 +50,10 @@ def every_option_once() -> list[list[str]]:
     """As few combinations as hold every option of every group; an option that check refuses there gets one of its own."""
     columns = {group: options(group) for group in GROUPS}
     rows = max(map(len, columns.values()))
-    table = [dict(zip(GROUPS, row, strict=True)) for row in zip(*(islice(cycle(columns[group]), rows) for group in GROUPS), strict=True)]
+    table = [
+        dict(zip(GROUPS, row, strict=True))
+        for row in zip(*(islice(cycle(columns[group]), rows) for group in GROUPS), strict=True)
+    ]
     chosen, seen = [], set()
     plain = dict(norm="rms", residual="pre", pos="rope", mask="causal", mixer="mha", ffn="swiglu", head="linear")
     alone = [plain | {group: name} for group in GROUPS for name in columns[group]]
@@ -112,7 +115,10 @@ def test_a_step_is_one_graph(part):
 
 
 def test_a_pack_is_one_graph():
-    cases = ["next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer", "next mixer=gqa mask=window ffn=gelu residual=sandwich"]
+    cases = [
+        "next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer",
+        "next mixer=gqa mask=window ffn=gelu residual=sandwich",
+    ]
     check(in_one_graph("aot_eager", "pack", cases), cases, SAME)
 
 
@@ -123,7 +129,9 @@ def test_inductor_takes_every_case_as_one_graph(how, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("residual", "norm", "mask", "mixer"), list(product(*map(options, ("residual", "norm", "mask", "mixer")))))
+@pytest.mark.parametrize(
+    ("residual", "norm", "mask", "mixer"), list(product(*map(options, ("residual", "norm", "mask", "mixer"))))
+)
 def test_every_admitted_combination_packs(residual, norm, mask, mixer):
     """The full product with every position scheme, as far as check admits it."""
     for pos in options("pos"):

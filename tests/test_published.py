@@ -73,7 +73,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, readable: Tensor, bias: Tensor | flo
     """Softmax attention; readable (seq, seq) says which key each query may read."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-    weights = (scores - scores.masked_fill(~readable, float("-inf")).amax(-1, keepdim=True)).exp().masked_fill(~readable, 0.0)
+    weights = (
+        (scores - scores.masked_fill(~readable, float("-inf")).amax(-1, keepdim=True)).exp().masked_fill(~readable, 0.0)
+    )
     weights = weights / weights.sum(-1, keepdim=True)
     return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -120,7 +122,9 @@ def baichuan(w: Weights, ids: Tensor, alibi: bool, normed_head: bool) -> Tensor:
     """LLaMA with one matrix for queries, keys and values; in the 13B models ALiBi, in Baichuan 2 a head of unit rows."""
     seq = ids.shape[1]
     index = torch.arange(seq)
-    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]).double()  # of 6 heads: of 4, then of 8
+    slopes = torch.tensor(
+        [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]
+    ).double()  # of 6 heads: of 4, then of 8
     bias = -slopes[:, None, None] * (index[:, None] - index[None]).abs() if alibi else 0.0
     x = w.get("model.embed_tokens.weight", None)
     x = (w.draw("model.embed_tokens.weight", VOCAB, WIDTH) if x is None else x)[ids]
@@ -152,7 +156,9 @@ def qwen(w: Weights, ids: Tensor) -> Tensor:
     base = 10000.0 * alpha ** (HEAD_DIM / (HEAD_DIM - 2))
     turn = angles(torch.arange(seq), HEAD_DIM, base)
     sharper = torch.tensor([math.log(i, QWEN_LEN) if i > QWEN_LEN else 1.0 for i in range(1, seq + 1)]).double()
-    x = (w["transformer.wte.weight"] if "transformer.wte.weight" in w else w.draw("transformer.wte.weight", VOCAB, WIDTH))[ids]
+    x = (
+        w["transformer.wte.weight"] if "transformer.wte.weight" in w else w.draw("transformer.wte.weight", VOCAB, WIDTH)
+    )[ids]
     for layer in range(LAYERS):
         name = f"transformer.h.{layer}"
         packed = w.linear(f"{name}.attn.c_attn", w.rms_norm(f"{name}.ln_1", x, 1e-6), 3 * WIDTH, bias=True)
@@ -185,7 +191,10 @@ def chatglm(w: Weights, ids: Tensor) -> Tensor:
         packed = heads_of(w.linear(f"{name}.attention.query_key_value", x, 3 * WIDTH, bias=True), HEADS)
         q, k, v = packed.chunk(3, dim=-1)  # for each head its query, its key, its value
         q, k = (
-            torch.cat([turn_halves(half, angles(at, HEAD_DIM // 2)) for half, at in zip(part.chunk(2, -1), (first, second))], -1)
+            torch.cat(
+                [turn_halves(half, angles(at, HEAD_DIM // 2)) for half, at in zip(part.chunk(2, -1), (first, second))],
+                -1,
+            )
             for part in (q, k)
         )
         x = x * alpha + w.linear(f"{name}.attention.dense", attend(q, k, v, readable), WIDTH, bias=True)
@@ -214,7 +223,8 @@ def chatglm2(w: Weights, ids: Tensor) -> Tensor:
         q, k, v = packed.split([HEADS * HEAD_DIM, GROUPS * HEAD_DIM, GROUPS * HEAD_DIM], dim=-1)
         q, k, v = heads_of(q, HEADS), heads_of(k, GROUPS), heads_of(v, GROUPS)
         q, k = (
-            torch.cat((turn_neighbours(part[..., : HEAD_DIM // 2], turn), part[..., HEAD_DIM // 2 :]), -1) for part in (q, k)
+            torch.cat((turn_neighbours(part[..., : HEAD_DIM // 2], turn), part[..., HEAD_DIM // 2 :]), -1)
+            for part in (q, k)
         )
         x = x + w.linear(f"{name}.self_attention.dense", attend(q, k, v, causal(seq)), WIDTH)
         y = w.rms_norm(f"{name}.post_attention_layernorm", x, 1e-5)
@@ -231,8 +241,14 @@ CHATGLM2 = dict(model_type="chatglm", padded_vocab_size=VOCAB, hidden_size=WIDTH
 RELEASED = {
     "Baichuan-7B": (BAICHUAN | {"max_position_embeddings": 64}, lambda w, ids: baichuan(w, ids, False, False)),
     "Baichuan-13B": (BAICHUAN | {"model_max_length": 64}, lambda w, ids: baichuan(w, ids, True, False)),
-    "Baichuan2-7B": (BAICHUAN | {"max_position_embeddings": 64, "z_loss_weight": 0}, lambda w, ids: baichuan(w, ids, False, True)),
-    "Baichuan2-13B": (BAICHUAN | {"model_max_length": 64, "z_loss_weight": 0}, lambda w, ids: baichuan(w, ids, True, True)),
+    "Baichuan2-7B": (
+        BAICHUAN | {"max_position_embeddings": 64, "z_loss_weight": 0},
+        lambda w, ids: baichuan(w, ids, False, True),
+    ),
+    "Baichuan2-13B": (
+        BAICHUAN | {"model_max_length": 64, "z_loss_weight": 0},
+        lambda w, ids: baichuan(w, ids, True, True),
+    ),
     "Qwen-7B": (QWEN, qwen),
     "ChatGLM-6B": (CHATGLM, chatglm),
     "ChatGLM2-6B": (CHATGLM2, chatglm2),
@@ -274,7 +290,10 @@ def test_every_gradient_is_that_of_the_published_definition(released, record_pro
     (RELEASED[name][1](weights, tokens()) * direction).sum().backward()
     decoder = hub.load(folder)
     (logits_of(decoder, tokens()) * direction).sum().backward()
-    ours, cfg = {key: weight.grad for key, weight in decoder.named_parameters(remove_duplicate=False)}, decoder.hub_origin[1]
+    ours, cfg = (
+        {key: weight.grad for key, weight in decoder.named_parameters(remove_duplicate=False)},
+        decoder.hub_origin[1],
+    )
     kind = kind_of(json.loads((folder / "config.json").read_text()))
     errors = {
         row.theirs: relative(row.join([ours[part] for part in row.ours], cfg.size), weights[row.theirs].grad)
@@ -291,7 +310,9 @@ def test_goes_out_as_it_came_in_bit_for_bit(released, tmp_path):
     again = load_file(tmp_path / "out" / "model.safetensors")
     assert again.keys() == weights.keys()
     assert [name for name in again if not torch.equal(again[name], weights[name])] == []
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def test_a_plain_install_gets_the_newest_torch_and_the_tests_a_pinned_one():
 def test_every_option_of_every_group_is_in_the_readme():
     for file in (ROOT / "conf").glob("*/*.yaml"):
         if file.parent.name not in ("hydra", "claim"):
-            assert re.search(rf"`{file.parent.name}`.*\b{re.escape(file.stem)}\b", README), f"{file.parent.name}={file.stem}"
+            assert re.search(rf"`{file.parent.name}`.*\b{re.escape(file.stem)}\b", README), (
+                f"{file.parent.name}={file.stem}"
+            )
 
 
 def test_the_readme_names_files_that_exist():
@@ -50,14 +52,20 @@ def test_the_readme_names_files_that_exist():
 def test_a_norm_of_your_own_in_three_steps(tmp_path):
     """The README's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched."""
     steps = README.split("### A norm of your own in three steps")[1].split("## ")[0]
-    module, option = (textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", steps, re.DOTALL)[1]) for kind in ("python", "yaml"))
+    module, option = (
+        textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", steps, re.DOTALL)[1]) for kind in ("python", "yaml")
+    )
     command = re.search(r"`python -m archlab (.*?)`", steps)[1].split()
     (tmp_path / "mine.py").write_text(module)
     (tmp_path / "my" / "norm").mkdir(parents=True)
     (tmp_path / "my" / "norm" / "scale.yaml").write_text(option)
     small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    console_script = [sys.executable, "-c", "import sys; sys.path.remove(''); from archlab.cli.main import main; main()"]
+    console_script = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path.remove(''); from archlab.cli.main import main; main()",
+    ]
     for archlab_command in ([sys.executable, "-m", "archlab"], console_script):
         done = subprocess.run(
             [*archlab_command, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -39,7 +39,9 @@ LENGTH = [
     {"eval_len": 512, "loss": 12.9485, "loss_last": 13.4142, "late_ratio": 6.1, "protocol": "disjoint"},
     {"eval_len": 1024, "loss": None, "loss_last": None, "protocol": "disjoint", "note": "not defined beyond 512"},
 ]
-TASK_LENGTH = [record | {"late_ratio": None, "exact_match": 0.5, "token_accuracy": 0.9375} for record in LENGTH[:3]] + LENGTH[3:]
+TASK_LENGTH = [
+    record | {"late_ratio": None, "exact_match": 0.5, "token_accuracy": 0.9375} for record in LENGTH[:3]
+] + LENGTH[3:]
 POSITIONS = [
     {"eval_len": n, "position": list(range(n)), "loss": [2 + 1 / (p + 1) for p in range(n)]} for n in (128, 256, 512)
 ]

@@ -121,7 +121,11 @@ def test_sub_norm_norms_what_goes_back_to_the_stream(ffn):
     torch.testing.assert_close(read_by_out[0], normed(attention.inner_norm, read), **EXACT)
     middle = x + attention.out_proj(normed(attention.inner_norm, read))
     up = network.up_proj(normed(second, middle))
-    hidden = nn.functional.silu(network.gate_proj(normed(second, middle))) * up if ffn == "swiglu" else nn.functional.gelu(up)
+    hidden = (
+        nn.functional.silu(network.gate_proj(normed(second, middle))) * up
+        if ffn == "swiglu"
+        else nn.functional.gelu(up)
+    )
     torch.testing.assert_close(read_by_down[0], normed(network.inner_norm, hidden), **EXACT)
     torch.testing.assert_close(out, middle + network.down_proj(normed(network.inner_norm, hidden)), **EXACT)
 

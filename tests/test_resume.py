@@ -39,7 +39,15 @@ WORDS = (
     "train.save_every=5", "train.log_every=3", "train.eval_every=7", "train.patience=9", "probe.every=4", "dropout=0.1",
     "eval.tokens=56", "eval.lengths=[1,2]",
 )  # fmt: skip
-WILD = ("train.lr=1.5", "train.clip=null", "norm=none", "train.warmup=12", "train.save_every=1", "train.log_every=4", "probe.every=2")
+WILD = (
+    "train.lr=1.5",
+    "train.clip=null",
+    "norm=none",
+    "train.warmup=12",
+    "train.save_every=1",
+    "train.log_every=4",
+    "probe.every=2",
+)
 """Breaks down after a few steps."""
 
 TIMES = {"tokens_per_second", "first_step_seconds", "wall_seconds"}
@@ -70,7 +78,9 @@ def all_of(directory: Path) -> dict:
         "metrics": [{name: value for name, value in record.items() if name not in TIMES} for record in metrics],
         "summary": {name: value for name, value in summary.items() if name not in TIMES},
         **{name: (directory / name).read_bytes() for name in rest if (directory / name).exists()},
-        "names": sorted(file.name for file in directory.iterdir() if not file.name.startswith("events") and file.suffix != ".png"),
+        "names": sorted(
+            file.name for file in directory.iterdir() if not file.name.startswith("events") and file.suffix != ".png"
+        ),
     }
 
 
@@ -184,7 +194,11 @@ def test_twenty_kills_at_random_moments(tmp_path, whole):
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_run_that_breaks_down_does_so_at_the_same_step_with_the_same_autopsy(step, tmp_path, monkeypatch, wild):
-    assert wild["summary"]["status"] == "diverged" and wild["summary"]["steps"] > 3 and b'"recorded"' in wild["autopsy.json"]
+    assert (
+        wild["summary"]["status"] == "diverged"
+        and wild["summary"]["steps"] > 3
+        and b'"recorded"' in wild["autopsy.json"]
+    )
 
     def killed():
         monkeypatch.setattr(checkpoint, "save_file", at_call(step, checkpoint.save_file))
@@ -208,7 +222,9 @@ def test_a_run_may_be_killed_again_and_again(tmp_path, monkeypatch, whole):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("during", ["training", "evaluation"])
-def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(number, status, during, tmp_path, monkeypatch, whole):
+def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(
+    number, status, during, tmp_path, monkeypatch, whole
+):
     def stopped():
         tell = lambda *args, **options: os.kill(os.getpid(), number)  # noqa: E731
         if during == "training":
@@ -220,7 +236,11 @@ def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(number, sta
     assert in_a_child(stopped) == status
     directory = the_run(tmp_path)
     summary = json.loads((directory / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["length"]) == ("stopped", 10 if during == "training" else 24, [])
+    assert (summary["status"], summary["steps"], summary["length"]) == (
+        "stopped",
+        10 if during == "training" else 24,
+        [],
+    )
     assert (directory / "model.safetensors").exists() and checkpoints(directory)
     assert all_of(resume(directory)) == whole
 
@@ -295,7 +315,10 @@ def cut(tmp_path, monkeypatch):
         run(tmp_path)
 
     assert in_a_child(killed) == -signal.SIGKILL
-    assert [file.name[:20] for file in checkpoints(the_run(tmp_path))] == ["checkpoint-000000010", "checkpoint-000000005"]
+    assert [file.name[:20] for file in checkpoints(the_run(tmp_path))] == [
+        "checkpoint-000000010",
+        "checkpoint-000000005",
+    ]
     return the_run(tmp_path)
 
 
@@ -305,7 +328,9 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-100]), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-100]), lambda file: file.write_bytes(b"")]
+)
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_gone_on_from(harm, cut, whole, capsys):
     newest, _ = checkpoints(cut)
     harm(newest)
@@ -318,7 +343,10 @@ def test_where_every_checkpoint_is_damaged_one_line_says_so_and_nothing_is_touch
     for file in checkpoints(cut):
         damage(file)
     before = {file.name: file.read_bytes() for file in cut.iterdir()}
-    with pytest.raises(UserError, match=r"000000010-\w+.safetensors is damaged; checkpoint-000000005.*is damaged; delete its checkpoints"):
+    with pytest.raises(
+        UserError,
+        match=r"000000010-\w+.safetensors is damaged; checkpoint-000000005.*is damaged; delete its checkpoints",
+    ):
         resume(cut)
     assert {file.name: file.read_bytes() for file in cut.iterdir()} == before and not being_written(cut)
 
@@ -387,9 +415,14 @@ def test_tensorboard_sees_each_step_once(cut):
 
 def test_losses_of_every_step_are_read(tmp_path):
     directory = run(tmp_path)
-    read, lines = read_run(directory), [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    read, lines = (
+        read_run(directory),
+        [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()],
+    )
     assert len(read.losses) == len(read.grad_norms) == 24 and len(lines) < 24
-    assert {(line["step"], line["loss"], line["grad_norm"]) for line in lines} <= set(zip(range(1, 25), read.losses, read.grad_norms))
+    assert {(line["step"], line["loss"], line["grad_norm"]) for line in lines} <= set(
+        zip(range(1, 25), read.losses, read.grad_norms)
+    )
     assert read.summary["train_loss"] == pytest.approx(sum(read.losses[-20:]) / 20, abs=1e-12)
 
 
@@ -480,7 +513,11 @@ def test_between_logged_steps_no_number_is_read_off_the_device(monkeypatch):
     asked: list[str] = []
     for name in WAITS:
         real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *args, name=name, real=real, **options: asked.append(name) or real(self, *args, **options))
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, *args, name=name, real=real, **options: asked.append(name) or real(self, *args, **options),
+        )
     by_step: dict[int, list[str]] = {}
 
     def tick(step, *rest):
@@ -523,7 +560,12 @@ def test_a_run_found_broken_late_is_reported_at_its_step_with_its_weights(log_ev
         decoder, Counting(), settings(steps=12, log_every=log_every), CPU, seed=3, validate=lambda: 1.0, report=records.append,
         tick=lambda *_: None,
     )  # fmt: skip
-    assert (outcome.status, len(outcome.losses), outcome.first_nonfinite.step, records[-1]["step"]) == ("diverged", 5, 5, 5)
+    assert (outcome.status, len(outcome.losses), outcome.first_nonfinite.step, records[-1]["step"]) == (
+        "diverged",
+        5,
+        5,
+        5,
+    )
     for name, p in decoder.named_parameters():
         torch.testing.assert_close(p, weights[0][name], rtol=0, atol=0, msg=name)
 
@@ -544,7 +586,9 @@ def test_a_run_assembles_its_model_once(tmp_path, monkeypatch):
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+    )
 
 
 def test_a_sweep_keeps_what_is_there_finishes_what_was_broken_off_and_makes_the_rest(tmp_path, monkeypatch):
@@ -585,7 +629,9 @@ def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_signal_while_the_program_is_still_starting_is_answered_by_a_status_alone(number, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     asked = [sys.executable, "-X", "importtime", "-m", "archlab", "show", "size=nano"]
-    process = subprocess.Popen(asked, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        asked, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stderr:
         if line.rstrip().endswith(" torch._C"):  # long before there is anything to show
             break

@@ -25,7 +25,9 @@ def frequencies(rope, length: int):
 
 def theirs(head_dim=WIDE, base=10000.0, fraction=1.0, **parameters):
     parameters = {"rope_theta": base, "partial_rotary_factor": fraction} | parameters
-    config = LlamaConfig(head_dim=head_dim, hidden_size=60, num_attention_heads=6, max_position_embeddings=L, rope_parameters=parameters)
+    config = LlamaConfig(
+        head_dim=head_dim, hidden_size=60, num_attention_heads=6, max_position_embeddings=L, rope_parameters=parameters
+    )
     return LlamaRotaryEmbedding(config)
 
 
@@ -39,15 +41,34 @@ OPTIONS = {
     ),
     "yarn-betas": (
         dict(factor=8.0, trained_len=1000, beta_fast=20.0, beta_slow=2.0, attention_factor=1.3),
-        dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=1000, beta_fast=20.0, beta_slow=2.0, attention_factor=1.3),
+        dict(
+            rope_type="yarn",
+            factor=8.0,
+            original_max_position_embeddings=1000,
+            beta_fast=20.0,
+            beta_slow=2.0,
+            attention_factor=1.3,
+        ),
     ),
     "llama3": (
         dict(factor=8.0, trained_len=1000),
-        dict(rope_type="llama3", factor=8.0, original_max_position_embeddings=1000, low_freq_factor=1.0, high_freq_factor=4.0),
+        dict(
+            rope_type="llama3",
+            factor=8.0,
+            original_max_position_embeddings=1000,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+        ),
     ),
     "llama3-factors": (
         dict(factor=5.0, trained_len=700, low_freq_factor=2.0, high_freq_factor=9.0),
-        dict(rope_type="llama3", factor=5.0, original_max_position_embeddings=700, low_freq_factor=2.0, high_freq_factor=9.0),
+        dict(
+            rope_type="llama3",
+            factor=5.0,
+            original_max_position_embeddings=700,
+            low_freq_factor=2.0,
+            high_freq_factor=9.0,
+        ),
     ),
 }
 
@@ -58,7 +79,10 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_turns_as_hugging_face_does(name, length, fraction, base):
     ours, parameters = OPTIONS[name]
-    rope, oracle = make_rope(scaling=name.split("-")[0], base=base, fraction=fraction, **ours), theirs(base=base, fraction=fraction, **parameters)
+    rope, oracle = (
+        make_rope(scaling=name.split("-")[0], base=base, fraction=fraction, **ours),
+        theirs(base=base, fraction=fraction, **parameters),
+    )
     positions = torch.arange(length)[None]
     cos, sin = oracle(torch.zeros(1), positions)  # once at this length, which is what a dynamic scaling goes by
     torch.testing.assert_close(frequencies(rope, length), oracle.inv_freq, **FLOAT32)
@@ -93,7 +117,8 @@ def test_ntk_is_a_larger_base():
 
 
 @pytest.mark.parametrize(
-    ("length", "alpha"), [(1, 1), (63, 1), (64, 1), (65, 3), (128, 3), (129, 7), (200, 7), (256, 7), (257, 15), (1024, 31)]
+    ("length", "alpha"),
+    [(1, 1), (63, 1), (64, 1), (65, 3), (128, 3), (129, 7), (200, 7), (256, 7), (257, 15), (1024, 31)],
 )
 def test_qwens_dynamic_ntk_by_hand(length, alpha):
     """alpha = max(2^ceil(log2(T / L) + 1) - 1, 1), the values worked out for L = 64."""
@@ -113,7 +138,9 @@ def test_yarn_leaves_the_fastest_pair_divides_the_slowest_and_rises_between():
 def test_linear_is_a_division_of_positions():
     scaled, plain = make_rope(scaling="linear", factor=4.0), make_rope()
     positions = torch.arange(20)[None]
-    torch.testing.assert_close(scaled.rotation(4 * positions), plain.rotation(positions), rtol=0, atol=1e-5)  # float32 angles up to 19
+    torch.testing.assert_close(
+        scaled.rotation(4 * positions), plain.rotation(positions), rtol=0, atol=1e-5
+    )  # float32 angles up to 19
 
 
 @pytest.mark.parametrize("scaling", ["dynamic", "dynamic_qwen"])
@@ -122,7 +149,9 @@ def test_a_dynamic_scaling_goes_by_each_sequences_own_length(scaling):
     both = torch.stack((torch.arange(100), torch.arange(100) // 2))
     apart = [rope.rotation(positions[None]) for positions in both]
     assert torch.equal(rope.rotation(both), torch.cat(apart)) and rope.uses_length
-    torch.testing.assert_close(apart[1], make_rope().rotation(both[1:]), rtol=0, atol=0)  # 50 positions: nothing to scale
+    torch.testing.assert_close(
+        apart[1], make_rope().rotation(both[1:]), rtol=0, atol=0
+    )  # 50 positions: nothing to scale
 
 
 def test_scalings_that_do_not_go_by_length_say_so():
@@ -141,14 +170,18 @@ def test_logn_multiplies_queries_beyond_the_trained_length_by_log_of_their_posit
     factors = torch.tensor([math.log(i) / math.log(L) if i > L else 1.0 for i in range(21, 121)]).double()
     turned = plain.rotate_queries(q, plain.rotation(positions))
     rotation = rope.rotation(positions)
-    torch.testing.assert_close(rope.rotate_queries(q, rotation), turned * factors[:, None], rtol=1e-6, atol=0)  # float32 factors
+    torch.testing.assert_close(
+        rope.rotate_queries(q, rotation), turned * factors[:, None], rtol=1e-6, atol=0
+    )  # float32 factors
     assert torch.equal(rope.rotate_keys(q, rotation), plain.rotate_keys(q, plain.rotation(positions)))
 
 
 def test_logn_is_for_inference_alone():
     rope, plain, positions = make_rope(logn=8).train(), make_rope(), torch.arange(50)[None]
     q = torch.randn(BATCH, HEADS, 50, WIDE)
-    assert torch.equal(rope.rotate_queries(q, rope.rotation(positions)), plain.rotate_queries(q, plain.rotation(positions)))
+    assert torch.equal(
+        rope.rotate_queries(q, rope.rotation(positions)), plain.rotate_queries(q, plain.rotation(positions))
+    )
     decoder = build(pos=make("pos", "rope", logn=3))
     tokens = draw_tokens()
     trained, evaluated = decoder.train()(tokens), decoder.eval()(tokens)
@@ -185,7 +218,9 @@ def test_xpos_scores_fade_with_distance_as_the_formula_says(scale_base, start):
     for n in range(0, 40, 3):
         for m in range(0, n + 1, 4):
             # float32 angles of up to 1040: 6e-5 of products of a few units, and factors of 2^60 at the most cancel
-            assert scores[n, m].item() == pytest.approx(xpos_score(q[0, 0, n], k[0, 0, m], n, m, scale_base=scale_base), rel=1e-3, abs=2e-3)
+            assert scores[n, m].item() == pytest.approx(
+                xpos_score(q[0, 0, n], k[0, 0, m], n, m, scale_base=scale_base), rel=1e-3, abs=2e-3
+            )
 
 
 def test_xpos_is_torchscales_up_to_its_common_offset():
@@ -205,7 +240,9 @@ def test_xpos_is_torchscales_up_to_its_common_offset():
     expected = apply(q, fading) @ apply(k, 1 / fading).mT
     xpos = make_xpos()
     rotation = xpos.rotation(torch.arange(length)[None])
-    torch.testing.assert_close(xpos.rotate_queries(q, rotation) @ xpos.rotate_keys(k, rotation).mT, expected, rtol=0, atol=2e-4)  # float32 angles of 30
+    torch.testing.assert_close(
+        xpos.rotate_queries(q, rotation) @ xpos.rotate_keys(k, rotation).mT, expected, rtol=0, atol=2e-4
+    )  # float32 angles of 30
 
 
 FAR = (0, 5000, 9000, 20_000, 100_000)  # the fastest pair leaves float16 at 4700 or so, and is held from 17,000 on
@@ -223,7 +260,9 @@ def test_xpos_is_the_same_function_in_float16(mask, start):
     expected, cache = wide(tokens, positions=positions), Cache()
     with torch.autocast("cpu", torch.float16):
         mixed = wide(tokens, positions=positions)
-    pieces = [narrow(tokens[:, part], positions=positions[:, part], cache=cache) for part in (slice(0, 4), slice(4, None))]
+    pieces = [
+        narrow(tokens[:, part], positions=positions[:, part], cache=cache) for part in (slice(0, 4), slice(4, None))
+    ]
     for close in (mixed, narrow(tokens, positions=positions), torch.cat(pieces, dim=1)):
         assert close.dtype == torch.float16
         assert (close.float() - expected).norm() < 0.01 * expected.norm()

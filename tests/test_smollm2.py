@@ -68,7 +68,16 @@ def test_a_truncated_file_is_answered_in_one_line(file, tmp_path):
 
 
 def test_the_experiment_runs_small(file, tmp_path):
-    command = [sys.executable, "experiments/smollm2/lengths.py", "--length", "32", "--texts", "2", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "experiments/smollm2/lengths.py",
+        "--length",
+        "32",
+        "--texts",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     results = pd.read_csv(tmp_path / "results.csv")

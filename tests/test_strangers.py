@@ -18,7 +18,15 @@ from archlab.cli import main as cli
 from archlab.records.reader import read_run
 from archlab.runs.load import load_run, saved_configuration
 
-SMALL = ["size=nano", "train.steps=2", "train.train_len=16", "train.batch_size=4", "eval.tokens=128", "eval.lengths=[1,2]", "probe.every=1"]
+SMALL = [
+    "size=nano",
+    "train.steps=2",
+    "train.train_len=16",
+    "train.batch_size=4",
+    "eval.tokens=128",
+    "eval.lengths=[1,2]",
+    "probe.every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,14 @@ def test_a_poisoned_run_is_left_out_of_a_report_and_the_rest_is_told(hurtful, go
     assert "left out" in err and "norm.eps: should hold a value" in err
 
 
-@pytest.mark.parametrize("anchor", ["seed: &a 0\noutput: *a\n", "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"{y}: &{y} [{','.join(['*' + x] * 9)}]\n" for x, y in zip("abcdefg", "bcdefgh"))])
+@pytest.mark.parametrize(
+    "anchor",
+    [
+        "seed: &a 0\noutput: *a\n",
+        "a: &a [1,1,1,1,1,1,1,1,1]\n"
+        + "".join(f"{y}: &{y} [{','.join(['*' + x] * 9)}]\n" for x, y in zip("abcdefg", "bcdefgh")),
+    ],
+)
 @pytest.mark.parametrize("file", ["config.yaml", "overrides.yaml"])
 def test_what_grows_when_it_is_read_is_refused_at_once(anchor, file, copied, capsys):
     (copied / file).write_text(anchor)
@@ -165,7 +180,9 @@ def test_what_is_nested_without_end_is_refused(file, copied):
 
 def test_a_run_names_no_class_and_reads_back_as_it_was_composed(good):
     cfg = archlab.compose("pos=local_global", "mask=local_global", *SMALL, f"output={good.parent}")
-    assert "_target_" not in (good / "config.yaml").read_text() and "_partial_" not in (good / "config.yaml").read_text()
+    assert (
+        "_target_" not in (good / "config.yaml").read_text() and "_partial_" not in (good / "config.yaml").read_text()
+    )
     assert saved_configuration(good) == cfg
 
 
@@ -176,8 +193,15 @@ def by_turns(cfg) -> dict:
     by_group = {group: rule[group] for rule in whole.pop("layers") for group in rule["choices"]}
     assert turns[0] == "1::2" and set(by_group) == {"pos", "mask"}
     every = {"_partial_": True, "every": 2, "first": "local"}
-    whole["pos"] = every | {"_target_": "archlab.blocks.interleaved.LocalGlobalPosition", "local_layers": whole["pos"], "global_layers": by_group["pos"]}
-    whole["mask"] = every | {"_target_": "archlab.blocks.interleaved.LocalGlobalMask", "window": whole["mask"]["window"]}
+    whole["pos"] = every | {
+        "_target_": "archlab.blocks.interleaved.LocalGlobalPosition",
+        "local_layers": whole["pos"],
+        "global_layers": by_group["pos"],
+    }
+    whole["mask"] = every | {
+        "_target_": "archlab.blocks.interleaved.LocalGlobalMask",
+        "window": whole["mask"]["window"],
+    }
     whole["choices"] |= {"pos": "local_global", "mask": "local_global", "attn": whole["choices"].pop("mixer")}
     return whole | {"attn": whole.pop("mixer")}
 
@@ -214,12 +238,16 @@ def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine_of_strangers.py").write_text(MINE)
     (tmp_path / "my" / "norm").mkdir(parents=True)
-    (tmp_path / "my" / "norm" / "mine.yaml").write_text("_target_: mine_of_strangers.Mine\n_partial_: true\neps: 1e-6\nunit_offset: false\n")
+    (tmp_path / "my" / "norm" / "mine.yaml").write_text(
+        "_target_: mine_of_strangers.Mine\n_partial_: true\neps: 1e-6\nunit_offset: false\n"
+    )
     cfg = archlab.compose("norm=mine", *SMALL, config_dir="my")
     lab.run(cfg, ["norm=mine", *SMALL], plots=False).rename("run")
     for verb in BUILDING:
         status, out, err = said(VERBS[verb], capsys)
-        assert status == 2 and "norm=mine: no such option here; if it is your own, give the folder by --config-dir" in err, verb
+        assert (
+            status == 2 and "norm=mine: no such option here; if it is your own, give the folder by --config-dir" in err
+        ), verb
         status, _, err = said([*VERBS[verb], "--config-dir", "my"], capsys)
         assert (status, err) == (0, ""), verb
     assert saved_configuration(Path("run"), "my") == cfg
@@ -240,7 +268,13 @@ def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatc
     ],
 )  # fmt: skip
 def test_a_word_that_names_a_class_is_refused(word, hurtful, capsys):
-    for words in (["show", word], ["draw", word], ["verify", "norm=rms", word], ["diff", "gpt2", word], ["-m", word, "seed=0,1"]):
+    for words in (
+        ["show", word],
+        ["draw", word],
+        ["verify", "norm=rms", word],
+        ["diff", "gpt2", word],
+        ["-m", word, "seed=0,1"],
+    ):
         status, _, err = said(words, capsys)
         assert status == 2 and err.count("\n") == 1 and not (hurtful.parent / "hurt").exists()
         assert "says what class to make, which only an option's own file does" in err
@@ -266,7 +300,9 @@ def test_a_preset_holds_names_and_numbers(line, hurtful):
 
 def test_a_presets_numbers_lists_and_nulls_are_what_they_are(tmp_path):
     (tmp_path / "preset").mkdir()
-    (tmp_path / "preset" / "mine.yaml").write_text("size: nano\nnorm.eps: 1e-5\neval.lengths: [1, 3]\nmixer.softcap: null\nembed.tied: true\n")
+    (tmp_path / "preset" / "mine.yaml").write_text(
+        "size: nano\nnorm.eps: 1e-5\neval.lengths: [1, 3]\nmixer.softcap: null\nembed.tied: true\n"
+    )
     cfg = archlab.compose("preset=mine", config_dir=str(tmp_path))
     assert (cfg.norm.eps, list(cfg.eval.lengths), cfg.mixer.softcap, cfg.embed.tied) == (1e-5, [1, 3], None, True)
 
@@ -310,7 +346,11 @@ def test_a_configuration_of_which_one_field_is_wrong_is_read_or_refused(every, c
 @pytest.mark.parametrize("every", [FEW, ALL])
 def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(every, copied, good, capsys):
     whole, random_ = json.loads((copied / "summary.json").read_text()), random.Random(0)
-    token_positions = [(key,) for key in whole] + [("length", 0, key) for key in whole["length"][0]] + [("stability", key) for key in whole["stability"]]
+    token_positions = (
+        [(key,) for key in whole]
+        + [("length", 0, key) for key in whole["length"][0]]
+        + [("stability", key) for key in whole["stability"]]
+    )
     for place in token_positions[::every]:
         record = node = json.loads(json.dumps(whole))
         for part in place[:-1]:
@@ -331,7 +371,9 @@ DAMAGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "content"), [(file, content) for file, contents in DAMAGED.items() for content in contents])
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, content) for file, contents in DAMAGED.items() for content in contents]
+)
 def test_one_damaged_run_is_left_out_and_the_rest_is_compared(file, content, copied, good, capsys):
     (copied / file).write_bytes(content)
     refused(read_run, copied)
@@ -361,7 +403,9 @@ def test_weights_of_another_kind_of_number_are_refused(kind, copied, capsys):
     weights = load_file(file)
     weights["layers.0.ffn.up_proj.weight"] = weights["layers.0.ffn.up_proj.weight"].to(kind)
     save_file(weights, file)
-    refused(load_run, copied, match="layers.0.ffn.up_proj.weight holds numbers of type .*, and weights are floating-point")
+    refused(
+        load_run, copied, match="layers.0.ffn.up_proj.weight holds numbers of type .*, and weights are floating-point"
+    )
     assert said(VERBS["generate"], capsys)[0] == said(VERBS["draw"], capsys)[0] == 2
 
 
@@ -392,13 +436,24 @@ def test_a_saved_size_is_checked_as_a_typed_one(key, value, match, copied, capsy
         assert status in ((0, 2) if verb == "diff" else (2,)) and err.count("\n") == (status == 2), (verb, err)
 
 
-@pytest.mark.parametrize(("key", "value"), [("size.d_ff", "matched"), ("size.head_dim", None), ("size.n_kv_heads", None)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("size.d_ff", "matched"), ("size.head_dim", None), ("size.n_kv_heads", None)]
+)
 def test_what_a_size_leaves_to_a_rule_is_settled_by_it(key, value, copied, good):
     put(copied, key, value)
     assert saved_configuration(copied) == saved_configuration(good)
 
 
-@pytest.mark.parametrize("word", ["norm.eps=${oc.env:HOME}", "norm.eps=${oc.create:{_target_:os.mkdir,_args_:[hurt]}}", "norm._target_=hurtful.Block", "preset=../x", "norm={_target_:os.mkdir}"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "norm.eps=${oc.env:HOME}",
+        "norm.eps=${oc.create:{_target_:os.mkdir,_args_:[hurt]}}",
+        "norm._target_=hurtful.Block",
+        "preset=../x",
+        "norm={_target_:os.mkdir}",
+    ],
+)
 def test_overrides_of_a_file_are_no_more_than_values(word, hurtful):
     """They are parsed only where a run is loaded under other options."""
     (hurtful / "overrides.yaml").write_text(yaml.safe_dump([word]))

@@ -88,7 +88,9 @@ def test_weight_decay_is_on_matrices_only():
 def test_one_step_is_torchs_adamw_on_the_clipped_gradient():
     ours, theirs = (archlab.build(*SMALL) for _ in range(2))
     run(ours, {"steps": 1, "clip": 0.05, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)  # one step is taken at lr
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0
+    )  # one step is taken at lr
     batch = Counting().train(3, 1, 6, 11)
     logits = theirs(batch.tokens[:, :-1])
     torch.nn.functional.cross_entropy(logits[batch.scored], batch.tokens[:, 1:][batch.scored]).backward()
@@ -166,7 +168,10 @@ def test_under_a_full_mask_only_the_last_target_is_scored():
 
 
 def test_the_same_seed_gives_the_same_losses_and_probing_changes_none():
-    losses = [run(archlab.build(*SMALL, "dropout=0.1"), {"steps": 7}, probe_every=every)[0].losses for every in (None, None, 2)]
+    losses = [
+        run(archlab.build(*SMALL, "dropout=0.1"), {"steps": 7}, probe_every=every)[0].losses
+        for every in (None, None, 2)
+    ]
     assert losses[0] == losses[1] == losses[2]
 
 
@@ -217,7 +222,10 @@ def test_mixed_precision_trains_and_keeps_float32_weights(dtype):
 
 
 def test_loss_scaling_is_on_for_float16_alone():
-    enabled = [Runtime(torch.device("cpu"), dtype).scaler().is_enabled() for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    enabled = [
+        Runtime(torch.device("cpu"), dtype).scaler().is_enabled()
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ]
     assert enabled == [False, False, True]
 
 
@@ -281,7 +289,11 @@ def test_next_tokens_given_as_targets_are_next_tokens():
 
 
 def test_given_positions_reach_the_decoder_and_are_split_with_their_sequences():
-    decoder, tokens, scored = build(pos="sinusoidal", vocab_size=23), torch.randint(23, (4, 8)), torch.ones(4, 7, dtype=torch.bool)
+    decoder, tokens, scored = (
+        build(pos="sinusoidal", vocab_size=23),
+        torch.randint(23, (4, 8)),
+        torch.ones(4, 7, dtype=torch.bool),
+    )
     positions = torch.randint(40, (4, 1, 7))
     batch = Batch(tokens, None, scored, positions=positions)
     whole = token_losses(decoder, batch).nats

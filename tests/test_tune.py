@@ -12,7 +12,15 @@ from archlab.runs import lab, tune
 from archlab.runs.lab import open_source
 from archlab.train.runtime import runtime
 
-SMALL = ("size=nano", "train.steps=6", "train.train_len=16", "train.batch_size=4", "eval.tokens=256", "eval.lengths=[1]", "train.eval_every=null")
+SMALL = (
+    "size=nano",
+    "train.steps=6",
+    "train.train_len=16",
+    "train.batch_size=4",
+    "eval.tokens=256",
+    "eval.lengths=[1]",
+    "train.eval_every=null",
+)
 
 
 def composed(tmp_path, *overrides):
@@ -64,4 +72,6 @@ def test_a_tuned_run_trains_with_what_was_found_and_says_so(tmp_path, monkeypatc
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["tuned"]["lr"] == 0.009
     first, *_ = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    assert first["lr"] == pytest.approx(0.009 * (0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2))  # the first of six steps of the cosine, no warm-up
+    assert first["lr"] == pytest.approx(
+        0.009 * (0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2)
+    )  # the first of six steps of the cosine, no warm-up

@@ -18,7 +18,10 @@ def make_position(name: str, head_dim: int = HEAD_DIM, **changes):
 def numbered(length: int, prefix: int, anchor: str) -> list[list[int]]:
     """ChatGLM-6B: positions of the context, then the [gMASK]'s; zeros in the context, then 1, 2, .."""
     place = max(prefix - 1, 0) if anchor == "last" else prefix
-    return [[i if i < prefix else place for i in range(length)], [0 if i < prefix else i - prefix + 1 for i in range(length)]]
+    return [
+        [i if i < prefix else place for i in range(length)],
+        [0 if i < prefix else i - prefix + 1 for i in range(length)],
+    ]
 
 
 @pytest.mark.parametrize("anchor", ["last", "next"])
@@ -47,7 +50,9 @@ def turn_by_hand(x, positions, widths):
 @pytest.mark.parametrize(("head_dim", "widths"), [(8, (4, 4)), (16, (8, 8)), (10, (4, 6)), (4, (2, 2))])
 def test_each_half_of_a_head_turns_by_one_of_the_positions(head_dim, widths):
     position, x = make_position("rope_2d", head_dim), torch.randn(BATCH, HEADS, SEQ, head_dim, dtype=torch.float64)
-    positions = torch.tensor([[[0, 1, 2, 3, 3, 3, 3], [0, 0, 0, 0, 1, 2, 3]], [[5, 9, 0, 2, 2, 2, 2], [1, 0, 7, 0, 1, 2, 3]]])
+    positions = torch.tensor(
+        [[[0, 1, 2, 3, 3, 3, 3], [0, 0, 0, 0, 1, 2, 3]], [[5, 9, 0, 2, 2, 2, 2], [1, 0, 7, 0, 1, 2, 3]]]
+    )
     rotation = position.rotation(positions)
     for turn in (position.rotate_queries, position.rotate_keys):
         turned = turn(x, rotation)
@@ -60,9 +65,14 @@ def test_learned_tables_are_read_at_one_position_each_and_added():
     positions = torch.randint(13, (BATCH, 2, SEQ))
     first, second = (table.weight for table in position.tables)
     expected = torch.stack(
-        [torch.stack([x[b, s] + first[positions[b, 0, s]] + second[positions[b, 1, s]] for s in range(SEQ)]) for b in range(BATCH)]
+        [
+            torch.stack([x[b, s] + first[positions[b, 0, s]] + second[positions[b, 1, s]] for s in range(SEQ)])
+            for b in range(BATCH)
+        ]
     )
-    torch.testing.assert_close(position.embed(x, positions), expected, rtol=1e-6, atol=1e-6)  # float32, two sums in another order
+    torch.testing.assert_close(
+        position.embed(x, positions), expected, rtol=1e-6, atol=1e-6
+    )  # float32, two sums in another order
     assert position.limit == 13
 
 

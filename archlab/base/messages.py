@@ -19,7 +19,9 @@ def beyond_the_machine(error: Exception) -> UserError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         asked = re.search(r"allocate (\d[\d.]* \w+)", text)
         wanted = f"; {asked[1]} more were asked for" if asked else ""
-        return UserError(f"memory: this machine has not enough{wanted}; use a smaller size, shorter sequences or fewer at once")
+        return UserError(
+            f"memory: this machine has not enough{wanted}; use a smaller size, shorter sequences or fewer at once"
+        )
     if isinstance(error, RuntimeError | TypeError | OverflowError) and "overflow" in text.lower():
         return UserError(f"size: is beyond what can be counted ({shortened(text, 120)}); use smaller numbers")
     return None

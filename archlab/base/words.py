@@ -98,7 +98,11 @@ def turns_as_rules(words: Sequence[str]) -> Iterator[str]:
         if not any(key_of(word).split(".")[0] == group for group in by_turns):
             yield word
     for group in by_turns:
-        own = {key_of(word).partition(".")[2]: word.partition("=")[2] for word in words if key_of(word).split(".")[0] == group}
+        own = {
+            key_of(word).partition(".")[2]: word.partition("=")[2]
+            for word in words
+            if key_of(word).split(".")[0] == group
+        }
         yield from {"mask": mask_by_turns, "pos": position_by_turns}[group](own)
 
 

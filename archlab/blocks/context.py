@@ -97,7 +97,11 @@ class AttentionContext:
 
     def blocks(self) -> Iterator["QueryBlock"]:
         """Every query once, in order."""
-        n_queries, n_keys, n_cached = self.token_positions.n_queries, self.token_positions.n_keys, self.token_positions.n_cached
+        n_queries, n_keys, n_cached = (
+            self.token_positions.n_queries,
+            self.token_positions.n_keys,
+            self.token_positions.n_cached,
+        )
         if n_keys <= self.query_block:
             yield self.everything
             return

@@ -29,7 +29,9 @@ def share_heads(
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
 
-def over_blocks(attend: Callable[[QueryBlock], Tensor], context: AttentionContext) -> Float[Tensor, "batch heads seq head_dim"]:
+def over_blocks(
+    attend: Callable[[QueryBlock], Tensor], context: AttentionContext
+) -> Float[Tensor, "batch heads seq head_dim"]:
     read = [attend(block) for block in context.blocks()]
     return read[0] if len(read) == 1 else torch.cat(read, dim=2)
 
@@ -67,7 +69,9 @@ def biased_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dr
         return over_blocks(attend, context).type_as(q)
 
 
-def explicit_scores(q: Tensor, k: Tensor, block: QueryBlock, softcap: Softcap) -> Float[Tensor, "batch heads query key"]:
+def explicit_scores(
+    q: Tensor, k: Tensor, block: QueryBlock, softcap: Softcap
+) -> Float[Tensor, "batch heads query key"]:
     """softcap(q k^T / sqrt(head_dim)) + bias, with -inf where a query may not attend; in float32 or wider."""
     k = share_heads(k, q.shape[1])
     with without_autocast(q.device):

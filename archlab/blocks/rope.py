@@ -146,7 +146,9 @@ def sharpen(q: SomeHeads, rotation: Rotation) -> SomeHeads:
 def rotated_features(fraction: float, head_dim: int) -> int:
     """How many features of a head RoPE turns; UserError where they make no pairs."""
     if head_dim < 2:
-        raise UserError(f"size.head_dim={head_dim}: RoPE turns features in pairs; use 2 or more, so fewer heads, or another pos")
+        raise UserError(
+            f"size.head_dim={head_dim}: RoPE turns features in pairs; use 2 or more, so fewer heads, or another pos"
+        )
     rotated = round(fraction * head_dim)
     if rotated < 2 or rotated % 2:
         raise UserError(

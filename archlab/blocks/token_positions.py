@@ -166,7 +166,9 @@ def check_prefix(prefix_len: int | Tensor | None, batch: int, seq_len: int, padd
         return
     lengths, room = given.cpu().numpy(), seq_len if padding is None else seq_len - padding.cpu().numpy()
     if not ((lengths >= 0) & (lengths <= room)).all():
-        left = f"{seq_len} tokens of the sequence" if padding is None else f"{room.tolist()} that stand after the padding"
+        left = (
+            f"{seq_len} tokens of the sequence" if padding is None else f"{room.tolist()} that stand after the padding"
+        )
         raise ValueError(f"prefix_len={lengths.tolist()}: should be from 0 to the {left}")
 
 

@@ -119,7 +119,9 @@ def seconds_of(job: Job) -> float:
 
 def commits(jobs: Iterable[Job]) -> set[str]:
     """Of archlab, when the runs were made."""
-    found = (job.of.record if isinstance(job, LookJob) else job.record for job in jobs if not isinstance(job, Measurement))
+    found = (
+        job.of.record if isinstance(job, LookJob) else job.record for job in jobs if not isinstance(job, Measurement)
+    )
     return {record["git"]["commit"][:7] for record in found if record.get("git")}
 
 

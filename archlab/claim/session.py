@@ -48,7 +48,9 @@ def decide_claims(
             if planned.claim.name not in records and all(job.result for job in planned):
                 record = records[planned.claim.name] = record_of(planned, budget)
                 keep(record, folders[planned.claim.name] / planned.claim.name)
-                console.print(f"{record['verdict']:12} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
+                console.print(
+                    f"{record['verdict']:12} {record['sentence']}", highlight=False, markup=False, soft_wrap=True
+                )
 
     with Counted("claims", sum(map(seconds, missing)), console) as progress:
         settle()
@@ -87,7 +89,9 @@ def announce(console: Console, plans: Sequence[ClaimPlan], missing: Sequence[Job
     jobs = {key(job): job for planned in plans for job in planned}
     claims, needed = counted(len(plans), "claim"), needs(list(jobs.values()))
     if not missing:
-        console.print(f"{claims}: {needed}, all there already" if jobs else f"{claims}, of nothing to run", highlight=False)
+        console.print(
+            f"{claims}: {needed}, all there already" if jobs else f"{claims}, of nothing to run", highlight=False
+        )
         return
     there = f", {len(jobs) - len(missing)} of them there already" if len(missing) < len(jobs) else ""
     estimate = measured(missing, threads_each(workers), start).estimate(missing, workers)

@@ -38,7 +38,9 @@ class Metric:
                 f"metric={self.name}: which way is better is not known of this number; add direction=lower or direction=higher"
             )
         if kind is not None and self.direction is not None:
-            raise UserError(f"direction={self.direction}: of {self.name} {kind.better} is better, as is known; leave it out")
+            raise UserError(
+                f"direction={self.direction}: of {self.name} {kind.better} is better, as is known; leave it out"
+            )
         return (self.direction or kind.better) == "lower"
 
     @property

@@ -162,7 +162,11 @@ def wanted(value: Any, error: ValidationError) -> str:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "should be a finite number"
-    found = {e["msg"].removeprefix("Input ").removeprefix("String ").lower() for e in error.errors() if e["type"] != "none_required"}
+    found = {
+        e["msg"].removeprefix("Input ").removeprefix("String ").lower()
+        for e in error.errors()
+        if e["type"] != "none_required"
+    }
     return " or ".join(sorted(found))
 
 

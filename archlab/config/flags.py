@@ -55,7 +55,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag.values is not None:
             value = _value(flag, attached, queue)
             if flag.name in given and given[flag.name] != value:
-                raise UserError(f"{flag.name} {given[flag.name]} {flag.name} {value}: one at a time; keep one of the two")
+                raise UserError(
+                    f"{flag.name} {given[flag.name]} {flag.name} {value}: one at a time; keep one of the two"
+                )
             given[flag.name] = value
             flags += [flag.name, value]
         elif attached:

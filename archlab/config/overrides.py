@@ -62,14 +62,18 @@ def check_own(own: Sequence[Path]) -> None:
     for folder in own:
         if not folder.is_dir():
             found = "is a file" if folder.exists() else "no such folder"
-            raise UserError(f"--config-dir {folder}: {found}; give a folder, in which an option of yours is a norm/mine.yaml")
+            raise UserError(
+                f"--config-dir {folder}: {found}; give a folder, in which an option of yours is a norm/mine.yaml"
+            )
         for file in sorted((*folder.glob("*/*.yaml"), *folder.glob("config.yaml"))):
             name = file.relative_to(folder)
             ours = conf_dir() / name
             if not ours.is_file() or ours.read_bytes() == file.read_bytes():
                 continue
             if file.parent == folder:
-                raise UserError(f"--config-dir {folder}: its config.yaml would not be read, since archlab has its own; remove it")
+                raise UserError(
+                    f"--config-dir {folder}: its config.yaml would not be read, since archlab has its own; remove it"
+                )
             raise UserError(
                 f"--config-dir {folder}: {name} has the name of archlab's own {name.parent}={name.stem}, so it can't be told which"
                 f" is meant; call yours otherwise, such as {name.with_stem(f'my_{name.stem}')}"
@@ -176,7 +180,9 @@ def _normalise(word: str, known: Known) -> str:
     if key in known.groups:
         return _choice(bare, key, value, known)
     if head == "layers":
-        raise UserError(f"{bare}: a rule names a slice of the layers, as in layers[3::4].pos=none or layers[:3].ffn=gelu")
+        raise UserError(
+            f"{bare}: a rule names a slice of the layers, as in layers[3::4].pos=none or layers[:3].ffn=gelu"
+        )
     if isinstance(known.fields.get(key), Mapping) and not value.lstrip().startswith("{"):
         inside = ", ".join(f"{key}.{name}" for name in known.fields[key])
         raise UserError(f"{bare}: {key} is a section, not a field; set one of {inside}")
@@ -190,7 +196,9 @@ def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
     if inside in known.groups:
         _choice(f"{inside}={word.partition('=')[2]}", inside, word.partition("=")[2], known)
     elif "." not in inside:
-        raise UserError(f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}")
+        raise UserError(
+            f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}"
+        )
 
 
 def _refuse_classes(word: str, key: str, value: str) -> None:

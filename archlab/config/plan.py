@@ -129,7 +129,9 @@ def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
     for depth, plan in enumerate(plans):
         depths.setdefault(plan, []).append(depth)
     return [
-        KindOfLayer(f"layers {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})", apart(plan, list(depths)))
+        KindOfLayer(
+            f"layers {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})", apart(plan, list(depths))
+        )
         for plan, of_kind in depths.items()
     ]
 
@@ -140,7 +142,9 @@ def apart(plan: LayerPlan, all_plans: list[LayerPlan]) -> str:
     for group in IN_LAYERS:
         choices = [getattr(one, group) for one in all_plans]
         if len(set(choices)) > 1:
-            told.append(" ".join([f"{group}={getattr(plan, group).name}", *options_apart(getattr(plan, group), choices)]))
+            told.append(
+                " ".join([f"{group}={getattr(plan, group).name}", *options_apart(getattr(plan, group), choices)])
+            )
     sizes = (name for name in SIZES_IN_LAYERS if len({getattr(one, name) for one in all_plans}) > 1)
     return ", ".join([*told, *(f"{name}={getattr(plan, name)}" for name in sizes)])
 

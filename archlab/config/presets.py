@@ -67,7 +67,9 @@ def read(file: Path) -> dict[str, object]:
             raise UserError(f"{file}: {key}: is no option; a preset names options, such as norm or norm.eps")
         for item in value if isinstance(value, list) else [value]:
             if not (isinstance(item, str | int | float) or item is None) or set("${}") & set(str(item)):
-                raise UserError(f"{file}: {key}={item}: a preset holds names, numbers and lists of them; write one of these")
+                raise UserError(
+                    f"{file}: {key}={item}: a preset holds names, numbers and lists of them; write one of these"
+                )
     return preset
 
 

@@ -43,7 +43,9 @@ def check_rules(cfg: DictConfig) -> None:
     plain = OmegaConf.to_container(cfg)
     for rule in plain["layers"]:
         of_itself = rule.pop(FOLLOW, [])
-        sizes = {name: size for name, size in rule.pop("size", {}).items() if name not in of_itself or size != cfg.size[name]}
+        sizes = {
+            name: size for name, size in rule.pop("size", {}).items() if name not in of_itself or size != cfg.size[name]
+        }
         rule |= {"size": sizes} if sizes else {}
     with open_dict(cfg):
         cfg.layers = plain["layers"]
@@ -61,7 +63,11 @@ def check_rules(cfg: DictConfig) -> None:
                 )
     base = plans_of(plain | {"layers": []})[0]
     for part in fields(LayerPlan):
-        if rules and all(getattr(plan, part.name) != getattr(base, part.name) for plan in whole) and part.name in IN_LAYERS:
+        if (
+            rules
+            and all(getattr(plan, part.name) != getattr(base, part.name) for plan in whole)
+            and part.name in IN_LAYERS
+        ):
             choice = getattr(base, part.name)
             raise UserError(
                 f"{part.name}={choice.name}: changes nothing: rules give every layer another; leave some layers to it, or"
@@ -117,9 +123,7 @@ def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path],
     """An option as its file has it, in the setting of this configuration."""
     node = option_node(group, option, folders)
     if node is None:
-        raise UserError(
-            f"layers[{at}].{group}={option}: no such option; options: {', '.join(groups(folders)[group])}"
-        )
+        raise UserError(f"layers[{at}].{group}={option}: no such option; options: {', '.join(groups(folders)[group])}")
     whole = cfg.copy()
     with open_dict(whole):
         whole[group] = node

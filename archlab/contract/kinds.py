@@ -82,7 +82,9 @@ def gate_told(subject: Subject) -> str:
     ffn = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff)
     matrices = sum(weight.shape.numel() for weight in ffn.parameters() if weight.dim() > 1) / (size.d_model * size.d_ff)
     if round(matrices, 6) not in (2, 3):
-        raise NotAsked(f"It has {matrices:.3g} times d_model x d_ff weights, neither a plain network's 2 nor a gated one's 3.")
+        raise NotAsked(
+            f"It has {matrices:.3g} times d_model x d_ff weights, neither a plain network's 2 nor a gated one's 3."
+        )
     if ffn.gated != (matrices > 2.5):
         raise Broken(f"`gated` is {ffn.gated} and it has {matrices:.3g} times d_model x d_ff weights: a plain network has 2, a gated one 3, and size.d_ff=matched goes by `gated`.")  # fmt: skip
     return f"`gated` is {ffn.gated}, as its {matrices:.3g} matrices of d_model x d_ff say."

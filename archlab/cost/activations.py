@@ -35,7 +35,12 @@ def layer_terms(decoder: Decoder, depth: int, rules: Accounting) -> list[Term]:
     if branch_inputs(layer.residual, decoder.d_model) == 1:  # the same tensor, which is kept once
         ffn = tuple(term for term in ffn if not term.branch_input)
     n_norms = sum(isinstance(module, Norm) and bool(module.reduces) for module in layer.residual.modules())
-    return [*mixer, *ffn, Term("norms: input", rules.e * n_norms * decoder.d_model), *kept_streams(layer.residual, decoder.d_model, rules)]
+    return [
+        *mixer,
+        *ffn,
+        Term("norms: input", rules.e * n_norms * decoder.d_model),
+        *kept_streams(layer.residual, decoder.d_model, rules),
+    ]
 
 
 def kept_streams(residual: Residual, d_model: int, rules: Accounting) -> list[Term]:

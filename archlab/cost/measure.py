@@ -72,7 +72,9 @@ def numbers_held(on_meta: Decoder, seq_len: int) -> int:
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
         cache.token_positions = at_the_start(tokens, decoder.position)
-        decoder.eval().compute(tokens, [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs])
+        decoder.eval().compute(
+            tokens, [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
+        )
 
     training = on_meta.training
     with torch.no_grad():

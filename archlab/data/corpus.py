@@ -67,7 +67,9 @@ class Corpus(Source):
     def _check_train_len(self, seq_len: int) -> None:
         longest = max(len(self.train_part) - 1, 0)
         if seq_len > longest:
-            remedy = f"use a train_len of at most {longest} or a longer corpus" if longest >= 2 else "give a longer corpus"
+            remedy = (
+                f"use a train_len of at most {longest} or a longer corpus" if longest >= 2 else "give a longer corpus"
+            )
             raise TooLong(
                 f"train.train_len={seq_len}: data={self.name} has {counted(self.train_part)} to train on and a "
                 f"sequence takes {seq_len + 1}; {remedy}",

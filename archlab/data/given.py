@@ -20,7 +20,11 @@ def given_text(path: str | None, valid_share: float) -> tuple[UInt8[np.ndarray, 
 def check_length(source: Source, asked: str, seq_len: int, part: UInt8[np.ndarray, " tokens"]) -> None:
     """Raises TooLong where a part of the text is shorter than a sequence."""
     if seq_len > len(part):
-        remedy = "use at most that, or a longer text" if len(part) >= 2 else "give a longer text, or another data.valid_share"
+        remedy = (
+            "use at most that, or a longer text"
+            if len(part) >= 2
+            else "give a longer text, or another data.valid_share"
+        )
         raise TooLong(f"{asked}={seq_len}: data={source.name} has {counted(part)} there; {remedy}", len(part))
 
 

@@ -73,7 +73,12 @@ class TokenizerCodec:
 
 
 def parts(
-    path: str | None, train_split: str, valid_split: str | None, column: str, codec: Bytes | TokenizerCodec, valid_share: float
+    path: str | None,
+    train_split: str,
+    valid_split: str | None,
+    column: str,
+    codec: Bytes | TokenizerCodec,
+    valid_share: float,
 ) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
     """The training and the held-out part, as two splits or as two ends of one."""
     train_part = encode(load_split(path, train_split), column, codec)
@@ -97,7 +102,9 @@ def load_split(path: str | None, name: str) -> "Dataset":
     from datasets import load_dataset, load_from_disk
 
     if not path:
-        raise UserError(f"data.path={'null' if path is None else ''}: data=hf does not know which dataset; give a folder or a name on the hub")
+        raise UserError(
+            f"data.path={'null' if path is None else ''}: data=hf does not know which dataset; give a folder or a name on the hub"
+        )
     try:
         if not saved_to_disk(Path(path)):
             return load_dataset(path, split=name)

@@ -145,7 +145,9 @@ class _Stream:
         tops = []
         for middle, token_positions in zip(middles, join.arms, strict=True):
             start = first if join.shared else STREAM
-            self.canvas.line([(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, token_positions[0]))
+            self.canvas.line(
+                [(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, token_positions[0])
+            )
             with self.canvas.group("arm"):
                 tops.append(self.arm(residual, token_positions, branches, middle, fork - GAP))
         end = min(tops) - GAP
@@ -173,7 +175,12 @@ class _Stream:
         self.rise(self.y - end - RADIUS, arrow=True)
 
     def arm(
-        self, residual: Graph, token_positions: Sequence[int], branches: dict[str, DrawnBranch], middle: float, bottom: float
+        self,
+        residual: Graph,
+        token_positions: Sequence[int],
+        branches: dict[str, DrawnBranch],
+        middle: float,
+        bottom: float,
     ) -> float:
         """The boxes of one arm in order; a branch is drawn with what is inside it."""
         top = bottom

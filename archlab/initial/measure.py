@@ -120,7 +120,9 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def in_numbers(seen: Columns) -> list[dict[str, float]]:
-    return by_layer({name: [None if value is None else float(value) for value in of_layers] for name, of_layers in seen.items()})
+    return by_layer(
+        {name: [None if value is None else float(value) for value in of_layers] for name, of_layers in seen.items()}
+    )
 
 
 def backward(losses: TokenLosses) -> float:

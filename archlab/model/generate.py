@@ -136,7 +136,9 @@ def check_tokens(tokens: Int[Tensor, "batch seq"], eos: int | None, vocab_size: 
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         raise UserError(f"prompt: has token {int(wrong)}, and the model's vocabulary ends at {vocab_size - 1}")
     if eos is not None and eos >= vocab_size:
-        raise UserError(f"eos={eos}: is never said, since the model's vocabulary ends at {vocab_size - 1}; leave it out")
+        raise UserError(
+            f"eos={eos}: is never said, since the model's vocabulary ends at {vocab_size - 1}; leave it out"
+        )
 
 
 def check_table(decoder: Decoder, tokens: Tensor, max_new_tokens: int, padding: Tensor | None) -> None:

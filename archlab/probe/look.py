@@ -34,9 +34,7 @@ def columns(taps: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor | Non
 def by_layer(numbers: Mapping[str, Sequence[float | None]]) -> list[dict[str, float]]:
     """One record per layer, of what it has."""
     rows = zip(*numbers.values(), strict=True)
-    return [
-        {name: value for name, value in zip(numbers, row, strict=True) if value is not None} for row in rows
-    ]
+    return [{name: value for name, value in zip(numbers, row, strict=True) if value is not None} for row in rows]
 
 
 def gradient_norms(layers: Iterable[nn.Module]) -> list[Tensor]:

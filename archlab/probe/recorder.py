@@ -74,7 +74,12 @@ class Recorder:
         tensors: dict[str, Tensor] = {}
         rest: dict[str, Any] = {"first_spike": self.first_spike}
         for name, steps in (("steps", self.steps), ("around_spike", self.around_spike or [])):
-            told = {"numbers": [step.number for step in steps], "losses": [step.loss for step in steps], "rows": {}, "absent": {}}
+            told = {
+                "numbers": [step.number for step in steps],
+                "losses": [step.loss for step in steps],
+                "rows": {},
+                "absent": {},
+            }
             for quantity in {quantity: None for step in steps for quantity in step.layers}:
                 rows = [row for row, step in enumerate(steps) if quantity in step.layers]
                 told["rows"][quantity] = rows

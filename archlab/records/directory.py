@@ -23,7 +23,9 @@ CHECKPOINTS = "checkpoint-*.safetensors"
 
 def checkpoints(directory: Path) -> list[Path]:
     """The newest first."""
-    return sorted(directory.glob(CHECKPOINTS), key=lambda file: (file.name.split("-")[1], file.stat().st_mtime_ns))[::-1]
+    return sorted(directory.glob(CHECKPOINTS), key=lambda file: (file.name.split("-")[1], file.stat().st_mtime_ns))[
+        ::-1
+    ]
 
 
 def is_finished(directory: Path) -> bool:

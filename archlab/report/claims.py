@@ -41,7 +41,9 @@ def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
         part = deciding(record)
         effect = f"{number(part['effect'])} ({interval(part)})" if part else "not measured"
         name = f"[{in_markdown(record['name'])}]({folder}{quote(record['name'])}/README.md)"
-        lines.append(f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} |")
+        lines.append(
+            f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -122,14 +124,22 @@ def readme(record: Record, picture: Path | None) -> str:
         lines += [
             "## Arms",
             "",
-            *(f"- **{in_markdown(label)}**: {as_code(' '.join(arm['train']))}{then(arm)}" for label, arm in record["arms"].items()),
+            *(
+                f"- **{in_markdown(label)}**: {as_code(' '.join(arm['train']))}{then(arm)}"
+                for label, arm in record["arms"].items()
+            ),
             "",
         ]
     return "\n".join([*lines, *made(record)]) + "\n"
 
 
 def part_lines(part: Record) -> list[str]:
-    header = [f"## {in_markdown(part['text'])}: {part['verdict']}", "", in_markdown(f"{quantity(part)}; {part['told']}."), ""]
+    header = [
+        f"## {in_markdown(part['text'])}: {part['verdict']}",
+        "",
+        in_markdown(f"{quantity(part)}; {part['told']}."),
+        "",
+    ]
     rows = [f"| {in_markdown(label)} | {', '.join('diverged' if value is None else f'{value:.5g}' for value in values)} |"
             for label, values in part["values"].items()]  # fmt: skip
     return [*header, f"| arm | {in_markdown(measured(part))}, by seed |", "|---|---|", *rows, ""]

@@ -92,8 +92,16 @@ def markdown_table(frame: pd.DataFrame) -> str:
     cells = [[in_markdown(cell) for cell in row] for row in (frame.columns, *frame.to_numpy().tolist())]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     place = [str.ljust if name in NAMES else str.rjust for name in frame]
-    lines = ["| " + " | ".join(put(*cell) for put, *cell in zip(place, row, widths, strict=True)) + " |" for row in cells]
-    rule = "|" + "|".join("-" * (width + 1) + ("-" if name in NAMES else ":") for name, width in zip(frame, widths, strict=True)) + "|"
+    lines = [
+        "| " + " | ".join(put(*cell) for put, *cell in zip(place, row, widths, strict=True)) + " |" for row in cells
+    ]
+    rule = (
+        "|"
+        + "|".join(
+            "-" * (width + 1) + ("-" if name in NAMES else ":") for name, width in zip(frame, widths, strict=True)
+        )
+        + "|"
+    )
     return "\n".join([lines[0], rule, *lines[1:]])
 
 

@@ -325,7 +325,9 @@ class Fitted(Table):
             yield from self._stacked(options.max_width // 2)
             return
         left = len(bounds)
-        for column, (least, most) in sorted(zip(self.columns, bounds, strict=True), key=lambda pair: pair[1][1] - pair[1][0]):
+        for column, (least, most) in sorted(
+            zip(self.columns, bounds, strict=True), key=lambda pair: pair[1][1] - pair[1][0]
+        ):
             column.width = least + min(most - least, spare // left)
             spare, left = spare - (column.width - least), left - 1
         yield from super().__rich_console__(console, options)

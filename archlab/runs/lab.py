@@ -342,7 +342,9 @@ def check_version(directory: Path, about: Mapping[str, Any]) -> None:
 def tell_where(directory: Path, cfg: DictConfig, damaged: Sequence[str], about: Mapping[str, Any]) -> None:
     for line in damaged:
         print(f"archlab: note: {directory}: {line}; going on from the one before", file=sys.stderr)
-    after = f"goes on after step {about['step']} of {cfg.train.steps}" if about else "has no checkpoint, so it begins anew"
+    after = (
+        f"goes on after step {about['step']} of {cfg.train.steps}" if about else "has no checkpoint, so it begins anew"
+    )
     print(f"archlab: {directory}: {after}", file=sys.stderr)
 
 

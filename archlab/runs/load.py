@@ -30,7 +30,9 @@ MATCHED = {"to": str, "reference": (int, float), "d_ff_before": int, "d_ff": int
 """What a run says of the width that match gave it."""
 
 
-def load_run(directory: str | Path, *overrides: str, config_dir: str | Path | None = None) -> tuple[DictConfig, Decoder]:
+def load_run(
+    directory: str | Path, *overrides: str, config_dir: str | Path | None = None
+) -> tuple[DictConfig, Decoder]:
     """The configuration and the trained decoder, on the CPU, of a run's directory.
 
     With overrides, spelt as on the command line, the same weights under another configuration: another mask, another
@@ -130,7 +132,9 @@ def settled_as_it_was(saved: Mapping[str, Any], own: str | Path | None) -> DictC
     options = groups((Path(own),) if own else ())
     for group, choice in choices.items():
         if choice not in options[group]:
-            raise UserError(f"{group}={choice}: no such option here; if it is your own, give the folder by --config-dir")
+            raise UserError(
+                f"{group}={choice}: no such option here; if it is your own, give the folder by --config-dir"
+            )
     whole, _ = composed([f"{group}={choice}" for group, choice in choices.items()], own)
     standing = OmegaConf.to_container(whole)
     assert isinstance(standing, dict)
@@ -153,7 +157,9 @@ def settled_as_it_was(saved: Mapping[str, Any], own: str | Path | None) -> DictC
     return cfg
 
 
-def overlaid(standing: Mapping[str, Any], values: Mapping[str, Any], choices: Mapping[str, str], path: str = "") -> dict:
+def overlaid(
+    standing: Mapping[str, Any], values: Mapping[str, Any], choices: Mapping[str, str], path: str = ""
+) -> dict:
     """What stands in conf/ with the values of a file in its place; keys and classes are always conf's own."""
     result = dict(standing)
     group = path.partition(".")[0]
@@ -164,10 +170,14 @@ def overlaid(standing: Mapping[str, Any], values: Mapping[str, Any], choices: Ma
                 check_class(value, standing.get(name), group, choices)
         elif name not in standing:
             if group != "data":  # of data, what an option no longer asks is of no consequence to a trained model
-                raise UserError(f"{where}: {option_of(group, choices)} has no such option in this version; give another run")
+                raise UserError(
+                    f"{where}: {option_of(group, choices)} has no such option in this version; give another run"
+                )
         elif isinstance(standing[name], Mapping) != isinstance(value, Mapping):
             wanted = "options by name" if isinstance(standing[name], Mapping) else "a value"
-            raise UserError(f"{where}: should hold {wanted}, as {option_of(group or name, choices)} has it; give another run")
+            raise UserError(
+                f"{where}: should hold {wanted}, as {option_of(group or name, choices)} has it; give another run"
+            )
         else:
             result[name] = overlaid(standing[name], value, choices, where) if isinstance(value, Mapping) else value
     return result

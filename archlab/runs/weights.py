@@ -49,7 +49,9 @@ def check_header(file: Path, decoder: Decoder) -> None:
         theirs = {todays_name(name): stored.get_slice(name) for name in stored.keys()}
         there = {id(weight) for name, weight in ours.items() if name in theirs}  # of tied weights, one is stored
         apart = [name for name, weight in ours.items() if id(weight) not in there] + [*(theirs.keys() - ours.keys())]
-        apart += [name for name in ours.keys() & theirs.keys() if tuple(theirs[name].get_shape()) != tuple(ours[name].shape)]
+        apart += [
+            name for name in ours.keys() & theirs.keys() if tuple(theirs[name].get_shape()) != tuple(ours[name].shape)
+        ]
         if apart:
             raise UserError(
                 f"{file}: are another model's weights: {', '.join(sorted(apart)[:3])} ({len(apart)} in all); use the"

@@ -47,9 +47,7 @@ class Seen(NamedTuple):
 Step = Callable[[TrainState, Batch], StepResult]
 
 
-def make_step(
-    decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None
-) -> Step:
+def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None) -> Step:
     """A step of this model: forward and backward pass, clipping, AdamW.
 
     Layers are watched where `probe_every` is a number: cheaply at each step, closely at those that fall on it. A step

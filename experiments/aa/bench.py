@@ -37,7 +37,10 @@ def resampled(losses: np.ndarray, n_seeds: int, effect: float) -> tuple[np.ndarr
 
 def named(draw, smallest_effect: float, wanted: tuple[str, ...], repetitions: int = REPETITIONS) -> float:
     """Share of the repetitions with one of the wanted verdicts."""
-    verdicts = (paired(list(a), list(b), smallest_effect=smallest_effect).verdict for a, b in (draw() for _ in range(repetitions)))
+    verdicts = (
+        paired(list(a), list(b), smallest_effect=smallest_effect).verdict
+        for a, b in (draw() for _ in range(repetitions))
+    )
     return sum(verdict in wanted for verdict in verdicts) / repetitions
 
 
@@ -67,7 +70,9 @@ def main() -> None:
             found = named(lambda: draw(PLANTED), smallest, ("a",))
             print(f"| {name} | {n_seeds} | {smallest:g} | {false:.2%} | {found:.1%} |", flush=True)
     share = any_named(6, 5, sd, 1000)
-    print(f"\nFive identical simulated arms at 6 seeds, Holm over 4 comparisons: any winner named in {share:.1%} of 1,000 sweeps")
+    print(
+        f"\nFive identical simulated arms at 6 seeds, Holm over 4 comparisons: any winner named in {share:.1%} of 1,000 sweeps"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The pictures of README.md: what the explorer's verbs print and draw, taken from the verbs themselves.
 
-    python experiments/explorer/pictures.py
+python experiments/explorer/pictures.py
 """
 
 import io

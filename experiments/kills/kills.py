@@ -1,6 +1,6 @@
 """Kills real runs at random moments, finishes each, and compares it with the run that nobody touched.
 
-    python experiments/kills/kills.py [--seed N] [--kills N]     prints the table of experiments/kills/README.md
+python experiments/kills/kills.py [--seed N] [--kills N]     prints the table of experiments/kills/README.md
 """
 
 import argparse
@@ -26,7 +26,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def archlab(*words: str, cwd: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "archlab", *words]
-    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def outcome(directory: Path) -> dict:
@@ -47,7 +49,9 @@ def moment(directory: Path | None) -> str:
         return "before it began"
     names = {file.name for file in directory.iterdir()}
     if any(".part" in name for name in names):
-        return "while " + re.sub(r"^\.|\.\d+\.part", "", next(name for name in names if ".part" in name)) + " was written"
+        return (
+            "while " + re.sub(r"^\.|\.\d+\.part", "", next(name for name in names if ".part" in name)) + " was written"
+        )
     if "positions.json" in names:
         return "while the end was written"
     if any(name.endswith(".png") for name in names):
@@ -73,7 +77,9 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20)
     asked = options.parse_args()
     draw = random.Random(asked.seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it, children too
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what is started in the background ignores it, children too
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         home = Path(folder)
         archlab(*WORDS, "output=whole", cwd=home).communicate()
@@ -103,7 +109,13 @@ def main() -> None:
             again = archlab("resume", str(directory), cwd=home)
             said = again.communicate()[1]
             after = re.search(r"goes on after step (\d+)", said)
-            resumed = f"after step {after[1]}" if after else "begun anew" if "begins anew" in said else "nothing was left to do"
+            resumed = (
+                f"after step {after[1]}"
+                if after
+                else "begun anew"
+                if "begins anew" in said
+                else "nothing was left to do"
+            )
             same = again.returncode == 0 and outcome(directory) == expected
             equal += same
             name = signal.Signals(number).name

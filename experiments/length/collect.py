@@ -1,6 +1,6 @@
 """Runs of this question -> results.csv, lengths.png and the README's table.
 
-    python experiments/length/collect.py experiments/runs/*pos=*
+python experiments/length/collect.py experiments/runs/*pos=*
 """
 
 import csv
@@ -73,7 +73,10 @@ def markdown(by_seed: Curves, rows: list[dict], digits: int) -> str:
     lines = ["| pos | " + " | ".join(f"{n}" for n in ticks) + " | verdict by seed |", "|---" * (len(ticks) + 2) + "|"]
     for pos, curve in by_seed.items():
         verdicts = ", ".join(row["verdict"] for row in rows if row["pos"] == pos and row["eval_len"] == ticks[0])
-        cells = (f"{statistics.mean(seeds):.{digits}f} ({min(seeds):.{digits}f} to {max(seeds):.{digits}f})" for seeds in curve.values())
+        cells = (
+            f"{statistics.mean(seeds):.{digits}f} ({min(seeds):.{digits}f} to {max(seeds):.{digits}f})"
+            for seeds in curve.values()
+        )
         lines.append(f"| {pos} | " + " | ".join(cells) + f" | {verdicts} |")
     return "\n".join(lines)
 

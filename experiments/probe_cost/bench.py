@@ -53,7 +53,10 @@ def main(overrides: list[str]) -> None:
     steps(True, True)
     for name, arm in (("looks", (True, False)), ("recorder", (False, True))):
         orders = itertools.islice(itertools.cycle((True, False)), ROUNDS)
-        pairs = [(steps(*arm), steps(False, False)) if first else (steps(False, False), steps(*arm))[::-1] for first in orders]
+        pairs = [
+            (steps(*arm), steps(False, False)) if first else (steps(False, False), steps(*arm))[::-1]
+            for first in orders
+        ]
         ratios = sorted(with_it / without for with_it, without in pairs)
         median = statistics.median(ratios)
         print(f"{name}: time with / without = {median:.3f} (rounds {ratios[0]:.3f} to {ratios[-1]:.3f})")

@@ -157,7 +157,9 @@ def mean(curves: Sequence[DrawnCurve]) -> DrawnCurve:
 # ---------------------------------------------------------------- traces
 
 
-def traces(arms: Sequence[ArmCurves], curves: Sequence[Sequence[DrawnCurve]], mode: str = "lines") -> list[dict[str, Any]]:
+def traces(
+    arms: Sequence[ArmCurves], curves: Sequence[Sequence[DrawnCurve]], mode: str = "lines"
+) -> list[dict[str, Any]]:
     """For each arm a line for its mean, which stands in the legend, and a thin one for each seed where there are more."""
     made = []
     for i, (arm, seeds) in enumerate(zip(arms, curves, strict=True)):
