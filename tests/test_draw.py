@@ -7,10 +7,10 @@ import torch
 from oracles import build, make, options
 
 import archlab
-from archlab import diagram as draw
 from archlab.blocks.contracts import Residual
 from archlab.config.assemble import assemble_without_weights
-from archlab.diagram import sketch
+from archlab.diagram import draw
+from archlab.diagram.parts import sketch
 from archlab.diagram.words import details
 
 SVG = "{http://www.w3.org/2000/svg}"

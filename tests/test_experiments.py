@@ -10,6 +10,7 @@ from test_cli import Session, archlab  # noqa: F401  (a fixture)
 import archlab as package
 from archlab.base.errors import UserError
 from archlab.cli import main as cli
+from archlab.cli import results
 from archlab.config.overrides import conf_dir, parse
 from archlab.runs import experiments
 
@@ -21,7 +22,7 @@ SMALL = ("residual=pre", "size.n_layers=2", "train.lr=1e-3,3e-3,1e-2")
 def reported(monkeypatch):
     """What the report of a sweep was asked for, instead of a report."""
     asked = []
-    monkeypatch.setitem(experiments.REPORTS, "stability_map", lambda directories: asked.append(list(directories)))
+    monkeypatch.setitem(results.REPORTS, "stability_map", lambda directories: asked.append(list(directories)))
     return asked
 
 

@@ -15,9 +15,10 @@ FLOORS = (
     ("cost", "train"),
     ("evaluate", "initial", "records"),
     ("comparison", "config"),
-    ("contract", "hub", "report"),
-    ("diagram", "runs"),
+    ("contract", "diagram", "hub", "report"),
+    ("runs",),
     ("claim", "difference"),
+    ("verbs",),
     ("cli",),
     ("__main__",),
 )

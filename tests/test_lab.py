@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import archlab
 from archlab.base.errors import UserError
 from archlab.cli.main import main
-from archlab.records.logbook import new_directory, slug
+from archlab.records.directory import new_directory
+from archlab.records.logbook import slug
 from archlab.runs import lab
 
 NANO = (

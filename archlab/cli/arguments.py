@@ -63,6 +63,13 @@ def read(name: str, value: str, hint: Any) -> Any:
         raise UserError(f"{name}={shortened(value)}: {wanted}") from None
 
 
+def show(found: object, **options: Any) -> None:
+    """Prints what a verb found."""
+    from rich.console import Console  # here, since not every verb prints a table
+
+    Console(**options).print(found)
+
+
 def config_dir(flags: dict[str, str]) -> Path | None:
     """The folder of the user's own options, where one was given."""
     return Path(flags["--config-dir"]) if "--config-dir" in flags else None

@@ -31,6 +31,7 @@ from archlab.base.files import no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import plain
 from archlab.cli import models, results
+from archlab.cli.arguments import show
 from archlab.config.compose import asked_for, finish, plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
@@ -157,7 +158,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
         if "--multirun" in flags and jobs.directories:
             print(*jobs.directories, sep="\n")
     if experiment and jobs.directories:
-        experiment.finish(jobs.directories)
+        results.REPORTS[experiment.report](jobs.directories)
     elif len(jobs.directories) > 1:
         results.compare_sweep(jobs.directories)
     jobs.raise_errors()
@@ -424,16 +425,19 @@ def _resume(arguments: list[str]) -> None:
 
 
 def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    from archlab.runs import lab
+    from archlab.verbs.describe import show as described
 
-    lab.show(cfg, overrides)
+    show(described(cfg))
     return None
 
 
 def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    from archlab.runs import lab
+    from archlab.verbs.preflight import preflight
 
-    lab.preflight(cfg, overrides)
+    found = preflight(cfg)
+    show(found)
+    if cfg.preflight.plot:
+        print(found.save(cfg.preflight.plot))
     return None
 
 

@@ -1,21 +1,22 @@
-"""Verbs that work on what was written down, not on a configuration: compare, claims, report, stability_map, generate."""
+"""Verbs that work on what was written down, not on a configuration: compare, claims, report, stability_map, generate.
+
+What each does is in archlab.verbs, which is imported by the verb that is asked for: nobody waits for another's libraries.
+"""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from archlab.base.errors import UserError, printable
 from archlab.base.metrics import Direction
 from archlab.base.quantities import Count, Natural, NonNegative
-from archlab.cli.arguments import config_dir, understood
-from archlab.runs import experiments
+from archlab.cli.arguments import config_dir, show, understood
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from archlab.verbs.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -34,57 +35,29 @@ def compare(arguments: list[str]) -> None:
     patterns, options, _ = understood("compare", arguments, CompareOptions)
     if not patterns:
         raise UserError("compare: takes directories of runs, as in archlab compare 'experiments/runs/*norm=*'")
-    record = compared(patterns, options)
-    show_comparison(record)
+    found = compared(patterns, options)
+    show(found)
     if options.output:
-        print(save_comparison(record, Path(options.output)))
+        print(found.save(options.output))
 
 
-def compared(patterns: Sequence[str | Path], options: CompareOptions) -> dict:
-    """The record of a comparison, with what was left out among its notes. Raises UserError."""
-    from archlab.comparison.arms import read_all
-    from archlab.comparison.comparison import compare as compare_runs
+def compared(patterns: Sequence[str | Path], options: CompareOptions) -> "Comparison":
+    from archlab.verbs.compare import compare as arms_of
 
-    runs, notes = read_all(patterns)
-    asked = {name: value for name, value in vars(options).items() if name != "output"}
-    record = compare_runs(runs, **asked).record()
-    return record | {"notes": [*notes, *record["notes"]]}
-
-
-def show_comparison(record: dict) -> None:
-    from rich.console import Console
-
-    from archlab.report.comparison import comparison
-
-    Console().print(comparison(record))
-
-
-def save_comparison(record: dict, folder: Path) -> Path:
-    from archlab.report.comparison import save_all
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_all(record, folder)
-    except OSError as error:
-        raise UserError(
-            f"output={folder}: nothing can be written there: {error.strerror}; give another folder"
-        ) from None
-    return folder
+    return arms_of(*patterns, **{name: value for name, value in vars(options).items() if name != "output"})
 
 
 def compare_sweep(directories: Sequence[Path]) -> None:
     """How a sweep ends: all its arms compared, beside the runs. Where they can't be, one line says why."""
-    from archlab.records.logbook import new_directory
+    from archlab.records.directory import new_directory
 
     try:
-        record = compared(directories, CompareOptions())
+        found = compared(directories, CompareOptions())
     except UserError as error:
         print(f"archlab: no comparison: {error}", file=sys.stderr)
         return
-    show_comparison(record)
-    print(
-        save_comparison(record, new_directory(directories[0].parent / "comparisons", f"{datetime.now():%Y%m%d-%H%M%S}"))
-    )
+    show(found)
+    print(found.save(new_directory(directories[0].parent / "comparisons", f"{datetime.now():%Y%m%d-%H%M%S}")))
 
 
 @dataclass(frozen=True)
@@ -99,14 +72,9 @@ class ClaimsOptions:
 
 def claims(arguments: list[str]) -> None:
     names, options, flags = understood("claims", arguments, ClaimsOptions)
-    from rich.console import Console
+    from archlab.verbs.claims import claims as decided
 
-    from archlab.claim.session import decide_claims
-    from archlab.report.claims import claims_table
-
-    runs, output = Path(options.runs), Path(options.output) if options.output else None
-    records = decide_claims(names, options.budget, runs, output, options.workers, config_dir(flags))
-    Console().print(claims_table(records))
+    show(decided(*names, **vars(options), config_dir=config_dir(flags)))
 
 
 @dataclass(frozen=True)
@@ -123,19 +91,10 @@ class ReportOptions:
 
 def report(arguments: list[str]) -> None:
     names, options, flags = understood("report", arguments, ReportOptions)
-    from archlab.report.written import write_report
+    from archlab.verbs.report import write_report
 
-    comparing = {name: value for name, value in vars(options).items() if name != "output" and value is not None}
-    print(write_report(names, Path(options.output), comparing, partial(drawn_run, own=config_dir(flags))))
-
-
-def drawn_run(directory: Path, own: Path | None = None) -> str:
-    """The block diagram, as SVG, of the model a run trained."""
-    from archlab.config.assemble import assemble_without_weights
-    from archlab.diagram import svg
-    from archlab.runs.load import saved_configuration
-
-    return svg(assemble_without_weights(saved_configuration(directory, own)))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    print(write_report(*names, **given, config_dir=config_dir(flags)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +106,21 @@ def stability_map(arguments: list[str]) -> None:
     directories, _, _ = understood("stability_map", arguments, MapOptions)
     if not directories:
         raise UserError("stability_map: takes directories of runs, as in archlab stability_map 'experiments/runs/*'")
-    experiments.map_stability(directories)
+    map_stability(directories)
+
+
+def map_stability(directories: Sequence[str | Path]) -> None:
+    """Prints the map of runs that are there, and writes it beside them."""
+    from archlab.verbs.compare import stability_map as map_of
+
+    chart = map_of(*directories)
+    folder = chart.save()
+    show(chart)
+    print(folder)
+
+
+REPORTS = {"stability_map": map_stability}
+"""How an experiment ends: what is made of its runs, by the name that its file gives."""
 
 
 @dataclass(frozen=True)
@@ -171,24 +144,7 @@ def generate(arguments: list[str]) -> None:
         )
     if not options.prompt:
         raise UserError("prompt: is empty; give the text to go on from, as in prompt='In the beginning'")
-    import torch
+    from archlab.verbs.generate import generate as go_on
 
-    from archlab.model.generate import generate as go_on
-    from archlab.runs.load import load_run
-
-    cfg, decoder = load_run(names[0], config_dir=config_dir(flags))
-    check_bytes(names[0], cfg)
-    tokens = torch.tensor([list(options.prompt.encode())])
-    settings = {name: value for name, value in vars(options).items() if name != "prompt"}
-    told = go_on(decoder, tokens, prefix_len=tokens.shape[1] if decoder.mask.uses_prefix else None, **settings)
-    text = bytes(told[0].tolist()).decode(errors="replace")
+    text = go_on(names[0], **vars(options), config_dir=config_dir(flags)).text
     print(printable(text) if sys.stdout.isatty() else text)  # a terminal would obey what a stranger's model says
-
-
-def check_bytes(run: str, cfg: "DictConfig") -> None:
-    """Refuses a model whose tokens are not bytes of text."""
-    if cfg.choices.data not in ("text", "python", "file", "hf") or cfg.data.get("tokenizer"):
-        raise UserError(
-            f"{run}: learned data={cfg.choices.data}, whose tokens are not bytes of text; give a run of data=text, python"
-            " or file"
-        )

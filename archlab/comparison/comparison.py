@@ -76,7 +76,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedArms:
     """What `compare` found; `record()` is the whole of it as plain JSON."""
 
     metric: Metric
@@ -119,7 +119,7 @@ def compare(
     direction: Direction | None = None,
     alpha: float = 0.05,
     mix: bool = False,
-) -> Comparison:
+) -> ComparedArms:
     """Sorts runs into arms and compares every arm with the baseline, seed by seed.
 
     `baseline` is an arm's label, or enough of its words to mean one arm; without it, the arm of the first run.
@@ -152,7 +152,7 @@ def compare(
         Measured(arm, of_arm, of_losses, rank, *pairs.get(arm.label, (None, None)))
         for arm, of_arm, of_losses, rank in zip(arms, values, losses, _ranks(values, measure), strict=True)
     ]
-    found = Comparison(measure, smallest, alpha, measured, measured[arms.index(reference)], notes)
+    found = ComparedArms(measure, smallest, alpha, measured, measured[arms.index(reference)], notes)
     notes += _remarks(found, reached)
     return found
 
@@ -219,7 +219,7 @@ def _ranks(values: Sequence[Values], metric: Metric) -> list[int]:
     return [1 + sum(other < key for other in keys) for key in keys]
 
 
-def _remarks(found: Comparison, reached: dict[str, float | None]) -> list[str]:
+def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]:
     """What a reader has to know beside the table, a line each."""
     base, notes = found.baseline, []
     for measured in found.arms:

@@ -33,6 +33,13 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
+def configuration(*what: str | DictConfig, config_dir: str | Path | None = None) -> DictConfig:
+    """One configuration as it is, or what overrides ask for. Raises UserError."""
+    if len(what) == 1 and isinstance(what[0], DictConfig):
+        return what[0]
+    return compose(*(str(word) for word in what), config_dir=config_dir)
+
+
 def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
     """One plan for every combination of comma-separated values, in the order in which `archlab -m` runs them.
 

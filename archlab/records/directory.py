@@ -5,6 +5,7 @@ finished where there is a summary and no checkpoint, and one that was killed has
 config.yaml, which the system lets go of when the process dies, however it dies.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,27 @@ from archlab.base.nested import options_alone
 
 CONFIG, SUMMARY, METRICS, STEPS = "config.yaml", "summary.json", "metrics.jsonl", "steps.jsonl"
 CHECKPOINTS = "checkpoint-*.safetensors"
+
+
+def new_directory(parent: Path, name: str) -> Path:
+    """A directory nobody else has, even where two runs start in the same second."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        return next(directory for directory in (parent / n for n in names) if made(directory))
+    except OSError as error:
+        raise no_room(error, parent) or UserError(
+            f"output={parent}: no run can be written there: {error.strerror}; give another folder"
+        ) from None
+
+
+def made(directory: Path) -> bool:
+    """Whether it was this call that made the directory."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def checkpoints(directory: Path) -> list[Path]:

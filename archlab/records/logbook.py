@@ -6,6 +6,7 @@ metrics.jsonl        one object a logged step
 steps.jsonl          loss and gradient norm of every step
 checkpoint-*         where a run that is broken off goes on; gone once it is finished
 summary.json         how it ended
+sketch.json          the model as it is drawn
 positions.json       held-out loss by position, one curve a length
 autopsy.json         what moved first, and the steps it was found in; only where the run spiked or diverged
 model.safetensors    the weights
@@ -14,7 +15,6 @@ wandb/               Weights & Biases', where it was asked for
 *.png                plots
 """
 
-import itertools
 import json
 import math
 import os
@@ -37,9 +37,9 @@ from torch import nn
 
 import archlab
 from archlab.base.errors import NoRoom, UserError
-from archlab.base.files import PARTS, Lines, no_room, whole, write_text
+from archlab.base.files import PARTS, Lines, whole, write_text
 from archlab.records import checkpoint
-from archlab.records.directory import METRICS, STEPS, SUMMARY, as_written, write_held
+from archlab.records.directory import METRICS, STEPS, SUMMARY, as_written, new_directory, write_held
 from archlab.records.loggers import Logger, open_loggers
 from archlab.train.state import TrainState
 
@@ -135,7 +135,16 @@ class Again:
                 file.unlink()
 
 
-BEGUN_ANEW = (SUMMARY, PARTS, "events.out.*", "positions.json", "autopsy.json", "autopsy.png", "model.safetensors")
+BEGUN_ANEW = (
+    SUMMARY,
+    PARTS,
+    "events.out.*",
+    "positions.json",
+    "autopsy.json",
+    "autopsy.png",
+    "model.safetensors",
+    "sketch.json",
+)
 
 
 def begun(output: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[Path, int]:
@@ -163,27 +172,6 @@ def read_metrics(file: Path, length: int) -> list[Record]:
         told = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: is damaged: {told}; delete the run's checkpoints to begin it anew") from None
     return records
-
-
-def new_directory(parent: Path, name: str) -> Path:
-    """A directory nobody else has, even where two runs start in the same second."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-        return next(directory for directory in (parent / n for n in names) if made(directory))
-    except OSError as error:
-        raise no_room(error, parent) or UserError(
-            f"output={parent}: no run can be written there: {error.strerror}; give another folder"
-        ) from None
-
-
-def made(directory: Path) -> bool:
-    """Whether it was this call that made the directory."""
-    try:
-        directory.mkdir()
-    except FileExistsError:
-        return False
-    return True
 
 
 def slug(overrides: Sequence[str]) -> str:

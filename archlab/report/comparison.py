@@ -1,6 +1,6 @@
 """The record of a comparison -> a table for the terminal, CSV, Markdown, and a plot.
 
-A record is what `archlab.comparison.comparison.Comparison.record()` gives, or the comparison.json made of it.
+A record is what `archlab.comparison.comparison.ComparedArms.record()` gives, or the comparison.json made of it.
 """
 
 import json

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from archlab.base.files import whole
 from archlab.report.tables import make_pairs, make_table, nats, number, spaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS: dict[str, str] = {
     "activation_rms": "activation RMS",
@@ -68,7 +71,7 @@ def _one_quantity(quantity: str, heading: str, rows: Sequence[Mapping[str, Any]]
     return Group(Text(heading[0].upper() + heading[1:], style="bold"), table)
 
 
-def draw(seen: Mapping[str, Any], path: Path) -> Path:
+def start_figure(seen: Mapping[str, Any]) -> "Figure":
     """Activation RMS, gradient norm and attention entropy by layer."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,7 +84,16 @@ def draw(seen: Mapping[str, Any], path: Path) -> Path:
             axes.plot([layer[key] for layer in seen["layers"]], marker="o", color=BLUE)
             axes.set(title=key.replace("_", " "), xlabel="layer", ylim=(0, None))
         figure.suptitle("At initialisation")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
-            figure.savefig(part)
+    return figure
+
+
+def draw(seen: Mapping[str, Any], path: Path) -> Path:
+    """Writes that figure; returns its file."""
+    import matplotlib
+
+    from archlab.report.plots import STYLE
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE), whole(path) as part:
+        start_figure(seen).savefig(part)
     return path

@@ -4,9 +4,7 @@
 own takes the place of the experiment's word of the same name.
 """
 
-import json
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,10 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from archlab.base.errors import UserError
-from archlab.base.files import write_text
 from archlab.base.messages import did_you_mean
-from archlab.comparison.arms import read_all
-from archlab.comparison.stability_map import LEAST_RATES, MAPPED, stability_map
+from archlab.comparison.stability_map import LEAST_RATES
 from archlab.config.overrides import conf_dir, groups, parse
 
 EXPERIMENT = "experiment"
@@ -35,10 +31,6 @@ class Experiment:
     report: Literal["stability_map"]
     seconds_per_run: Annotated[float, Ge(0)]
     """On one CPU thread, as the experiment stands."""
-
-    def finish(self, directories: Sequence[Path]) -> None:
-        """Reports on the runs that were made."""
-        REPORTS[self.report](directories)
 
 
 def expand(words: Sequence[str], own: Sequence[Path]) -> tuple[list[str], Experiment | None]:
@@ -87,24 +79,3 @@ def check_rates(experiment: str, words: Sequence[str]) -> None:
             f"{rate}: {experiment} maps at least {LEAST_RATES} learning rates; give them, as in"
             " train.lr=1e-3,3e-3,1e-2, or leave it out"
         )
-
-
-def map_stability(patterns: Sequence[str | Path]) -> None:
-    """Prints the map of runs that are there, and writes it beside them, under stability_map/<time>/."""
-    from rich.console import Console
-
-    from archlab.records.logbook import new_directory
-    from archlab.report import stability_map as report
-
-    runs, left_out = read_all(patterns, MAPPED)
-    chart = stability_map(runs)
-    chart["notes"] = [*left_out, *chart["notes"]]
-    folder = new_directory(runs[0].directory.parent / "stability_map", f"{datetime.now():%Y%m%d-%H%M%S}")
-    write_text(folder / "stability_map.json", json.dumps(chart, indent=2) + "\n")
-    report.write_csv(chart, folder / "stability_map.csv")
-    report.draw(chart, folder / "stability_map.png")
-    Console().print(report.table(chart))
-    print(folder)
-
-
-REPORTS = {"stability_map": map_stability}

@@ -1,17 +1,16 @@
-"""What the verbs do: assemble and describe a model; train it, look at it, and write down what was seen."""
+"""A run from its configuration to its last file, and a run that goes on: train, look, score, write down."""
 
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -19,32 +18,24 @@ import archlab
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
-from archlab.config.assemble import assemble_without_weights, build, in_the_users_words
-from archlab.config.check import GROUPS, leaks
-from archlab.config.match import describe_match
-from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import kinds_of_layers
-from archlab.cost import bill, describe, measure
-from archlab.cost.estimate import estimate
-from archlab.cost.settings import MemorySettings
+from archlab.config.assemble import build
+from archlab.config.check import leaks
 from archlab.data.batch import Source
+from archlab.diagram.parts import sketch
+from archlab.diagram.saved import write_sketch
 from archlab.evaluate.autopsy import autopsy
 from archlab.evaluate.length import by_length, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
-from archlab.initial.measure import look_at_start, update_size
-from archlab.initial.settings import PreflightSettings
-from archlab.initial.warn import warnings
 from archlab.model.decoder import Decoder
 from archlab.records.checkpoint import Checkpoint, newest
 from archlab.records.directory import hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
-from archlab.report import bills
-from archlab.runs import depths, tune
+from archlab.runs import tune
+from archlab.runs.assembled import assembled, costs, open_source, section
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
-from archlab.train.budget import TOKENS_PER_PARAMETER
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.observers import Checkpoints, EveryStep
 from archlab.train.runtime import Runtime, runtime
@@ -55,63 +46,22 @@ LAST_STEPS = 20
 """train_loss is the mean over this many last steps."""
 
 
-def show(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Prints what a settled configuration assembles and what training it takes, without training it."""
-    console, decoder = Console(), assemble_without_weights(cfg)
-    price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)
-    print_assembled(console, cfg, price, decoder)
-    console.print("", bills.parts(describe.parameters_by_part(decoder)), "", sep="\n")
-    console.print(bills.memory(memory_bill(cfg, decoder)))
-    tokens = TOKENS_PER_PARAMETER * price["n_params"]
-    console.print(bills.token_budget(tokens, TOKENS_PER_PARAMETER, tokens * price["train_flops_per_token"]))
-
-
-def memory_bill(cfg: DictConfig, decoder: Decoder) -> bills.Bill:
-    """What training takes in memory, ready to be told."""
-    settings, seq_len = section(cfg, "memory", MemorySettings), cfg.train.train_len
-    return bills.Bill(
-        rows=bill.rows(estimate(decoder, settings, seq_len)),
-        assumptions=list(bill.assumptions(decoder, settings, seq_len)),
-        growth=bill.otherwise(decoder, settings, seq_len),
-        answer=bill.answer(decoder, settings, seq_len),
-    )
-
-
-def preflight(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Measures a model at its initial weights, and placements at several depths, without training; prints both."""
-    from archlab.report import preflight as told
-    from archlab.report.progress import track
-
-    settings, where, source = (
-        section(cfg, "preflight", PreflightSettings),
-        runtime(cfg.device, cfg.precision),
-        open_source(cfg),
-    )
-    size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
-    console, decoder = Console(), build(cfg).to(where.device)
-    with where.autocast():
-        start = look_at_start(decoder, source, cfg.seed, **size)
-        update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size)
-        comparison = depths.across_depths(cfg, source, settings, where.device) if settings.depths else ()
-        rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]
-    seen = start.to_record() | {"update": update, "steps": settings.steps, "lr": settings.lr}
-    console.print(told.start(seen, list(warnings(start, update))))
-    if rows:
-        console.print(told.depths(rows))
-    if settings.plot:
-        print(told.draw(seen, Path(settings.plot)))
-
-
-def run(cfg: DictConfig, overrides: Sequence[str] = (), started: float | None = None, plots: bool = True) -> Path:
+def run(
+    cfg: DictConfig,
+    overrides: Sequence[str] = (),
+    started: float | None = None,
+    plots: bool = True,
+    show_result: bool = True,
+) -> Path:
     """Trains and evaluates what a settled configuration describes; returns the run's directory.
 
     `started` is the time.time() from which the time to the first step counts. A run the user interrupts is written
     down like any other, with the checkpoint it goes on from, before KeyboardInterrupt goes on.
     """
-    return carried_out(prepared(cfg, started or time.time()), overrides, plots)
+    return carried_out(prepared(cfg, started or time.time()), overrides, plots, show_result=show_result)
 
 
-def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path:
+def resume(directory: Path, plots: bool = True, own: Path | None = None, show_result: bool = True) -> Path:
     """Finishes a run that was broken off, as it would have gone on; one that is finished is left as it is.
 
     `own` is the folder of the user's own options, where the run has any.
@@ -134,7 +84,7 @@ def resume(directory: Path, plots: bool = True, own: Path | None = None) -> Path
     except BaseException:
         os.close(held)
         raise
-    return carried_out(work, (), plots, Again(directory, held, about), saved)
+    return carried_out(work, (), plots, Again(directory, held, about), saved, show_result)
 
 
 @dataclass(frozen=True)
@@ -164,7 +114,7 @@ def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> 
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     decoder = build(cfg)
     price = costs(cfg, where, decoder)
-    print_assembled(Console(), cfg, price, decoder)
+    Console().print(assembled(cfg, price, decoder))
     tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
@@ -176,7 +126,12 @@ def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> 
 
 
 def carried_out(
-    work: Work, overrides: Sequence[str], plots: bool, again: Again | None = None, saved: Checkpoint | None = None
+    work: Work,
+    overrides: Sequence[str],
+    plots: bool,
+    again: Again | None = None,
+    saved: Checkpoint | None = None,
+    show_result: bool = True,
 ) -> Path:
     """From the first step, or the one after the checkpoint, to the run's last file."""
     with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook, full_disk_told(logbook):
@@ -191,11 +146,14 @@ def carried_out(
         if outcome.interrupted:
             summary["status"] = "stopped"
         summary["wall_seconds"] = time.time() - work.started
+        with suppress(UserError):  # a block that cannot be run on the meta device is not drawn
+            write_sketch(logbook.directory, sketch(work.decoder, ""))
         logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
     from archlab.report import tables
 
-    Console().print(tables.result(summary))
-    print(logbook.directory)
+    if show_result or outcome.interrupted:
+        Console().print(tables.result(summary))
+        print(logbook.directory)
     if outcome.interrupted:
         raise Stopped(stop.asked or signal.SIGINT)
     return logbook.directory
@@ -351,18 +309,6 @@ def tell_where(directory: Path, cfg: DictConfig, damaged: Sequence[str], about: 
 # ---------------------------------------------------------------- parts of a run
 
 
-def open_source(cfg: DictConfig) -> Source:
-    """The data, refused where its ids don't fit the model's vocabulary."""
-    with in_the_users_words():
-        source = instantiate(cfg.data)
-    if source.vocab_size > cfg.size.vocab_size:
-        raise UserError(
-            f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
-            f" use size.vocab_size={source.vocab_size}"
-        )
-    return source
-
-
 def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) -> tuple[list[Record], list[Record]]:
     from archlab.report.progress import track
 
@@ -392,42 +338,3 @@ def find_rate(cfg: DictConfig, source: Source, where: Runtime) -> Record:
 
 def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
-    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
-    return {
-        "n_params": describe.count_parameters(decoder),
-        **measure.costs(measure.on_meta(decoder), cfg.train.train_len, where.dtype.itemsize),
-        "dtype": str(where.dtype).removeprefix("torch."),
-    }
-
-
-def print_assembled(console: Console, cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> None:
-    from archlab.report import tables
-
-    blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
-    by_layer = [(kind.where, kind.what) for kind in kinds_of_layers(cfg)] if cfg.layers else []
-    console.print(tables.assembled(blocks, price, by_layer))
-    if cfg.match:
-        console.print(f"matched: {describe_match(cfg.matched)}", highlight=False)
-    console.print(describe.tree(decoder), markup=False, highlight=False)
-
-
-def chosen(cfg: DictConfig, group: str) -> str:
-    """The option's name; of a size whose width or depth was set otherwise, as by a preset, none."""
-    name = cfg.choices[group]
-    named = option_node(group, name, [conf_dir()]) if group == "size" else None
-    return "own" if named and any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")) else name
-
-
-def options_of(cfg: DictConfig, group: str) -> str:
-    """A group's options as they were settled, in one line."""
-    node = OmegaConf.to_container(cfg[group])
-    return ", ".join(
-        f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
-    )
-
-
-def section(cfg: DictConfig, name: str, kind: type) -> Any:
-    return kind(**OmegaConf.to_container(cfg[name]))

@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[str, str] = {}) -> list[Section]:
     """What is asked, what came out, the arms, the curves, and how to do it again.
 
-    `record` is Comparison.record(); `runs` are the runs it names; `drawings` holds an arm's diagram, as SVG, by its
+    `record` is ComparedArms.record(); `runs` are the runs it names; `drawings` holds an arm's diagram, as SVG, by its
     label, and an arm without one is shown by its choices.
     """
     at = {str(run.directory): run for run in runs}

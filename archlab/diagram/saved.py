@@ -1,0 +1,42 @@
+"""A model's sketch beside its run, so that a page of runs can draw it without building it. Imports no torch."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from archlab.base.files import write_text
+from archlab.base.plain import Unreadable, read_json
+from archlab.diagram.sketch import Graph, ModelSketch
+
+SKETCH = "sketch.json"
+SHAPE = TypeAdapter(ModelSketch)
+
+
+def write_sketch(directory: Path, sketch: ModelSketch) -> None:
+    """Writes a sketch into a run's directory."""
+    write_text(directory / SKETCH, json.dumps(asdict(sketch)) + "\n")
+
+
+def read_sketch(directory: Path) -> ModelSketch | None:
+    """The sketch in a run's directory; None where there is none, or where what is there is none."""
+    file = directory / SKETCH
+    if not file.is_file():
+        return None
+    try:
+        sketch = SHAPE.validate_python(read_json(file))
+    except (Unreadable, ValidationError):
+        return None
+    graphs = [sketch.embedding, sketch.head]
+    graphs += [
+        graph
+        for layers in sketch.layers
+        for graph in (layers.layer.residual, *(b.graph for b in layers.layer.branches))
+    ]
+    return sketch if all(map(in_order, graphs)) and sketch.layers else None
+
+
+def in_order(graph: Graph) -> bool:
+    """Whether every node reads nodes before it, and there is one that is the result."""
+    return bool(graph) and all(0 <= read < place for place, node in enumerate(graph) for read in node.reads)

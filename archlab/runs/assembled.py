@@ -1,0 +1,70 @@
+"""What a configuration is put together from: its data, its costs, and both as they are printed before a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from archlab.base.errors import UserError
+from archlab.config.assemble import in_the_users_words
+from archlab.config.check import GROUPS
+from archlab.config.match import describe_match
+from archlab.config.overrides import conf_dir, option_node
+from archlab.config.plan import kinds_of_layers
+from archlab.cost import describe, measure
+from archlab.data.batch import Source
+from archlab.model.decoder import Decoder
+from archlab.report import tables
+from archlab.train.runtime import Runtime
+
+
+def open_source(cfg: DictConfig) -> Source:
+    """The data, refused where its ids don't fit the model's vocabulary."""
+    with in_the_users_words():
+        source = instantiate(cfg.data)
+    if source.vocab_size > cfg.size.vocab_size:
+        raise UserError(
+            f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
+            f" use size.vocab_size={source.vocab_size}"
+        )
+    return source
+
+
+def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
+    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
+    return {
+        "n_params": describe.count_parameters(decoder),
+        **measure.costs(measure.on_meta(decoder), cfg.train.train_len, where.dtype.itemsize),
+        "dtype": str(where.dtype).removeprefix("torch."),
+    }
+
+
+def assembled(cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> RenderableType:
+    """The options chosen, what they cost, and the tree of modules."""
+    blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
+    by_layer = [(kind.where, kind.what) for kind in kinds_of_layers(cfg)] if cfg.layers else []
+    matched = [Text(f"matched: {describe_match(cfg.matched)}")] if cfg.match else []
+    return Group(tables.assembled(blocks, price, by_layer), *matched, Text(describe.tree(decoder)))
+
+
+def chosen(cfg: DictConfig, group: str) -> str:
+    """The option's name; of a size whose width or depth was set otherwise, as by a preset, none."""
+    name = cfg.choices[group]
+    named = option_node(group, name, [conf_dir()]) if group == "size" else None
+    return "own" if named and any(cfg.size[field] != named[field] for field in ("d_model", "n_layers")) else name
+
+
+def options_of(cfg: DictConfig, group: str) -> str:
+    """A group's options as they were settled, in one line."""
+    node = OmegaConf.to_container(cfg[group])
+    return ", ".join(
+        f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
+    )
+
+
+def section(cfg: DictConfig, name: str, kind: type) -> Any:
+    """A section of the configuration as the dataclass its room knows it by."""
+    return kind(**OmegaConf.to_container(cfg[name]))

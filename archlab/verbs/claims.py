@@ -1,0 +1,48 @@
+"""Claims of papers and of folklore, decided by runs: supported, refuted or inconclusive."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import RenderableType
+
+from archlab.claim.session import decide_claims
+from archlab.report.claims import claims_table
+from archlab.verbs.shown import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Claims(Shown):
+    """Claims that were decided; `records` are what their result.json hold."""
+
+    records: Sequence[Mapping[str, Any]]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per claim: name, verdict, sentence, source, seeds."""
+        import pandas as pd
+
+        columns = ("name", "verdict", "sentence", "source", "seeds")
+        return pd.DataFrame([{column: record.get(column) for column in columns} for record in self.records])
+
+    def __rich__(self) -> RenderableType:
+        return claims_table(self.records)
+
+
+def claims(
+    *names: str,
+    budget: Literal["quick", "full"] = "quick",
+    workers: int | None = None,
+    runs: str | Path = "experiments/runs/claims",
+    output: str | Path | None = None,
+    config_dir: str | Path | None = None,
+) -> Claims:
+    """Decides claims by name or pattern, all of them where none is named; runs that are there are not made again.
+
+    Raises UserError before anything is run where a claim cannot be read or made.
+    """
+    own, folder = (Path(path) if path else None for path in (config_dir, output))
+    return Claims(decide_claims(names, budget, Path(runs), folder, workers, own))

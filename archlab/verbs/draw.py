@@ -1,0 +1,83 @@
+"""The block diagram of a model, as it is built."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import RenderableType
+from rich.text import Text
+
+from archlab.base.errors import UserError
+from archlab.base.files import write_bytes
+from archlab.config.assemble import assemble_without_weights, build
+from archlab.config.compose import compose
+from archlab.config.overrides import refuse_twice
+from archlab.cost.describe import count_parameters
+from archlab.diagram.canvas import png
+from archlab.diagram.draw import svg
+from archlab.model.decoder import Decoder
+from archlab.runs.named_model import NamedModel, named
+from archlab.runs.weights import load_weights
+from archlab.verbs.shown import Shown
+
+DRAWN_WITH_WEIGHTS = 50_000_000
+"""Parameters up to which a model is given its initial weights, so that a bias that is learned can be pictured too."""
+
+
+@dataclass(frozen=True, repr=False)
+class Drawing(Shown):
+    """A picture of one model or of two."""
+
+    svg: str
+    title: str
+
+    def save(self, *files: str | Path) -> list[Path]:
+        """Writes files that end in .svg or .png. Raises UserError where one of them cannot be written."""
+        return write([Path(file) for file in files], self.svg)
+
+    def __rich__(self) -> RenderableType:
+        return Text(f"A drawing of {self.title}: .save('model.svg') writes it")
+
+    def _repr_html_(self) -> str:
+        return self.svg
+
+
+def draw(*model: str | DictConfig, config_dir: str | Path | None = None) -> Drawing:
+    """One model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
+    own = Path(config_dir) if config_dir else None
+    if len(model) == 1 and isinstance(model[0], DictConfig):
+        one_model = NamedModel("", model[0], None)
+    else:
+        one_model = one("draw", [str(word) for word in model], own)
+    return Drawing(svg(decoder_of(one_model), one_model.name), one_model.name or "the defaults")
+
+
+def one(verb: str, names: list[str], own: Path | None) -> NamedModel:
+    """A model by one name, or by overrides without quotes; none of them are the defaults."""
+    if len(names) == 1:
+        return named(names[0], own)
+    if without := [name for name in names if "=" not in name]:
+        raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
+    refuse_twice(names)
+    return NamedModel(" ".join(names), compose(*names, config_dir=own), tuple(names))
+
+
+def decoder_of(model: NamedModel) -> Decoder:
+    """A run's with what it learned; any other with its initial weights, or without them where they are large."""
+    decoder = assemble_without_weights(model.cfg)
+    if model.directory is not None:
+        return load_weights(model.directory, model.cfg)
+    return build(model.cfg) if count_parameters(decoder) <= DRAWN_WITH_WEIGHTS else decoder
+
+
+def write(files: Iterable[Path], picture: str) -> list[Path]:
+    """Writes one picture to each file, as its ending says. Raises UserError."""
+    written = []
+    for file in files:
+        try:
+            write_bytes(file, picture.encode() if file.suffix == ".svg" else png(picture))
+        except OSError as error:
+            raise UserError(f"output={file}: cannot be written: {error.strerror}; give another file") from None
+        written.append(file)
+    return written

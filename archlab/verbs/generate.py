@@ -1,0 +1,72 @@
+"""What a run's model says after a prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import RenderableType
+from rich.text import Text
+
+from archlab.base.errors import UserError, printable
+from archlab.model.generate import generate as tokens_after
+from archlab.runs.load import load_run
+from archlab.verbs.shown import Shown
+
+
+@dataclass(frozen=True, repr=False)
+class GeneratedText(Shown):
+    """The prompt and what came after it; bytes that are no UTF-8 are written as U+FFFD."""
+
+    text: str
+    prompt: str
+
+    @property
+    def new(self) -> str:
+        """What came after the prompt."""
+        return self.text.removeprefix(self.prompt)
+
+    def __rich__(self) -> RenderableType:
+        return Text(printable(self.text))  # a terminal would obey what a stranger's model says
+
+
+def generate(
+    run: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    config_dir: str | Path | None = None,
+) -> GeneratedText:
+    """Lets the model of a run's directory go on from a prompt; under a prefix mask the prompt is the prefix.
+
+    `archlab.model.generate.generate` says what the settings mean. Raises UserError where the run has no text model.
+    """
+    if not prompt:
+        raise UserError("prompt: is empty; give the text to go on from, as in prompt='In the beginning'")
+    cfg, decoder = load_run(run, config_dir=config_dir)
+    check_bytes(str(run), cfg)
+    tokens = torch.tensor([list(prompt.encode())])
+    out = tokens_after(
+        decoder,
+        tokens,
+        prefix_len=tokens.shape[1] if decoder.mask.uses_prefix else None,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    return GeneratedText(bytes(out[0].tolist()).decode(errors="replace"), prompt)
+
+
+def check_bytes(run: str, cfg: DictConfig) -> None:
+    """Refuses a model whose tokens are not bytes of text."""
+    if cfg.choices.data not in ("text", "python", "file", "hf") or cfg.data.get("tokenizer"):
+        raise UserError(
+            f"{run}: learned data={cfg.choices.data}, whose tokens are not bytes of text; give a run of data=text, python"
+            " or file"
+        )

@@ -1,0 +1,32 @@
+"""One HTML page of runs, claims and stability maps."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from archlab.diagram.drawing import svg
+from archlab.diagram.saved import read_sketch
+from archlab.report.written import write_report as written
+
+
+def write_report(
+    *names: str | Path, output: str | Path = "report.html", config_dir: str | Path | None = None, **comparing: Any
+) -> Path:
+    """Writes a page of runs and claims and returns its file; `comparing` are the options of `archlab.compare`.
+
+    Raises UserError where nothing can be read or compared.
+    """
+    own = Path(config_dir) if config_dir else None
+    return written([str(name) for name in names], Path(output), comparing, partial(drawn_run, own=own))
+
+
+def drawn_run(directory: Path, own: Path | None = None) -> str:
+    """The block diagram, as SVG, of the model a run trained: from its sketch or, of a run without one, built again."""
+    sketch = read_sketch(directory)
+    if sketch is not None:
+        return svg(sketch)
+    from archlab.config.assemble import assemble_without_weights  # here, so that a page of runs needs no torch
+    from archlab.diagram.draw import svg as draw
+    from archlab.runs.load import saved_configuration
+
+    return draw(assemble_without_weights(saved_configuration(directory, own)))

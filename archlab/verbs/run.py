@@ -1,0 +1,178 @@
+"""A run made, finished, read back, and let go on from a prompt; and a sweep of runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from archlab.base.errors import UserError
+from archlab.config.compose import configuration, plans
+from archlab.model.decoder import Decoder
+from archlab.records.directory import as_written, same_run
+from archlab.records.reader import Run, read_run
+from archlab.report import tables
+from archlab.runs import lab
+from archlab.runs.load import load_run
+from archlab.verbs.compare import Comparison, compare
+from archlab.verbs.generate import GeneratedText, generate
+from archlab.verbs.shown import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainedRun(Shown):
+    """A finished run: what was asked for, what was measured, and its weights."""
+
+    record: Run
+    own: Path | None = None
+    """The folder of the user's own options that it was made with."""
+
+    @property
+    def directory(self) -> Path:
+        return self.record.directory
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole configuration."""
+        return self.record.config
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How it ended: losses in nats per token, costs, stability, verdict by length."""
+        return self.record.summary
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per step: loss in nats per token, and the gradient's norm before clipping."""
+        import pandas as pd
+
+        columns = {"loss": self.record.losses, "grad_norm": self.record.grad_norms}
+        return pd.DataFrame(columns, index=pd.RangeIndex(1, len(self.record.losses) + 1, name="step"))
+
+    def layers(self) -> "pd.DataFrame":
+        """One row per layer and step at which the probes looked inside: activation_rms, grad_norm and the others."""
+        import pandas as pd
+
+        rows = [
+            {"step": logged["step"], "layer": depth, **layer}
+            for logged in self.record.metrics
+            for depth, layer in enumerate(logged.get("layers", ()))
+        ]
+        return pd.DataFrame(rows).set_index(["step", "layer"]) if rows else pd.DataFrame()
+
+    def plot(self, what: str = "training") -> "Figure | None":
+        """Loss and gradient norm by step; or what the probes saw by layer, the loss by position, or by length.
+
+        None where the run measured no such thing.
+        """
+        from archlab.report import plots  # here, so that a run need not wait for matplotlib
+
+        summary, leaking = self.summary, bool(self.summary.get("leaking"))
+        drawn = {
+            "training": lambda: plots.training_figure(self.record.metrics, leaking),
+            "layers": lambda: plots.layers_figure(self.record.metrics, leaking),
+            "positions": lambda: plots.by_position_figure(self.record.positions, summary["train_len"], leaking),
+            "lengths": lambda: plots.by_length_figure(summary.get("length") or [], summary["train_len"], leaking),
+        }
+        if what not in drawn:
+            raise UserError(f"plot: there is no picture {what}; use {', '.join(drawn)}")
+        return drawn[what]()
+
+    def model(self, *overrides: str) -> Decoder:
+        """Its weights in a decoder, under other options where they change no weight, such as "mask=window"."""
+        return load_run(self.directory, *overrides, config_dir=self.own)[1]
+
+    def generate(self, prompt: str, **settings: Any) -> GeneratedText:
+        """What its model says after a prompt; `settings` are those of `archlab.generate`."""
+        return generate(self.directory, prompt, config_dir=self.own, **settings)
+
+    def __rich__(self) -> RenderableType:
+        return Group(tables.result(self.summary), as_path(self.directory))
+
+
+def as_path(directory: Path) -> Text:
+    """A directory in one line however long it is, so that it can be copied."""
+    return Text(str(directory), no_wrap=True, overflow="ignore")
+
+
+def load(directory: str | Path, *, config_dir: str | Path | None = None) -> TrainedRun:
+    """A run that was written down. Raises UserError where the directory holds no finished run."""
+    return TrainedRun(read_run(Path(directory)), Path(config_dir) if config_dir else None)
+
+
+def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
+    """Trains and scores what overrides, or one configuration, describe: `archlab.run("norm=rms", "train.steps=50")`.
+
+    Prints what is assembled and a progress bar, as the command does. Raises UserError.
+    """
+    words = [word for word in what if isinstance(word, str)]
+    directory = lab.run(configuration(*what, config_dir=config_dir), words, plots=plots, show_result=False)
+    return load(directory, config_dir=config_dir)
+
+
+def resume(directory: str | Path, *, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
+    """Finishes a run that was broken off, as it would have gone on; a finished one is left as it is. Raises UserError."""
+    own = Path(config_dir) if config_dir else None
+    return load(lab.resume(Path(directory), plots, own, show_result=False), config_dir=config_dir)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Shown):
+    """Runs of one sweep, in its order."""
+
+    runs: Sequence[TrainedRun]
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """All arms compared. Raises UserError where they cannot be."""
+        return compare(*(run.directory for run in self.runs))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per run: its overrides and the numbers of its summary."""
+        import pandas as pd
+
+        rows = [
+            {"directory": str(run.directory), "overrides": " ".join(run.record.overrides)}
+            | {name: value for name, value in run.summary.items() if isinstance(value, (int, float, str))}
+            for run in self.runs
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure | None":
+        """Each arm's effect with its interval."""
+        return self.comparison.plot()
+
+    def __rich__(self) -> RenderableType:
+        directories = [as_path(run.directory) for run in self.runs]
+        if len(self.runs) < 2:
+            return Group(*directories)
+        try:
+            return Group(*directories, self.comparison)
+        except UserError as error:
+            return Group(*directories, Text(f"no comparison: {error}"))
+
+
+def sweep(*overrides: str, config_dir: str | Path | None = None, again: bool = False, plots: bool = True) -> Sweep:
+    """One run for every combination of comma-separated values: `archlab.sweep("norm=layer,rms", "seed=0,1,2")`.
+
+    All are checked before the first starts. Runs that are there already are kept, and those that were broken off are
+    finished, unless `again`. Raises UserError.
+    """
+    made: list[TrainedRun] = []
+    for plan in plans(*overrides, config_dir=config_dir):
+        written = as_written(OmegaConf.to_container(plan.cfg, resolve=True))
+        there = None if again else same_run(Path(plan.cfg.output), written)
+        if there:
+            made.append(resume(there, config_dir=config_dir, plots=plots))
+        else:
+            directory = lab.run(plan.cfg, list(plan.overrides), plots=plots, show_result=False)
+            made.append(load(directory, config_dir=config_dir))
+    return Sweep(made)

@@ -1,0 +1,34 @@
+"""A result that a terminal prints as the command line does and that a notebook shows as a page."""
+
+from abc import ABC, abstractmethod
+from io import StringIO
+
+from rich.console import Console, RenderableType
+
+WIDTH = 100
+"""Columns of a result that is turned into text or HTML, where there is no terminal to ask."""
+
+
+class Shown(ABC):
+    """`print(result)` gives what the command prints; in a notebook the last line of a cell shows it in colour."""
+
+    @abstractmethod
+    def __rich__(self) -> RenderableType:
+        """What rich prints."""
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+        console.print(self, highlight=False)
+        return console.file.getvalue().rstrip("\n")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        console = Console(file=StringIO(), width=WIDTH, record=True, force_jupyter=False)
+        console.print(self, highlight=False)
+        return console.export_html(inline_styles=True, code_format=PAGE)
+
+
+PAGE = '<pre style="line-height:normal; overflow-x:auto; font-family:monospace">{code}</pre>'
+"""A notebook brings its own page around it."""

@@ -1,0 +1,213 @@
+"""From Python: everything the command line does, each result printing what the command prints."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import archlab
+from archlab.base.errors import UserError
+from archlab.cli import main as cli
+from archlab.contract import decoder
+from archlab.contract import verify as verifying
+from archlab.verbs.run import Sweep, TrainedRun
+
+SMALL = (
+    "size=nano",
+    "train.steps=3",
+    "train.batch_size=2",
+    "train.train_len=12",
+    "eval.lengths=[1,2]",
+    "eval.tokens=48",
+)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        cli.main(list(words))
+    return out.getvalue()
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    folder = tmp_path_factory.mktemp("runs")
+    return archlab.sweep(*SMALL, "norm=layer,rms", "seed=0,1", f"output={folder}", plots=False)
+
+
+def test_every_name_is_there_and_documented():
+    assert {
+        "run",
+        "resume",
+        "sweep",
+        "load",
+        "compare",
+        "claims",
+        "show",
+        "draw",
+        "diff",
+        "verify",
+        "generate",
+        "preflight",
+        "memory",
+        "hub",
+    } <= set(archlab.__all__)
+    for name in archlab.__all__:
+        assert getattr(archlab, name).__doc__, name
+    assert set(archlab.__all__) <= set(dir(archlab))
+    with pytest.raises(AttributeError, match="no attribute 'ramble'"):
+        _ = archlab.ramble
+
+
+def test_names_stay_what_they_are_after_every_module_was_imported():
+    """No room of the package has the name of a function: importing it would put the room in the function's place."""
+    rooms = {path.name for path in Path(archlab.__file__).parent.iterdir() if path.is_dir()} - {"hub"}
+    assert not rooms & set(archlab.__all__)
+
+
+def test_show_prints_what_the_command_prints(monkeypatch):
+    found = archlab.show("size=nano", "pos=alibi")
+    assert lines(str(found)) == lines(command(monkeypatch, "show", "size=nano", "pos=alibi"))
+    assert (
+        found.to_pandas().sum()
+        == found.costs["n_params"]
+        == sum(p.numel() for p in archlab.build("size=nano", "pos=alibi").parameters())
+    )
+    assert found.memory.to_pandas().sum() == pytest.approx(archlab.memory("size=nano", "pos=alibi").total)
+    assert "alibi" in found._repr_html_() and found._repr_html_().startswith("<pre")
+
+
+def test_diff_prints_what_the_command_prints(monkeypatch):
+    found = archlab.diff("size=nano", "size=nano norm=layer")
+    assert lines(str(found)) == lines(command(monkeypatch, "diff", "size=nano", "size=nano norm=layer"))
+    table = found.to_pandas()
+    assert list(table[(table["kind"] == "blocks")]["what"]) == ["norm"]
+    assert found.plot().svg.startswith("<svg")
+
+
+def test_a_ladder_has_one_row_per_rung():
+    from archlab.verbs.diff import climb
+
+    way = climb("size=nano", "size=nano norm=layer ffn=gelu")
+    assert list(way.to_pandas()["changed"]) == ["", "norm", "ffn"]
+
+
+def test_verify_is_true_where_no_promise_is_broken(monkeypatch):
+    # Types are checked while the tests run, and the compiler cannot follow the checker; tests/test_verify.py compiles.
+    checks = tuple(check for check in decoder.CHECKS if check is not decoder.compiled)
+    monkeypatch.setattr(verifying, "CHECKS", checks)
+    found = archlab.verify("head=linear")
+    assert found and set(found.to_pandas()["verdict"]) <= {"holds", "not asked"}
+    assert lines(str(found)) == lines(command(monkeypatch, "verify", "head=linear"))
+
+
+def test_draw_saves_and_shows(tmp_path):
+    drawing = archlab.draw("size=nano")
+    assert drawing._repr_html_() == drawing.svg
+    assert [file.name for file in drawing.save(tmp_path / "a.svg", tmp_path / "a.png")] == ["a.svg", "a.png"]
+    with pytest.raises(UserError, match="cannot be written"):
+        drawing.save(tmp_path / "nowhere" / "a.svg")
+
+
+def test_preflight_has_a_row_per_layer(tmp_path):
+    start = archlab.preflight(*SMALL, "preflight.depths=null", "preflight.batch_size=2")
+    assert len(start.to_pandas()) == 2 and isinstance(start.plot(), Figure)
+    assert start.save(tmp_path / "start.png").is_file()
+    assert "At initialisation" in str(start)
+
+
+def test_a_sweep_makes_each_run_once(swept: Sweep):
+    assert [run.config["seed"] for run in swept.runs] == [0, 1, 0, 1]
+    folder = swept.runs[0].directory.parent
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    again = archlab.sweep(*SMALL, "norm=layer,rms", "seed=0,1", f"output={folder}", plots=False)
+    assert [run.directory for run in again.runs] == [run.directory for run in swept.runs]
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert len(swept.to_pandas()) == 4 and isinstance(swept.plot(), Figure)
+    assert str(swept.comparison) in str(swept)
+
+
+def test_a_sweep_is_checked_whole_before_its_first_run(tmp_path):
+    with pytest.raises(UserError):
+        archlab.sweep(*SMALL, "seed=0", "size.n_heads=2,3", f"output={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_is_read_with_its_steps_its_layers_and_its_weights(swept: Sweep):
+    run = archlab.load(swept.runs[0].directory)
+    assert isinstance(run, TrainedRun)
+    assert list(run.to_pandas().index) == [1, 2, 3] and run.to_pandas()["loss"].iloc[-1] == run.record.losses[-1]
+    layers = run.layers()
+    assert isinstance(layers, pd.DataFrame) and set(layers.index.get_level_values("layer")) == {0, 1}
+    assert isinstance(run.plot(), Figure) and isinstance(run.plot("layers"), Figure)
+    with pytest.raises(UserError, match="use training, layers, positions, lengths"):
+        run.plot("lawyers")
+    assert sum(p.numel() for p in run.model().parameters()) == run.summary["n_params"]
+    assert "validation loss" in str(run) and str(run.directory) in str(run)
+
+
+def test_generate_from_a_run(swept: Sweep, monkeypatch):
+    run = swept.runs[0]
+    text = run.generate("In the", max_new_tokens=4)
+    assert text.text == text.prompt + text.new and text.prompt == "In the"
+    assert command(monkeypatch, "generate", str(run.directory), "prompt=In the", "max_new_tokens=4") == text.text + "\n"
+
+
+def test_compare_prints_what_the_command_prints(swept: Sweep, monkeypatch, tmp_path):
+    folder = str(swept.runs[0].directory.parent)
+    found = archlab.compare(folder)
+    assert lines(str(found)) == lines(command(monkeypatch, "compare", folder))
+    assert list(found.to_pandas()["label"]) == ["norm=layer", "norm=rms"]
+    assert {file.suffix for file in found.save(tmp_path / "c").iterdir()} == {".json", ".csv", ".md", ".png"}
+
+
+def test_run_and_resume_give_the_run(tmp_path, capsys):
+    run = archlab.run(*SMALL, f"output={tmp_path}", plots=False)
+    assert "validation loss" not in capsys.readouterr().out  # the result is shown by who asked for it
+    same = archlab.resume(run.directory)
+    assert same.directory == run.directory and same.summary == run.summary
+
+
+def test_a_page_of_runs_needs_no_torch(swept: Sweep, tmp_path):
+    """Nor does a comparison, nor help: whoever reads what was written down does not wait for it."""
+    folder, page = swept.runs[0].directory.parent, tmp_path / "page.html"
+    for words in (["compare", str(folder)], ["report", str(folder), f"output={page}"], ["--help"], ["--version"]):
+        code = f"import sys; from archlab.cli.main import main; main({words!r}); assert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert page.read_text().count("data:image/svg+xml;base64") == 2
+
+
+def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
+    import json
+    import shutil
+
+    from archlab.verbs.report import drawn_run
+
+    run = tmp_path / "run"
+    shutil.copytree(swept.runs[0].directory, run)
+    good = json.loads((run / "sketch.json").read_text())
+    ours = drawn_run(run)
+    for spoil in (
+        lambda sketch: sketch["layers"].clear(),
+        lambda sketch: sketch["head"][-1].update(reads=[99]),
+        lambda sketch: sketch.update(embedding=[]),
+        lambda sketch: sketch.update(title=7),
+    ):
+        sketch = json.loads(json.dumps(good))
+        spoil(sketch)
+        (run / "sketch.json").write_text(json.dumps(sketch))
+        assert drawn_run(run) == ours  # drawn from the model itself
+    good["head"][-1]["box"]["label"] = "<script>alert(1)</script>"
+    (run / "sketch.json").write_text(json.dumps(good))
+    assert "<script>" not in drawn_run(run)
