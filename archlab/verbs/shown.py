@@ -18,7 +18,7 @@ class Shown(ABC):
 
     def __str__(self) -> str:
         console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
-        console.print(self, highlight=False)
+        console.print(self, highlight=False, crop=False)
         return console.file.getvalue().rstrip("\n")
 
     def __repr__(self) -> str:
@@ -26,7 +26,7 @@ class Shown(ABC):
 
     def _repr_html_(self) -> str:
         console = Console(file=StringIO(), width=WIDTH, record=True, force_jupyter=False)
-        console.print(self, highlight=False)
+        console.print(self, highlight=False, crop=False)
         return console.export_html(inline_styles=True, code_format=PAGE)
 
 
