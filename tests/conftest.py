@@ -56,6 +56,6 @@ def pytest_sessionfinish(session):
 def parity_table() -> str:
     lines = ["| family | cases | logits | gradients |", "|---|---|---|---|"]
     for family, cases in sorted(MEASURED.items()):
-        logits, gradients = ([error for error in column if error is not None] for column in zip(*cases))
+        logits, gradients = ([error for error in column if error is not None] for column in zip(*cases, strict=True))
         lines.append(f"| {family} | {len(logits)} | {max(logits):.0e} | {max(gradients):.0e} |")
     return "\n".join(lines)

@@ -334,7 +334,7 @@ def test_a_diverged_run_writes_its_autopsy_and_prints_a_line(tmp_path, capsys):
 
 
 def test_a_diverged_run_without_probes_says_that_nothing_was_watched(tmp_path, capsys):
-    directory, summary = run(tmp_path, *WILD, "probe.every=null")
+    directory, _summary = run(tmp_path, *WILD, "probe.every=null")
     assert json.loads((directory / "autopsy.json").read_text())["recorded"] == []
     assert not (directory / "autopsy.png").exists()
     assert "nothing inside the layers was watched" in " ".join(capsys.readouterr().out.split())
@@ -369,7 +369,7 @@ def test_the_plot_marks_what_was_found_and_draws_every_layer():
         for layer in record["layers"][1:]:
             layer["max_score"] = 2.0
     figure = plots_autopsy.autopsy_figure(spiked(losses, recorded), recorded)
-    loss, rms, norm, score = figure.axes
+    loss, _rms, norm, _score = figure.axes
     assert "layer 2" in figure.get_suptitle() and "73" in figure.get_suptitle()
     widths = [line.get_linewidth() for line in norm.lines if len(line.get_xdata()) == len(recorded)]
     assert len(widths) == LAYERS and widths.index(max(widths)) == 2

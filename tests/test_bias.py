@@ -55,9 +55,10 @@ def fire_by_hand(position, head: int, query: int, key: int) -> float:
 
     share = psi(abs(query - key)) / (psi(max(query, abs(512 * position.threshold_gain.item()))) + 1e-6)
     hidden = [
-        max(w * share + b, 0.0) for (w,), b in zip(position.up_proj.weight.tolist(), position.up_proj.bias.tolist())
+        max(w * share + b, 0.0)
+        for (w,), b in zip(position.up_proj.weight.tolist(), position.up_proj.bias.tolist(), strict=True)
     ]
-    return sum(w * h for w, h in zip(position.down_proj.weight[head].tolist(), hidden))
+    return sum(w * h for w, h in zip(position.down_proj.weight[head].tolist(), hidden, strict=True))
 
 
 BY_HAND = {"t5": t5_by_hand, "kerple": kerple_by_hand, "kerple_power": kerple_power_by_hand, "fire": fire_by_hand}
@@ -190,7 +191,7 @@ def test_a_learned_bias_can_be_learned():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert all((weight != old).all() for weight, old in zip(decoder.position.parameters(), before))
+    assert all((weight != old).all() for weight, old in zip(decoder.position.parameters(), before, strict=True))
 
 
 # --- refused ------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    ("changes", "told"),
     [
         ({"sentence": None}, "claim/mine.yaml: sentence: should be a valid string"),
         ({"colour": "red"}, "claim/mine.yaml: colour: extra inputs are not permitted"),
@@ -138,12 +138,12 @@ def decided(
 FAR, NEAR = [1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.05]
 
 
-@pytest.mark.parametrize("expect, verdict", [("below", "SUPPORTED"), ("above", "REFUTED"), ("equal", "REFUTED")])
+@pytest.mark.parametrize(("expect", "verdict"), [("below", "SUPPORTED"), ("above", "REFUTED"), ("equal", "REFUTED")])
 def test_a_clear_difference_supports_its_side_and_refutes_the_others(expect, verdict):
     assert decided(expect, a=FAR, b=NEAR).verdict == verdict
 
 
-@pytest.mark.parametrize("expect, verdict", [("below", "REFUTED"), ("above", "REFUTED"), ("equal", "SUPPORTED")])
+@pytest.mark.parametrize(("expect", "verdict"), [("below", "REFUTED"), ("above", "REFUTED"), ("equal", "SUPPORTED")])
 def test_a_difference_inside_the_smallest_of_interest_is_none(expect, verdict):
     assert decided(expect, by=0.5, a=FAR, b=[1.02, 1.08, 0.93, 1.01]).verdict == verdict
 
@@ -195,7 +195,7 @@ def test_arms_that_diverged_take_the_worst_rank_and_are_counted():
     assert result.verdict == "SUPPORTED"
     assert record_part(result)["diverged"] == [5, 0]
     assert record_part(result)["values"]["a"] == [None] * 5
-    assert decided("above", a=lost[:2] + [1.0], b=[1.0, 1.1, 1.2]).verdict == "INCONCLUSIVE"
+    assert decided("above", a=[*lost[:2], 1.0], b=[1.0, 1.1, 1.2]).verdict == "INCONCLUSIVE"
 
 
 def test_a_part_among_several_needs_more_to_be_refuted_and_no_more_to_be_supported():
@@ -222,7 +222,7 @@ def test_all_parts_support_a_claim_and_any_part_refutes_it():
 
 
 @pytest.mark.parametrize(
-    "name, xs, values, failed, expected",
+    ("name", "xs", "values", "failed", "expected"),
     [
         ("best", [1, 2, 3], [2.5, 2.0, math.inf], 3.0, 2.0),
         ("slope", [1, 2, 4, 8], [3.0, 6.0, 12.0, 24.0], 9.0, 1.0),
@@ -315,7 +315,7 @@ def test_a_claims_runs_are_made_once_and_found_again(session):
 
 
 def test_a_run_of_a_claim_is_the_run_the_command_makes(session, tmp_path):
-    folder, *_, records = session
+    _folder, *_, records = session
     values = records[0]["parts"][0]["values"]
     for seed in (0, 1):
         done = subprocess.run(
@@ -410,7 +410,7 @@ def test_the_command_prints_the_table_and_writes_the_pages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("words", "told"),
     [
         (["alibi_hold"], "alibi_hold: no such claim; did you mean alibi_holds?"),
         (["budgte=quick"], "budgte=quick: claims has no option budgte; did you mean budget? it has: budget, workers, runs, output"),

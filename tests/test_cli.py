@@ -365,8 +365,10 @@ def test_a_window_that_masks_nothing_is_said(archlab: Session, words: str, windo
     answer = archlab(*words.split())
     assert (answer.status, answer.err) == (
         0,
-        f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens; use a"
-        " smaller window, or longer eval.lengths\n",
+        (
+            f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens;"
+            " use a smaller window, or longer eval.lengths\n"
+        ),
     )
     assert archlab("show", *words.split()).err == ""  # which trains on nothing
 

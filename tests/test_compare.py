@@ -174,7 +174,7 @@ ARMS = {
 def five_arms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for norm, values in ARMS.items():
-        for seed, value in zip(SEEDS, values):
+        for seed, value in zip(SEEDS, values, strict=True):
             write_run(folder, f"norm={norm}", seed=seed, val_loss=value)
     return read_all([folder])[0]
 
@@ -223,7 +223,7 @@ def test_each_interval_is_shown_at_the_level_of_its_step(compared):
 
 def test_holm_stops_at_the_first_p_that_fails_and_tests_the_rest_no_further():
     # 0.01 <= 0.05/4; 0.03 > 0.05/3, so 0.035 (which 0.05/1 would pass, and 0.05/2 not) and 0.04 are not looked at.
-    levels, adjusted = zip(*holm([0.04, 0.01, 0.03, 0.035], 0.05))
+    levels, adjusted = zip(*holm([0.04, 0.01, 0.03, 0.035], 0.05), strict=True)
     assert levels == pytest.approx((0.05 / 3, 0.05 / 4, 0.05 / 3, 0.05 / 3))
     assert adjusted == pytest.approx((0.09, 0.04, 0.09, 0.09))  # max of 2 p, 3 p and 1 p up to it; by hand
     assert [level for level, _ in holm([0.001, 0.002, 0.003], 0.05)] == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
@@ -235,7 +235,7 @@ def test_an_interval_excludes_zero_exactly_where_holm_rejects(tmp_path):
     for _ in range(60):
         p = stats.norm.sf(draws.normal(1.5, 1, size=4)).tolist()
         rejected, *_ = multipletests(p, alpha=0.05, method="holm")
-        told = [value <= level for value, (level, _) in zip(p, holm(p, 0.05))]
+        told = [value <= level for value, (level, _) in zip(p, holm(p, 0.05), strict=True)]
         assert told == list(rejected)
         seen.add(sum(told))
     assert seen == {0, 1, 2, 3, 4}
@@ -398,7 +398,7 @@ def test_a_diverged_run_has_no_value_whatever_it_measured_before(tmp_path, metri
 def half_life_of_two(losses):
     """The weight of a logged step halves with every second step after it."""
     weights = [0.5 ** ((len(losses) - 1 - i) / 2) for i in range(len(losses))]
-    return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
 def test_losses_are_compared_where_both_arms_have_had_the_same(tmp_path):
@@ -411,7 +411,7 @@ def test_losses_are_compared_where_both_arms_have_had_the_same(tmp_path):
     assert (alibi["steps"], alibi["tokens"]) == pytest.approx((at_the_end, at_the_end))
     # Each of alibi's tokens costs twice as much and takes twice as long, so rope's end is its step 20.
     assert (alibi["flops"], alibi["seconds"]) == pytest.approx((half_way, half_way))
-    assert rope == pytest.approx({axis: at_the_end + 0.5 for axis in ("steps", "tokens", "flops", "seconds")})
+    assert rope == pytest.approx(dict.fromkeys(("steps", "tokens", "flops", "seconds"), at_the_end + 0.5))
 
 
 def test_a_run_without_a_log_or_a_speed_has_no_loss_there(tmp_path):

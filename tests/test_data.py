@@ -240,7 +240,7 @@ def test_what_is_no_file_is_called_what_it_is(tmp_path, monkeypatch):
 
 def test_a_file_without_the_right_to_read_it(tmp_path, monkeypatch):
     (tmp_path / "text").write_text("some text")
-    monkeypatch.setattr(np, "memmap", lambda *args, **options: open("/proc/1/mem/none"))  # root may read all else
+    monkeypatch.setattr(np, "memmap", lambda *args, **options: open("/proc/1/mem/none"))  # noqa: SIM115 (never opens: root may read all else)
     with pytest.raises(UserError, match="^data.path=.*text: cannot be read: "):
         File(str(tmp_path / "text"))
 

@@ -96,7 +96,7 @@ def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_n
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("words", "told"),
     [
         ([], "compare: takes directories of runs"),
         (["nowhere"], "nowhere: no such run; give directories of runs"),

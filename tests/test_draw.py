@@ -1,6 +1,7 @@
 """Drawings are of the model as it was built: norms where they sit, what is added to what."""
 
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_a_residual_scheme_of_ones_own_is_drawn_as_it_is():
     decoder = assemble_without_weights(archlab.compose("size=nano", "norm=layer"))
     with torch.device("meta"):
         for layer in decoder.layers:
-            layer.residual = Doubled(lambda: type(layer.residual.norms[0])(d_model=64), 2)
+            layer.residual = Doubled(partial(type(layer.residual.norms[0]), d_model=64), 2)
     assert texts(decoder).count("LayerNorm") == 3 + 1
 
 

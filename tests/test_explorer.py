@@ -1,6 +1,7 @@
 """diff, its ladder and draw: what they say is what the configurations hold, and every rung can be run."""
 
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_ladder_leads_from_one_model_to_the_other_and_every_rung_can_be_run(fi
     rungs = list(ladder(first, last))
     assert rungs[0].about == () and compared(rungs[0].cfg) == compared(first.cfg)
     assert compared(compose(*rungs[-1].words)) == compared(last.cfg)
-    for below, rung in zip(rungs, rungs[1:]):
+    for below, rung in pairwise(rungs):
         assert compared(compose(*rung.words)) == compared(rung.cfg) != compared(below.cfg)
         assert 1 <= len(rung.about) <= 3
 
@@ -48,7 +49,7 @@ def test_a_rung_changes_what_it_is_called_by_and_nothing_else():
     assert [rung.about for rung in rungs[1:8]] == [
         (name,) for name in ("norm", "residual", "ffn", "pos", "mask", "mixer", "init")
     ]
-    for below, rung in zip(rungs, rungs[1:8]):
+    for below, rung in pairwise(rungs[:8]):
         (group,) = rung.about
         other = {key for key, value in compared(rung.cfg).items() if compared(below.cfg)[key] != value}
         assert other - {"prefix", "data"} == {group}  # a prefix mask brings a prefix to read
@@ -100,10 +101,10 @@ def test_a_difference_holds_what_transformers_own_model_has():
     costs = {name: pair for name, *pair in told.costs}
     matrices = [n * (4 * 96 * 96 + 2 * 96 * 384) + 96 * 211 for n in (4, 2)]  # without biases, tables and norms
     scores = [n * 2 * 96 * seq_len for n in (4, 2)]  # q k^T and weights v
-    assert costs["flops_per_token"] == [2 * (m + s) for m, s in zip(matrices, scores)]
+    assert costs["flops_per_token"] == [2 * (m + s) for m, s in zip(matrices, scores, strict=True)]
     assert costs["kv_bytes_per_token"] == [2 * 2 * n * 96 for n in (4, 2)]  # keys and values in bf16
     assert costs["token_budget"] == [20 * n for n in theirs]
-    assert dict((name, pair) for name, *pair in told.memory)["weights"] == [2 * n for n in theirs]
+    assert {name: pair for name, *pair in told.memory}["weights"] == [2 * n for n in theirs]
 
 
 def test_blocks_are_told_by_what_differs():
@@ -130,7 +131,7 @@ def test_a_name_is_a_preset_a_run_or_overrides(tmp_path):
     OmegaConf.save(cfg, tmp_path / "20261124-pos=alibi" / "config.yaml")
     run = named(str(tmp_path / "20261124-pos=alibi"))
     assert run.cfg == cfg == named("norm=layer  pos=alibi").cfg and run.name == "20261124-pos=alibi"
-    assert compared(list(ladder(run, named("gpt2")))[0].cfg) == compared(cfg)
+    assert compared(next(iter(ladder(run, named("gpt2")))).cfg) == compared(cfg)
     assert named("gpt2").cfg == compose("preset=gpt2")
     (tmp_path / "empty").mkdir()
     refused("is no preset, no run's directory and no override; did you mean gpt2", named, "gpt-2")
@@ -224,6 +225,6 @@ def test_draw_writes_an_svg_and_a_png(capsys, monkeypatch, tmp_path):
     ],
 )  # fmt: skip
 def test_misuse_is_one_line_and_status_two(words, told, capsys, monkeypatch, tmp_path):
-    status, out, err = run(words.split(), capsys, monkeypatch, tmp_path)
+    status, _out, err = run(words.split(), capsys, monkeypatch, tmp_path)
     assert status == 2 and err.startswith(f"archlab: {told}") and err.count("\n") == 1
     assert not any(Path(tmp_path).iterdir())

@@ -28,7 +28,8 @@ def test_linear_head_formula(bias, scale, softcap):
     logits = [
         [
             [
-                scale * sum(w * f for w, f in zip(row, features)) + (head.bias[token].item() if bias else 0.0)
+                scale * sum(w * f for w, f in zip(row, features, strict=True))
+                + (head.bias[token].item() if bias else 0.0)
                 for token, row in enumerate(head.weight.tolist())
             ]
             for features in sequence

@@ -166,7 +166,8 @@ class InFloat64(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         wide = isinstance(args[0] if args else None, torch.Tensor) and args[0].dtype == torch.float64
         if wide and (
-            func is torch.Tensor.float or func is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))
+            func is torch.Tensor.float
+            or (func is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype")))
         ):
             return args[0]
         if wide and kwargs.get("dtype") == torch.float32:
@@ -192,7 +193,7 @@ def compared(model, decoder, ids):
         (expected * weights).sum().backward()
     (ours * weights).sum().backward()
     their_gradients = {name: weight.grad for name, weight in model.named_parameters()}
-    cfg = getattr(decoder, "hub_origin")[1]
+    cfg = decoder.hub_origin[1]
     our_gradients = {name: weight.grad for name, weight in decoder.named_parameters(remove_duplicate=False)}
     family = hub.FAMILIES[model.config.model_type]
     largest = max(float(gradient.abs().max()) for gradient in their_gradients.values())

@@ -118,7 +118,7 @@ def test_every_logger_gets_every_step_and_the_summary(tmp_path, monkeypatch):
     logbook.step(RECORD)
     logbook.step(RECORD | {"step": 5, "loss": 2.25})
     logbook.close({"val_loss": float("inf"), "seed": 0}, [], archlab.build("size=nano"))
-    tensorboard, kept = logbook.loggers
+    _tensorboard, kept = logbook.loggers
     assert [step for step, _ in kept.logged] == [3, 5] and kept.logged[1][1]["train/loss"] == 2.25
     assert kept.summary == {"val_loss": None, "seed": 0}
     assert kept.directory == logbook.directory and kept.config["size"]["d_model"] == 64

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from contextlib import suppress
 from xml.etree import ElementTree
 
 import pytest
@@ -104,7 +105,7 @@ START = {
     "steps": 5,
     "lr": 1e-5,
 }
-DEPTHS = [{"placement": "pre", "depths": [2, 4, 8, 16], **dict.fromkeys(("gradient", "rms", "update"), [0.0123456, 0.0234567, 0.0345678, 0.0456789]),
+DEPTHS = [{"placement": "pre", "depths": [2, 4, 8, 16], **{quantity: [0.0123456, 0.0234567, 0.0345678, 0.0456789] for quantity in ("gradient", "rms", "update")},
            "exponents": dict.fromkeys(("gradient", "rms", "update"), -0.512), "predicted": dict.fromkeys(("gradient", "rms", "update"), -0.5)}]  # fmt: skip
 LENGTHS = [
     {
@@ -151,7 +152,7 @@ def test_no_number_is_cut_at_any_width(what, width):
 def test_where_there_is_room_a_table_is_a_table_and_where_there_is_none_its_rows_are_lists():
     table = tables.make_table(("name", "left"), ("number", "right"))
     table.add_row(Text("a"), "123456789")
-    assert [line.split() for line in printed(table, 80).splitlines()][0] == ["name", "number"]
+    assert next(line.split() for line in printed(table, 80).splitlines()) == ["name", "number"]
     assert [line.split() for line in printed(table, 15).splitlines()] == [
         ["name", "a"],
         ["number", "1234567"],
@@ -231,10 +232,8 @@ def test_an_escape_code_in_a_file_never_reaches_the_terminal(file, tmp_path, cap
             "overrides.yaml": '- "norm=\\e[31m"\n', "metrics.jsonl": json.dumps({"step": 1, "tokens": 1, CODES: 1}) + "\n"}  # fmt: skip
     (hurt / file).write_text(evil[file])
     for words in (["compare", "runs"], ["report", "runs"], ["compare", str(hurt)]):
-        try:
+        with suppress(SystemExit):
             cli.main(words)
-        except SystemExit:
-            pass
         said = capsys.readouterr()
         assert "\x1b" not in said.out + said.err and "control character" in " ".join((said.out + said.err).split())
 

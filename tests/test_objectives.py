@@ -1,6 +1,7 @@
 """Masked-LM and blank infilling: what is hidden, what is told, where it stands, and what counts."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_every_length_hides_the_same_held_out_tokens(seq_len):
         batches = list(Masked().validation(length, 1024, 3))
         return [torch.cat([getattr(batch, name) for batch in batches]).flatten() for name in ("tokens", "scored")]
 
-    assert all(torch.equal(one, other) for one, other in zip(hidden(seq_len), hidden(1024)))
+    assert all(torch.equal(one, other) for one, other in zip(hidden(seq_len), hidden(1024), strict=True))
 
 
 @pytest.mark.parametrize("source", [Masked(), Blank(), Blank(rest=0.5)], ids=["masked", "blank", "rest"])
@@ -120,7 +121,7 @@ def parsed(tokens, targets, prefix_len):
     part_a, part_b, told = tokens[:prefix_len], tokens[prefix_len:], targets[prefix_len:]
     begins = [i for i, token in enumerate(part_b) if token == START] + [len(part_b)]
     spans = []
-    for begin, end in zip(begins, begins[1:]):
+    for begin, end in pairwise(begins):
         assert told[end - 1] == END and told[begin : end - 1] == part_b[begin + 1 : end]
         spans.append(part_b[begin + 1 : end])
     return part_a, spans
@@ -133,7 +134,11 @@ def test_spans_put_back_into_their_blanks_are_the_text(text, seq_len, rest, mark
     for batch in source.validation(seq_len, 20 * seq_len, 6):
         assert batch.tokens.shape == batch.targets.shape == batch.scored.shape == (len(batch.tokens), seq_len)
         for tokens, targets, prefix_len, positions in zip(
-            batch.tokens.tolist(), batch.targets.tolist(), batch.prefix_len.tolist(), batch.positions.tolist()
+            batch.tokens.tolist(),
+            batch.targets.tolist(),
+            batch.prefix_len.tolist(),
+            batch.positions.tolist(),
+            strict=True,
         ):
             part_a, spans = parsed(tokens, targets, prefix_len)
             blanks = [i for i, token in enumerate(part_a) if token == mark]
@@ -158,11 +163,15 @@ def test_spans_put_back_into_their_blanks_are_the_text(text, seq_len, rest, mark
 
 
 def test_spans_cover_their_share_do_not_touch_and_are_shuffled():
-    source, lengths, cut, orders, n_text = Blank(), [], 0, set(), 0
+    source, lengths, orders = Blank(), [], set()
     for step in range(30):
         batch = source.train(0, step, 8, 200)
         for tokens, targets, prefix_len, positions in zip(
-            batch.tokens.tolist(), batch.targets.tolist(), batch.prefix_len.tolist(), batch.positions.tolist()
+            batch.tokens.tolist(),
+            batch.targets.tolist(),
+            batch.prefix_len.tolist(),
+            batch.positions.tolist(),
+            strict=True,
         ):
             part_a, spans = parsed(tokens, targets, prefix_len)
             blanks = [i for i, token in enumerate(part_a) if token == MASK]
@@ -182,7 +191,7 @@ def test_blanks_stand_anywhere_in_the_text():
     token_positions = []
     for step in range(20):
         batch = Blank().train(1, step, 8, 200)
-        for tokens, prefix_len in zip(batch.tokens, batch.prefix_len.tolist()):
+        for tokens, prefix_len in zip(batch.tokens, batch.prefix_len.tolist(), strict=True):
             token_positions += [float(place) / (prefix_len - 1) for place in (tokens[:prefix_len] == MASK).nonzero()]
     assert (
         abs(np.mean(token_positions) - 0.5) < 4 * 12**-0.5 / len(token_positions) ** 0.5
@@ -293,7 +302,7 @@ def by_hand(decoder, tokens, prefix_len=None):
     nats = torch.tensor(
         [
             [-float(row[t].log_softmax(-1)[target]) for t, target in enumerate(targets)]
-            for row, targets in zip(logits, tokens[:, 1:])
+            for row, targets in zip(logits, tokens[:, 1:], strict=True)
         ]
     )
     likeliest = torch.tensor(

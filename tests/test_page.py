@@ -107,7 +107,7 @@ def test_the_verdict_stands_beside_the_arm(page):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("words", "told"),
     [
         ([], "report: name runs or claims"),
         (["nowhere"], "nowhere: no such run"),
@@ -133,7 +133,7 @@ def test_nothing_readable_is_refused_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, record",
+    ("file", "record"),
     [("result.json", CLAIM | {"parts": [{"text": "t"}]}), ("stability_map.json", {"arms": [{"label": "a"}]})],
 )
 def test_a_record_whose_inside_is_damaged_is_left_out_with_a_note(file, record, tmp_path, capsys):

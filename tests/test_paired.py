@@ -21,7 +21,7 @@ NEAR = {0: 2.01, 1: 2.43, 2: 2.20, 3: 2.35}
 
 def moved(by, wobble=(0.01, -0.01, 0.02, -0.02)):
     """NEAR + by, give or take a little: d = a - b has mean -by and the spread of the wobble, 0.01826."""
-    return {seed: value + by + w for (seed, value), w in zip(NEAR.items(), wobble)}
+    return {seed: value + by + w for (seed, value), w in zip(NEAR.items(), wobble, strict=True)}
 
 
 @pytest.fixture(autouse=True)

@@ -261,7 +261,7 @@ def test_words_spelt_out_are_spelt_out_once():
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("words", "told"),
     [
         (["preset=lama_7b"], r"preset=lama_7b: no such preset; did you mean llama_7b\? presets: .*qwen3_8b"),
         (["preset="], r"preset=: no such preset; .*presets: "),

@@ -192,7 +192,10 @@ def chatglm(w: Weights, ids: Tensor) -> Tensor:
         q, k, v = packed.chunk(3, dim=-1)  # for each head its query, its key, its value
         q, k = (
             torch.cat(
-                [turn_halves(half, angles(at, HEAD_DIM // 2)) for half, at in zip(part.chunk(2, -1), (first, second))],
+                [
+                    turn_halves(half, angles(at, HEAD_DIM // 2))
+                    for half, at in zip(part.chunk(2, -1), (first, second), strict=True)
+                ],
                 -1,
             )
             for part in (q, k)

@@ -421,7 +421,7 @@ def test_losses_of_every_step_are_read(tmp_path):
     )
     assert len(read.losses) == len(read.grad_norms) == 24 and len(lines) < 24
     assert {(line["step"], line["loss"], line["grad_norm"]) for line in lines} <= set(
-        zip(range(1, 25), read.losses, read.grad_norms)
+        zip(range(1, 25), read.losses, read.grad_norms, strict=True)
     )
     assert read.summary["train_loss"] == pytest.approx(sum(read.losses[-20:]) / 20, abs=1e-12)
 

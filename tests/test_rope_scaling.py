@@ -233,7 +233,10 @@ def test_xpos_is_torchscales_up_to_its_common_offset():
 
     def apply(x, factor):
         every_two = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-        twice = lambda table: table.repeat_interleave(2, dim=-1)
+
+        def twice(table):
+            return table.repeat_interleave(2, dim=-1)
+
         return x * twice(angles.cos() * factor) + every_two * twice(angles.sin() * factor)
 
     q, k = torch.randn(2, BATCH, HEADS, length, HEAD_DIM, dtype=torch.float64).unbind()

@@ -153,7 +153,7 @@ def test_a_poisoned_run_is_left_out_of_a_report_and_the_rest_is_told(hurtful, go
     [
         "seed: &a 0\noutput: *a\n",
         "a: &a [1,1,1,1,1,1,1,1,1]\n"
-        + "".join(f"{y}: &{y} [{','.join(['*' + x] * 9)}]\n" for x, y in zip("abcdefg", "bcdefgh")),
+        + "".join(f"{y}: &{y} [{','.join(['*' + x] * 9)}]\n" for x, y in zip("abcdefg", "bcdefgh", strict=True)),
     ],
 )
 @pytest.mark.parametrize("file", ["config.yaml", "overrides.yaml"])
@@ -244,7 +244,7 @@ def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatc
     cfg = archlab.compose("norm=mine", *SMALL, config_dir="my")
     lab.run(cfg, ["norm=mine", *SMALL], plots=False).rename("run")
     for verb in BUILDING:
-        status, out, err = said(VERBS[verb], capsys)
+        status, _out, err = said(VERBS[verb], capsys)
         assert (
             status == 2 and "norm=mine: no such option here; if it is your own, give the folder by --config-dir" in err
         ), verb

@@ -145,7 +145,7 @@ def test_recomputing_activations_keeps_fewer_tensors():
         if recompute:
             decoder.recompute_activations()
         saved: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
             token_losses(decoder, Counting().train(0, 1, 6, 11))
         kept.append(sum(saved))
     assert kept[1] < kept[0] / 2

@@ -37,7 +37,7 @@ def test_positions_follow_from_the_prefix(name, anchor):
 def turn_by_hand(x, positions, widths):
     """Each part of a head is a RoPE in half layout over its own features, by its own positions; float64, one pair at a time."""
     out, start = x.clone(), 0
-    for numbers, width in zip(positions, widths):
+    for numbers, width in zip(positions, widths, strict=True):
         for s, p in enumerate(numbers):
             for i in range(width // 2):
                 a, b, angle = start + i, start + i + width // 2, p * 10000 ** (-2 * i / width)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -87,7 +87,7 @@ def overrides(claim: Claim, label: str, swept: tuple[str, ...], budget: Budget) 
     return (*claim.common, *budget.overrides, *claim.arms[label].train, *swept)
 
 
-@lru_cache(maxsize=None)
+@cache
 def composed(overrides: tuple[str, ...], own: Path | None) -> DictConfig:
     return compose(*overrides, config_dir=own)
 

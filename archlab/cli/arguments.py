@@ -47,7 +47,7 @@ def understood(
             raise UserError(f"{typed[name]} {word}: set {name} twice; keep one of the two")
         else:
             given[name], typed[name] = read(name, value, hints[name]), word
-    return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2]))
+    return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2], strict=True))
 
 
 def read(name: str, value: str, hint: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -139,7 +140,8 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     """Composes what the words describe and acts on it, or does what a flag asks for instead."""
     flags, words = split(arguments)
     if "--shell-completion" in flags:
-        return _complete(flags, words)
+        _complete(flags, words)
+        return
     _check_flags(flags)
     refuse_twice(words)
     flags, words, experiment = _expanded(flags, words, action)
@@ -213,7 +215,7 @@ def _check_flags(flags: list[str]) -> None:
 
 def _own(flags: list[str]) -> list[Path]:
     """The folder of the user's own options; the last one where several were given."""
-    return [Path(folder) for flag, folder in zip(flags, flags[1:]) if flag == "--config-dir"][-1:]
+    return [Path(folder) for flag, folder in pairwise(flags) if flag == "--config-dir"][-1:]
 
 
 def _own_folder(flags: list[str]) -> Path | None:
@@ -356,7 +358,8 @@ def _complete(flags: list[str], words: list[str]) -> None:
         shells = " or ".join(SHELLS)
         raise UserError(f"--shell-completion: write install=SHELL or uninstall=SHELL, where SHELL is {shells}")
     if command != "query":
-        return _hydra(flags, words, _no_job)
+        _hydra(flags, words, _no_job)
+        return
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()[1:]
     last = typed.pop() if typed and not line.endswith(" ") else ""
@@ -364,12 +367,12 @@ def _complete(flags: list[str], words: list[str]) -> None:
         if not split(typed)[1]:
             print(*(verb for verb in VERBS if verb.startswith(last)))
     if last.startswith("-"):
-        return print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
+        print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
+        return
     sensible, own = _understood(typed)
-    with _process(sys.argv, COMP_LINE=" ".join(["archlab", *sensible, last])):
-        # Half a command line may well be wrong, and the cursor is no place to say so.
-        with suppress(UserError):
-            _hydra([*flags, *own], words, _no_job)
+    # Half a command line may well be wrong, and the cursor is no place to say so.
+    with _process(sys.argv, COMP_LINE=" ".join(["archlab", *sensible, last])), suppress(UserError):
+        _hydra([*flags, *own], words, _no_job)
 
 
 def _understood(typed: list[str]) -> tuple[list[str], list[str]]:

@@ -31,7 +31,8 @@ def diff(arguments: list[str]) -> None:
         for name, value in vars(options).items():
             if value is not None:
                 raise UserError(f"{name}={value}: --ladder lists overrides alone; leave one of the two out")
-        return show(way_between(*models, own), soft_wrap=True)
+        show(way_between(*models, own), soft_wrap=True)
+        return
     found = between(*models, options.seq_len)
     show(found)
     if files:

@@ -5,6 +5,7 @@ right is on an arm that leaves the stream and, where there is a ring with a plus
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from archlab.diagram.canvas import GREY, INK, Canvas, document
 from archlab.diagram.heatmap import BLOCK, PANEL, matrices
@@ -121,7 +122,8 @@ class _Stream:
         branches = {branch.name: branch for branch in layers.layer.branches}
         steps = along_the_stream(residual)
         if steps is None:
-            return self.graph(residual, layers.layer.branches)
+            self.graph(residual, layers.layer.branches)
+            return
         for step in steps:
             if isinstance(step, int) and residual[step].box.kind == "branch":
                 step = DrawnJoin((), ((step,),), (), kept=False)
@@ -237,7 +239,7 @@ def _count(indices: Sequence[int], total: int) -> str:
 
 def _stretches(indices: Sequence[int]) -> Iterator[str]:
     """0-3, 5, 7: stretches of consecutive numbers; numbers at even steps as first, second, ..., last."""
-    steps = {after - before for before, after in zip(indices, indices[1:])}
+    steps = {after - before for before, after in pairwise(indices)}
     if len(indices) > 4 and len(steps) == 1 and steps != {1}:
         yield from (str(indices[0]), str(indices[1]), "...", str(indices[-1]))
         return

@@ -37,7 +37,7 @@ def glm(c: Config) -> Words:
 
 
 def glm4(c: Config) -> Words:
-    return without(glm(c), "residual") + ["residual=sandwich"]
+    return [*without(glm(c), "residual"), "residual=sandwich"]
 
 
 def gemma(c: Config) -> Words:
@@ -68,7 +68,7 @@ def at(period: int) -> str:
 
 
 def gemma2(c: Config) -> Words:
-    return without(gemma(c), "residual", "mask") + ["residual=sandwich"] + turns(c, 2) + capped(c)
+    return [*without(gemma(c), "residual", "mask"), "residual=sandwich", *turns(c, 2), *capped(c)]
 
 
 def gemma3(c: Config) -> Words:
@@ -84,16 +84,16 @@ def gemma3(c: Config) -> Words:
     pos = ["pos=rope", f"pos.base={float(local)}"]
     if period <= c["num_hidden_layers"] and base != local:
         pos += [f"{at(period)}.pos=rope", f"{at(period)}.pos.base={float(base)}"]
-    return words + ["residual=sandwich", *turns(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
+    return [*words, "residual=sandwich", *turns(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
 
 
 def olmo(c: Config) -> Words:
     read.only(c, clip_qkv=None)
-    return without(llama({**c, "rms_norm_eps": 1e-5}), "norm") + ["norm=layer", "norm.eps=1e-5", "norm.affine=false"]
+    return [*without(llama({**c, "rms_norm_eps": 1e-5}), "norm"), "norm=layer", "norm.eps=1e-5", "norm.affine=false"]
 
 
 def olmo2(c: Config) -> Words:
-    return without(llama(c), "residual") + ["residual=branch_norm", "mixer.qk_norm=width"]
+    return [*without(llama(c), "residual"), "residual=branch_norm", "mixer.qk_norm=width"]
 
 
 def stablelm(c: Config) -> Words:

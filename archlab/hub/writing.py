@@ -167,8 +167,10 @@ def whole(value: float) -> float:
 
 def by_kind(cfg: DictConfig) -> dict[str, Any] | None:
     """RoPE's parameters for either kind of layer, where each has a base of its own."""
-    kinds, plans = turns(cfg), layer_plans(cfg)
-    bases = {kind: plan.pos.node.get("base") for kind, plan in zip(kinds or (), plans)}
+    kinds = turns(cfg)
+    if kinds is None:
+        return None
+    bases = {kind: plan.pos.node.get("base") for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
     if len(set(bases.values())) < 2:
         return None
     return {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}

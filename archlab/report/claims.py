@@ -114,8 +114,13 @@ def readme(record: Record, picture: Path | None) -> str:
         "",
     ]
     if record["parts"]:
-        lines += [f"Regime: {record['regime']}; {record['seeds']} seeds, {record.get('runs', 0)} runs,"
-                  f" {duration(record['seconds'])} of one process.", ""]  # fmt: skip
+        lines += [
+            (
+                f"Regime: {record['regime']}; {record['seeds']} seeds, {record.get('runs', 0)} runs, "
+                f"{duration(record['seconds'])} of one process."
+            ),
+            "",
+        ]
     if picture:
         lines += [f"![every value that was compared]({picture.name})", ""]
     for part in record["parts"]:

@@ -191,7 +191,7 @@ def _draw_lengths(axes: Axes, length: Records, names: Mapping[str, str]) -> None
     undefined = [record for record in length if record.get("note")]
     defined = sorted((record for record in length if not record.get("note")), key=lambda record: record["eval_len"])
     lengths = _column(defined, "eval_len")
-    for (key, words), color, marker in zip(names.items(), (BLUE, VERMILLION), "os"):
+    for (key, words), color, marker in zip(names.items(), (BLUE, VERMILLION), "os", strict=False):
         if any(key in record for record in defined):
             _line(axes, lengths, _column(defined, key), color=color, marker=marker, label=words)
     for note in dict.fromkeys(record["note"] for record in undefined):

@@ -1,6 +1,6 @@
 """A model's start as tables and a picture."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,10 @@ def _one_quantity(quantity: str, heading: str, rows: Sequence[Mapping[str, Any]]
         ("~ depth^", "right"),
         ("predicted", "right"),
     )
-    write: Callable[[Any], str] = lambda value: (
-        value if isinstance(value, str) else "" if value is None else f"{value:g}"
-    )
+
+    def write(value: Any) -> str:
+        return value if isinstance(value, str) else "" if value is None else f"{value:g}"
+
     for row in rows:
         measured = row["exponents"][quantity]
         table.add_row(

@@ -97,7 +97,7 @@ def figure(chart: Record) -> Figure:
     figure.suptitle("Validation loss by learning rate and depth")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     several = len({warmup for _, warmup in panels}) > 1
-    for axes, (arm, warmup) in zip(grid, panels):
+    for axes, (arm, warmup) in zip(grid, panels, strict=False):
         _panel(axes, arm, warmup, rates, scale)
         axes.set_title(in_plot(f"{arm['label']}{f', warm-up {warmup}' if several else ''}"), fontsize=10)
     for axes in grid[len(panels) :]:

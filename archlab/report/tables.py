@@ -226,7 +226,7 @@ def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:
     per_token, fixed = record.get("kv_bytes_per_token"), record.get("state_bytes")
     if "state_bytes" in record and fixed is None:
         yield "decode state", "none: a mixer keeps nothing to go on from"
-    if per_token or fixed is None and "state_bytes" not in record:
+    if per_token or (fixed is None and "state_bytes" not in record):
         yield "key-value cache", _in(f"per token{cached}", size(per_token))
     if fixed:
         yield "recurrent state", f"{size(fixed)} per sequence{cached}"

@@ -8,6 +8,7 @@ that an arm meets itself. A planted effect lowers one arm's losses by three time
 """
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,8 @@ def main() -> None:
             ("simulated", lambda effect, n=n_seeds: simulated(n, effect, sd)),
             ("real", lambda effect, n=n_seeds: resampled(losses, n, effect)),
         ):
-            false = named(lambda: draw(0.0), smallest, ("a", "b"))
-            found = named(lambda: draw(PLANTED), smallest, ("a",))
+            false = named(partial(draw, 0.0), smallest, ("a", "b"))
+            found = named(partial(draw, PLANTED), smallest, ("a",))
             print(f"| {name} | {n_seeds} | {smallest:g} | {false:.2%} | {found:.1%} |", flush=True)
     share = any_named(6, 5, sd, 1000)
     print(

@@ -32,7 +32,7 @@ class TwoStreams(Residual):
         return x.sum(dim=-2)
 
     def forward(self, x, branches):
-        for i, (norm, branch) in enumerate(zip(self.norms, branches)):
+        for i, (norm, branch) in enumerate(zip(self.norms, branches, strict=True)):
             added = branch(norm(torch.einsum("s,bnsd->bnd", self.read[i].type_as(x), x)))
             kept = torch.einsum("ts,bnsd->bntd", self.keep[i].type_as(x), x)
             x = kept + self.write[i].type_as(x)[:, None] * added[:, :, None]
