@@ -97,12 +97,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+CLOSED = -1
+"""In place of the descriptor of a file that is closed: the system gives out no such number."""
+
+
 class Lines:
     """A file that grows by whole lines. `length` is in bytes; opened with one, the file is first cut back to it."""
 
     def __init__(self, path: Path, length: int = 0):
         self.path, self.length = path, length
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.descriptor: int = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self.descriptor, length)
 
     def add(self, lines: str) -> None:
@@ -120,9 +124,9 @@ class Lines:
         os.fsync(self.descriptor)
 
     def close(self) -> None:
-        if self.descriptor is not None:
+        if self.descriptor != CLOSED:
             os.close(self.descriptor)
-        self.descriptor = None
+        self.descriptor = CLOSED
 
 
 def lock(descriptor: int, wait: bool = False) -> bool:

@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 class Stop:
     """Whether somebody asked for the end. A run looks at `asked` between its steps, so that none is torn in two."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked: int | None = None
         self.at_once = False
         self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]

@@ -5,7 +5,6 @@ what follows it, does not reward keys for being far ahead.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -166,12 +165,9 @@ class FIRE(Position):
         self.threshold_gain = nn.Parameter(torch.ones(1))
         self.up_proj = nn.Linear(1, width)
         self.down_proj = nn.Linear(width, n_heads, bias=False)
-
-    @property
-    def starts_within(self) -> Mapping[str, tuple[float, float]]:
-        """Where torch's own linear layers start, as the published code has them."""
-        reach = self.down_proj.in_features**-0.5
-        return {"up_proj.weight": (-1.0, 1.0), "up_proj.bias": (-1.0, 1.0), "down_proj.weight": (-reach, reach)}
+        # Where torch's own linear layers start, as the published code has them.
+        up, down = (-1.0, 1.0), (-(width**-0.5), width**-0.5)
+        self.starts_within = {"up_proj.weight": up, "up_proj.bias": up, "down_proj.weight": down}
 
     def bias(self, query: QueryPositions, key: KeyPositions) -> Bias:
         with without_autocast(query.device):

@@ -18,7 +18,8 @@ from archlab.blocks.two_axes import two_axes
 
 def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs (i, i + r/2) of the last axis, r wide."""
-    return x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return first, second
 
 
 def join_half(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ class RoPE(Position):
         self, rotation: Float[Tensor, "#batch 2 seq pairs"], positions: Int[Tensor, "#batch seq"]
     ) -> Float[Tensor, "#batch 3 seq pairs"]:
         """A third part: what queries at each position are multiplied by; 1 in training, a power of zero."""
+        assert self.logn is not None, "sharpness comes with a trained length alone"
         sharpness = ((positions + 1).float().log() / math.log(self.logn)).clamp(min=1) ** float(not self.training)
         return torch.cat((rotation, sharpness[:, None, :, None].expand_as(rotation[:, :1])), dim=1)
 

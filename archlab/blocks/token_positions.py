@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -164,7 +165,7 @@ def check_prefix(prefix_len: int | Tensor | None, batch: int, seq_len: int, padd
         )
     if not may_be_looked_at(given):
         return
-    lengths, room = given.cpu().numpy(), seq_len if padding is None else seq_len - padding.cpu().numpy()
+    lengths, room = given.cpu().numpy(), np.asarray(seq_len if padding is None else seq_len - padding.cpu().numpy())
     if not ((lengths >= 0) & (lengths <= room)).all():
         left = (
             f"{seq_len} tokens of the sequence" if padding is None else f"{room.tolist()} that stand after the padding"

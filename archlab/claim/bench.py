@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ class ClaimPlan:
     budget: Budget | str
     jobs: dict[int, dict[str, dict[int, list[Job]]]] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterable[Job]:
+    def __iter__(self) -> Iterator[Job]:
         """Every job, the runs that are looked at included."""
         for arms in self.jobs.values():
             for seeds in arms.values():

@@ -98,6 +98,7 @@ def told(result: PartResult) -> str:
     part, found = result.part, result.found
     if found.diverged_a or found.diverged_b:
         return f"{found.diverged_a} of {found.n} runs diverged on the one side, {found.diverged_b} on the other (worst-rank p {found.p:.3g})"
+    assert found.effect is not None  # all runs finished
     seen = f"asked: {asked(part)}; seen: {signed(part, found.effect + part.against if shifted(part) else found.effect)}"
     if found.interval is None:
         return f"{seen}, from one seed"

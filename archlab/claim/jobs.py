@@ -16,9 +16,10 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import archlab
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.records.directory import as_written, is_finished, same_run
@@ -59,7 +60,7 @@ class RunJob:
         with alone(self.folder / ".lock"), quietly(self.folder / "log.txt"):
             if self.result:
                 return
-            begun = same_run(self.folder, as_written(OmegaConf.to_container(cfg, resolve=True)))
+            begun = same_run(self.folder, as_written(plain_dict(cfg, resolve=True)))
             if begun is not None:
                 with contextlib.suppress(UserError):  # one that cannot go on is left as it is, and made once more
                     lab.resume(begun, plots=False)
@@ -89,8 +90,10 @@ class LookJob:
     def do(self) -> None:
         from archlab.runs import lab
 
+        trained = self.of.result
+        assert trained is not None, "a run is looked at when it is done"
         with quietly(self.of.folder / "log.txt"):
-            write(self.file, lab.evaluate_again(self.of.result.parent, self.cfg))
+            write(self.file, lab.evaluate_again(trained.parent, self.cfg))
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ def digest(*parts: object) -> str:
 def plain(part: object) -> object:
     if not isinstance(part, DictConfig):
         return part
-    whole = OmegaConf.to_container(part)
-    assert isinstance(whole, dict)
+    whole = plain_dict(part)
     return {name: value for name, value in whole.items() if name not in WHEREVER}
 
 

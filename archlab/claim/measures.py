@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from archlab.config.assemble import assemble_without_weights, build, in_the_users_words
 from archlab.cost.describe import count_parameters
-from archlab.cost.estimate import estimate
+from archlab.cost.estimate import Memory, estimate
 from archlab.cost.settings import MemorySettings
 from archlab.initial.measure import last_ffn_gradient, update_size
 from archlab.model.decoder import Decoder
@@ -68,12 +68,13 @@ def spread_norms(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if name.endswith("gain"):
-            weight += 0.3 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
 
 
 def future_gradient(cfg: DictConfig) -> float:
     """Gradient of the first half's logits in the second half's embeddings over that in the first half's; Frobenius norms."""
-    decoder, tokens, kept = in_float64(cfg).train(), tokens_for(cfg), []
+    decoder, tokens = in_float64(cfg).train(), tokens_for(cfg)
+    kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         kept.append(output.detach().requires_grad_())
@@ -82,8 +83,9 @@ def future_gradient(cfg: DictConfig) -> float:
     decoder.embedding.register_forward_hook(keep)
     half = PROBE_LEN // 2
     decoder(tokens)[:, :half].square().sum().backward()
-    (embedded,) = kept
-    return float(embedded.grad[:, half:].norm() / embedded.grad[:, :half].norm())
+    gradient = kept[0].grad
+    assert gradient is not None
+    return float(gradient[:, half:].norm() / gradient[:, :half].norm())
 
 
 def layer_is_instance_gap(cfg: DictConfig) -> float:
@@ -110,7 +112,7 @@ def memory_activations(cfg: DictConfig) -> float:
     return memory(cfg).activations / GIGABYTE
 
 
-def memory(cfg: DictConfig):
+def memory(cfg: DictConfig) -> Memory:
     return estimate(assemble_without_weights(cfg), MemorySettings(**cfg.memory), cfg.train.train_len)
 
 

@@ -31,8 +31,10 @@ def understood(
     flags = [flag for flag in flags if flag not in switches]
     if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
         raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
-    hints = {field.name: field.type for field in fields(kind)}
-    names, given, typed = [], {}, {}
+    hints = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # typing has no word for a dataclass
+    names: list[str] = []
+    given: dict[str, Any] = {}
+    typed: dict[str, str] = {}
     for word in words:
         name, equals, value = word.lstrip("+").partition("=")
         if not equals or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import hydra
 import yaml
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab.base import signals
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
@@ -401,7 +403,7 @@ def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
     for line in without_effect(cfg):
         print("archlab:", line, file=sys.stderr)
-    first = HydraConfig.get().job.get("num", 0) == 0
+    first = cast(DictConfig, HydraConfig.get().job).get("num", 0) == 0
     return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
 
 
@@ -409,7 +411,7 @@ def _run_or_resume(cfg: DictConfig, overrides: list[str]) -> Path | None:
     """The run of this configuration that is there, finished if it was broken off, or else a new one."""
     from archlab.runs import lab
 
-    directory = same_run(Path(cfg.output), as_written(OmegaConf.to_container(cfg, resolve=True)))
+    directory = same_run(Path(cfg.output), as_written(plain_dict(cfg, resolve=True)))
     return lab.resume(directory, own=_own_of_job()) if directory else _run(cfg, overrides)
 
 

@@ -29,10 +29,11 @@ def at_equal(arms: Sequence[Arm]) -> tuple[list[dict[str, float | None]], dict[s
     for axis in AXES:
         curves = [[curve(run, axis) for run in arm.runs if not run.diverged] for arm in arms]
         everywhere = [one for arm in curves for one in arm]
-        known = bool(everywhere) and all(one is not None for one in everywhere)
-        x = reached[axis] = float(min(one[0][-1] for one in everywhere)) if known else None
+        there = [one for one in everywhere if one is not None]
+        known = bool(there) and len(there) == len(everywhere)
+        x = reached[axis] = float(min(one[0][-1] for one in there)) if known else None
         for arm, its_losses in zip(curves, losses, strict=True):
-            at_x = [float(np.interp(x, *one)) for one in arm] if known else []
+            at_x = [] if x is None else [float(np.interp(x, *one)) for one in arm if one is not None]
             its_losses[axis] = float(np.mean(at_x)) if at_x else None
     return losses, reached
 

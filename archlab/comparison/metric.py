@@ -41,7 +41,7 @@ class Metric:
             raise UserError(
                 f"direction={self.direction}: of {self.name} {kind.better} is better, as is known; leave it out"
             )
-        return (self.direction or kind.better) == "lower"
+        return (self.direction if kind is None else kind.better) == "lower"
 
     @property
     def smallest_effect(self) -> float:

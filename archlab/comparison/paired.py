@@ -128,17 +128,17 @@ def paired(
 def _by_t(
     found: Paired, a: np.ndarray, b: np.ndarray, smallest_effect: float, alpha: float, lower_is_better: bool
 ) -> Paired:
-    spread = float(np.std(a - b, ddof=1))
+    effect, spread = found.effect, float(np.std(a - b, ddof=1))
+    assert effect is not None  # all pairs finished
     rounding = 4 * np.finfo(float).eps * float(np.abs([a, b]).max())
     if spread <= rounding:
-        effect = 0.0 if abs(found.effect) <= rounding else found.effect
-        interval, p, spread = (effect, effect), float(effect == 0), 0.0
+        effect = 0.0 if abs(effect) <= rounding else effect
+        low, high, p, spread = effect, effect, float(effect == 0), 0.0
     else:
         test = stats.ttest_rel(a, b)
-        effect, p = found.effect, float(test.pvalue)
-        interval = tuple(map(float, test.confidence_interval(1 - alpha)))
-    found = replace(found, effect=effect, interval=interval, p=p, test="paired t")
-    low, high = interval
+        p = float(test.pvalue)
+        low, high = map(float, test.confidence_interval(1 - alpha))
+    found = replace(found, effect=effect, interval=(low, high), p=p, test="paired t")
     if low > smallest_effect or high < -smallest_effect:
         return replace(found, verdict="a" if (effect < 0) == lower_is_better else "b")
     if -smallest_effect < low and high < smallest_effect:
@@ -157,7 +157,7 @@ def _by_rank(
     better, worse = costs if lead < 0 else reversed(costs)
     lead_beyond, p_beyond = _rank_test(better + smallest_effect, worse)
     won = lead != 0 and lead_beyond < 0 and p_beyond <= alpha
-    verdict = ("a" if lead < 0 else "b") if won else "within noise"
+    verdict: Verdict = ("a" if lead < 0 else "b") if won else "within noise"
     return replace(found, p=p, verdict=verdict, test="worst rank")
 
 
@@ -195,12 +195,12 @@ def pairs_needed(distance: float, spread: float, alpha: float) -> int | None:
 
 def _pair(a: Values, b: Values) -> tuple[tuple[int, ...], np.ndarray, np.ndarray, tuple[int, ...]]:
     """Seeds of both in order, the two arms' values, and the seeds that only one of them has."""
-    if isinstance(a, Mapping) != isinstance(b, Mapping):
-        raise UserError("paired: one arm is a mapping and one a sequence; give two mappings of seed to value")
-    if not isinstance(a, Mapping):
+    if not isinstance(a, Mapping) and not isinstance(b, Mapping):
         if len(a) != len(b):
             raise UserError(f"paired: {len(a)} values against {len(b)}; give as many of each, or map seed to value")
         a, b = dict(enumerate(a)), dict(enumerate(b))
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
+        raise UserError("paired: one arm is a mapping and one a sequence; give two mappings of seed to value")
     seeds, unpaired = tuple(sorted(a.keys() & b.keys())), tuple(sorted(a.keys() ^ b.keys()))
     if not seeds:
         raise UserError("paired: the two arms share no seed, so there is no pair; run both at the same seeds")

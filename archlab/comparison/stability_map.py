@@ -143,17 +143,18 @@ def cell(place: tuple[int, int, float], runs: Sequence[Run]) -> Record:
     runs = sorted(runs, key=lambda run: run.seed)
     losses = [None if run.diverged else run.summary["val_loss"] for run in runs]
     plateau = runs[0].summary["unigram_loss"]
-    if None in losses:
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses):
         status = "diverged"
     else:
-        status = "failed" if max(losses) >= plateau - PLATEAU_MARGIN else "trained"
+        status = "failed" if max(known) >= plateau - PLATEAU_MARGIN else "trained"
     return {
         "lr": lr,
         "n_layers": n_layers,
         "warmup": warmup,
         "seeds": [run.seed for run in runs],
         "losses": losses,
-        "loss": None if status == "diverged" else mean(losses),
+        "loss": None if status == "diverged" else mean(known),
         "plateau": plateau,
         "status": status,
     }
@@ -165,7 +166,7 @@ def measure(cells: Sequence[Record], vocab_size: int) -> Record:
     trained = [one for one in cells if one["status"] == "trained"]
     finite = [one for one in cells if one["loss"] is not None]
     best = min(trained or finite, key=lambda one: one["loss"], default=None)
-    stable = stable_from(best, cells) if trained else None
+    stable = stable_from(best, cells) if best and trained else None
     capped = [mean([min(ignorant, ignorant if loss is None else loss) for loss in one["losses"]]) for one in cells]
     return {
         "lrs": [one["lr"] for one in cells],

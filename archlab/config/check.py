@@ -14,6 +14,7 @@ from annotated_types import Interval, MinLen
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
@@ -92,8 +93,7 @@ SECTIONS = {
 
 def check_types(cfg: DictConfig) -> None:
     """Raises UserError at the first option whose value is not of its type or out of its range."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
+    plain = plain_dict(cfg, resolve=True)
     for section, kind in SECTIONS.items():
         check_fields(section, plain[section] if section else plain, {f.name: f.type for f in fields(kind)})
     for group in (*BLOCKS, "init", "data"):
@@ -118,7 +118,7 @@ def check_block(group: str, node: Any) -> None:
     check_options(group, node, block)
 
 
-def check_options(path: str, node: Mapping[str, Any], block: type) -> None:
+def check_options(path: str, node: Mapping[str, Any], block: type[Any]) -> None:
     """Holds options to the class's constructor, and those of blocks within it to theirs."""
     takes = inspect.signature(block).parameters
     for name in node:
@@ -185,9 +185,9 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_budget(cfg, explicit)
     check_training(cfg)
     check_evaluation(cfg)
-    check_memory(MemorySettings(**OmegaConf.to_container(cfg.memory)), decoder, explicit)
+    check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_loggers(cfg)
-    check_preflight(PreflightSettings(**OmegaConf.to_container(cfg.preflight)))
+    check_preflight(PreflightSettings(**plain_dict(cfg.preflight)))
 
 
 def without_effect(cfg: DictConfig) -> Iterator[str]:

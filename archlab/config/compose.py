@@ -133,6 +133,7 @@ def default_blocks(cfg: DictConfig) -> DictConfig:
     known = Known.within(())
     files = {group: conf_dir() / group / f"{option}.yaml" for group, option in known.listed.items()}
     blocks = OmegaConf.merge(cfg, {group: {} for group in files})
+    assert isinstance(blocks, DictConfig)  # as whatever is merged into one
     with open_dict(blocks):
         for group, file in files.items():
             blocks[group] = OmegaConf.load(file)

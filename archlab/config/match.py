@@ -5,8 +5,9 @@ What gives is the feed-forward network's hidden width, since a step of it is the
 
 from collections.abc import Callable
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, settle_size
 from archlab.config.check import BLOCKS
@@ -77,6 +78,6 @@ COUNTS: dict[str, Callable[[DictConfig], float]] = {"params": parameters, "flops
 
 def describe_match(matched: DictConfig) -> str:
     """What was changed, in a line."""
-    plain = OmegaConf.to_container(matched)
+    plain = plain_dict(matched)
     unit = {"params": "parameters", "flops": "FLOPs per token"}[plain["to"]]
     return f"size.d_ff {plain['d_ff_before']} → {plain['d_ff']}, to match {plain['reference']:,.0f} {unit} of the default blocks"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,7 +46,7 @@ def option_node(group: str, option: str, folders: Sequence[Path]) -> DictConfig 
     file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
     if file is None:
         return None
-    loaded = OmegaConf.load(file)
+    loaded = cast(DictConfig, OmegaConf.load(file))
     return loaded[group] if group in loaded else loaded
 
 
@@ -124,7 +124,8 @@ class Known:
 
     def list_around(self, key: str) -> str | None:
         """The list in config.yaml that a key reaches into by something that is no number."""
-        inside, path = self.fields, []
+        path: list[str] = []
+        inside: Any = self.fields
         for part in key.split("."):
             if isinstance(inside, list):
                 return None if part.isdigit() else ".".join(path)

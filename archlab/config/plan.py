@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from archlab.base.configuration import plain_dict
 from archlab.base.words import layers_in
 
 IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
@@ -63,8 +64,7 @@ class Plan:
         Plans of one key can be trained as one pack. They may differ in what is left: the seed and with it the data's
         order, how the weights are drawn, the optimizer's numbers, how long training takes, and what is looked at.
         """
-        whole = OmegaConf.to_container(self.cfg)
-        assert isinstance(whole, dict)
+        whole = plain_dict(self.cfg)
         model = {group: whole[group] for group in (*OF_THE_MODEL, "data", "size")}
         step = {name: whole["train"][name] for name in OF_A_STEP}
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
@@ -78,18 +78,15 @@ OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint")
 
 def layer_plans(cfg: DictConfig) -> list[LayerPlan]:
     """One entry per layer, in order, of a settled configuration."""
-    plain = OmegaConf.to_container(cfg)
-    assert isinstance(plain, dict)
+    plain = plain_dict(cfg)
     return plans_of(plain)
 
 
 def plans_of(cfg: Mapping[str, Any]) -> list[LayerPlan]:
     """The same of a configuration as plain data."""
     size, names = cfg["size"], cfg.get("choices", {})
-    base = LayerPlan(
-        **{group: Choice.of(group, names.get(group, group), cfg[group]) for group in IN_LAYERS},
-        **{name: size[name] for name in SIZES_IN_LAYERS},
-    )
+    parts: dict[str, Any] = {group: Choice.of(group, names.get(group, group), cfg[group]) for group in IN_LAYERS}
+    base = LayerPlan(**parts, **{name: size[name] for name in SIZES_IN_LAYERS})
     plans = [base] * size["n_layers"]
     for rule in cfg.get("layers") or []:
         for depth in layers_in(rule["at"], len(plans)):

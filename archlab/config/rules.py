@@ -5,8 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in, slice_of
 from archlab.config.assemble import default_d_ff, default_kv_heads, kv_heads_of
@@ -23,10 +24,9 @@ def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
     `folders` hold the options, archlab's own and the user's. Raises UserError where a rule names no layer, nothing that
     layers may differ in, or changes nothing.
     """
-    typed = OmegaConf.to_container(cfg.layers)
-    if isinstance(typed, list):  # it was settled before
+    if isinstance(cfg.layers, ListConfig):  # it was settled before
         return
-    rules = [settled(slice_of(at), rule, cfg, folders) for at, rule in typed.items()]
+    rules = [settled(slice_of(at), rule, cfg, folders) for at, rule in plain_dict(cfg.layers).items()]
     with open_dict(cfg):
         cfg.layers = rules
 
@@ -40,7 +40,7 @@ def check_rules(cfg: DictConfig) -> None:
 
     A size that nobody typed, and that is the model's anyway, is no part of a rule.
     """
-    plain = OmegaConf.to_container(cfg)
+    plain = plain_dict(cfg)
     for rule in plain["layers"]:
         of_itself = rule.pop(FOLLOW, [])
         sizes = {
@@ -109,7 +109,7 @@ def whole_choice(
     at: str, group: str, option: str | None, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequence[Path]
 ) -> dict[str, Any]:
     """The option's own node, or the model's where only fields were typed, with these fields in it."""
-    node = OmegaConf.to_container(cfg[group]) if option is None else option_in(group, option, cfg, folders, at)
+    node = plain_dict(cfg[group]) if option is None else option_in(group, option, cfg, folders, at)
     for name, value in typed.items():
         if name not in node or name.startswith("_"):
             inside = ", ".join(key for key in node if not key.startswith("_")) or "none"
@@ -128,9 +128,7 @@ def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path],
     with open_dict(whole):
         whole[group] = node
     OmegaConf.resolve(whole)
-    resolved = OmegaConf.to_container(whole[group])
-    assert isinstance(resolved, dict)
-    return resolved
+    return plain_dict(whole[group])
 
 
 def settled_sizes(at: str, rule: Rule, typed: Mapping[str, Any], cfg: DictConfig) -> Iterator[tuple[str, int]]:

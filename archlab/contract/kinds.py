@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from archlab.base.configuration import plain_dict
 from archlab.blocks.bias import ALiBi
 from archlab.blocks.contracts import Mask
 from archlab.blocks.mask import Causal, Prefix, Window
@@ -281,11 +281,12 @@ def weights_told(group: str) -> Check:
 def honours_told(subject: Subject) -> str:
     """What it honours acts."""
     honours = instantiate(subject.cfg.mixer).func.honours
-    for what, (group, acting, idle) in {
+    pairs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "rotation": ("pos", {"kind": RoPE}, {"kind": NoPosition}),
         "bias": ("pos", {"kind": ALiBi}, {"kind": NoPosition}),
         "mask": ("mask", {"kind": Window, "window": 3}, {"kind": Causal}),
-    }.items():
+    }
+    for what, (group, acting, idle) in pairs.items():
         with_and_without = [subject.with_block(group, **one) for one in (acting, idle)]
         if what in honours and torch.equal(*(logits_of(s.decoder(), s.tokens) for s in with_and_without)):
             raise Broken(
@@ -315,7 +316,7 @@ def every_option_counts(group: str, *masks: type[Mask]) -> Check:
 
     def check(subject: Subject) -> str:
         """Every option counts."""
-        node = OmegaConf.to_container(subject.cfg[group])
+        node = plain_dict(subject.cfg[group])
         hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
         under = (subject.with_block("mask", kind) for kind in masks)
         subject = next(filter(attempt, under), subject)

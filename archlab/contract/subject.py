@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, open_dict
@@ -65,8 +65,11 @@ def logits_of(decoder: Decoder, tokens: Tensor) -> Tensor:
     return decoder(tokens, prefix_of(decoder))
 
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
 @torch.no_grad()
-def randomise(module: nn.Module) -> nn.Module:
+def randomise(module: AnyModule) -> AnyModule:
     """Weights that keep a signal's size, gains around one and biases around zero, so that each of them counts."""
     for name, weight in module.named_parameters():
         weight.normal_().mul_(0.3 if weight.dim() < 2 else weight.shape[-1] ** -0.5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 from archlab.cost.estimate import Memory, activation_bytes, growth, largest_batch, remedies
 from archlab.cost.settings import MemorySettings
@@ -58,12 +59,16 @@ def dropout_in_words(decoder: Decoder, settings: MemorySettings) -> str:
     return f"dropout as the model has it: {'masks in a byte a number' if any(shares) else 'none'}"
 
 
+WAYS: tuple[tuple[Literal["unfused", "flash"], Literal["none", "selective", "full"]], ...] = (
+    ("unfused", "none"), ("unfused", "selective"), ("unfused", "full"), ("flash", "none"), ("flash", "full")
+)  # fmt: skip
+"""How attention is computed, and what is computed again in the backward pass."""
+
+
 def otherwise(decoder: Decoder, settings: MemorySettings, seq_len: int) -> dict[str, tuple[float, float, float]]:
     """The layers' activations for every way of keeping them, and their growth at twice the length and the batch."""
     ways = {}
-    for attention, checkpointing in (
-        ("unfused", "none"), ("unfused", "selective"), ("unfused", "full"), ("flash", "none"), ("flash", "full")
-    ):  # fmt: skip
+    for attention, checkpointing in WAYS:
         way = replace(settings, attention=attention, checkpointing=checkpointing)
         kept, _ = activation_bytes(decoder, way, settings.seq_len or seq_len)
         ways[f"attention={attention}, checkpointing={checkpointing}"] = (kept, *growth(decoder, way, seq_len))

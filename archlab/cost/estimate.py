@@ -100,9 +100,10 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
 def terms_by_layer(decoder: Decoder, settings: MemorySettings, rules: Accounting) -> Iterator[list[Term]]:
     trained = None if settings.lora is None else settings.lora_targets
     ranks: dict[int, int] = {}
-    for name, _ in adapted(decoder, settings) if settings.lora else ():
-        depth = int(name.partition(".")[0])
-        ranks[depth] = ranks.get(depth, 0) + settings.lora
+    if settings.lora is not None:
+        for name, _ in adapted(decoder, settings):
+            depth = int(name.partition(".")[0])
+            ranks[depth] = ranks.get(depth, 0) + settings.lora
     terms = terms_by_kind(decoder, rules)
     for depth in range(len(decoder.layers)):
         yield [*kept(terms[depth], trained), Term("lora: between A and B", rules.e * ranks.get(depth, 0))]

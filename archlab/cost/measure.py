@@ -150,7 +150,7 @@ def on_meta(model: Decoder) -> Decoder:
     """The same model with its weights on the meta device, nothing assembled twice; the given one keeps its own."""
     if all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return model
-    without = {
+    without: dict[int, Tensor] = {
         id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
         for tensor in model.parameters()
     }

@@ -106,7 +106,11 @@ def check_lora(settings: MemorySettings, decoder: Decoder, explicit: Collection[
 
 def linears(decoder: Decoder) -> list[tuple[str, nn.Linear]]:
     """The matrices of the layers, by name."""
-    return [(name, module) for name, module in decoder.layers.named_modules() if isinstance(module, nn.Linear)]
+    return [
+        (name, module)
+        for name, module in nn.ModuleList(decoder.layers).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
 
 
 def adapted(decoder: Decoder, settings: MemorySettings) -> list[tuple[str, nn.Linear]]:

@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the sequences."""
-        return Batch(*(None if column is None else column[rows] for column in self))
+        return Batch._make(None if column is None else column[rows] for column in self)
 
 
 class Source(ABC):

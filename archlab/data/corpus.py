@@ -42,7 +42,7 @@ class Corpus(Source):
         starts = rng.integers(0, len(self.train_part) - seq_len, batch_size)
         if self.prefix is None:
             return windows(self.train_part, starts, seq_len, np.ones_like(starts), None)
-        prefix_len = self._draw_prefix(rng, batch_size, seq_len)
+        prefix_len = _draw_prefix(self.prefix, rng, batch_size, seq_len)
         return windows(self.train_part, starts, seq_len, prefix_len, prefix_len)
 
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
@@ -55,14 +55,10 @@ class Corpus(Source):
         starts, first_scored = sliding(seq_len, n_windows, stride)
         prefix_len = None
         if self.prefix is not None:
-            prefix_len = first_scored = self._draw_prefix(np.random.default_rng(seq_len), len(starts), seq_len)
+            prefix_len = first_scored = _draw_prefix(self.prefix, np.random.default_rng(seq_len), len(starts), seq_len)
         for rows in slices(len(starts), batch_size):
             given = None if prefix_len is None else prefix_len[rows]
             yield windows(self.valid_part, starts[rows], seq_len, first_scored[rows], given)
-
-    def _draw_prefix(self, rng: np.random.Generator, n: int, seq_len: int) -> Int[np.ndarray, " batch"]:
-        low, high = (min(max(round(share * seq_len), 1), max(seq_len - 1, 1)) for share in self.prefix)
-        return rng.integers(low, high, n, endpoint=True)
 
     def _check_train_len(self, seq_len: int) -> None:
         longest = max(len(self.train_part) - 1, 0)
@@ -98,6 +94,12 @@ class Corpus(Source):
                 f"eval.stride={stride}: sliding windows score every target and prefix={list(self.prefix)} only what "
                 "follows a prefix; use eval.protocol=disjoint or prefix=null"
             )
+
+
+def _draw_prefix(shares: Sequence[float], rng: np.random.Generator, n: int, seq_len: int) -> Int[np.ndarray, " batch"]:
+    """Lengths from the first to the second of these shares of a sequence."""
+    low, high = (min(max(round(share * seq_len), 1), max(seq_len - 1, 1)) for share in shares)
+    return rng.integers(low, high, n, endpoint=True)
 
 
 def counted(part: Integer[np.ndarray, " tokens"]) -> str:
@@ -160,7 +162,7 @@ def hash_of(*parts: Integer[np.ndarray, " _"]) -> str:
     """SHA-256 of the arrays' bytes, as of one file after the other."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 

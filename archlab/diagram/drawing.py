@@ -68,7 +68,8 @@ class _Stream:
 
     def __init__(self, canvas: Canvas, arms: int, room_below: float):
         """`room_below` is what the layers leave free above the foot, on their side of the stream."""
-        self.canvas, self.columns, self.room_below, self.y = canvas, arms, room_below, -MARGIN
+        self.canvas, self.columns, self.room_below = canvas, arms, room_below
+        self.y: float = -MARGIN
 
     def model(self, sketch: ModelSketch) -> float:
         self.canvas.text(STREAM, self.y, "tokens", 12)

@@ -48,7 +48,8 @@ def _part(graph: Graph, node: int) -> tuple[DrawnJoin, int] | None:
     terms = [_down(graph, term) for term in _terms(graph, node)]
     root = min(root for root, _ in terms)
     shared: tuple[int, ...] = ()
-    arms, trunks = [], []
+    arms: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    trunks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for start, boxes in terms:
         before = _between(graph, root, start)
         if before is None or (shared and before and before != shared):

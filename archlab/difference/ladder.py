@@ -56,7 +56,7 @@ def changes(here: DictConfig, there: DictConfig, own: Path | None = None) -> Ite
         if here.size[field] != value:
             yield Change(f"size.{field}", (f"size.{field}={spelled(by_rule(there, field))}",))
     steps_follow = there.train.tokens is not None or there.budget is not None
-    for key, value in leaves({key: there[key] for key in there if key not in (*GROUPS, *NO_PART, "layers")}):
+    for key, value in leaves({str(key): there[key] for key in there if key not in (*GROUPS, *NO_PART, "layers")}):
         if OmegaConf.select(here, key) != value and not (steps_follow and key == "train.steps"):
             yield Change(key, (f"{key}={spelled(value)}",))
 

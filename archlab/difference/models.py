@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from archlab.base.configuration import plain_dict
 from archlab.base.nested import leaves
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.check import GROUPS
@@ -51,17 +52,20 @@ class Difference:
 def difference(first: NamedModel, second: NamedModel, seq_len: int | None = None) -> Difference:
     """Of two models, at a length of their own or at one for both."""
     models = [first.cfg, second.cfg]
-    priced = [price(cfg, seq_len) for cfg in models]
+    one, other = (price(cfg, seq_len) for cfg in models)
     told = {group: told_apart(group, *models) for group in GROUPS if group != "size"}
     told |= {"layers": told_of_layers(*models)} if any(cfg.layers for cfg in models) else {}
     return Difference(
-        (first.name, second.name),
-        *((one, other) for one, other in zip(*((p["seq_len"], p["weights"]) for p in priced), strict=True)),
+        names=(first.name, second.name),
+        seq_len=(one["seq_len"], other["seq_len"]),
+        weights=(one["weights"], other["weights"]),
         blocks=[(group, *pair) for group, pair in told.items() if pair[0] != pair[1]],
         same=[group for group, pair in told.items() if pair[0] == pair[1]],
         settings=list(settings(*models)),
         sizes=[(name, first.cfg.size[name], second.cfg.size[name]) for name in first.cfg.size],
-        **{name: beside(*(p[name] for p in priced)) for name in ("parts", "costs", "memory")},
+        parts=beside(one["parts"], other["parts"]),
+        costs=beside(one["costs"], other["costs"]),
+        memory=beside(one["memory"], other["memory"]),
     )
 
 
@@ -71,7 +75,7 @@ def beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Pair]:
 
 def settings(one: DictConfig, other: DictConfig) -> Iterator[Pair]:
     """Fields outside groups that differ."""
-    for key, value in leaves({key: one[key] for key in one if key not in (*GROUPS, *NO_PART, "layers")}):
+    for key, value in leaves({str(key): one[key] for key in one if key not in (*GROUPS, *NO_PART, "layers")}):
         if value != (there := OmegaConf.select(other, key)):
             yield key, spelled(value), spelled(there)
 
@@ -102,7 +106,7 @@ def told_of_layers(one: DictConfig, other: DictConfig) -> tuple[str, str]:
 
 
 def own_fields(group: str, cfg: DictConfig) -> dict[str, Any]:
-    fields = OmegaConf.to_container(cfg[group])
+    fields = plain_dict(cfg[group])
     return {key: value for key, value in fields.items() if key not in cfg or value != cfg[key]}
 
 
@@ -120,7 +124,7 @@ def words(key: str, value: Any) -> str:
 
 def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
     """What a model costs, by its shapes alone."""
-    on_meta, settings = assemble_without_weights(cfg), MemorySettings(**OmegaConf.to_container(cfg.memory))
+    on_meta, settings = assemble_without_weights(cfg), MemorySettings(**plain_dict(cfg.memory))
     length = seq_len or settings.seq_len or cfg.train.train_len
     settings, n_params = replace(settings, seq_len=length), count_parameters(on_meta)
     held = estimate(on_meta, settings, length)

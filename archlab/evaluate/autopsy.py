@@ -88,9 +88,9 @@ def autopsy(
     steps_before} that moved before the loss did, or None; `next`, what else moved no later than the loss, in order;
     `watched` series and their `threshold`; `note`, why there is no `first`; `first_nonfinite` as it was given.
     """
-    if not diverged and first_spike is None:
-        return None
     event = len(losses) if diverged else first_spike
+    if event is None:
+        return None
     watched = list(series(recorded, event))
     n_series = max(1, len(watched))
     loss = in_parts_of_usual(np.array(losses[:event], dtype=float))

@@ -7,6 +7,7 @@ Protocols:
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from archlab.evaluate.validation import HeldOut, held_out
 from archlab.model.decoder import Decoder
 from archlab.train.runtime import Runtime
 
-Record = dict[str, object]
+Record = dict[str, Any]
 
 IMPROVES, HOLDS, DEGRADES = 0.99, 1.02, 1.5
 """Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
@@ -105,7 +106,7 @@ def verdict(lengths: list[Record], train_len: int, exact: bool, unigram: float) 
     defined = [record for record in lengths if record["loss"] is not None]
     at_train_len = next((record for record in defined if record["eval_len"] == train_len), None)
     longest = max(defined, key=lambda record: record["eval_len"], default=None)
-    if at_train_len is None or longest is at_train_len:
+    if at_train_len is None or longest is None or longest is at_train_len:
         return undecided("no figure both at train_len and beyond it")
     if at_train_len["loss"] > unigram - PLATEAU:
         loss = at_train_len["loss"]

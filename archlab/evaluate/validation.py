@@ -88,4 +88,5 @@ def held_out(
         with machine.autocast():
             pieces.append(TokenLosses(*(column.cpu() for column in token_losses(decoder, batch))))
     decoder.train(was_training)
-    return HeldOut(*(torch.cat(column) for column in zip(*pieces, strict=True)), stride or seq_len)
+    nats, scored, right = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return HeldOut(nats, scored, right, stride or seq_len)

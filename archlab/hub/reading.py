@@ -44,10 +44,10 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
 
     `fraction` is the family's default; one that turns whole heads has no say in it.
     """
-    told = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
+    told: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
     kind = told.get("rope_type", told.get("type", "default"))
-    base = told.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
-    asked = told.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
+    base: Any = told.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
+    asked: Any = told.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
     share = fraction if fraction == 1 else asked
     words = ["pos=rope", f"pos.base={float(base)}", f"pos.layout={layout}", f"pos.fraction={float(share)}"]
     if kind == "default":
@@ -68,7 +68,7 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
 
 def yarn_factor(told: Mapping[str, Any]) -> float | None:
     """What DeepSeek's two fields of YaRN come to: (0.1 m ln(factor) + 1) of one over that of the other; None without them."""
-    both = told.get("mscale"), told.get("mscale_all_dim")
+    both: tuple[Any, Any] = (told.get("mscale"), told.get("mscale_all_dim"))
     if not all(both):
         return None
     over, under = (0.1 * mscale * math.log(told["factor"]) + 1 for mscale in both)
@@ -111,7 +111,7 @@ def only(c: Config, **values: Any) -> Words:
     return []
 
 
-def word(value: bool) -> str:
+def word(value: object) -> str:
     return str(bool(value)).lower()
 
 

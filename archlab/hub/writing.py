@@ -6,9 +6,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS
 from archlab.config.compose import compose
@@ -78,7 +79,9 @@ def of_another_class(word: str, cfg: DictConfig) -> bool:
 
 @cache
 def class_of(group: str, option: str) -> str:
-    return option_node(group, option, [conf_dir()])["_target_"]
+    node = option_node(group, option, [conf_dir()])
+    assert node is not None, f"{group}={option} is an option of archlab's own"
+    return node["_target_"]
 
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
@@ -95,7 +98,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
-        one, other = (OmegaConf.to_container(c[group]) for c in (cfg, again))
+        one, other = (plain_dict(c[group]) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
             if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue

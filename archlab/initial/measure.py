@@ -134,11 +134,11 @@ def backward(losses: TokenLosses) -> float:
 
 def matrix_gradients(layer: Layer) -> dict[str, float]:
     """The gradient's Frobenius norm, by the matrix's name, and of what each branch writes to the stream by."""
-    matrices = [weight for weight in layer.weights() if weight.role in MATRICES and weight.tensor.grad is not None]
     by_name: dict[str, float] = {}
-    for weight in matrices:
-        short = weight.name.removesuffix(".weight").rpartition(".")[2]
-        by_name[weight.name if short in by_name else short] = float(weight.tensor.grad.norm())
+    for weight in layer.weights():
+        if weight.role in MATRICES and weight.tensor.grad is not None:
+            short = weight.name.removesuffix(".weight").rpartition(".")[2]
+            by_name[weight.name if short in by_name else short] = float(weight.tensor.grad.norm())
     return by_name | {f"{name}_to_stream": to_stream_gradient(part) for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn))}  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -164,10 +164,12 @@ class Decoder(Block):
         self.embed_types = make_token_types(embed_types, d_model)
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
+        layers_made = (
             make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim)
             for part, pair in zip(parts, of_layers, strict=True)
         )
+        # For a type checker a ModuleList holds any modules; these are Layers.
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
         check_streams([layer.residual for layer in self.layers])
         self.final_norm = make_norm() if self.layers[-1].residual.needs_final_norm else nn.Identity()
         self.head_proj = make_projection(d_model, width)

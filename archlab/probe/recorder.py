@@ -47,7 +47,7 @@ class Recorder:
     the last steps where the run broke down. Of steps without layers it keeps nothing, but still notes the first spike.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps: deque[RecordedStep] = deque(maxlen=CAPACITY)
         self.around_spike: list[RecordedStep] | None = None
         self.first_spike: int | None = None
@@ -74,7 +74,7 @@ class Recorder:
         tensors: dict[str, Tensor] = {}
         rest: dict[str, Any] = {"first_spike": self.first_spike}
         for name, steps in (("steps", self.steps), ("around_spike", self.around_spike or [])):
-            told = {
+            told: dict[str, Any] = {
                 "numbers": [step.number for step in steps],
                 "losses": [step.loss for step in steps],
                 "rows": {},

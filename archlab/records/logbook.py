@@ -36,6 +36,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 import archlab
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import PARTS, Lines, whole, write_text
 from archlab.records import checkpoint
@@ -54,7 +55,8 @@ class Logbook:
     def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str], again: "Again | None" = None):
         """A new run, or the one that goes on `again` in its own directory."""
         again = again or Again(*begun(Path(output), cfg, overrides))
-        self.directory, self.held, self.finished = again.directory, again.held, False
+        self.directory, self.finished = again.directory, False
+        self.held: int | None = again.held
         self.files: dict[str, Lines] = {}
         self.loggers: list[Logger] = []
         try:
@@ -62,7 +64,7 @@ class Logbook:
             self.metrics = read_metrics(self.directory / METRICS, lengths.get(METRICS, 0))
             again.clear()
             self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
-            plain = OmegaConf.to_container(cfg, resolve=True)
+            plain = plain_dict(cfg, resolve=True)
             self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
         except BaseException:
             self.__exit__()
@@ -152,7 +154,7 @@ def begun(output: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[Path
     directory = new_directory(output, f"{datetime.now():%Y%m%d-%H%M%S}-{slug(overrides)}")
     try:
         write_text(directory / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
-        return directory, write_held(directory, as_written(OmegaConf.to_container(cfg, resolve=True)))
+        return directory, write_held(directory, as_written(plain_dict(cfg, resolve=True)))
     except NoRoom:
         shutil.rmtree(directory, ignore_errors=True)
         raise

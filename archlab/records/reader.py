@@ -113,7 +113,7 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
     except Unreadable as error:
         raise UserError(f"{directory}: cannot be read: {error}; leave it out") from None
     try:
-        run = Run(directory, check_config(config, needs), check_summary(summary))
+        run = Run(directory, dict(check_config(config, needs)), dict(check_summary(summary)))
     except Unreadable as error:
         raise UserError(f"{directory}: its record is damaged: {error}; leave it out") from None
     # What is damaged is found here, where a run can still be left out.

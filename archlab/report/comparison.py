@@ -93,7 +93,8 @@ def markdown_table(frame: pd.DataFrame) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     place = [str.ljust if name in NAMES else str.rjust for name in frame]
     lines = [
-        "| " + " | ".join(put(*cell) for put, *cell in zip(place, row, widths, strict=True)) + " |" for row in cells
+        "| " + " | ".join(put(cell, width) for put, cell, width in zip(place, row, widths, strict=True)) + " |"
+        for row in cells
     ]
     rule = (
         "|"

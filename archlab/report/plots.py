@@ -32,7 +32,7 @@ def in_plot(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # Any, since matplotlib types the names of its settings one by one
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "figure.titlesize": 13,

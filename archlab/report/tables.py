@@ -137,12 +137,14 @@ def assembled(
 
 def result(summary: Record) -> RenderableType:
     """The whole of a run, as it is told when the run ends."""
+    ended = _outcome(summary) + _costs(summary) + _setting(summary)
+    stability = _stability(summary.get("stability") or {})
     parts = [
         _leak(summary),
         _status(summary),
         Text(" ".join(f"{group}={option}" for group, option in (summary.get("choices") or {}).items())),
-        make_pairs("Result", _outcome(summary) + _costs(summary) + _setting(summary)),
-        make_pairs("Stability", _stability(summary.get("stability") or {})),
+        make_pairs("Result", ended) if ended else None,
+        make_pairs("Stability", stability) if stability else None,
         Text(f"Autopsy: {autopsy(findings)}.") if (findings := summary.get("autopsy")) else None,
         _lengths(summary.get("length") or [], summary.get("train_len")),
         _verdict(summary.get("length_verdict")),
@@ -299,10 +301,8 @@ def _verdict(verdict: Record | None) -> Text | None:
     return Text.assemble((f"Length {verdict['verdict']}", f"bold {color}"), f": {words}{reason}.")
 
 
-def make_pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group | None:
+def make_pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group:
     """Names on the left, values on the right; long values wrap."""
-    if not rows:
-        return None
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

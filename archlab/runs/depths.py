@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from archlab.base.configuration import plain_dict
 from archlab.blocks.residual import DeepNorm, PostNorm, PreNorm
 from archlab.config.assemble import build
 from archlab.config.check import option, target
@@ -72,7 +73,7 @@ def across_depths(
 
 def placements(cfg: DictConfig) -> dict[str, dict]:
     """By name, the nodes of the schemes to compare; without norms the chosen one alone."""
-    chosen = {option(cfg, "residual"): OmegaConf.to_container(cfg.residual)}
+    chosen = {option(cfg, "residual"): plain_dict(cfg.residual)}
     if not target(cfg, "norm").reduces:
         return chosen
     named = {

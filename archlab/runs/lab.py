@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import archlab
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
@@ -220,7 +221,7 @@ def findings_of(outcome: Outcome) -> Record | None:
         outcome.recorded,
         diverged=outcome.status == "diverged",
         first_spike=outcome.first_spike,
-        first_nonfinite=outcome.first_nonfinite and asdict(outcome.first_nonfinite),
+        first_nonfinite=asdict(outcome.first_nonfinite) if outcome.first_nonfinite else None,
     )
 
 
@@ -243,7 +244,7 @@ def summary_of(
         "val_loss": val_loss,
         "unigram_loss": work.unigram,
         "best_step": outcome.best_step,
-        "matched": OmegaConf.to_container(cfg.matched) if cfg.match else None,
+        "matched": plain_dict(cfg.matched) if cfg.match else None,
         "tuned": work.tuned,
         "length": lengths,
         "length_verdict": verdict(lengths, settings.train_len, source.exact, work.unigram),

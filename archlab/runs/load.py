@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.nested import options_alone
 from archlab.base.plain import Unreadable, read_yaml, within
@@ -26,7 +27,7 @@ from archlab.records.directory import unfinished
 from archlab.records.reader import asked_words
 from archlab.runs.weights import load_weights
 
-MATCHED = {"to": str, "reference": (int, float), "d_ff_before": int, "d_ff": int}
+MATCHED: dict[str, type | tuple[type, ...]] = {"to": str, "reference": (int, float), "d_ff_before": int, "d_ff": int}
 """What a run says of the width that match gave it."""
 
 
@@ -136,8 +137,7 @@ def settled_as_it_was(saved: Mapping[str, Any], own: str | Path | None) -> DictC
                 f"{group}={choice}: no such option here; if it is your own, give the folder by --config-dir"
             )
     whole, _ = composed([f"{group}={choice}" for group, choice in choices.items()], own)
-    standing = OmegaConf.to_container(whole)
-    assert isinstance(standing, dict)
+    standing = plain_dict(whole)
     del standing["hydra"]
     values = {name: value for name, value in saved.items() if name not in ("choices", "matched", "layers")}
     cfg = OmegaConf.create(overlaid(standing, values, choices) | {"layers": rules_said(saved.get("layers") or [])})
@@ -202,10 +202,9 @@ def check_class(written: object, standing: object, group: str, choices: Mapping[
 
 def matched(said: object) -> dict[str, Any]:
     """What match changed. Raises UserError where the file does not say it as a run does."""
-    good = isinstance(said, Mapping) and all(isinstance(said.get(name), kind) for name, kind in MATCHED.items())
-    if not good:
+    if not isinstance(said, Mapping) or not all(isinstance(said.get(name), kind) for name, kind in MATCHED.items()):
         raise UserError(f"matched: should say {', '.join(MATCHED)}, as match was asked for; give another run")
-    return {name: said[name] for name in MATCHED}  # type: ignore[index]
+    return {name: said[name] for name in MATCHED}
 
 
 def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: str | Path | None = None) -> DictConfig:

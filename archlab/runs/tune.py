@@ -11,8 +11,9 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from archlab.base.configuration import plain_dict
 from archlab.base.files import write_text
 from archlab.base.signals import Stop, Stopped
 from archlab.config.assemble import build
@@ -59,8 +60,7 @@ def rates(cfg: DictConfig) -> list[float]:
 
 def key(cfg: DictConfig) -> str:
     """The same for all seeds of an arm, and for no two arms."""
-    plain = OmegaConf.to_container(cfg)
-    assert isinstance(plain, dict)
+    plain = plain_dict(cfg)
     arm = {name: value for name, value in plain.items() if name not in APART}
     return hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -68,7 +68,7 @@ def key(cfg: DictConfig) -> str:
 def loss_at(rate: float, cfg: DictConfig, source: Source, where: Runtime) -> float:
     trial = cfg.copy()
     trial.train.lr, trial.seed = rate, SEED
-    settings = TrainSettings(**OmegaConf.to_container(trial.train))
+    settings = TrainSettings(**plain_dict(trial.train))
     decoder = build(trial).to(where.device)
     if settings.checkpoint:
         decoder.recompute_activations()

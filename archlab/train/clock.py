@@ -1,8 +1,9 @@
 """How fast a run goes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class Clock:
@@ -26,11 +27,11 @@ class Clock:
             (self.steps - 1) * self.tokens_per_step / (time.perf_counter() - self.started) if self.steps > 1 else None
         )
 
-    def state_dict(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self.started if self.steps else 0.0
         return {"steps": self.steps, "seconds": seconds, "first_step_at": self.first_step_at}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there: the time in which nothing ran counts for nothing."""
         self.steps, self.first_step_at = state["steps"], state["first_step_at"]
         self.started = time.perf_counter() - state["seconds"]

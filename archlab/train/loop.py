@@ -57,7 +57,7 @@ def train(
     *,
     seed: int,
     probe_every: int | None = None,
-    validate: Callable[[], float],
+    validate: Callable[[], float | None],
     report: Callable[[Record], None],
     tick: Callable[[int, float | None, float | None, float | None], None],
     observers: Sequence[Observer] = (),

@@ -59,8 +59,11 @@ class Program(nn.Module):
         super().__init__()
         self.decoder, self.wanted = decoder, tuple(wanted)
 
-    def forward(self, *inputs: Tensor | None) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
-        losses, output = losses_of(self.decoder, Inputs(*inputs), self.wanted)
+    def forward(
+        self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
+    ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
+        """Takes the fields of Inputs, in their order."""
+        losses, output = losses_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
         return LossParts(losses.total, losses.scored.sum(), output.losses), output.taps
 
 

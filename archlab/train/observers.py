@@ -77,9 +77,9 @@ class Recording(Observer):
 class Validation(Observer):
     """Every so many steps the held-out loss, and early stopping by it."""
 
-    def __init__(self, every: int | None, validate: Callable[[], float]):
+    def __init__(self, every: int | None, validate: Callable[[], float | None]):
         self.every, self.validate = every, validate
-        self.latest: tuple[int, float] | None = None
+        self.latest: tuple[int, float | None] | None = None
 
     def due(self, state: TrainState) -> bool:
         return self.every is not None and state.step % self.every == 0

@@ -100,7 +100,8 @@ def backward(
     Returns that loss, and what was seen in the layers on the first piece.
     """
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1).to(machine.device, non_blocking=True)
-    total, seen = torch.zeros((), device=machine.device), {}
+    total = torch.zeros((), device=machine.device)
+    seen: dict[str, Sequence[Tensor | None]] = {}
     for i, piece in enumerate(split(batch, pieces)):
         parts, shown = compute(decoder, piece, machine, wanted if i == 0 else ())
         loss = parts.total / n_scored
@@ -124,8 +125,9 @@ def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) ->
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
     """AdamW's update, which its kernel leaves undone where `found_inf` is one: on the device, as GradScaler does it."""
-    state.optimizer.grad_scale = None
-    state.optimizer.found_inf = (state.broken | overflowed).float()
+    # What AdamW's kernel reads, and torch declares nowhere; torch's own GradScaler sets both.
+    state.optimizer.grad_scale = None  # type: ignore[attr-defined]
+    state.optimizer.found_inf = (state.broken | overflowed).float()  # type: ignore[attr-defined]
     state.optimizer.step()
     state.scaler.update()
 

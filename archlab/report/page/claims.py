@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archlab.report.page.parts import Cell, Facts, PageTable, Prose, Section, word
+from archlab.report.page.parts import Cell, Facts, PagePart, PageTable, Prose, Section, word
 from archlab.report.tables import duration, number
 
 Record = Mapping[str, Any]
@@ -36,7 +36,11 @@ def claim_section(record: Record) -> Section:
         ("seeds", seeds(record)),
         ("time", duration(record["seconds"])),
     ]
-    said = [Prose(record["sentence"]), Prose(record["verdict"], "verdict"), Facts([(k, v) for k, v in facts if v])]
+    said: list[PagePart] = [
+        Prose(record["sentence"]),
+        Prose(record["verdict"], "verdict"),
+        Facts([(k, v) for k, v in facts if v]),
+    ]
     return Section(f"Claim: {record['name']}", [*said, parts(record)] if record["parts"] else said)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from archlab.records.reader import Run
 from archlab.report.page.parts import Figure, View, figure_text
@@ -139,7 +139,7 @@ def points(found: Iterable[tuple[float, float | None, float | None]]) -> DrawnCu
     return {key: (x, y) for key, x, y in found if finite(x) and finite(y)}
 
 
-def finite(value: float | None) -> bool:
+def finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -151,7 +151,8 @@ def seconds(record: Mapping[str, Any]) -> float | None:
 def mean(curves: Sequence[DrawnCurve]) -> DrawnCurve:
     """The mean over curves, at the keys that all of them have."""
     shared = [key for key in curves[0] if all(key in curve for curve in curves)] if curves else []
-    return {key: tuple(sum(c[key][axis] for c in curves) / len(curves) for axis in (0, 1)) for key in shared}
+    n = len(curves)
+    return {key: (sum(c[key][0] for c in curves) / n, sum(c[key][1] for c in curves) / n) for key in shared}
 
 
 # ---------------------------------------------------------------- traces
