@@ -17,11 +17,8 @@ from archlab.blocks.norm import MakeWidthNorm, no_norm
 Elementwise = Callable[[Tensor], Tensor]
 
 
-class Plain(FeedForward):
-    """down(activation(up(x))), with dropout on what it returns: 2 * d_model * d_ff weights.
-
-    Source: arXiv:1706.03762, eq. 2. GLM's "Linear, activation, Linear, dropout" is this network.
-    """
+class PositionWise(FeedForward):
+    """What a plain and a gated network have in common: their matrices, what is between them, and dropout at the end."""
 
     def __init__(
         self,
@@ -33,27 +30,49 @@ class Plain(FeedForward):
         inner_norm: MakeWidthNorm = no_norm,
     ):
         super().__init__()
+        if self.gated:
+            self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.activation = activation()
         self.inner_norm = inner_norm(d_model=d_ff)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def summary(self) -> str:
+        return f"{type(self).__name__}, d_ff {self.down_proj.in_features}"
+
+    def kept_before_the_product(self, rules: Accounting) -> Iterator[Term]:
+        hidden, keeps = rules.e * self.down_proj.in_features, saved_by(self.activation)
+        reads = rules.e * self.down_proj.out_features
+        yield Term("ffn: input", reads, needed_by=("gate_proj", "up_proj"), branch_input=True)
+        if keeps.input:
+            yield Term("ffn: the activation's input", hidden)
+        if keeps.between:
+            yield Term("ffn: inside the activation", keeps.between * hidden)
+
+    def kept_by_dropout(self, rules: Accounting) -> Iterator[Term]:
+        if rules.drops(self.dropout.p):
+            yield Term("ffn: dropout mask", MASK * self.down_proj.out_features)
+
+
+class Plain(PositionWise):
+    """down(activation(up(x))), with dropout on what it returns: 2 * d_model * d_ff weights.
+
+    Source: arXiv:1706.03762, eq. 2. GLM's "Linear, activation, Linear, dropout" is this network.
+    """
+
     def forward(self, x: Stream) -> Stream:
         return self.dropout(self.down_proj(self.inner_norm(self.activation(self.up_proj(x)))))
 
-    @property
-    def summary(self) -> str:
-        return in_words(self)
-
     def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         hidden, keeps = rules.e * self.down_proj.in_features, saved_by(self.activation)
-        yield from kept_before_the_product(self, rules)
+        yield from self.kept_before_the_product(rules)
         yield Term("ffn: the activation's output", hidden, needed_by=None if keeps.output else ("down_proj",))
-        yield from kept_by_dropout(self, rules)
+        yield from self.kept_by_dropout(rules)
 
 
-class Gated(FeedForward):
+class Gated(PositionWise):
     """down(activation(gate(x)) * up(x)), with dropout on what it returns: 3 * d_model * d_ff weights.
 
     With Swish as activation this is SwiGLU, with GELU GEGLU, with ReLU ReGLU, with the sigmoid GLU, with none bilinear.
@@ -62,56 +81,16 @@ class Gated(FeedForward):
 
     gated = True
 
-    def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        activation: Callable[[], Elementwise],
-        bias: bool = False,
-        dropout: Probability = 0.0,
-        inner_norm: MakeWidthNorm = no_norm,
-    ):
-        super().__init__()
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.activation = activation()
-        self.inner_norm = inner_norm(d_model=d_ff)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
-        self.dropout = nn.Dropout(dropout)
-
     def forward(self, x: Stream) -> Stream:
         hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
         return self.dropout(self.down_proj(self.inner_norm(hidden)))
 
-    @property
-    def summary(self) -> str:
-        return in_words(self)
-
     def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         hidden = rules.e * self.down_proj.in_features
-        yield from kept_before_the_product(self, rules)
+        yield from self.kept_before_the_product(rules)
         yield Term("ffn: the two sides of the gate", 2 * hidden)
         yield Term("ffn: their product", hidden, needed_by=("down_proj",))
-        yield from kept_by_dropout(self, rules)
-
-
-def in_words(ffn: Plain | Gated) -> str:
-    return f"{type(ffn).__name__}, d_ff {ffn.down_proj.in_features}"
-
-
-def kept_before_the_product(ffn: Plain | Gated, rules: Accounting) -> Iterator[Term]:
-    hidden, keeps = rules.e * ffn.down_proj.in_features, saved_by(ffn.activation)
-    reads = rules.e * ffn.down_proj.out_features
-    yield Term("ffn: input", reads, needed_by=("gate_proj", "up_proj"), branch_input=True)
-    if keeps.input:
-        yield Term("ffn: the activation's input", hidden)
-    if keeps.between:
-        yield Term("ffn: inside the activation", keeps.between * hidden)
-
-
-def kept_by_dropout(ffn: Plain | Gated, rules: Accounting) -> Iterator[Term]:
-    if rules.drops(ffn.dropout.p):
-        yield Term("ffn: dropout mask", MASK * ffn.down_proj.out_features)
+        yield from self.kept_by_dropout(rules)
 
 
 class SquaredReLU(nn.Module):

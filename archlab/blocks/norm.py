@@ -104,19 +104,23 @@ class BatchNorm(Norm):
         return rearrange(flat, "(batch seq) d_model -> batch seq d_model", batch=x.shape[0])
 
 
-class InstanceNorm(Norm):
-    """Each feature over the positions of one sequence, as vision does over H and W.
-
-    Source: arXiv:1607.08022, with seq in the place of the image's axes.
-    """
-
-    reduces = ("seq",)
+class OverPositions(Norm):
+    """A norm over the positions of one sequence, with a gain and a shift for each feature, at any length the same."""
 
     def __init__(self, d_model: int, eps: Positive = 1e-5):
         super().__init__()
         self.eps = eps
         self.gain = nn.Parameter(torch.ones(d_model))
         self.shift = nn.Parameter(torch.zeros(d_model))
+
+
+class InstanceNorm(OverPositions):
+    """Each feature over the positions of one sequence, as vision does over H and W.
+
+    Source: arXiv:1607.08022, with seq in the place of the image's axes.
+    """
+
+    reduces = ("seq",)
 
     def forward(self, x: Stream) -> Stream:
         along_seq = rearrange(at_least_float32(x), "batch seq d_model -> batch d_model seq")
@@ -126,7 +130,7 @@ class InstanceNorm(Norm):
         return (self.gain * normed + self.shift).type_as(x)
 
 
-class SequenceNorm(Norm):
+class SequenceNorm(OverPositions):
     """LayerNorm over all features of all positions of one sequence, as vision does over C, H and W.
 
     The gain and the shift are per feature, so that the norm is defined at any length.
@@ -134,12 +138,6 @@ class SequenceNorm(Norm):
     """
 
     reduces = ("seq", "d_model")
-
-    def __init__(self, d_model: int, eps: Positive = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.gain = nn.Parameter(torch.ones(d_model))
-        self.shift = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, x: Stream) -> Stream:
         normed = F.layer_norm(at_least_float32(x), x.shape[1:], eps=self.eps)

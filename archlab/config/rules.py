@@ -124,11 +124,16 @@ def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path],
     node = option_node(group, option, folders)
     if node is None:
         raise UserError(f"layers[{at}].{group}={option}: no such option; options: {', '.join(groups(folders)[group])}")
+    return plain_dict(in_setting(group, node, cfg))
+
+
+def in_setting(group: str, node: DictConfig, cfg: DictConfig) -> DictConfig:
+    """A group's options with what they refer to in this configuration in their place."""
     whole = cfg.copy()
     with open_dict(whole):
         whole[group] = node
     OmegaConf.resolve(whole)
-    return plain_dict(whole[group])
+    return whole[group]
 
 
 def settled_sizes(at: str, rule: Rule, typed: Mapping[str, Any], cfg: DictConfig) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves
@@ -16,6 +16,7 @@ from archlab.config.compose import compose
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import IN_LAYERS
 from archlab.config.presets import overruled
+from archlab.config.rules import in_setting
 from archlab.config.spelling import spelled
 from archlab.runs.named_model import NamedModel
 
@@ -98,11 +99,7 @@ def default(group: str, option: str, cfg: DictConfig, own: Path | None) -> DictC
     node = option_node(group, option, [folder for folder in (own, conf_dir()) if folder])
     if node is None:
         raise UserError(f"{group}={option}: is no option of archlab; give the folder it is in by --config-dir")
-    whole = cfg.copy()
-    with open_dict(whole):
-        whole[group] = node
-    OmegaConf.resolve(whole)
-    return whole[group]
+    return in_setting(group, node, cfg)
 
 
 def unlike(given: Mapping[str, Any], standard: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,6 +70,15 @@ def plain(up: str, down: str) -> Table:
     return linear(up, UP) + linear(down, DOWN)
 
 
+def megatron(attention: str, mlp: str) -> Table:
+    """As Megatron-LM names a layer's matrices: each head's query, key and value stand together in one."""
+    return (
+        linear(f"{attention}.query_key_value", *OURS_QKV, split=by_group, join=grouped)
+        + linear(f"{attention}.dense", OUT)
+        + plain(f"{mlp}.dense_h_to_4h", f"{mlp}.dense_4h_to_h")
+    )
+
+
 T = "transformer.h.{}"
 GPT2_ROWS = (
     ends("transformer.wte", "transformer.ln_f")
@@ -89,24 +98,18 @@ GPTJ_ROWS = (
 N = "gpt_neox.layers.{}"
 NEOX_ROWS = (
     ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm")
-    + linear(f"{N}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{N}.attention.dense", OUT)
-    + plain(f"{N}.mlp.dense_h_to_4h", f"{N}.mlp.dense_4h_to_h")
+    + megatron(f"{N}.attention", f"{N}.mlp")
     + of_layers(N, input_layernorm=FIRST, post_attention_layernorm=SECOND)
 )
 BLOOM_ROWS = (
     ends("transformer.word_embeddings", "transformer.ln_f")
     + norm("transformer.word_embeddings_layernorm", "embed_norm")
-    + linear(f"{T}.self_attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{T}.self_attention.dense", OUT)
-    + plain(f"{T}.mlp.dense_h_to_4h", f"{T}.mlp.dense_4h_to_h")
+    + megatron(f"{T}.self_attention", f"{T}.mlp")
     + of_layers(T, input_layernorm=FIRST, post_attention_layernorm=SECOND)
 )
 FALCON_ROWS = (
     ends("transformer.word_embeddings", "transformer.ln_f")
-    + linear(f"{T}.self_attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{T}.self_attention.dense", OUT)
-    + plain(f"{T}.mlp.dense_h_to_4h", f"{T}.mlp.dense_4h_to_h")
+    + megatron(f"{T}.self_attention", f"{T}.mlp")
     + of_layers(T, input_layernorm=FIRST, ln_attn=FIRST, ln_mlp=SECOND)  # the first, or the other two
 )
 M = "transformer.blocks.{}"
@@ -152,9 +155,7 @@ CHATGLM_ROWS = (  # each layer norms its own input, which is the output of the l
     + norm("transformer.layers.{next}.input_layernorm", SECOND)
     + norm("transformer.final_layernorm", "layers.{last}.residual.norms.1")
     + norm(f"{C}.post_attention_layernorm", FIRST)
-    + linear(f"{C}.attention.query_key_value", *OURS_QKV, split=by_group, join=grouped)
-    + linear(f"{C}.attention.dense", OUT)
-    + plain(f"{C}.mlp.dense_h_to_4h", f"{C}.mlp.dense_4h_to_h")
+    + megatron(f"{C}.attention", f"{C}.mlp")
 )
 G = "transformer.encoder.layers.{}"
 CHATGLM2_ROWS = (
