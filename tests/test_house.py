@@ -1,9 +1,13 @@
-"""The house stands: imports run downhill only, and no forward asks about configuration."""
+"""The house stands: imports run downhill, no forward asks about configuration, and every name is there and explained."""
 
 import ast
+import inspect
+import re
 from pathlib import Path
 
 import pytest
+
+import archlab
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "archlab"
@@ -98,3 +102,110 @@ def test_no_forward_branches(file):
         ):
             branches = [n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Match))]
             assert not branches, f"{file.name}:{node.lineno} {node.name} branches"
+
+
+# ---------------------------------------------------------------- names
+
+
+def names_in(file: Path) -> set[str]:
+    """What a module defines or imports at its top level, also under an `if` there."""
+    names = {"__doc__", "__name__", "__file__"}
+    todo = list(ast.parse(file.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.If, ast.With, ast.Try)):
+            todo += node.body
+        else:
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+    return names
+
+
+def exists(dotted: str) -> bool:
+    """Whether archlab has a module of this name, or a module that has such a thing at its top level."""
+    place = ROOT
+    for i, part in enumerate(parts := dotted.split(".")):
+        if (place / part).is_dir():
+            place = place / part
+        elif (place / f"{part}.py").is_file():
+            return i + 1 == len(parts) or parts[i + 1] in names_in(place / f"{part}.py")
+        else:
+            return (place / "__init__.py").is_file() and part in names_in(place / "__init__.py")
+    return (place / "__init__.py").is_file()
+
+
+def named_in_code(text: str) -> set[str]:
+    """What is imported from archlab, by dotted names."""
+    tree = ast.parse(text)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    return {name for name in imported if name.split(".")[0] == "archlab"}
+
+
+def named_in_prose(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w./-])archlab(?:\.[A-Za-z_]\w*)+", text))
+
+
+CODE = [file for folder in ("experiments", "archlab", "tests") for file in sorted((ROOT / folder).rglob("*.py"))]
+PROSE = [
+    *sorted(ROOT.glob("*.md")),
+    *(file for folder in ("docs", "experiments") for file in sorted((ROOT / folder).rglob("*.md"))),
+    *sorted((ROOT / "conf").rglob("*.yaml")),
+    *FILES,
+]
+
+
+@pytest.mark.parametrize(("files", "named"), [(CODE, named_in_code), (PROSE, named_in_prose)], ids=["code", "prose"])
+def test_what_is_named_of_archlab_is_there(files, named):
+    wrong = [
+        f"{file.relative_to(ROOT)}: {name}" for file in files for name in named(file.read_text()) if not exists(name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def classes_in(file: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+
+
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in classes_in(file):
+            places.setdefault(node.name, []).append(str(file.relative_to(PACKAGE)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
+def test_every_block_says_what_it_is():
+    silent = [
+        f"{file.name}: {node.name}"
+        for file in FILES
+        if room_of(file) == "blocks"
+        for node in classes_in(file)
+        if not ast.get_docstring(node)
+    ]
+    assert not silent
+
+
+def test_every_public_name_says_what_it_does():
+    """What `archlab` offers, and of its classes every public method and property that archlab wrote."""
+    public = {name: getattr(archlab, name) for name in archlab.__all__}
+    for name, thing in list(public.items()):
+        for kind in thing.__mro__ if inspect.isclass(thing) else ():
+            if kind.__module__.split(".")[0] == "archlab":
+                members = {key: member for key, member in vars(kind).items() if not key.startswith("_")}
+                public |= {
+                    f"{name}.{key}": member
+                    for key, member in members.items()
+                    if inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
+                }
+    assert not [name for name, thing in public.items() if not (isinstance(thing, str) or inspect.getdoc(thing))]

@@ -180,6 +180,7 @@ class Decoder(Block):
 
     @property
     def heads_of_positions(self) -> dict[str, int]:
+        """The sizes that a position scheme is made with."""
         return {"d_model": self.d_model, "n_heads": self.n_heads, "head_dim": self.head_dim}
 
     def weights(self) -> Iterator[Weight]:
