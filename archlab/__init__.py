@@ -59,13 +59,13 @@ __all__ = [
     "load",
     "memory",
     "preflight",
-    "write_report",
     "resume",
     "run",
     "show",
     "stability_map",
     "sweep",
     "verify",
+    "write_report",
 ]
 
 STARTED = time.time()

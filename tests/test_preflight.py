@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.initial.measure import Start, exponent, last_ffn_gradient, look_at_start, update_size
+from archlab.initial.measure import InitialMeasures, exponent, last_ffn_gradient, look_at_start, update_size
 from archlab.initial.warn import warnings
 from archlab.runs import lab
 from archlab.runs.lab import open_source
@@ -159,7 +159,7 @@ def test_the_update_grows_faster_with_depth_under_post_norm_than_under_deepnorm(
 
 # --- warnings -----------------------------------------------------------------------------------
 
-SOUND = Start(
+SOUND = InitialMeasures(
     loss=5.7, uniform_loss=5.545, logit_std=0.8,
     layers=[{"activation_rms": 1.1, "grad_norm": 1.5}, {"activation_rms": 1.4, "grad_norm": 1.2}],
 )  # fmt: skip

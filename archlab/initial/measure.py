@@ -24,7 +24,7 @@ ADAM_BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialMeasures:
     """A decoder at its initial weights, seen on one batch."""
 
     loss: float
@@ -55,14 +55,14 @@ class Start:
 
 def look_at_start(
     decoder: Decoder, source: Source, seed: int = 0, batch_size: int = BATCH_SIZE, seq_len: int = SEQ_LEN
-) -> Start:
+) -> InitialMeasures:
     """One forward and one backward pass on the first training batch of this seed."""
     with at_rest(decoder):
         losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
         loss = backward(losses)
         seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
         matrices = [matrix_gradients(layer) for layer in decoder.layers]
-    return Start(
+    return InitialMeasures(
         loss=loss,
         uniform_loss=math.log(decoder.head.out_features),
         logit_std=float(output.logits.detach().float().std()),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from archlab.initial.measure import Start
+from archlab.initial.measure import InitialMeasures
 
 FAR_ABOVE = 1.0
 """Nats above ln V from which the head must be called sure of what it cannot know."""
@@ -12,7 +12,7 @@ UNEVEN = 10.0
 """From how many times its counterpart a gradient is called out of proportion."""
 
 
-def warnings(start: Start, update: float) -> Iterator[str]:
+def warnings(start: InitialMeasures, update: float) -> Iterator[str]:
     """Nothing where the start is as it should be."""
     values = [start.loss, update, *(value for layer in start.layers for value in layer.values())]
     if not all(map(math.isfinite, values)):

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import in_the_users_words
 from archlab.config.check import GROUPS
@@ -59,7 +60,7 @@ def chosen(cfg: DictConfig, group: str) -> str:
 
 def options_of(cfg: DictConfig, group: str) -> str:
     """A group's options as they were settled, in one line."""
-    node = OmegaConf.to_container(cfg[group])
+    node = plain_dict(cfg[group])
     return ", ".join(
         f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
     )
@@ -67,4 +68,4 @@ def options_of(cfg: DictConfig, group: str) -> str:
 
 def section(cfg: DictConfig, name: str, kind: type) -> Any:
     """A section of the configuration as the dataclass its room knows it by."""
-    return kind(**OmegaConf.to_container(cfg[name]))
+    return kind(**plain_dict(cfg[name]))

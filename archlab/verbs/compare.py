@@ -69,8 +69,10 @@ def compare(
     `archlab.comparison.comparison.compare` says what the options mean. Raises UserError where nothing can be compared.
     """
     found, notes = read_all(runs)
-    asked = {"metric": metric, "baseline": baseline, "smallest_effect": smallest_effect}
-    record = compare_runs(found, **asked, direction=direction, mix=mix).record()
+    compared = compare_runs(
+        found, metric=metric, baseline=baseline, smallest_effect=smallest_effect, direction=direction, mix=mix
+    )
+    record = compared.record()
     return Comparison(record | {"notes": [*notes, *record["notes"]]})
 
 

@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.compose import configuration, plans
 from archlab.model.decoder import Decoder
@@ -25,7 +26,6 @@ from archlab.verbs.shown import Shown
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,7 +139,7 @@ class Sweep(Shown):
         """One row per run: its overrides and the numbers of its summary."""
         import pandas as pd
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"directory": str(run.directory), "overrides": " ".join(run.record.overrides)}
             | {name: value for name, value in run.summary.items() if isinstance(value, (int, float, str))}
             for run in self.runs
@@ -168,7 +168,7 @@ def sweep(*overrides: str, config_dir: str | Path | None = None, again: bool = F
     """
     made: list[TrainedRun] = []
     for plan in plans(*overrides, config_dir=config_dir):
-        written = as_written(OmegaConf.to_container(plan.cfg, resolve=True))
+        written = as_written(plain_dict(plan.cfg, resolve=True))
         there = None if again else same_run(Path(plan.cfg.output), written)
         if there:
             made.append(resume(there, config_dir=config_dir, plots=plots))

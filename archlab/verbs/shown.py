@@ -17,9 +17,10 @@ class Shown(ABC):
         """What rich prints."""
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+        written = StringIO()
+        console = Console(file=written, width=WIDTH, color_system=None, legacy_windows=False)
         console.print(self, highlight=False, crop=False)
-        return console.file.getvalue().rstrip("\n")
+        return written.getvalue().rstrip("\n")
 
     def __repr__(self) -> str:
         return str(self)

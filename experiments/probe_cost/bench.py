@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import archlab
-from archlab.runs.lab import open_source, section
+from archlab.runs.assembled import open_source, section
 from archlab.train.observers import Recording
 from archlab.train.runtime import runtime
 from archlab.train.settings import TrainSettings

@@ -9,11 +9,11 @@ from archlab.report.page.curves import ArmCurves, figures, finite, rounded
 from archlab.report.page.parts import (
     Cell,
     Commands,
-    Drawing,
     Facts,
     Figure,
     PagePart,
     PageTable,
+    Picture,
     Prose,
     Section,
     View,
@@ -33,7 +33,7 @@ def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[s
     """
     at = {str(run.directory): run for run in runs}
     arms = [ArmCurves(arm["label"], [at[path] for path in arm["runs"] if path in at]) for arm in record["arms"]]
-    pictures = [Drawing(arm.label, drawings[arm.label]) for arm in arms if arm.label in drawings]
+    pictures = [Picture(arm.label, drawings[arm.label]) for arm in arms if arm.label in drawings]
     return [
         Section("Question", question(record)),
         Section("Result", result(record)),

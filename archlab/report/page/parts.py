@@ -48,7 +48,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Picture:
     """An SVG as a picture of its own: it can run no script, and its ids meet no other's."""
 
     kind: ClassVar[str] = "drawing"
@@ -79,7 +79,7 @@ class Prose:
     tone: str = ""
 
 
-PagePart = PageTable | Figure | Drawing | Facts | Commands | Prose
+PagePart = PageTable | Figure | Picture | Facts | Commands | Prose
 
 
 @dataclass(frozen=True)
