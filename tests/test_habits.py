@@ -10,8 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
-def test_the_linters_find_nothing(command, tmp_path):
-    name, *arguments = command.split()
-    arguments += ["--cache-dir", str(tmp_path)]  # nothing is left in the checkout
-    done = subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True)
+def test_the_linters_find_nothing(command):
+    """mypy takes most of a minute on a slow machine, and seconds once it has its cache."""
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
