@@ -1,0 +1,73 @@
+"""What docs/generate.py writes is up to date, and says what it should."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+AGAIN = "run python docs/generate.py"
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(page: str, name: str) -> str:
+    """What stands between the markers of a part."""
+    text = (DOCS / page).read_text()
+    return re.search(rf"<!-- generated: {name} -->\n(.*?)<!-- end: {name} -->", text, re.DOTALL)[1].strip()
+
+
+def test_the_options_are_up_to_date(generate):
+    page = (DOCS / "options.md").read_text()
+    assert generate.filled(page, generate.options_page()) == page, AGAIN
+
+
+def test_every_option_has_a_sentence(generate):
+    for group, files in generate.groups().items():
+        for file in files:
+            assert len(generate.about_option(group, file)) > 3, file
+
+
+def test_the_rooms_are_up_to_date(generate):
+    assert generate.rooms_picture() == (DOCS / "rooms.svg").read_text(), AGAIN
+    assert generate.rooms_page()["rooms"] == written("architecture.md", "rooms"), AGAIN
+
+
+def test_arrows_go_to_lower_floors_and_stand_for_every_import(generate):
+    rooms, arrows = generate.rooms(), generate.drawn_arrows()
+    assert all(rooms[above].floor > rooms[below].floor for above, below in arrows)
+    for room in rooms.values():
+        ways, reached = [room.name], set()
+        while ways:
+            here = ways.pop()
+            reached |= (found := {below for above, below in arrows if above == here})
+            ways += found
+        assert room.imports <= reached, room
+
+
+@pytest.mark.slow
+def test_the_walk_is_up_to_date(generate):
+    page = (DOCS / "architecture.md").read_text()
+    assert generate.filled(page, {**generate.rooms_page(), **generate.walk_page()}) == page, AGAIN
+    assert generate.walk_picture() == (DOCS / "walk.svg").read_text(), AGAIN
+
+
+def test_the_walk_names_modules_that_exist(generate):
+    """What can be seen without a run: a module that was moved or taken away."""
+    steps = re.findall(r"^\| \d+ \| `([\w.]+)` \|", written("architecture.md", "walk"), re.MULTILINE)
+    assert len(steps) > 30 and set(steps) <= generate.modules().keys(), AGAIN
+
+
+def test_a_part_without_markers_is_refused(generate):
+    with pytest.raises(ValueError, match="should be in the page once"):
+        generate.filled("a page", {"norm": "a table"})
+    with pytest.raises(ValueError, match="nothing writes it"):
+        generate.filled("<!-- generated: norm -->\n<!-- end: norm -->", {})
