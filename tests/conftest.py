@@ -27,15 +27,15 @@ def same_draws_in_every_test():
     torch.manual_seed(0)
 
 
-# --- the README's table of parity, written by the run that measures it: pytest tests/test_hub.py tests/test_published.py --write-parity
+# --- the table of parity in docs/huggingface.md, written by the run that measures it: pytest tests/test_hub.py tests/test_published.py --write-parity
 
-README = Path(__file__).parents[1] / "README.md"
+PARITY = Path(__file__).parents[1] / "docs" / "huggingface.md"
 MEASURED: dict[str, list[tuple[float | None, float | None]]] = {}
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--write-parity", action="store_true", help="write the README's table of families with what this run measures"
+        "--write-parity", action="store_true", help="write docs/huggingface.md's table of families with what this run measures"
     )
 
 
@@ -48,9 +48,9 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session):
     if session.config.getoption("--write-parity", False) and MEASURED and not hasattr(session.config, "workerinput"):
-        before, _, rest = README.read_text().partition("| family | ")
+        before, _, rest = PARITY.read_text().partition("| family | ")
         after = rest[rest.index("\n\n") :]
-        README.write_text(before + parity_table() + after)
+        PARITY.write_text(before + parity_table() + after)
 
 
 def parity_table() -> str:

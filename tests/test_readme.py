@@ -1,20 +1,29 @@
-"""The README's two commands do everything on a fresh machine, and are what it says they are."""
+"""The README's two commands do everything on a fresh machine, and are what they say they are; the pages name what exists."""
 
 import json
 import os
+import pydoc
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import archlab
+from archlab.config.compose import plans
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, flags=re.DOTALL)
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]'"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = 150
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def test_the_first_command_installs_and_runs_the_main_job():
@@ -36,22 +45,71 @@ def test_a_plain_install_gets_the_newest_torch_and_the_tests_a_pinned_one():
     assert project["version"] == archlab.__version__
 
 
-def test_every_option_of_every_group_is_in_the_readme():
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) < LINES
+    linked = set(re.findall(r"\]\(([\w/.]+\.md)\)", README))
+    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= linked
+
+
+def test_every_option_of_every_group_is_in_the_page_of_options():
+    options = (ROOT / "docs" / "options.md").read_text()
     for file in (ROOT / "conf").glob("*/*.yaml"):
         if file.parent.name not in ("hydra", "claim"):
-            assert re.search(rf"`{file.parent.name}`.*\b{re.escape(file.stem)}\b", README), (
+            assert re.search(rf"`{file.parent.name}`.*\b{re.escape(file.stem)}\b", options), (
                 f"{file.parent.name}={file.stem}"
             )
 
 
-def test_the_readme_names_files_that_exist():
-    for path in re.findall(r"`((?:archlab|conf|experiments|tests)/[\w./]+)`", README):
+@each_page
+def test_a_page_names_files_that_exist(page):
+    for path in re.findall(r"`((?:archlab|conf|docs|experiments|tests)/[\w./]+)`", page.read_text()):
         assert (ROOT / path).exists() or path.startswith("experiments/runs"), path
 
 
+@each_page
+def test_a_page_links_to_files_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        file, _, heading = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {anchor(text) for text in headings}, target
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@each_page
+def test_a_page_names_modules_and_functions_that_exist(page):
+    for name in set(re.findall(r"`(archlab(?:\.\w+)+)[`(]", page.read_text())):
+        assert pydoc.locate(name) is not None, name
+
+
+def examples(text: str) -> list[str]:
+    """Commands that can be composed as they stand: no placeholder, no folder of one's own, no verb on runs."""
+    lines = re.findall(r"^archlab (.*)$", text, re.MULTILINE) + re.findall(r"`archlab ([^`]*)`", text)
+    commands = (line.split("  #")[0].strip() for line in lines)
+    return [line for line in commands if not re.search(r"\.\.\.|--|-sc|\b[A-Z]{2,}|experiments?[/=]|=scale", line)]
+
+
+@each_page
+def test_a_pages_examples_can_be_run(page):
+    for command in examples(page.read_text()):
+        verb, *words = shlex.split(command)
+        if "=" in verb or verb == "-m":
+            words = [word for word in (verb, *words) if word not in ("-m", "resume=true")]
+            words = [re.sub(r"^(seed=\d+),.*", r"\1", word) for word in words]  # one seed shows as much as six
+        elif verb not in ("show", "verify", "preflight"):
+            continue
+        if not re.match(r"\w+:", verb):  # archlab: ..., an answer
+            assert plans(*words), command
+
+
 def test_a_norm_of_your_own_in_three_steps(tmp_path):
-    """The README's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched."""
-    steps = README.split("### A norm of your own in three steps")[1].split("## ")[0]
+    """The page's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched."""
+    page = (ROOT / "docs" / "own_blocks.md").read_text()
+    steps = page.split("## A norm of your own in three steps")[1].split("## ")[0]
     module, option = (
         textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", steps, re.DOTALL)[1]) for kind in ("python", "yaml")
     )

@@ -1,4 +1,4 @@
-"""The pictures of README.md: what the explorer's verbs print and draw, taken from the verbs themselves.
+"""The pictures of docs/looking.md: what the explorer's verbs print and draw, taken from the verbs themselves.
 
 python experiments/explorer/pictures.py
 """
