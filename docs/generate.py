@@ -64,7 +64,7 @@ def file_of(module: str) -> Path:
 
 def first_sentence(text: str) -> str:
     """Up to the first full stop that ends a sentence, in one line."""
-    return re.match(r".*?(?:\.(?=\s+[A-Z`(]|$)|$)", " ".join(text.split()))[0]
+    return re.split(r"(?<=\.)\s+(?=[A-Z`(])", " ".join(text.split()))[0]
 
 
 def about_class(dotted: str) -> str:
@@ -93,8 +93,8 @@ def fields_of(file: Path, prefix: str = "") -> Iterator[Field]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
 
-    def walk(node: yaml.Node, path: str) -> Iterator[Field]:
-        for key, value in node.value:
+    def walk(node: yaml.Node | None, path: str) -> Iterator[Field]:
+        for key, value in node.value if node else ():
             name = f"{path}.{key.value}".lstrip(".")
             if name in ("defaults", "hydra"):  # of conf/config.yaml: the list of groups, and what is Hydra's own
                 continue
@@ -181,7 +181,9 @@ def merged_fields(group: str, files: Sequence[Path]) -> list[list[str]]:
     for name, by_value in values.items():
         everywhere = [*by_value.values()] == [[file.stem for file in files]]
         given = [f"`{value}`" + ("" if everywhere else f" ({', '.join(of)})") for value, of in by_value.items()]
-        said = [text + (f" ({', '.join(of)})" if len(comments[name]) > 1 else "") for text, of in comments[name].items()]
+        said = [
+            text + (f" ({', '.join(of)})" if len(comments[name]) > 1 else "") for text, of in comments[name].items()
+        ]
         rows.append([f"`{name}`", "; ".join(given), "; ".join(said)])
     return rows
 
@@ -236,7 +238,8 @@ def imported(module: str, file: Path, known: Mapping[str, Path]) -> Iterator[str
 
 @cache
 def rooms() -> dict[str, Room]:
-    known, found = modules(), {}
+    known = modules()
+    found: dict[str, Room] = {}
     for module, file in known.items():
         room = found.setdefault(room_of(module), Room(room_of(module)))
         room.files += 1

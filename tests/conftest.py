@@ -35,7 +35,9 @@ MEASURED: dict[str, list[tuple[float | None, float | None]]] = {}
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--write-parity", action="store_true", help="write docs/huggingface.md's table of families with what this run measures"
+        "--write-parity",
+        action="store_true",
+        help="write docs/huggingface.md's table of families with what this run measures",
     )
 
 
