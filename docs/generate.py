@@ -1,11 +1,12 @@
-"""Writes what the pages of docs/ say about conf/ and about the code: lists of options, the rooms, a run's walk.
+"""Writes what the pages of docs/ say about conf/ and about the code: lists of options and functions, the rooms, a run's walk.
 
-python docs/generate.py     writes docs/options.md and docs/architecture.md between their markers, and the two pictures
+python docs/generate.py     writes options.md, python.md and architecture.md between their markers, and the two pictures
 
 Options are read from conf/, sentences from docstrings, arrows from imports; the walk is recorded from a run of two steps.
 """
 
 import ast
+import copy
 import re
 import subprocess
 import sys
@@ -24,7 +25,12 @@ CONF, PACKAGE = ROOT / "conf", ROOT / "archlab"
 
 
 def main() -> None:
-    for page, parts in {"options.md": options_page(), "architecture.md": {**rooms_page(), **walk_page()}}.items():
+    pages = {
+        "options.md": options_page(),
+        "python.md": functions_page(),
+        "architecture.md": {**rooms_page(), **walk_page()},
+    }
+    for page, parts in pages.items():
         written = filled((DOCS / page).read_text(encoding="utf-8"), parts)
         (DOCS / page).write_text(written, encoding="utf-8")
     (DOCS / "rooms.svg").write_text(rooms_picture(), encoding="utf-8")
@@ -192,6 +198,37 @@ def other_fields() -> str:
     """What conf/config.yaml holds beside the groups."""
     rows = [[f"`{entry.name}`", f"`{entry.value}`", entry.comment] for entry in fields_of(CONF / "config.yaml")]
     return table(["field", "default", "what it means"], rows)
+
+
+# ---------------------------------------------------------------- functions
+
+
+def found_in() -> dict[str, str]:
+    """The public names of the package and the module of each, as its __init__ has them."""
+    for node in parsed(PACKAGE / "__init__.py").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FOUND_IN":
+            return {name: f"{PACKAGE.name}.{module}" for name, module in ast.literal_eval(node.value).items()}
+    raise ValueError(f"{PACKAGE / '__init__.py'}: has no FOUND_IN")
+
+
+def functions_page() -> dict[str, str]:
+    """How each public function is called, and its first sentence."""
+    rows = [
+        [f"`archlab.{name}({arguments(node.args)})`", first_sentence(ast.get_docstring(node) or "")]
+        for name, module in sorted({**found_in(), "build": PACKAGE.name}.items())
+        for node in parsed(file_of(module)).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    return {"functions": table(["call", "what it does"], rows)}
+
+
+def arguments(given: ast.arguments) -> str:
+    """Names and defaults, without types."""
+    given = copy.deepcopy(given)
+    for node in ast.walk(given):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return ast.unparse(given)
 
 
 # ---------------------------------------------------------------- rooms

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import archlab
+
 DOCS = Path(__file__).parent.parent / "docs"
 AGAIN = "run python docs/generate.py"
 
@@ -28,6 +30,13 @@ def written(page: str, name: str) -> str:
 def test_the_options_are_up_to_date(generate):
     page = (DOCS / "options.md").read_text()
     assert generate.filled(page, generate.options_page()) == page, AGAIN
+
+
+def test_the_functions_are_up_to_date_and_complete(generate):
+    page = (DOCS / "python.md").read_text()
+    assert generate.filled(page, generate.functions_page()) == page, AGAIN
+    functions = set(archlab.__all__) - {"Decoder", "hub"}
+    assert functions == set(re.findall(r"^\| `archlab\.(\w+)\(", page, re.MULTILINE))
 
 
 def test_every_option_has_a_sentence(generate):
