@@ -18,6 +18,7 @@ from archlab.cli.main import VERBS, Verb, main
 from archlab.config.flags import FLAGS, split
 from archlab.config.overrides import conf_dir, groups, normalise
 from archlab.runs import lab
+from archlab.verbs import describe
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +67,7 @@ def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return Answer(status, *capsys.readouterr())
 
     monkeypatch.setattr(lab, "run", stand_in)
-    monkeypatch.setattr(lab, "show", stand_in)
+    monkeypatch.setattr(describe, "show", lambda cfg: str(stand_in(cfg, [])))
     monkeypatch.chdir(tmp_path)
     yield Session(answer, jobs)
     GlobalHydra.instance().clear()

@@ -234,7 +234,7 @@ def test_what_the_data_cannot_serve_is_refused_before_anything_is_written(tmp_pa
 
 def test_show_trains_nothing_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lab.show(archlab.compose("norm=layer", "mixer=gqa"))
+    print(archlab.show("norm=layer", "mixer=gqa"))
     printed = capsys.readouterr().out
     assert "layer" in printed and "parameters" in printed and "GroupedQuery" in printed
     assert list(tmp_path.iterdir()) == []

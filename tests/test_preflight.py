@@ -11,10 +11,10 @@ from scipy.special import log_softmax
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.cli import main as cli
 from archlab.initial.measure import InitialMeasures, exponent, last_ffn_gradient, look_at_start, update_size
 from archlab.initial.warn import warnings
-from archlab.runs import lab
-from archlab.runs.lab import open_source
+from archlab.runs.assembled import open_source
 
 SMALL = ("size=nano", "train.train_len=24")
 BATCH, SEQ = 3, 24
@@ -209,10 +209,15 @@ def test_a_head_that_is_too_large_is_warned_of():
 
 def test_the_verb_tells_layers_placements_and_draws_a_picture(tmp_path, capsys):
     picture = tmp_path / "deeper" / "start.png"
-    lab.preflight(
-        archlab.compose(
-            *SMALL, "residual=sandwich", "preflight.depths=[1,3]", f"preflight.plot={picture}", "preflight.batch_size=2"
-        )
+    cli.main(
+        [
+            "preflight",
+            *SMALL,
+            "residual=sandwich",
+            "preflight.depths=[1,3]",
+            f"preflight.plot={picture}",
+            "preflight.batch_size=2",
+        ]
     )
     page = capsys.readouterr().out
     for words in (
@@ -233,8 +238,8 @@ def test_the_verb_tells_layers_placements_and_draws_a_picture(tmp_path, capsys):
 
 
 def test_without_norms_there_is_one_placement_to_look_at(capsys):
-    lab.preflight(archlab.compose(*SMALL, "norm=none", "preflight.depths=[1,2]", "preflight.batch_size=1"))
-    assert "post" not in capsys.readouterr().out
+    start = archlab.preflight(*SMALL, "norm=none", "preflight.depths=[1,2]", "preflight.batch_size=1")
+    assert "post" not in str(start) and "sandwich" not in str(start) and start.depths
 
 
 REFUSED = {

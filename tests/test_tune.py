@@ -9,7 +9,7 @@ import pytest
 
 import archlab
 from archlab.runs import lab, tune
-from archlab.runs.lab import open_source
+from archlab.runs.assembled import open_source
 from archlab.train.runtime import runtime
 
 SMALL = (

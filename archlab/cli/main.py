@@ -35,7 +35,7 @@ from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import plain
 from archlab.cli import models, results
 from archlab.cli.arguments import show
-from archlab.config.compose import asked_for, finish, plans
+from archlab.config.compose import asked_for, by_hydra, finish, plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, normalise, refuse_twice
@@ -157,7 +157,12 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
         if experiment:
             _announce_experiment(experiment, jobs.total)
     try:
-        _hydra(flags, words, jobs.run)
+        if _is_one_job(flags, words):
+            cfg = by_hydra(words, _own(flags))
+            HydraConfig.instance().set_config(cfg)
+            jobs.run(cfg)
+        else:
+            _hydra(flags, words, jobs.run)
     finally:
         if "--multirun" in flags and jobs.directories:
             print(*jobs.directories, sep="\n")
@@ -166,6 +171,13 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     elif len(jobs.directories) > 1:
         results.compare_sweep(jobs.directories)
     jobs.raise_errors()
+
+
+def _is_one_job(flags: list[str], words: list[str]) -> bool:
+    """Whether there is nothing for Hydra to do but to compose: it would do that twice, to see first what it is to run."""
+    return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not any(
+        word.lstrip("+~").startswith("hydra") for word in words
+    )
 
 
 def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
@@ -290,7 +302,7 @@ def _finished(cfg: DictConfig) -> DictConfig:
 def _own_of_job() -> Path | None:
     """The folder of the user's own options that this job was composed with."""
     sources = HydraConfig.get().runtime.config_sources
-    return next((Path(source.path) for source in sources if source.provider == "command-line"), None)
+    return next((Path(source.path) for source in sources if "command-line" in source.provider), None)
 
 
 # ---------------------------------------------------------------- Hydra

@@ -18,7 +18,7 @@ from archlab.config.assemble import build
 from archlab.config.compose import compose
 from archlab.evaluate.validation import held_out
 from archlab.report.progress import track
-from archlab.runs.lab import open_source, section
+from archlab.runs.assembled import open_source, section
 from archlab.train.loop import train
 from archlab.train.runtime import runtime
 from archlab.train.settings import TrainSettings
