@@ -27,7 +27,7 @@ def same_draws_in_every_test():
     torch.manual_seed(0)
 
 
-# --- the table of parity in docs/huggingface.md, written by the run that measures it: pytest tests/test_hub.py tests/test_published.py --write-parity
+# --- the table of parity in docs/huggingface.md, written by the run that measures it: pytest tests/hub --write-parity
 
 PARITY = Path(__file__).parents[1] / "docs" / "huggingface.md"
 MEASURED: dict[str, list[tuple[float | None, float | None]]] = {}

@@ -1,4 +1,4 @@
-"""A step's program, packed and compiled, beside each member alone: what tests/test_program.py asks, in a process of its own.
+"""A step's program, packed and compiled, beside each member alone: what tests/train/test_program.py asks, in a process of its own.
 
 The types that tests check at every call are not for torch.compile to follow, so compiled cases run by
 `python tests/program.py BACKEND pack|alone CASE ...`, which prints a line of JSON for each.

@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
+import killed
 import pytest
-import test_resume as resumed
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
@@ -344,18 +344,18 @@ def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, mo
     own = OWN / "my"
 
     def begin(folder: Path) -> None:
-        asked = [*resumed.WORDS, *words, f"output={folder}"]
+        asked = [*killed.WORDS, *words, f"output={folder}"]
         lab.run(archlab.compose(*asked, config_dir=str(own)), asked, plots=False)
 
     begin(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(observers.Checkpoints, "due", resumed.at_call(13, observers.Checkpoints.due))
-        assert resumed.in_a_child(lambda: begin(tmp_path / "cut")) == -signal.SIGKILL
-    cut = resumed.the_run(tmp_path / "cut")
+        patch.setattr(observers.Checkpoints, "due", killed.at_call(13, observers.Checkpoints.due))
+        assert killed.in_a_child(lambda: begin(tmp_path / "cut")) == -signal.SIGKILL
+    cut = killed.the_run(tmp_path / "cut")
     with pytest.raises(UserError, match="if it is your own, give the folder by --config-dir"):
         lab.resume(cut, plots=False)
     lab.resume(cut, plots=False, own=own)
-    assert resumed.all_of(cut) == resumed.all_of(resumed.the_run(tmp_path / "whole"))
+    assert killed.all_of(cut) == killed.all_of(killed.the_run(tmp_path / "whole"))
 
 
 def test_positions_are_verified_under_a_mixer_that_admits_no_prefix():

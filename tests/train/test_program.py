@@ -15,7 +15,7 @@ from program import worst_gap
 import archlab
 from archlab.base.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUPS = ("norm", "residual", "pos", "mask", "mixer", "ffn", "head")
 
 SAME = 1e-9

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, special
-from test_train import CPU, Counting, settings
+from training import CPU, Counting, settings
 
 import archlab
 from archlab.data.batch import Batch

@@ -4,12 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import commands
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import Session
 from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
@@ -18,59 +17,9 @@ from archlab.cli.main import VERBS, Verb, main
 from archlab.config.flags import FLAGS, split
 from archlab.config.overrides import conf_dir, groups, normalise
 from archlab.runs import lab
-from archlab.verbs import describe
 
-ROOT = Path(__file__).parent.parent
-
-
-@dataclass
-class Answer:
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class Session:
-    """Runs commands in this process; instead of training, jobs are written down."""
-
-    answer: Callable[..., Answer]
-    jobs: list[tuple[DictConfig, list[str]]]
-
-    def __call__(self, *words: str) -> Answer:
-        return self.answer(*words)
-
-    @property
-    def norms(self) -> list[str]:
-        return [cfg.choices.norm for cfg, _ in self.jobs]
-
-
-@pytest.fixture
-def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Session]:
-    jobs: list[tuple[DictConfig, list[str]]] = []
-
-    def stand_in(cfg: DictConfig, overrides: Sequence[str], started: float | None = None) -> Path:
-        jobs.append((cfg, list(overrides)))
-        return Path(cfg.output) / f"run-{len(jobs)}"
-
-    def answer(*words: str) -> Answer:
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        status = 0
-        try:
-            main(list(words))
-        except SystemExit as leaving:
-            assert leaving.code is None or isinstance(leaving.code, int)
-            status = leaving.code or 0
-        return Answer(status, *capsys.readouterr())
-
-    monkeypatch.setattr(lab, "run", stand_in)
-    monkeypatch.setattr(describe, "show", lambda cfg: str(stand_in(cfg, [])))
-    monkeypatch.chdir(tmp_path)
-    yield Session(answer, jobs)
-    GlobalHydra.instance().clear()
+ROOT = Path(__file__).parents[2]
+archlab = commands.archlab  # the fixture
 
 
 def shell(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

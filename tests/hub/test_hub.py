@@ -128,7 +128,7 @@ CASES = {
 
 
 PUBLISHED = ("baichuan", "qwen", "chatglm", "chatglm2")
-"""Families without a class in transformers: tests/test_published.py holds them to their published definitions."""
+"""Families without a class in transformers: tests/hub/test_published.py holds them to their published definitions."""
 
 SHORT, LONG = 37, 331
 """Tokens; the second is five times the 64 that these models are configured for."""

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
-from test_cli import Session, archlab  # noqa: F401  (a fixture)
+from commands import Session
 
 import archlab as package
 from archlab.base.errors import UserError
@@ -14,6 +15,7 @@ from archlab.cli import results
 from archlab.config.overrides import conf_dir, parse
 from archlab.runs import experiments
 
+archlab = commands.archlab  # the fixture
 FILES = sorted((conf_dir() / "experiment").glob("*.yaml"))
 SMALL = ("residual=pre", "size.n_layers=2", "train.lr=1e-3,3e-3,1e-2")
 

@@ -248,6 +248,6 @@ def test_a_bfloat16_run_on_the_cpu(tmp_path):
 @pytest.mark.slow
 def test_the_default_run_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "archlab", "+norm=rms", "+pos=alibi", f"output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     summary = json.loads((Path(done.stdout.strip().splitlines()[-1]) / "summary.json").read_text())
     assert summary["val_loss"] < 2.2 and summary["length_verdict"]["verdict"] in ("holds", "improves")

@@ -16,7 +16,7 @@ from archlab.contract import verify as verifying
 from archlab.contract.subject import SMALL
 from archlab.contract.verify import verify
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 BUGS = '''
 import torch

@@ -6,43 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import build
+from training import CPU, SMALL, Counting, settings
 
 import archlab
-from archlab.data.batch import Batch, Source
+from archlab.data.batch import Batch
 from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import adamw
 from archlab.train.patience import Patience
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
-from archlab.train.settings import TrainSettings
 from archlab.train.step import backward, split
-
-CPU = Runtime(torch.device("cpu"), torch.float32)
-SMALL = ("size=nano", "size.d_model=24", "size.n_heads=3", "size.vocab_size=17")
-
-
-def settings(**changed):
-    plain = dict(
-        steps=5, tokens=None, train_len=11, batch_size=6, accumulate=1, lr=1e-2, min_lr=0.1, warmup=0, weight_decay=0.1,
-        beta1=0.9, beta2=0.95, clip=1.0, checkpoint=False, eval_every=None, patience=None, log_every=1,
-    )  # fmt: skip
-    return TrainSettings(**(plain | changed))
-
-
-class Counting(Source):
-    """Sequences that count upwards modulo 17; some targets do not count."""
-
-    name, vocab_size, sha256, exact = "counting", 17, "0" * 64, False
-
-    def train(self, seed, step, batch_size, seq_len):
-        generator = torch.Generator().manual_seed(1000 * seed + step)
-        start = torch.randint(0, 17, (batch_size, 1), generator=generator)
-        scored = torch.rand(batch_size, seq_len, generator=generator) < torch.linspace(0.2, 1.0, batch_size)[:, None]
-        return Batch((start + torch.arange(seq_len + 1)) % 17, None, scored)
-
-    def validation(self, seq_len, n_tokens, batch_size, stride=None):
-        yield self.train(999, 1, batch_size, seq_len)
 
 
 def run(decoder, changed=None, machine=CPU, validate=lambda: 1.0, seed=3, probe_every=None):
