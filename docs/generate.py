@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -349,7 +350,7 @@ def placed(drawn: Sequence[Sequence[Stop]]) -> dict[Stop, float]:
     """The middle of each stop, floor by floor from the ground: above what it leads to, as far as its neighbours let it."""
     leads_to: dict[Stop, list[Stop]] = defaultdict(list)
     for way in drawn:
-        for above, below in zip(way, way[1:]):
+        for above, below in pairwise(way):
             leads_to[above].append(below)
     stops = {Stop(room.name, room.floor) for room in rooms().values()}.union(*drawn)
     place: dict[Stop, float] = {}
@@ -361,10 +362,10 @@ def placed(drawn: Sequence[Sequence[Stop]]) -> dict[Stop, float]:
         }
         row = sorted(wish, key=lambda stop: (wish[stop], stop.room, stop.to))
         x = [wish[row[0]]]
-        for left, right in zip(row, row[1:]):
+        for left, right in pairwise(row):
             x.append(max(wish[right], x[-1] + (left.wide + right.wide) / 2 + GAP))
-        shift = sum(wish[stop] - at for stop, at in zip(row, x)) / len(row)
-        place |= {stop: at + shift for stop, at in zip(row, x)}
+        shift = sum(wish[stop] - at for stop, at in zip(row, x, strict=True)) / len(row)
+        place |= {stop: at + shift for stop, at in zip(row, x, strict=True)}
     return place
 
 

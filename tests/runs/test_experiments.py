@@ -31,7 +31,7 @@ def reported(monkeypatch):
 @pytest.mark.parametrize(
     "spelling", ["experiment=stability_map", "+experiment=stability_map", "++experiment='stability_map'"]
 )
-def test_an_experiment_in_every_spelling_is_its_words_and_a_sweep(archlab: Session, reported, spelling):  # noqa: F811
+def test_an_experiment_in_every_spelling_is_its_words_and_a_sweep(archlab: Session, reported, spelling):
     answer = archlab(spelling, *SMALL)
     assert answer.status == 0, answer.err
     assert [cfg.train.lr for cfg, _ in archlab.jobs] == [1e-3, 3e-3, 1e-2]
@@ -56,14 +56,14 @@ def test_the_sweep_is_placements_by_depths_by_learning_rates():
     }
 
 
-def test_the_users_own_words_win_before_the_experiment_and_after(archlab: Session, reported):  # noqa: F811
+def test_the_users_own_words_win_before_the_experiment_and_after(archlab: Session, reported):
     archlab("+train.warmup=7", "experiment=stability_map", *SMALL, "++train.steps=9", "norm=layer", "seed=4")
     assert {(cfg.train.warmup, cfg.train.steps, cfg.choices.norm, cfg.seed) for cfg, _ in archlab.jobs} == {
         (7, 9, "layer", 4)
     }
 
 
-def test_an_experiment_of_the_users_own(archlab: Session, reported, tmp_path):  # noqa: F811
+def test_an_experiment_of_the_users_own(archlab: Session, reported, tmp_path):
     (tmp_path / "my" / "experiment").mkdir(parents=True)
     mine = {"question": "Mine?", "report": "stability_map", "seconds_per_run": 90, "overrides": ["train.lr=1,2,3"]}
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text(yaml.safe_dump(mine))
@@ -72,7 +72,7 @@ def test_an_experiment_of_the_users_own(archlab: Session, reported, tmp_path):  
     assert "Mine?" in answer.out and "3 runs; about 4 min 30 s on one CPU thread" in answer.out
 
 
-def test_without_an_experiment_nothing_is_reported(archlab: Session, reported):  # noqa: F811
+def test_without_an_experiment_nothing_is_reported(archlab: Session, reported):
     assert archlab("-m", "train.lr=1e-3,3e-3,1e-2").status == 0
     assert reported == [] and len(archlab.jobs) == 3
 
@@ -102,7 +102,7 @@ def test_without_an_experiment_nothing_is_reported(archlab: Session, reported): 
         (["~experiment"], "an experiment is several runs"),
     ],
 )
-def test_a_mistake_is_a_line_and_nothing_runs(archlab: Session, reported, words, says):  # noqa: F811
+def test_a_mistake_is_a_line_and_nothing_runs(archlab: Session, reported, words, says):
     answer = archlab(*words)
     assert answer.status == 2 and answer.err.count("\n") == 1 and says in answer.err
     assert archlab.jobs == [] and reported == []
@@ -118,7 +118,7 @@ def test_a_mistake_is_a_line_and_nothing_runs(archlab: Session, reported, words,
         ({"overide": ["seed=1"]}, "mine.yaml: overide: "),
     ],
 )
-def test_a_file_that_is_no_experiment_says_which_field(archlab: Session, tmp_path, changed, says):  # noqa: F811
+def test_a_file_that_is_no_experiment_says_which_field(archlab: Session, tmp_path, changed, says):
     (tmp_path / "experiment").mkdir()
     mine = {
         "question": "Mine?",
@@ -136,7 +136,7 @@ def test_from_python_an_experiment_is_refused():
         package.compose("experiment=stability_map")
 
 
-def test_help_lists_experiments_and_the_verb(archlab: Session):  # noqa: F811
+def test_help_lists_experiments_and_the_verb(archlab: Session):
     out = archlab("--help").out
     assert "experiment: stability_map" in out and "stability_map  " in out
 
