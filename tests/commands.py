@@ -37,6 +37,29 @@ class Session:
         return [cfg.choices.norm for cfg, _ in self.jobs]
 
 
+def answered(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> Answer:
+    GlobalHydra.instance().clear()
+    capsys.readouterr()
+    status = 0
+    try:
+        main(list(words))
+    except SystemExit as leaving:
+        assert leaving.code is None or isinstance(leaving.code, int)
+        status = leaving.code or 0
+    return Answer(status, *capsys.readouterr())
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Answer]]:
+    """Carries commands out in this process, from an empty folder, for a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    yield lambda *words: answered(capsys, words)
+    GlobalHydra.instance().clear()
+
+
 @pytest.fixture
 def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Session]:
     jobs: list[tuple[DictConfig, list[str]]] = []
@@ -45,19 +68,8 @@ def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         jobs.append((cfg, list(overrides)))
         return Path(cfg.output) / f"run-{len(jobs)}"
 
-    def answer(*words: str) -> Answer:
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        status = 0
-        try:
-            main(list(words))
-        except SystemExit as leaving:
-            assert leaving.code is None or isinstance(leaving.code, int)
-            status = leaving.code or 0
-        return Answer(status, *capsys.readouterr())
-
     monkeypatch.setattr(lab, "run", stand_in)
     monkeypatch.setattr(describe, "show", lambda cfg: str(stand_in(cfg, [])))
     monkeypatch.chdir(tmp_path)
-    yield Session(answer, jobs)
+    yield Session(lambda *words: answered(capsys, words), jobs)
     GlobalHydra.instance().clear()

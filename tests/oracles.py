@@ -5,13 +5,14 @@ Nothing here asks archlab what to expect: the formulas are plain loops in float6
 
 import math
 from collections.abc import Callable
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from archlab.blocks.context import AttentionContext
@@ -41,8 +42,8 @@ def every_option(*groups: str) -> list[tuple[str, str]]:
     return [(group, name) for group in groups for name in options(group)]
 
 
-def node(group: str, name: str):
-    """An option's yaml with what it refers to filled in: no dropout, a window shorter than a sequence."""
+@cache
+def read(group: str, name: str) -> DictConfig:
     loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
     own = loaded[group] if group in loaded else loaded  # an option that speaks of the whole configuration
     whole = OmegaConf.create({"dropout": 0.0, "train": {"train_len": WINDOW}, group: own})
@@ -50,12 +51,23 @@ def node(group: str, name: str):
     return whole[group]
 
 
-def make(group: str, name: str, **changes) -> partial:
-    """What the Decoder is given for an option: it makes a block each time it is called."""
-    own = OmegaConf.to_container(node(group, name))
+def node(group: str, name: str) -> DictConfig:
+    """An option's yaml with what it refers to filled in: no dropout, a window shorter than a sequence."""
+    return deepcopy(read(group, name))
+
+
+@cache
+def block_and_options(group: str, name: str) -> tuple[type, dict]:
+    own = OmegaConf.to_container(read(group, name))
     block = get_class(own.pop("_target_"))
     assert own.pop("_partial_"), f"conf/{group}/{name}.yaml: each layer makes an instance of its own"
-    return partial(block, **{**instantiate(own, _convert_="all"), **changes})
+    return block, instantiate(own, _convert_="all")
+
+
+def make(group: str, name: str, **changes) -> partial:
+    """What the Decoder is given for an option: it makes a block each time it is called."""
+    block, own = block_and_options(group, name)
+    return partial(block, **{**deepcopy(own), **changes})
 
 
 # --- blocks with random weights -----------------------------------------------------------------

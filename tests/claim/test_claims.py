@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from archlab.claim.jobs import Measurement, RunJob
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
 
+command = commands.command  # the fixture
 NAMES = sorted(known_claims())
 
 PLAIN = {
@@ -389,7 +391,7 @@ def test_every_form_has_a_number_it_is_held_against():
 # --- the command --------------------------------------------------------------------------------
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+def in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     import os
 
     environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent)}
@@ -399,7 +401,7 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_command_prints_the_table_and_writes_the_pages(tmp_path):
-    done = command("centred_rms_is_layer", "doubling_*", cwd=tmp_path)
+    done = in_a_process("centred_rms_is_layer", "doubling_*", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "takes about" in done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(("SUPPORTED", "REFUTED"))]
@@ -419,9 +421,9 @@ def test_the_command_prints_the_table_and_writes_the_pages(tmp_path):
         (["--multirun"], "--multirun: claims takes no such flag; it takes --config-dir"),
     ],
 )  # fmt: skip
-def test_misuse_is_one_line_and_status_two(words, told, tmp_path):
-    done = command(*words, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(f"archlab: {told}") and done.stderr.count("\n") == 1
+def test_misuse_is_one_line_and_status_two(words, told, command, tmp_path):
+    done = command("claims", *words)
+    assert done.status == 2 and done.err.startswith(f"archlab: {told}") and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

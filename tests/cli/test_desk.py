@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 import archlab
+
+command = commands.command  # the fixture
 
 SMALL = [
     "size=nano",
@@ -22,7 +25,7 @@ SMALL = [
 ]
 
 
-def archlab_command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+def in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent), "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
@@ -33,7 +36,7 @@ def archlab_command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
 def swept(tmp_path_factory):
     """Two arms at two seeds, by one command."""
     folder = tmp_path_factory.mktemp("swept")
-    return folder, archlab_command("-m", "+norm=layer,rms", "seed=0,1", *SMALL, cwd=folder)
+    return folder, in_a_process("-m", "+norm=layer,rms", "seed=0,1", *SMALL, cwd=folder)
 
 
 def test_a_sweep_ends_with_a_comparison_of_its_arms(swept):
@@ -74,24 +77,16 @@ def test_no_arms_name_is_cut_or_broken_at_eighty_columns(swept):
     assert any(line.startswith("norm=rms ") for line in table.splitlines())
 
 
-def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_note(swept, tmp_path):
+def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_note(swept, command, tmp_path):
     folder, _ = swept
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.yaml").write_text("seed: 0\n")
     (damaged / "summary.json").write_text('{"status": "comp')
-    done = archlab_command(
-        "compare",
-        f"{folder}/experiments/runs/*norm=*",
-        str(damaged),
-        "baseline=norm=rms",
-        f"output={tmp_path / 'out'}",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Does norm=layer differ in val_loss from norm=rms?" in done.stdout and "damaged" in " ".join(
-        done.stdout.split()
-    )
+    runs = f"{folder}/experiments/runs/*norm=*"
+    done = command("compare", runs, str(damaged), "baseline=norm=rms", f"output={tmp_path / 'out'}")
+    assert done.status == 0, done.err
+    assert "Does norm=layer differ in val_loss from norm=rms?" in done.out and "damaged" in " ".join(done.out.split())
     assert (tmp_path / "out" / "comparison.md").read_text().startswith("# Does norm=layer differ")
 
 
@@ -106,20 +101,18 @@ def test_compare_reads_runs_that_are_there_and_leaves_a_damaged_one_out_with_a_n
         (["RUNS", "smallest_effect=-1"], "smallest_effect=-1: should be greater than or equal to 0"),
     ],
 )  # fmt: skip
-def test_misuse_of_compare_is_one_line_and_status_two(swept, words, told, tmp_path):
+def test_misuse_of_compare_is_one_line_and_status_two(swept, words, told, command):
     folder, _ = swept
-    done = archlab_command(
-        "compare", *(word.replace("RUNS", f"{folder}/experiments/runs/*norm=*") for word in words), cwd=tmp_path
-    )
-    assert done.returncode == 2 and done.stderr.startswith(f"archlab: {told}") and done.stderr.count("\n") == 1
+    done = command("compare", *(word.replace("RUNS", f"{folder}/experiments/runs/*norm=*") for word in words))
+    assert done.status == 2 and done.err.startswith(f"archlab: {told}") and done.err.count("\n") == 1
 
 
-def test_a_sweep_that_cannot_be_compared_says_so_in_one_line_and_is_no_failure(tmp_path):
-    done = archlab_command("-m", "train.batch_size=2,4", *(word for word in SMALL if "batch" not in word), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("archlab: no comparison: ")]
+def test_a_sweep_that_cannot_be_compared_says_so_in_one_line_and_is_no_failure(command, tmp_path):
+    done = command("-m", "train.batch_size=2,4", *(word for word in SMALL if "batch" not in word))
+    assert done.status == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("archlab: no comparison: ")]
     assert "mix=true" in line
     runs = f"{tmp_path}/experiments/runs/*"
-    assert archlab_command("compare", runs, cwd=tmp_path).returncode == 2
-    mixed = archlab_command("compare", runs, "mix=true", cwd=tmp_path)
-    assert mixed.returncode == 0 and "one seed only" in " ".join(mixed.stdout.split())
+    assert command("compare", runs).status == 2
+    mixed = command("compare", runs, "mix=true")
+    assert mixed.status == 0 and "one seed only" in " ".join(mixed.out.split())
