@@ -15,6 +15,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+import archlab
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.kernel import fused_kernel
 from archlab.blocks.token_positions import at_the_start
@@ -68,6 +69,24 @@ def make(group: str, name: str, **changes) -> partial:
     """What the Decoder is given for an option: it makes a block each time it is called."""
     block, own = block_and_options(group, name)
     return partial(block, **{**deepcopy(own), **changes})
+
+
+# --- configurations -------------------------------------------------------------------------------
+
+
+@cache
+def composed_once(words: tuple[str, ...]) -> DictConfig:
+    return archlab.compose(*words)
+
+
+def composed(*words: str) -> DictConfig:
+    """What archlab.compose makes of these words, asked once a process; whoever asks again has a copy of their own."""
+    return deepcopy(composed_once(words))
+
+
+def built(*words: str) -> Decoder:
+    """What archlab.build makes of these words; only the configuration is shared."""
+    return archlab.build(composed(*words))
 
 
 # --- blocks with random weights -----------------------------------------------------------------

@@ -43,10 +43,11 @@ def worst_gap(words: list[str], objective: str = "next", backend: str | None = N
     Losses, what layers let be seen, and the gradient of every weight, float64. Without `packed` one member alone
     is compiled instead.
     """
-    members = [archlab.build(*SMALL, *words, f"seed={seed}", config_dir=OWN).double() for seed in range(MEMBERS)]
+    cfg, members = archlab.compose(*SMALL, *words, config_dir=OWN), []
+    for seed in range(MEMBERS if packed else 1):
+        cfg.seed = seed
+        members.append(archlab.build(cfg).double())
     inputs = placed(members[0], batch_of(objective))
-    if not packed:
-        del members[1:]
     alone = [of_member(member, inputs) for member in members]
     together = (
         in_pack(members, inputs, backend) if packed else [of_member(member, inputs, backend) for member in members]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from oracles import composed
 
 import archlab
 from archlab.base.errors import UserError
@@ -316,20 +317,14 @@ def test_a_claims_runs_are_made_once_and_found_again(session):
     assert told(first) == told(second) == told(third)
 
 
-def test_a_run_of_a_claim_is_the_run_the_command_makes(session, tmp_path):
-    _folder, *_, records = session
+def test_a_run_of_a_claim_is_the_run_the_command_makes(session, command, tmp_path):
+    *_, records = session
     values = records[0]["parts"][0]["values"]
     for seed in (0, 1):
-        done = subprocess.run(
-            [sys.executable, "-m", "archlab", *SMALL, "norm=layer", f"seed={seed}", f"output={tmp_path}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        summary = json.loads((Path(done.stdout.strip().splitlines()[-1]) / "summary.json").read_text())
-        assert summary["val_loss"] == pytest.approx(
-            values["a"][seed], rel=1e-6
-        )  # another process may sum in another order
+        done = command(*SMALL, "norm=layer", f"seed={seed}", f"output={tmp_path}")
+        summary = json.loads((Path(done.out.strip().splitlines()[-1]) / "summary.json").read_text())
+        # another process may sum in another order
+        assert summary["val_loss"] == pytest.approx(values["a"][seed], rel=1e-6)
 
 
 def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session):
@@ -359,16 +354,16 @@ def test_a_budget_that_cannot_decide_a_claim_says_why_and_runs_nothing(tmp_path)
 
 
 def test_a_diverged_run_is_infinitely_bad(tmp_path, monkeypatch):
-    cfg = archlab.compose(*SMALL)
+    cfg = composed(*SMALL)
     monkeypatch.setattr(RunJob, "record", {"status": "diverged", "val_loss": None, "unigram_loss": 3.0})
     assert bench.value_of(RunJob(cfg, tmp_path), "val_loss") == math.inf
 
 
 def test_what_decides_an_outcome_names_its_file_and_nothing_else_does(tmp_path):
-    name = lambda *overrides: RunJob(archlab.compose(*SMALL, *overrides), tmp_path).folder  # noqa: E731
+    name = lambda *overrides: RunJob(composed(*SMALL, *overrides), tmp_path).folder  # noqa: E731
     assert name() == name("output=elsewhere") == name("+norm=rms")
     assert len({name(), name("seed=1"), name("train.lr=1e-3"), name("norm.eps=1e-3")}) == 4
-    one = archlab.compose(*SMALL)
+    one = composed(*SMALL)
     assert Measurement("parameters", (one,), tmp_path).file != Measurement("future_gradient", (one,), tmp_path).file
 
 
@@ -471,7 +466,7 @@ def test_what_was_asked_stands_beside_what_was_seen(expect, form, options, value
 def test_one_of_something_is_one():
     from archlab.claim import session
 
-    cfg = archlab.compose(*SMALL)
+    cfg = composed(*SMALL)
     run, look = RunJob(cfg, Path("runs")), Measurement("parameters", (cfg,), Path("runs"))
     assert [session.needs(jobs) for jobs in ([run], [run, run, look], [look, look])] == [
         "1 run",
@@ -485,7 +480,7 @@ def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
     """A start of 4 seconds, and every job three times as slow as it was estimated: two runs one after the other."""
     from archlab.claim import jobs, pace
 
-    runs = [RunJob(archlab.compose(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
+    runs = [RunJob(composed(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
     one = jobs.seconds(runs[0])
     assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(
         runs, 2

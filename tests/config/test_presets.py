@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from oracles import CONF, options
+from oracles import CONF, composed, options
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, build
@@ -165,7 +165,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", options("preset"))
 def test_a_preset_has_exactly_the_published_number_of_parameters(name):
-    assert count_parameters(assemble_without_weights(compose(f"preset={name}"))) == PARAMETERS[name]
+    assert count_parameters(assemble_without_weights(composed(f"preset={name}"))) == PARAMETERS[name]
 
 
 def test_every_preset_has_a_published_number_and_only_they():
@@ -215,7 +215,7 @@ LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "c
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")]
 )
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
-    whole, tiny = compose(f"preset={name}"), compose(f"preset={name}", "size=tiny")
+    whole, tiny = composed(f"preset={name}"), compose(f"preset={name}", "size=tiny")
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
     ids = 257 if tiny.choices.data == "masked" else 256  # [MASK] is one more
     assert (tiny.size.d_model, tiny.size.n_layers, tiny.size.vocab_size) == (128, 4, ids)

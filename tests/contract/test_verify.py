@@ -11,7 +11,7 @@ from oracles import BLOCKS, every_option
 
 from archlab.cli import main as cli
 from archlab.config.compose import compose
-from archlab.contract import decoder
+from archlab.contract import decoder, kinds
 from archlab.contract import verify as verifying
 from archlab.contract.subject import SMALL
 from archlab.contract.verify import verify
@@ -275,9 +275,27 @@ def without_compiling(monkeypatch):
     monkeypatch.setattr(verifying, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
 
 
-@pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
+def first_of_each_class():
+    """Options of one class with another activation are slow: tests/blocks holds each of them to the same promises."""
+    same = {("ffn", name) for name in ("gelu_tanh", "relu", "relu2", "silu")}  # Plain, as gelu
+    same |= {("ffn", name) for name in ("bilinear", "geglu", "geglu_tanh", "glu", "reglu")}  # Gated, as swiglu
+    return [pytest.param(*one, marks=[pytest.mark.slow] * (one in same)) for one in every_option(*BLOCKS)]
+
+
+@pytest.mark.parametrize(("group", "name"), first_of_each_class())
 def test_every_option_keeps_every_promise(group, name, without_compiling):
     assert [f for f in found(f"{group}={name}").values() if f.verdict == "broken"] == []
+
+
+@pytest.fixture
+def nothing_but_the_promise(monkeypatch, promise):
+    """Nothing else is looked at: what a bug does to other promises is nobody's question here."""
+
+    def among(checks):
+        return tuple(check for check in checks if (check.__doc__ or "").strip().rstrip(".") == promise)
+
+    monkeypatch.setattr(verifying, "CHECKS", among(decoder.CHECKS))
+    monkeypatch.setattr(verifying, "OF_KIND", {group: among(checks) for group, checks in kinds.OF_KIND.items()})
 
 
 def in_a_process(*words, folder):
@@ -306,7 +324,7 @@ def test_what_asks_for_a_value_does_not_compile(folder):
 
 
 @pytest.mark.parametrize(("group", "name", "promise", "told"), PLANTED, ids=lambda value: str(value)[:24])
-def test_a_planted_bug_is_told_by_the_promise_it_breaks(group, name, promise, told, folder, without_compiling):
+def test_a_planted_bug_is_told_by_the_promise_it_breaks(group, name, promise, told, folder, nothing_but_the_promise):
     finding = found(f"{group}={name}", config_dir=str(folder))[promise]
     assert finding.verdict == "broken" and told in finding.sentence
 

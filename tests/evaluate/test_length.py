@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import built
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import archlab
 from archlab.data.batch import Batch, Source, TooLong
 from archlab.data.corpus import Corpus
 from archlab.evaluate.length import by_length, stride, verdict
@@ -57,7 +57,7 @@ def losses_written_out(decoder, source, seq_len, n_tokens):
 
 @torch.no_grad()
 def test_losses_against_a_plain_loop():
-    decoder, source = archlab.build(*SIZE).eval(), Tape()
+    decoder, source = built(*SIZE).eval(), Tape()
     expected = losses_written_out(decoder, source, 20, 150)
     seen = held_out(decoder, source, CPU, 20, 150)
     counts = torch.arange(20) % 3 != 0
@@ -68,7 +68,7 @@ def test_losses_against_a_plain_loop():
 
 @torch.no_grad()
 def test_records_and_curves_by_length():
-    decoder, source = archlab.build(*SIZE).eval(), Tape()
+    decoder, source = built(*SIZE).eval(), Tape()
     lengths, curves = by_length(decoder, source, CPU, settings(), 10, [1, 2, 16])
     assert [r["eval_len"] for r in lengths] == [10, 20, 160]
     assert all(r["protocol"] == "disjoint" for r in lengths)
@@ -81,14 +81,14 @@ def test_records_and_curves_by_length():
 
 
 def test_a_learned_table_ends_in_a_note_and_no_crash():
-    decoder = archlab.build(*SIZE, "pos=learned", "pos.max_positions=20", "train.train_len=10")
+    decoder = built(*SIZE, "pos=learned", "pos.max_positions=20", "train.train_len=10")
     lengths, _ = by_length(decoder, Tape(), CPU, settings(), 10, [1, 2, 4])
     assert [r.get("note") for r in lengths] == [None, None, "not defined beyond 20"]
     assert lengths[2]["loss"] is None and math.isfinite(lengths[1]["loss"])
 
 
 def test_evaluation_leaves_the_model_in_its_mode_and_without_gradients():
-    decoder = archlab.build(*SIZE, "dropout=0.5").train()
+    decoder = built(*SIZE, "dropout=0.5").train()
     first, second = (held_out(decoder, Tape(), CPU, 10, 150).loss() for _ in range(2))
     assert decoder.training and first == second
     assert all(p.grad is None for p in decoder.parameters())
@@ -109,7 +109,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("mask", ["causal", "window", "prefix"])
 def test_memory_is_linear_in_length(pos, mask):
     """The largest tensor of a forward pass doubles when the length does; a table of pairs would quadruple."""
-    decoder = archlab.build(*SIZE, f"pos={pos}", f"mask={mask}").eval()
+    decoder = built(*SIZE, f"pos={pos}", f"mask={mask}").eval()
     largest = []
     for seq_len in (2048, 4096):
         with torch.no_grad(), LargestTensor() as seen:
@@ -162,7 +162,7 @@ def test_the_verdict_names_the_length_that_decided_it(losses, multiple):
 @pytest.mark.parametrize("multiple", [2, 3])
 def test_the_ratio_compares_the_same_tokens(multiple):
     """Late targets of the longer windows, against those very tokens in windows of train_len, one token at a time."""
-    decoder, source, train_len = archlab.build(*SIZE, "pos=sinusoidal").eval(), Tape(), 10
+    decoder, source, train_len = built(*SIZE, "pos=sinusoidal").eval(), Tape(), 10
     lengths, _ = by_length(decoder, source, CPU, settings(tokens=199), train_len, [1, multiple])
     eval_len, before, after = multiple * train_len, [], []
     short, long = (losses_written_out(decoder, source, n, 199) for n in (train_len, eval_len))
@@ -203,7 +203,7 @@ def test_sliding_scores_each_token_once_and_at_its_place(step, n_windows):
 @pytest.mark.parametrize("multiple", [2, 3])
 def test_the_ratio_compares_the_same_tokens_when_windows_slide(multiple, step):
     """Each late target of the longer windows, against that very token, one token at a time; the stride may not divide."""
-    decoder, train_len, held_out_part = archlab.build(*SIZE, "pos=sinusoidal").eval(), 10, Tape().tape.numpy()
+    decoder, train_len, held_out_part = built(*SIZE, "pos=sinusoidal").eval(), 10, Tape().tape.numpy()
     corpus = Corpus(held_out_part, held_out_part, 23, None)
     sliding = settings(tokens=120, protocol="sliding", stride=step)
     lengths, _ = by_length(decoder, corpus, CPU, sliding, train_len, [1, multiple])

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from oracles import build as make_decoder
+from oracles import built
 from torch.overrides import TorchFunctionMode
 
 import archlab
@@ -263,7 +264,7 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
 
 
 def test_the_default_model_is_exported_as_llama_with_its_embeddings_multiplied(tmp_path):
-    decoder = archlab.build("size=nano").double().eval()
+    decoder = built("size=nano").double().eval()
     hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
@@ -277,7 +278,7 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
     with pytest.raises(
         UserError, match="no released family has all of these blocks.*; nearest is llama, with residual=pre"
     ):
-        hub.export(archlab.build("size=nano", "residual=deep"), tmp_path / "out")
+        hub.export(built("size=nano", "residual=deep"), tmp_path / "out")
     with pytest.raises(UserError, match="made by its class alone; make it by archlab.build"):
         hub.export(make_decoder(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

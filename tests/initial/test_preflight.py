@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import built, composed
 from scipy.special import log_softmax
 
 import archlab
@@ -21,8 +22,8 @@ BATCH, SEQ = 3, 24
 
 
 def made(*overrides):
-    cfg = archlab.compose(*SMALL, *overrides)
-    return archlab.build(*SMALL, *overrides).eval(), open_source(cfg)
+    cfg = composed(*SMALL, *overrides)
+    return built(*SMALL, *overrides).eval(), open_source(cfg)
 
 
 def loss_by_hand(decoder, batch):
@@ -126,10 +127,8 @@ def gradients_at(residual, depths, seed):
     )
     found = []
     for depth in depths:
-        cfg = archlab.compose(*choices, f"size.n_layers={depth}")
-        found.append(
-            last_ffn_gradient(archlab.build(*choices, f"size.n_layers={depth}"), open_source(cfg), seed, 8, 64)
-        )
+        cfg = composed(*choices, f"size.n_layers={depth}")
+        found.append(last_ffn_gradient(built(*choices, f"size.n_layers={depth}"), open_source(cfg), seed, 8, 64))
     return found
 
 
@@ -148,9 +147,7 @@ def test_the_update_grows_faster_with_depth_under_post_norm_than_under_deepnorm(
     def update(residual, depth):
         choices = (f"residual={residual}", "norm=layer", "ffn=relu", "size.d_model=64", "size.d_ff=128", "size.n_heads=2", f"size.n_layers={depth}",
                    f"seed={seed}", "train.train_len=32")  # fmt: skip
-        return update_size(
-            archlab.build(*choices), open_source(archlab.compose(*choices)), seed=seed, batch_size=4, seq_len=32
-        )
+        return update_size(built(*choices), open_source(composed(*choices)), seed=seed, batch_size=4, seq_len=32)
 
     post, deep = ([update(residual, depth) for depth in (3, 12)] for residual in ("post", "deep"))
     assert post[1] / post[0] > 1.5 * deep[1] / deep[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import VOCAB, build, draw_tokens, make, randomise
+from oracles import VOCAB, build, built, draw_tokens, make, randomise
 from safetensors.torch import load_file, save_file
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -42,7 +42,7 @@ def test_greedy_tokens_are_those_of_repeated_full_forwards(pos, mask):
 @pytest.mark.parametrize("pos", ["rope", "alibi", "learned"])
 def test_greedy_tokens_of_layers_by_turns_are_those_of_repeated_full_forwards(pos):
     words = ("size=nano", "size.n_layers=4", f"pos={pos}", "mask=window", "mask.window=4", "layers[1::2].mask=causal")
-    decoder, tokens = randomise(archlab.build(*words)).double().eval(), draw_tokens(seq=5)
+    decoder, tokens = randomise(built(*words)).double().eval(), draw_tokens(seq=5)
     assert torch.equal(generate(decoder, tokens, max_new_tokens=NEW), by_full_forwards(decoder, tokens, NEW))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import HEAD_DIM, LAYERS, MAY_READ, SEQ, WINDOW, draw_tokens, embeddings_of, randomise
+from oracles import HEAD_DIM, LAYERS, MAY_READ, SEQ, WINDOW, built, draw_tokens, embeddings_of, randomise
 from transformers import Cohere2Config, Gemma2Config, Gemma3TextConfig, ModernBertConfig
 
 import archlab
@@ -20,7 +20,7 @@ BY_TURNS = ("mask=window", "layers[1::2].mask=causal")
 
 
 def build(*words: str) -> Decoder:
-    return randomise(archlab.build(*SMALL, *words)).double()
+    return randomise(built(*SMALL, *words)).double()
 
 
 # ---------------------------------------------------------------- which layers
@@ -182,7 +182,7 @@ def test_the_later_rule_has_the_last_word():
 
 
 def test_weights_that_layers_share_a_name_for_start_alike_whatever_the_rules():
-    plain, ruled = archlab.build(*SMALL), archlab.build(*SMALL, "layers[1::2].pos=alibi", "layers[0].ffn=gelu")
+    plain, ruled = built(*SMALL), built(*SMALL, "layers[1::2].pos=alibi", "layers[0].ffn=gelu")
     for name, weight in ruled.state_dict().items():
         if "layers.0.ffn" not in name:
             assert torch.equal(weight, plain.state_dict()[name]), name

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from oracles import built
 
-import archlab
 from archlab.probe.look import Update, by_layer, columns, gradient_norms
 from archlab.probe.spike import is_spike
 
@@ -27,7 +27,7 @@ def probed(decoder, prefix_len=None):
 
 
 def test_activation_rms_is_that_of_the_stream_after_each_layer():
-    decoder = archlab.build(*SIZE)
+    decoder = built(*SIZE)
     streams = []
     for layer in decoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: streams.append(output.detach().double()))
@@ -37,7 +37,7 @@ def test_activation_rms_is_that_of_the_stream_after_each_layer():
 
 
 def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
-    decoder = archlab.build(*SIZE)
+    decoder = built(*SIZE)
     for layer in decoder.layers:
         torch.nn.init.zeros_(layer.mixer.q_proj.weight)
     seen, _ = probed(decoder)
@@ -51,10 +51,10 @@ def test_attention_that_reads_evenly_has_the_entropy_of_a_uniform_choice():
     "overrides", [("pos=rope",), ("pos=alibi",), ("mixer=gqa", "mixer.qk_norm=head"), ("mixer.softcap=2",)]
 )
 def test_scores_and_entropy_against_attention_written_out(overrides):
-    decoder = archlab.build(*SIZE, *overrides)
+    decoder = built(*SIZE, *overrides)
     for layer in decoder.layers:
         layer.mixer.q_proj.weight.data *= 5
-    before = archlab.build(*SIZE, *overrides)
+    before = built(*SIZE, *overrides)
     before.load_state_dict(decoder.state_dict())
     seen, tokens = probed(decoder)
     attention, captured = before.layers[0].mixer, {}
@@ -81,7 +81,7 @@ def test_scores_and_entropy_against_attention_written_out(overrides):
 
 
 def test_the_probe_sees_the_prefix_of_its_sequence():
-    decoder = archlab.build(*SIZE, "mask=prefix")
+    decoder = built(*SIZE, "mask=prefix")
     for layer in decoder.layers:
         torch.nn.init.zeros_(layer.mixer.q_proj.weight)
     seen, _ = probed(decoder, prefix_len=torch.tensor([6, 2, 3, 4]))
@@ -90,7 +90,7 @@ def test_the_probe_sees_the_prefix_of_its_sequence():
 
 
 def test_gradient_norms_and_update_ratios_by_layer():
-    decoder = archlab.build(*SIZE)
+    decoder = built(*SIZE)
     before = {name: p.detach().clone().double() for name, p in decoder.named_parameters()}
     seen, _ = probed(decoder)
     for depth, layer in enumerate(seen):
@@ -106,7 +106,7 @@ def test_gradient_norms_and_update_ratios_by_layer():
 
 
 def test_what_nobody_asked_for_is_not_computed():
-    decoder = archlab.build(*SIZE)
+    decoder = built(*SIZE)
     for layer in decoder.layers:
         layer.mixer.look = lambda *given: pytest.fail("nobody asked for it")
     tokens = torch.zeros(1, SEQ, dtype=torch.long)
@@ -118,7 +118,7 @@ def test_what_nobody_asked_for_is_not_computed():
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_entropy_and_score_are_those_of_the_batchs_first_sequence(first):
     """Whatever else is beside it, and however many others there are."""
-    decoder = archlab.build(*SIZE, "pos=alibi")
+    decoder = built(*SIZE, "pos=alibi")
     for layer in decoder.layers:
         layer.mixer.q_proj.weight.data *= 5
     tokens = torch.randint(0, 19, (BATCH, SEQ), generator=torch.Generator().manual_seed(5))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from oracles import built
 from safetensors.torch import load_file
 
 import archlab
@@ -94,7 +95,7 @@ def test_the_configuration_is_resolved_and_the_overrides_as_asked(default):
 
 def test_the_saved_weights_are_the_trained_ones(default):
     weights = load_file(default[0] / "model.safetensors")
-    fresh = archlab.build(*NANO)
+    fresh = built(*NANO)
     assert set(weights) == set(fresh.state_dict())
     assert not torch.equal(weights["head.weight"], fresh.head.weight)
     fresh.load_state_dict(weights)

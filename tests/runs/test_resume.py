@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from killed import TIMES, WORDS, all_of, at_call, die, in_a_child, the_run
+from oracles import built, composed
 from training import CPU, SMALL, Counting, settings
 
 import archlab
@@ -50,7 +51,13 @@ WILD = (
 def run(folder: Path, *words: str, plots: bool = False) -> Path:
     asked = [*WORDS, *words, f"output={folder}"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return lab.run(archlab.compose(*asked), asked, plots=plots)
+        return lab.run(configured(folder, *words), asked, plots=plots)
+
+
+def configured(folder: Path, *words: str):
+    cfg = composed(*WORDS, *words)
+    cfg.output = str(folder)
+    return cfg
 
 
 def resume(directory: Path) -> Path:
@@ -395,7 +402,7 @@ def test_a_state_that_was_saved_goes_on_bitwise(case, tmp_path):
 
     def go_on(saved=None):
         losses = iter([3.0, 2.0, 2.5, 2.4]) if saved is None else iter([2.5, 2.4])
-        decoder, records = archlab.build(*SMALL, "dropout=0.1", *words), []
+        decoder, records = built(*SMALL, "dropout=0.1", *words), []
         outcome = train(
             decoder, Counting(), plan, where, seed=3, probe_every=3, validate=lambda: next(losses), report=records.append,
             tick=lambda *_: None, observers=[observers.Checkpoints(5, Stop(), save)], saved=saved,
@@ -420,7 +427,7 @@ def test_two_checkpoints_are_kept_and_hold_no_code(tmp_path):
         taken.append(sorted(file.name.split("-")[1] for file in tmp_path.iterdir()))
 
     train(
-        archlab.build(*SMALL), Counting(), settings(steps=7), CPU, seed=3, validate=lambda: 1.0, report=lambda record: None,
+        built(*SMALL), Counting(), settings(steps=7), CPU, seed=3, validate=lambda: 1.0, report=lambda record: None,
         tick=lambda *_: None, observers=[observers.Checkpoints(2, Stop(), save)],
     )  # fmt: skip
     assert [[int(name) for name in names] for names in taken] == [[2], [2, 4], [4, 6], [6, 7]]
@@ -433,7 +440,7 @@ def test_checkpoints_by_time_take_less_than_a_fiftieth_of_it(monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(observers.time, "monotonic", lambda: now[0])
     keeper = observers.Checkpoints(None, Stop(), lambda state: (saved.append(now[0]), now.__setitem__(0, now[0] + 0.9)))
-    state = observers.TrainState.begin(archlab.build(*SMALL), settings(), CPU, 0)
+    state = observers.TrainState.begin(built(*SMALL), settings(), CPU, 0)
     while now[0] < 1000:
         now[0] += 0.5
         state.step += 1
@@ -463,7 +470,7 @@ def test_between_logged_steps_no_number_is_read_off_the_device(monkeypatch):
         asked.clear()
 
     train(
-        archlab.build(*SMALL), Still(), settings(steps=25, log_every=10, clip=0.5), CPU, seed=3, probe_every=7, validate=lambda: 1.0,
+        built(*SMALL), Still(), settings(steps=25, log_every=10, clip=0.5), CPU, seed=3, probe_every=7, validate=lambda: 1.0,
         report=lambda record: None, tick=tick,
     )  # fmt: skip
     assert {step for step, reads in by_step.items() if reads} == {1, 10, 20, 25}
@@ -482,7 +489,7 @@ class Still(Counting):
 
 @pytest.mark.parametrize("log_every", [1, 7, 100])
 def test_a_run_found_broken_late_is_reported_at_its_step_with_its_weights(log_every):
-    decoder, weights = archlab.build(*SMALL), []
+    decoder, weights = built(*SMALL), []
     calls = 0
 
     def break_the_fifth(module, grad):

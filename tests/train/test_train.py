@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import build
+from oracles import build, built
 from training import CPU, SMALL, Counting, settings
 
-import archlab
 from archlab.data.batch import Batch
 from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
@@ -51,7 +50,7 @@ def test_schedule_without_warmup_starts_near_the_top_and_by_default_warms_up_a_t
 
 
 def test_weight_decay_is_on_matrices_only():
-    decoder = archlab.build(*SMALL, "norm=layer", "ffn.bias=true", "mixer.qkv_bias=true")
+    decoder = built(*SMALL, "norm=layer", "ffn.bias=true", "mixer.qkv_bias=true")
     decaying, still = adamw(decoder, settings(weight_decay=0.3)).param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
     assert all(p.ndim == 2 for p in decaying["params"]) and all(p.ndim == 1 for p in still["params"])
@@ -60,7 +59,7 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_one_step_is_torchs_adamw_on_the_clipped_gradient():
-    ours, theirs = (archlab.build(*SMALL) for _ in range(2))
+    ours, theirs = (built(*SMALL) for _ in range(2))
     run(ours, {"steps": 1, "clip": 0.05, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(
         theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0
@@ -85,7 +84,7 @@ def gradients(decoder):
 def test_accumulation_gives_the_gradients_of_the_whole_batch(pieces):
     batch, found = Counting().train(0, 1, 6, 11), []
     for n in (1, pieces):
-        decoder = archlab.build(*SMALL).double()
+        decoder = built(*SMALL).double()
         loss, _ = backward(decoder, batch, n, CPU, CPU.scaler())
         found.append((float(loss), gradients(decoder)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)  # the total is kept in float32
@@ -103,7 +102,7 @@ def test_the_pieces_weigh_by_their_scored_targets():
 def test_recomputing_activations_changes_no_gradient():
     batch, found = Counting().train(0, 1, 6, 11), []
     for recompute in (False, True):
-        decoder = archlab.build(*SMALL)
+        decoder = built(*SMALL)
         if recompute:
             decoder.recompute_activations()
         backward(decoder, batch, 1, CPU, CPU.scaler())
@@ -115,7 +114,7 @@ def test_recomputing_activations_changes_no_gradient():
 def test_recomputing_activations_keeps_fewer_tensors():
     kept = []
     for recompute in (False, True):
-        decoder = archlab.build(*SMALL)
+        decoder = built(*SMALL)
         if recompute:
             decoder.recompute_activations()
         saved: list[int] = []
@@ -128,34 +127,31 @@ def test_recomputing_activations_keeps_fewer_tensors():
 def test_targets_inside_a_prefix_are_not_scored_and_the_causal_arm_scores_the_same():
     tokens = torch.arange(8).repeat(2, 1)
     batch = Batch(tokens, torch.tensor([3, 5]), torch.ones(2, 7, dtype=torch.bool))
-    decoder = archlab.build(*SMALL, "mask=prefix")
+    decoder = built(*SMALL, "mask=prefix")
     # Position 2 of a prefix of 3 predicts token 3, the first it cannot read.
     assert scored_targets(decoder, batch).int().tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]]
 
 
 def test_under_a_full_mask_only_the_last_target_is_scored():
     batch = Batch(torch.arange(8).repeat(2, 1), None, torch.ones(2, 7, dtype=torch.bool))
-    assert scored_targets(archlab.build(*SMALL, "mask=full"), batch).int().tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
+    assert scored_targets(built(*SMALL, "mask=full"), batch).int().tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
 
 
 # ---------------------------------------------------------------- the loop
 
 
 def test_the_same_seed_gives_the_same_losses_and_probing_changes_none():
-    losses = [
-        run(archlab.build(*SMALL, "dropout=0.1"), {"steps": 7}, probe_every=every)[0].losses
-        for every in (None, None, 2)
-    ]
+    losses = [run(built(*SMALL, "dropout=0.1"), {"steps": 7}, probe_every=every)[0].losses for every in (None, None, 2)]
     assert losses[0] == losses[1] == losses[2]
 
 
 def test_it_learns_to_count():
-    outcome, _ = run(archlab.build(*SMALL), {"steps": 60, "batch_size": 16})
+    outcome, _ = run(built(*SMALL), {"steps": 60, "batch_size": 16})
     assert outcome.losses[0] > 2.5 and outcome.losses[-1] < 0.5
 
 
 def test_records_of_logged_probed_and_validated_steps():
-    _, records = run(archlab.build(*SMALL), {"steps": 9, "log_every": 4, "eval_every": 3}, probe_every=5)
+    _, records = run(built(*SMALL), {"steps": 9, "log_every": 4, "eval_every": 3}, probe_every=5)
     assert [r["step"] for r in records] == [1, 3, 4, 5, 6, 8, 9]
     assert [r["step"] for r in records if "layers" in r] == [1, 5, 9]
     assert [r["step"] for r in records if "val_loss" in r] == [3, 6, 9]
@@ -163,14 +159,14 @@ def test_records_of_logged_probed_and_validated_steps():
 
 
 def test_the_logged_gradient_norm_is_the_one_before_clipping():
-    outcome, records = run(archlab.build(*SMALL), {"steps": 2, "clip": 1e-3})
+    outcome, records = run(built(*SMALL), {"steps": 2, "clip": 1e-3})
     assert min(outcome.grad_norms) > 0.1 and all(r["clipped"] for r in records)
-    assert not any(r["clipped"] for r in run(archlab.build(*SMALL), {"steps": 2, "clip": None})[1])
+    assert not any(r["clipped"] for r in run(built(*SMALL), {"steps": 2, "clip": None})[1])
 
 
 def test_early_stopping_keeps_the_best_weights():
     losses = iter([3.0, 2.0, 2.5, 2.4, 1.0])
-    decoder, seen = archlab.build(*SMALL), []
+    decoder, seen = built(*SMALL), []
 
     def validate():
         seen.append(decoder.head.weight.detach().clone())
@@ -183,13 +179,13 @@ def test_early_stopping_keeps_the_best_weights():
 
 def test_without_patience_nothing_is_kept():
     patience = Patience(None)
-    patience.see(1, 0.5, archlab.build(*SMALL))
+    patience.see(1, 0.5, built(*SMALL))
     assert not patience.over and patience.best_weights == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_and_keeps_float32_weights(dtype):
-    decoder = archlab.build(*SMALL, "pos=alibi", "mixer.qk_norm=head")
+    decoder = built(*SMALL, "pos=alibi", "mixer.qk_norm=head")
     outcome, _ = run(decoder, {"steps": 40, "batch_size": 16}, machine=Runtime(torch.device("cpu"), dtype))
     assert outcome.status == "completed" and outcome.losses[-1] < 0.6 * outcome.losses[0]
     assert {p.dtype for p in decoder.parameters()} == {torch.float32}
@@ -215,7 +211,7 @@ def test_loss_scaling_is_on_for_float16_alone():
     ],
 )
 def test_divergence_names_step_layer_and_quantity(break_it, where, quantity):
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     break_it(decoder)
     outcome, records = run(decoder, {"steps": 4})
     assert (outcome.status, len(outcome.losses)) == ("diverged", 1)
@@ -225,7 +221,7 @@ def test_divergence_names_step_layer_and_quantity(break_it, where, quantity):
 
 
 def test_a_broken_gradient_is_told_from_a_broken_loss():
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     decoder.layers[0].ffn.register_full_backward_pre_hook(lambda module, grad: (grad[0] * float("nan"),))
     outcome, _ = run(decoder, {"steps": 4})
     found = outcome.first_nonfinite
@@ -234,7 +230,7 @@ def test_a_broken_gradient_is_told_from_a_broken_loss():
 
 
 def test_the_step_that_breaks_does_not_reach_the_weights():
-    decoder = archlab.build(*SMALL)
+    decoder = built(*SMALL)
     decoder.layers[0].ffn.register_full_backward_pre_hook(lambda module, grad: (grad[0] * float("nan"),))
     before = {name: p.clone() for name, p in decoder.named_parameters()}
     run(decoder, {"steps": 4})
