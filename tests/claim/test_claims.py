@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import commands
@@ -386,20 +384,11 @@ def test_every_form_has_a_number_it_is_held_against():
 # --- the command --------------------------------------------------------------------------------
 
 
-def in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    import os
-
-    environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "archlab", "claims", *words], capture_output=True, text=True, cwd=cwd, env=environment
-    )
-
-
-def test_the_command_prints_the_table_and_writes_the_pages(tmp_path):
-    done = in_a_process("centred_rms_is_layer", "doubling_*", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "takes about" in done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("SUPPORTED", "REFUTED"))]
+def test_the_command_prints_the_table_and_writes_the_pages(command, tmp_path):
+    done = command("claims", "centred_rms_is_layer", "doubling_*")
+    assert done.status == 0, done.err
+    assert "takes about" in done.err
+    rows = [line for line in done.out.splitlines() if line.startswith(("SUPPORTED", "REFUTED"))]
     assert [row.split()[:2] for row in rows] == [
         ["SUPPORTED", "centred_rms_is_layer"], ["SUPPORTED", "doubling_the_batch_doubles_it"], ["REFUTED", "doubling_the_length_doubles_it"]
     ]  # fmt: skip

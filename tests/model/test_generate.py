@@ -16,6 +16,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 import archlab
 from archlab.base.errors import UserError
 from archlab.model.generate import choose, generate, keep_top_k, keep_top_p
+from archlab.runs import lab
 from archlab.runs.load import load_run
 
 NEW = 6
@@ -252,9 +253,8 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
 def run(tmp_path_factory):
     """A run of the default blocks, in a directory whose name holds an = sign."""
     folder = tmp_path_factory.mktemp("run")
-    done = command("pos=rope", *SMALL, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    directory = folder / done.stdout.strip().splitlines()[-1]
+    asked = ["pos=rope", *SMALL, f"output={folder}/experiments/runs"]
+    directory = lab.run(archlab.compose(*asked), asked, plots=False)
     assert "pos=rope" in directory.name
     return directory
 
