@@ -153,7 +153,11 @@ def named_in_code(text: str) -> set[str]:
 
 
 def named_in_prose(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w./-])archlab(?:\.[A-Za-z_]\w*)+", text))
+    return set(re.findall(r"(?<![\w./-])archlab(?:\.[A-Za-z_]\w*)+", text)) - TO_BE_WRITTEN
+
+
+TO_BE_WRITTEN = {"archlab.blocks.norm.ScaleNorm"}
+"""What CONTRIBUTING.md has its reader add."""
 
 
 CODE = [file for folder in ("experiments", "archlab", "tests") for file in sorted((ROOT / folder).rglob("*.py"))]
