@@ -124,7 +124,7 @@ def compare(
 
     `baseline` is an arm's label, or enough of its words to mean one arm; without it, the arm of the first run.
     `smallest_effect` is in the metric's unit; without it, 0.01 where that is nats per token, else 0. `direction` says
-    which way is better of a number of which `archlab.base.metrics` does not.
+    which way is better of a number of which `archlab.records.summary` does not.
 
     The noise floor is the standard deviation of the baseline's values over seeds (n - 1), of those that finished.
     Each other arm is compared by `paired(arm, baseline)`; effect is arm - baseline. With k such comparisons the

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from archlab.base.errors import UserError
-from archlab.base.metrics import KINDS, Direction
+from archlab.base.metrics import Direction
 from archlab.records.reader import Run
+from archlab.records.summary import KINDS
 
 AT_LENGTH = ("loss", "loss_last", "late_ratio", "exact_match", "token_accuracy")
 """What is measured at each evaluation length."""
@@ -19,7 +20,7 @@ class Metric:
 
     name: str
     direction: Direction | None = None
-    """Which way is better, where the number is none of `archlab.base.metrics`."""
+    """Which way is better, where the number is none of `archlab.records.summary`."""
 
     @property
     def quantity(self) -> str:

@@ -1,9 +1,10 @@
 """What the files of a run must say, as far as anything reads it: types and ranges, and nothing about what is not read.
 
-A field may be absent where older runs have none; where it is there, it is what it should be. Numbers beyond 1e100 are
-no measurements, and their squares are no numbers.
+A field may be absent where older runs have none; where it is there, it is what it should be. `archlab.records.summary`
+has the fields of summary.json.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -13,11 +14,7 @@ from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 
 from archlab.base.plain import Unreadable, within
 from archlab.base.quantities import Count, Natural
-
-BOUND = 1e100
-
-Number = Annotated[float, Strict(), Interval(ge=-BOUND, le=BOUND)]
-Amount = Annotated[float, Strict(), Interval(ge=0, le=BOUND)]
+from archlab.records.summary import BOUND, Amount, Number, Summary
 
 
 class Said(BaseModel):
@@ -60,60 +57,6 @@ class ConfigFile(Said):
     prefix: list[Number] | None = None
     choices: dict[str, str] = {}
     budget: str | None = None
-
-
-# ---------------------------------------------------------------- summary.json
-
-
-class AtLength(Said):
-    eval_len: Count
-    loss: Number | None = None
-    loss_last: Number | None = None
-    late_ratio: Number | None = None
-    exact_match: Number | None = None
-    token_accuracy: Number | None = None
-    note: str | None = None
-    protocol: str | None = None
-
-
-class NotFinite(Said):
-    step: Natural
-    quantity: str
-    where: str
-
-
-class Stability(Said):
-    first_nonfinite: NotFinite | None = None
-
-
-class Commit(Said):
-    commit: str
-    changed: bool
-
-
-class Summary(Said):
-    """How a run ended."""
-
-    status: str
-    val_loss: Number | None
-    corpus_sha256: str
-    train_loss: Number | None = None
-    unigram_loss: Number | None = None
-    choices: dict[str, str] = {}
-    length: list[AtLength] | None = None
-    stability: Stability | None = None
-    n_params: Amount | None = None
-    train_flops_per_token: Amount | None = None
-    tokens_per_second: Amount | None = None
-    wall_seconds: Amount | None = None
-    steps: Natural | None = None
-    train_len: Count | None = None
-    seed: Natural | None = None
-    leaking: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    versions: dict[str, str] | None = None
-    git: Commit | None = None
 
 
 # ---------------------------------------------------------------- metrics.jsonl and positions.json
@@ -202,7 +145,8 @@ def check_overrides(said: object) -> list[str]:
 def checked(kind: Any, said: Any) -> Any:
     """What was said, where it is of this kind. Raises Unreadable, with the first field that is not."""
     try:
-        TypeAdapter(kind).validate_python(said)
+        # As JSON, in which a strict dataclass may be an object of its fields.
+        TypeAdapter(kind).validate_json(json.dumps(said))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"

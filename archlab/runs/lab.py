@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
 import archlab
-from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
@@ -33,6 +32,7 @@ from archlab.model.decoder import Decoder
 from archlab.records.checkpoint import Checkpoint, newest
 from archlab.records.directory import hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
+from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
 from archlab.runs.assembled import assembled, costs, open_source, section
 from archlab.runs.load import saved_configuration
@@ -235,35 +235,35 @@ def summary_of(
 ) -> dict[str, Any]:
     cfg, settings, source = work.cfg, work.settings, work.source
     made_with = {"versions": versions(), "git": git_state()}
-    return {
-        "status": "stopped" if outcome.interrupted else outcome.status,
-        "leaking": leaks(cfg),
-        "choices": dict(cfg.choices),
+    return Summary(
+        status="stopped" if outcome.interrupted else outcome.status,
+        val_loss=val_loss,
+        corpus_sha256=source.sha256,
+        train_loss=mean(outcome.losses[-LAST_STEPS:]),
+        unigram_loss=work.unigram,
+        best_step=outcome.best_step,
+        length=cast(list[AtLength], lengths),
+        length_verdict=verdict(lengths, settings.train_len, source.exact, work.unigram),
+        stability=cast(Stability, stability(outcome, logbook.metrics, settings.clip)),
+        autopsy=findings,
+        choices=dict(cfg.choices),
+        leaking=leaks(cfg),
+        matched=OmegaConf.to_container(cfg.matched) if cfg.match else None,
+        tuned=work.tuned,
+        seed=cfg.seed,
+        train_len=settings.train_len,
+        steps=len(outcome.losses),
+        tokens=len(outcome.losses) * settings.tokens_per_step,
         **work.price,
-        "train_loss": mean(outcome.losses[-LAST_STEPS:]),
-        "val_loss": val_loss,
-        "unigram_loss": work.unigram,
-        "best_step": outcome.best_step,
-        "matched": plain_dict(cfg.matched) if cfg.match else None,
-        "tuned": work.tuned,
-        "length": lengths,
-        "length_verdict": verdict(lengths, settings.train_len, source.exact, work.unigram),
-        "stability": stability(outcome, logbook.metrics, settings.clip),
-        "autopsy": findings,
-        "tokens_per_second": outcome.tokens_per_second,
-        "first_step_seconds": outcome.first_step_at and outcome.first_step_at - work.about["began"],
-        "seed": cfg.seed,
-        "device": str(work.where.device),
-        "train_len": settings.train_len,
-        "steps": len(outcome.losses),
-        "tokens": len(outcome.losses) * settings.tokens_per_step,
-        "corpus_sha256": source.sha256,
-        "threads": torch.get_num_threads(),
+        tokens_per_second=outcome.tokens_per_second,
+        first_step_seconds=outcome.first_step_at and outcome.first_step_at - work.about["began"],
+        wall_seconds=time.time() - work.started,
+        device=str(work.where.device),
+        threads=torch.get_num_threads(),
         **made_with,
         # Where other code or other libraries began the run, its weights are of both.
-        **({"begun_with": work.about["made_with"]} if work.about["made_with"] != made_with else {}),
-        "wall_seconds": time.time() - work.started,
-    }
+        begun_with=work.about["made_with"] if work.about["made_with"] != made_with else None,
+    ).to_record()
 
 
 def plotted(

@@ -8,12 +8,12 @@ from records import write_run
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.base.metrics import KINDS
 from archlab.cli import main as cli
 from archlab.comparison.arms import read_all
 from archlab.comparison.comparison import compare
 from archlab.comparison.metric import _numbers
 from archlab.records.logbook import versions
+from archlab.records.summary import KINDS
 
 NO_RESULT = {
     "unigram_loss",
