@@ -243,6 +243,8 @@ def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatc
     )
     cfg = archlab.compose("norm=mine", *SMALL, config_dir="my")
     lab.run(cfg, ["norm=mine", *SMALL], plots=False).rename("run")
+    assert said(VERBS["report"], capsys)[0] == 0  # it draws the model from the run's own sketch
+    Path("run", "sketch.json").unlink()
     for verb in BUILDING:
         status, _out, err = said(VERBS[verb], capsys)
         assert (

@@ -1,7 +1,8 @@
 """A model's sketch beside its run, so that a page of runs can draw it without building it. Imports no torch."""
 
+import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,23 +12,41 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.diagram.sketch import Graph, ModelSketch
 
 SKETCH = "sketch.json"
-SHAPE = TypeAdapter(ModelSketch)
+
+
+@dataclass(frozen=True)
+class SavedSketch:
+    """What sketch.json holds: a sketch, and which configuration it is of."""
+
+    config_sha256: str
+    sketch: ModelSketch
+
+
+SHAPE = TypeAdapter(SavedSketch)
 
 
 def write_sketch(directory: Path, sketch: ModelSketch) -> None:
     """Writes a sketch into a run's directory."""
-    write_text(directory / SKETCH, json.dumps(asdict(sketch)) + "\n")
+    write_text(directory / SKETCH, json.dumps(asdict(SavedSketch(config_of(directory), sketch))) + "\n")
+
+
+def config_of(directory: Path) -> str:
+    """Which configuration a run has, by its file."""
+    return hashlib.sha256((directory / "config.yaml").read_bytes()).hexdigest()
 
 
 def read_sketch(directory: Path) -> ModelSketch | None:
-    """The sketch in a run's directory; None where there is none, or where what is there is none."""
+    """The sketch in a run's directory; None where there is none, what is there is none, or it is of another configuration."""
     file = directory / SKETCH
     if not file.is_file():
         return None
     try:
-        sketch = SHAPE.validate_python(read_json(file))
+        saved = SHAPE.validate_python(read_json(file))
     except (Unreadable, ValidationError):
         return None
+    if saved.config_sha256 != config_of(directory):
+        return None
+    sketch = saved.sketch
     graphs = [sketch.embedding, sketch.head]
     graphs += [
         graph

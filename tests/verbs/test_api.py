@@ -204,10 +204,14 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         lambda sketch: sketch.update(embedding=[]),
         lambda sketch: sketch.update(title=7),
     ):
-        sketch = json.loads(json.dumps(good))
-        spoil(sketch)
-        (run / "sketch.json").write_text(json.dumps(sketch))
+        saved = json.loads(json.dumps(good))
+        spoil(saved["sketch"])
+        (run / "sketch.json").write_text(json.dumps(saved))
         assert drawn_run(run) == ours  # drawn from the model itself
-    good["head"][-1]["box"]["label"] = "<script>alert(1)</script>"
+    good["sketch"]["head"][-1]["box"]["label"] = "<script>alert(1)</script>"
     (run / "sketch.json").write_text(json.dumps(good))
     assert "<script>" not in drawn_run(run)
+    with (run / "config.yaml").open("a") as config:
+        config.write("norm_of: nobody\n")
+    with pytest.raises(UserError, match="config.yaml"):  # a sketch of another configuration says nothing of this one
+        drawn_run(run)
