@@ -213,3 +213,9 @@ def test_every_public_name_says_what_it_does():
                     if inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
                 }
     assert not [name for name, thing in public.items() if not (isinstance(thing, str) or inspect.getdoc(thing))]
+
+
+def test_one_file_knows_where_an_override_is_cut():
+    """And the flags and the shell's completion, whose words are not overrides."""
+    cutting = {str(file.relative_to(PACKAGE)) for file in FILES if 'partition("=")' in file.read_text()}
+    assert cutting == {"base/words.py", "config/flags.py", "cli/main.py"}

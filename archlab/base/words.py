@@ -6,6 +6,7 @@ has no brackets in a name, so on its way through Hydra the slice is spelt as a w
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from archlab.base.errors import UserError
 
@@ -20,9 +21,46 @@ TURNS = "local_global"
 """What a rule for every so many layers was called when it was an option of mask and of pos."""
 
 
+@dataclass(frozen=True)
+class Override:
+    """An override taken apart, as `+norm.eps=1e-6` into "+", "norm.eps" and "1e-6"."""
+
+    prefix: str
+    """Hydra's own marks: "+", "++", "~" or nothing."""
+
+    key: str
+    """The dotted name that is set."""
+
+    value: str | None
+    """None where there is no "=": the word sets nothing."""
+
+    @property
+    def head(self) -> str:
+        """The first part of the name: a group, a section or a field."""
+        return self.key.partition(".")[0]
+
+
+def taken_apart(word: str) -> Override:
+    """The only place that knows where a word is cut."""
+    bare = word.lstrip("+~")
+    key, equals, value = bare.partition("=")
+    return Override(word[: len(word) - len(bare)], key, value if equals else None)
+
+
 def key_of(word: str) -> str:
     """The dotted name that an override sets."""
-    return word.lstrip("+~").partition("=")[0]
+    return taken_apart(word).key
+
+
+def value_of(word: str) -> str:
+    """What it is set to, as it is written; nothing where it sets nothing."""
+    return taken_apart(word).value or ""
+
+
+def sets(word: str, key: str) -> bool:
+    """Whether a word gives this name a value."""
+    override = taken_apart(word)
+    return override.key == key and override.value is not None
 
 
 def today(words: Sequence[str]) -> list[str]:
@@ -55,13 +93,14 @@ def rule_of(key: str) -> tuple[str, str] | None:
 
 def spelt(word: str) -> str:
     """A rule in Hydra's spelling; a choice of an option goes apart from the option's fields."""
-    key, equals, value = word.lstrip("+").partition("=")
-    rule = rule_of(key)
+    override = taken_apart(word)
+    rule = None if "~" in override.prefix else rule_of(override.key)
     if rule is None:
         return word
     at, inside = rule
+    value = "" if override.value is None else f"={override.value}"
     inside = inside if "." in inside else f"choices.{inside}"
-    return f"++layers.at_{at.replace(':', '_').replace('-', 'm')}.{inside}{equals}{value}"
+    return f"++layers.at_{at.replace(':', '_').replace('-', 'm')}.{inside}{value}"
 
 
 def plain(word: str) -> str:
@@ -98,11 +137,7 @@ def turns_as_rules(words: Sequence[str]) -> Iterator[str]:
         if not any(key_of(word).split(".")[0] == group for group in by_turns):
             yield word
     for group in by_turns:
-        own = {
-            key_of(word).partition(".")[2]: word.partition("=")[2]
-            for word in words
-            if key_of(word).split(".")[0] == group
-        }
+        own = {key_of(word).partition(".")[2]: value_of(word) for word in words if key_of(word).split(".")[0] == group}
         yield from {"mask": mask_by_turns, "pos": position_by_turns}[group](own)
 
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from archlab.base.errors import UserError, shortened
 from archlab.base.messages import did_you_mean
+from archlab.base.words import taken_apart
 from archlab.config.flags import split
 
 Options = TypeVar("Options")
@@ -36,8 +37,9 @@ def understood(
     given: dict[str, Any] = {}
     typed: dict[str, str] = {}
     for word in words:
-        name, equals, value = word.lstrip("+").partition("=")
-        if not equals or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides
+        override = taken_apart(word)
+        name, value = override.prefix.lstrip("+") + override.key, override.value
+        if value is None or name.startswith(".") or "/" in name:  # a run's directory is named by its overrides
             names.append(word)
         elif name not in hints and names_are_overrides:
             names.append(word)

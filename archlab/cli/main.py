@@ -32,7 +32,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
-from archlab.base.words import plain
+from archlab.base.words import key_of, plain, sets, value_of
 from archlab.cli import models, results
 from archlab.cli.arguments import show
 from archlab.config.compose import asked_for, by_hydra, finish, plans
@@ -114,7 +114,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _check_sections(verb: str, arguments: list[str]) -> None:
     """Refuses what only another verb looks at."""
     for word in arguments:
-        section, dot, _ = word.lstrip("+").partition(".")
+        section, dot, _ = key_of(word).partition(".")
         if dot and SECTIONS_OF.get(section, verb) != verb:
             raise UserError(
                 f"{word}: {verb} makes no use of {section}; leave it out, or use archlab {SECTIONS_OF[section]}"
@@ -182,10 +182,10 @@ def _is_one_job(flags: list[str], words: list[str]) -> bool:
 
 def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
     """With `resume=true`, which asks for the runs that are not there yet; how a run is made, and the other words."""
-    asked = [word for word in words if experiments.key_of(word) == "resume" and "=" in word]
+    asked = [word for word in words if sets(word, "resume")]
     if not asked or action is not _run:
         return words, action
-    value = asked[-1].partition("=")[2].lower()
+    value = value_of(asked[-1]).lower()
     if value not in ("true", "false"):
         raise UserError(
             f"{asked[-1]}: should be true or false; resume=true keeps the runs that are there and finishes the rest"

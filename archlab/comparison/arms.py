@@ -8,7 +8,7 @@ from typing import Any
 
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves, options_alone
-from archlab.base.words import RENAMED
+from archlab.base.words import RENAMED, key_of, value_of
 from archlab.records.reader import COMPARED, Record, Run, find, read_run
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
@@ -34,7 +34,7 @@ class Arm:
     @property
     def overrides(self) -> list[str]:
         """What was asked for, but for the seed, the folder and the device."""
-        return [word for word in self.runs[0].overrides if name_of(word) not in NOT_THE_ARM]
+        return [word for word in self.runs[0].overrides if key_of(word) not in NOT_THE_ARM]
 
 
 def read_all(patterns: Sequence[str | Path], needs: Collection[str] = COMPARED) -> tuple[list[Run], list[str]]:
@@ -179,7 +179,7 @@ def name_arms(runs: Sequence[Run]) -> list[str]:
     size.d_ff=matched gives another ffn, is left out.
     """
     flat = [options(run) for run in runs]
-    asked = [{name_of(word): word.partition("=")[2] for word in run.overrides} for run in runs]
+    asked = [{key_of(word): value_of(word) for word in run.overrides} for run in runs]
     if len(runs) == 1:
         return [" ".join(f"{name}={value}" for name, value in asked[0].items() if name not in NOT_THE_ARM) or "default"]
     names = dict.fromkeys(name for values in flat for name in values)
@@ -194,11 +194,6 @@ def name_arms(runs: Sequence[Run]) -> list[str]:
         " ".join(_spell(name, values, words) for name in shown if name in values) or "default"
         for values, words in zip(flat, asked, strict=True)
     ]
-
-
-def name_of(word: str) -> str:
-    """The dotted name that an override sets."""
-    return word.partition("=")[0].lstrip("+")
 
 
 def _varies(name: str, given: Sequence[str], flat: Sequence[Record]) -> bool:

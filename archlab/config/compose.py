@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from archlab.base.messages import beyond_the_machine
-from archlab.base.words import plain
+from archlab.base.words import key_of, plain
 from archlab.config.messages import explain
 from archlab.config.overrides import Known, conf_dir, normalise
 from archlab.config.plan import Plan, layer_plans
@@ -143,4 +143,4 @@ def default_blocks(cfg: DictConfig) -> DictConfig:
 
 def asked_for(words: Collection[str]) -> set[str]:
     """The dotted names of the options that normalised overrides set."""
-    return {word.partition("=")[0].lstrip("+") for word in words}
+    return {key_of(word) for word in words}

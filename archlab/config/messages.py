@@ -19,6 +19,7 @@ from omegaconf.errors import (
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean, one_line
+from archlab.base.words import key_of, value_of
 
 
 def explain(error: Exception) -> UserError:
@@ -60,7 +61,7 @@ def explain(error: Exception) -> UserError:
 
 
 def _sweep(word: str) -> str:
-    key, _, value = word.partition("=")
+    key, value = key_of(word), value_of(word)
     plain = value if "(" not in value else "..."
     return f"{word}: several values are several runs, which -m asks for; a list is written {key}=[{plain}]"
 

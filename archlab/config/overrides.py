@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.errors import UserError, shortened
 from archlab.base.messages import did_you_mean
 from archlab.base.nested import leaves
-from archlab.base.words import plain, renamed, rule_of, spelt, today
+from archlab.base.words import plain, renamed, rule_of, spelt, taken_apart, today, value_of
 from archlab.config.flags import split
 from archlab.config.messages import explain
 from archlab.config.plan import IN_LAYERS
@@ -157,16 +157,15 @@ def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
 
 
 def _normalise(word: str, known: Known) -> str:
-    bare = word.lstrip("+~")
-    key, equals, value = bare.partition("=")
+    override = taken_apart(word)
+    key, head, value, bare = override.key, override.head, override.value or "", word[len(override.prefix) :]
     _refuse_classes(bare, key, value)
-    if (rule := rule_of(key)) is not None and equals:
+    if (rule := rule_of(key)) is not None and override.value is not None:
         _check_rule(word, *rule, known)
         return spelt(word)
-    head = key.split(".")[0]
     if key.startswith(("hydra.", "hydra/")):
         return word
-    if not equals and not word.startswith("~"):
+    if override.value is None and not word.startswith("~"):
         raise UserError(f"{word}: an override is written name=value; a verb comes first")
     if head not in known:
         raise UserError(f"{word}: nothing is called {head or 'that'}; {_hint(head, known)}there are {', '.join(known)}")
@@ -195,7 +194,7 @@ def _normalise(word: str, known: Known) -> str:
 def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
     """Holds a rule's choice to the group's options; the rest is checked when the rules are settled."""
     if inside in known.groups:
-        _choice(f"{inside}={word.partition('=')[2]}", inside, word.partition("=")[2], known)
+        _choice(f"{inside}={value_of(word)}", inside, value_of(word), known)
     elif "." not in inside:
         raise UserError(
             f"{word}: nothing is called {inside} in a layer; {did_you_mean(inside, IN_LAYERS)}there are {', '.join(IN_LAYERS)}"
@@ -295,11 +294,11 @@ def _overrules(key: str, value: Any, other: str, said: Any) -> bool:
 def _settings(word: str) -> Iterator[tuple[str, Any]]:
     """What an override sets, by dotted names: of a mapping each thing in it. A preset has a line of its own for this."""
     try:
-        word = spelt(renamed(word)).lstrip("+")
+        override = taken_apart(spelt(renamed(word)))
     except UserError:
         return
-    key, equals, _ = word.partition("=")
-    if not equals or word.startswith("~") or key == "preset":
+    key, word = override.key, f"{override.key}={override.value}"
+    if override.value is None or "~" in override.prefix or key == "preset":
         return
     try:
         value = parse(word).value()

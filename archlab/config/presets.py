@@ -7,7 +7,7 @@ from pathlib import Path
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.plain import Unreadable, read_yaml
-from archlab.base.words import key_of, rule_of
+from archlab.base.words import key_of, rule_of, sets, value_of
 from archlab.config.spelling import spelled
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -27,10 +27,10 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
     numbers go, and with another mixer the number of key-value heads goes. `folders` are searched in turn for
     preset/NAME.yaml. Raises UserError where there is no such preset, or more than one is named.
     """
-    named = [word for word in words if key_of(word) == "preset" and "=" in word]
+    named = [word for word in words if sets(word, "preset")]
     if not named:
         return list(words)
-    name = named[0].partition("=")[2]
+    name = value_of(named[0])
     if len(named) > 1 or "," in name:
         raise UserError(f"{' '.join(named)}: a model has one preset; run one after the other, then archlab compare")
     if name not in options:

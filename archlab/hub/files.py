@@ -17,9 +17,10 @@ from archlab.base.errors import UserError
 from archlab.base.files import whole, whole_folder, write_text
 from archlab.base.messages import did_you_mean
 from archlab.base.plain import Unreadable, read_json
+from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import compose
-from archlab.config.presets import key_of, overruled
+from archlab.config.presets import overruled
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row

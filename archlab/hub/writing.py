@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
+from archlab.base.words import key_of, value_of
 from archlab.config.check import BLOCKS
 from archlab.config.compose import compose
 from archlab.config.overrides import conf_dir, option_node
@@ -73,7 +74,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
 
 def of_another_class(word: str, cfg: DictConfig) -> bool:
     """Whether an override chooses a block that this configuration plainly does not have: a sign that costs no composing."""
-    group, _, option = word.partition("=")
+    group, option = key_of(word), value_of(word)
     return group in BLOCKS and group != "mixer" and class_of(group, option) != cfg[group]["_target_"]
 
 

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
+from archlab.base.words import key_of, value_of
 from archlab.comparison.stability_map import LEAST_RATES
 from archlab.config.overrides import conf_dir, groups, parse
 
@@ -49,12 +50,8 @@ def expand(words: Sequence[str], own: Sequence[Path]) -> tuple[list[str], Experi
     return merged, experiment
 
 
-def key_of(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
-
-
 def load(word: str, own: Sequence[Path]) -> Experiment:
-    name = word.partition("=")[2].strip("'\" ")
+    name = value_of(word).strip("'\" ")
     options = groups(own)[EXPERIMENT]
     if name not in options:
         raise UserError(f"{word}: no such experiment; {did_you_mean(name, options)}experiments: {', '.join(options)}")

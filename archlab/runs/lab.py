@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import archlab
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
@@ -234,7 +235,7 @@ def summary_of(
     findings: Record | None,
 ) -> dict[str, Any]:
     cfg, settings, source = work.cfg, work.settings, work.source
-    made_with = {"versions": versions(), "git": git_state()}
+    made_with: Record = {"versions": versions(), "git": git_state()}
     return Summary(
         status="stopped" if outcome.interrupted else outcome.status,
         val_loss=val_loss,
@@ -248,7 +249,7 @@ def summary_of(
         autopsy=findings,
         choices=dict(cfg.choices),
         leaking=leaks(cfg),
-        matched=OmegaConf.to_container(cfg.matched) if cfg.match else None,
+        matched=plain_dict(cfg.matched) if cfg.match else None,
         tuned=work.tuned,
         seed=cfg.seed,
         train_len=settings.train_len,
@@ -260,7 +261,8 @@ def summary_of(
         wall_seconds=time.time() - work.started,
         device=str(work.where.device),
         threads=torch.get_num_threads(),
-        **made_with,
+        versions=made_with["versions"],
+        git=made_with["git"],
         # Where other code or other libraries began the run, its weights are of both.
         begun_with=work.about["made_with"] if work.about["made_with"] != made_with else None,
     ).to_record()

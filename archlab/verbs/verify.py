@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from archlab.base.errors import UserError
+from archlab.base.words import key_of, sets
 from archlab.config.check import BLOCKS
 from archlab.config.compose import compose
 from archlab.config.overrides import refuse_twice
@@ -57,11 +58,11 @@ def named_blocks(words: tuple[str, ...]) -> list[str]:
             raise UserError(f"{word}: verify writes nothing; leave it out")
         if "=" not in word:
             raise UserError(f"{word}: verify takes overrides, name=value, as in archlab verify norm=rms")
-        if word.lstrip("+").startswith("preset="):
+        if sets(word, "preset"):
             raise UserError(
                 f"{word}: verify looks at blocks in a small model; name them, as in archlab verify norm=rms"
             )
-    chosen = [group for group in BLOCKS if group in {word.lstrip("+").partition("=")[0] for word in words}]
+    chosen = [group for group in BLOCKS if group in map(key_of, words)]
     if not chosen:
         raise UserError(f"verify: no block is named; give one of {', '.join(BLOCKS)}, as in archlab verify norm=rms")
     return chosen

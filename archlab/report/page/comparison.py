@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
+from archlab.base.words import sets
 from archlab.records.reader import Run
 from archlab.report.page.curves import ArmCurves, figures, finite, rounded
 from archlab.report.page.parts import (
@@ -216,7 +217,7 @@ def sweep(runs: Sequence[Run]) -> Iterable[str]:
     """A command for the runs that were asked for in the same words but for the seed."""
     asked: dict[tuple[str, ...], list[int]] = {}
     for run in runs:
-        asked.setdefault(tuple(w for w in run.overrides if not w.lstrip("+").startswith("seed=")), []).append(run.seed)
+        asked.setdefault(tuple(w for w in run.overrides if not sets(w, "seed")), []).append(run.seed)
     for words, seeds in asked.items():
         several = ["-m"] if len(seeds) > 1 else []
         yield " ".join(["python -m archlab", *several, *map(quote, words), f"seed={','.join(map(str, sorted(seeds)))}"])
