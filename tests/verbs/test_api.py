@@ -103,7 +103,7 @@ def test_a_ladder_has_one_row_per_rung():
 
 
 def test_verify_is_true_where_no_promise_is_broken(monkeypatch):
-    # Types are checked while the tests run, and the compiler cannot follow the checker; tests/test_verify.py compiles.
+    # Types are checked while the tests run, and the compiler cannot follow the checker; tests/contract/test_verify.py compiles.
     checks = tuple(check for check in decoder.CHECKS if check is not decoder.compiled)
     monkeypatch.setattr(verifying, "CHECKS", checks)
     found = archlab.verify("head=linear")
