@@ -142,7 +142,7 @@ def test_every_option_of_a_verb(kind):
         (["train.lr=1e400"], "train.lr=inf: should be a finite number"),
         (["prefix=[nan,0.5]"], "prefix=[nan, 0.5]: should be a finite number"),
         (["loggers=[wandb,wandb]"], "loggers=['wandb', 'wandb']: names one twice; name each once"),
-        (["size.d_model=7", "size.n_heads=7"], "size.head_dim=1: RoPE turns features in pairs; use 2 or more, so fewer heads, or another pos"),
+        (["size.d_model=7", "size.n_heads=7"], "size.head_dim=1: RoPE rotates features in pairs; use 2 or more, so fewer heads, or another pos"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

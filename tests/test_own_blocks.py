@@ -96,7 +96,7 @@ def test_its_state_is_as_large_however_long_the_sequence_is():
     sizes = []
     for position in range(SEQ):
         model(tokens[:, position : position + 1], cache=cache)
-        sizes.append(sum(held.numel() for state in cache.held.values() for held in state))
+        sizes.append(sum(kept.numel() for state in cache.states.values() for kept in state))
     assert sizes == [4 * BATCH * HEADS * HEAD_DIM * (HEAD_DIM + 1)] * SEQ  # four layers
     with torch.device("meta"):
         state = decode_state(archlab.build(*SMALL, "mixer=linear", "pos=none", config_dir=str(OWN / "my")).to("meta"))

@@ -21,25 +21,35 @@ Split = Callable[[Tensor], Tensor]
 
 
 def norm_then_split(norm: nn.Module, split: Split, x: Tensor) -> Tensor:
+    """`qk_norm=width`: norms the features of all heads together."""
     return split(norm(x))
 
 
 def split_then_norm(norm: nn.Module, split: Split, x: Tensor) -> Tensor:
+    """`qk_norm=head`, or none: norms the features of each head."""
     return norm(split(x))
 
 
 def multiply(x: Tensor, by: float) -> Tensor:
+    """by * x."""
     return by * x
 
 
 class Attention(Mixer):
-    """softmax(q k^T / sqrt(head_dim) + bias) v per head, over the keys each query may read, projected to d_model.
+    """softmax(q k^T / sqrt(head_dim) + bias) v per head, over the keys each query may attend to, projected to d_model.
 
-    Consecutive query heads share a key-value head where there are fewer of those. `qk_norm` norms queries and keys
-    before they are turned, with a norm that `norm` makes: `head` over the features of each head (Qwen3, Gemma 3),
-    `width` over those of all heads together (OLMo 2). `scale`, where given, stands in the place of 1 / sqrt(head_dim)
-    (Gemma 2). `softcap` keeps the scores within +-softcap. `kernel` computes the attention where there is no softcap.
-    `inner_norm` makes a norm for what `out_proj` reads, where the residual scheme asks for one.
+    Consecutive query heads share a key-value head where there are fewer key-value heads than query heads.
+
+    kernel      computes the attention where there is no softcap
+    qkv_bias    whether the query, key and value projections have a bias
+    out_bias    whether the output projection has one
+    qk_norm     norms queries and keys before they are rotated: `head` over the features of each head (Qwen3, Gemma 3),
+                `width` over those of all heads together (OLMo 2)
+    scale       the factor on q k^T, in the place of 1 / sqrt(head_dim) (Gemma 2)
+    softcap     soft-caps the scores to within +-softcap, before the bias (Gemma 2)
+    dropout     a probability, of the weights and of the output
+    norm        makes the norms of `qk_norm`
+    inner_norm  makes a norm of the input of `out_proj`, where the residual scheme asks for one
 
     Source: arXiv:1706.03762, eq. 1; arXiv:2302.05442, "QK Normalization" (qk_norm); arXiv:2408.00118, sec. 2 (softcap).
     """
@@ -91,18 +101,18 @@ class Attention(Mixer):
         q, k = self.queries_and_keys(x, context)
         context.tap(self.taps, partial(self.look, q, k, context))
         k, v = context.with_cached(self, k, self.heads(self.v_proj(x)))
-        read = self.kernel(q, k, v, context, self.dropout * self.training)
-        joined = rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)")
+        gathered = self.kernel(q, k, v, context, self.dropout * self.training)
+        joined = rearrange(gathered, "batch heads seq head_dim -> batch seq (heads head_dim)")
         return self.out_dropout(self.out_proj(self.inner_norm(joined)))
 
     def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and turned."""
+        """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and rotated."""
         q = self.norm_and_split(self.q_norm, self.heads, self.q_proj(x))
         k = self.norm_and_split(self.k_norm, self.heads, self.k_proj(x))
         return self.rescale(context.rotate_queries(q)), context.rotate_keys(k)
 
     def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
-        """What the softmax of these rows is taken of, float32; -inf where reading is forbidden."""
+        """The scores of a block of queries, bias included, as the softmax takes them; float32, -inf where a key is masked."""
         q, k = self.queries_and_keys(x, context)
         return explicit_scores(q, k, block, self.cap)
 
@@ -114,13 +124,14 @@ class Attention(Mixer):
         return {"attention_entropy": entropy, "max_score": scores.amax()}
 
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
+        """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)."""
         return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
 
     def for_packs(self) -> None:
-        """Fused attention has no rule for vmap in torch 2.13, neither forward nor backward; the explicit kernel needs none."""
+        """Takes the explicit kernel, since torch 2.13 has no vmap rule for fused attention, forward or backward."""
         self.kernel = explicit_kernel(self.cap)
 
-    # ------------------------------------------------------------ what it answers
+    # ------------------------------------------------------------ what it says of itself
 
     @property
     def summary(self) -> str:
@@ -156,13 +167,14 @@ class Attention(Mixer):
             yield Term("attention: weights after dropout", pair=rules.e * self.n_heads)
 
     def steps(self, position: Position, mask: Mask) -> Sequence[DrawnStep]:
-        """From the three projections to the output, with what acts on queries, keys and scores in the order it does."""
-        told = [self._projected("q_proj", self.n_heads), self._projected("k_proj", self.n_kv_heads), self._projected("v_proj", self.n_kv_heads)]  # fmt: skip
+        """From the three projections to the output; what acts on queries, keys and scores stands in its order."""
+        steps = [self._projected("q_proj", self.n_heads), self._projected("k_proj", self.n_kv_heads), self._projected("v_proj", self.n_kv_heads)]  # fmt: skip
         q, k, v = 1, 2, 3
 
         def then(step: DrawnStep) -> int:
-            told.append(step)
-            return len(told)
+            """Adds a step; returns its number."""
+            steps.append(step)
+            return len(steps)
 
         if isinstance(self.q_norm, Norm):
             q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
@@ -179,14 +191,14 @@ class Attention(Mixer):
         gathered = then(DrawnStep("op", "weights · v", reads=(weights, v)))
         for part in ("inner_norm", "out_proj", "out_dropout"):
             gathered = then(DrawnStep("part", part, path=part, reads=(gathered,)))
-        return told
+        return steps
 
     def _projected(self, name: str, n_heads: int) -> DrawnStep:
         return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
 
 
 class MultiHead(Attention):
-    """A key-value head for every head. Source: arXiv:1706.03762, sec. 3.2.2."""
+    """A key-value head for each query head. Source: arXiv:1706.03762, sec. 3.2.2."""
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
@@ -194,7 +206,7 @@ class MultiHead(Attention):
 
 
 class GroupedQuery(Attention):
-    """Groups of heads that share a key-value head; pairs, unless the size says otherwise. Source: arXiv:2305.13245, sec. 2.2."""
+    """Groups of query heads share a key-value head; pairs, unless `n_kv_heads` is given. Source: arXiv:2305.13245, sec. 2.2."""
 
     @staticmethod
     def default_kv_heads(n_heads: int) -> int:
@@ -202,7 +214,7 @@ class GroupedQuery(Attention):
 
 
 class MultiQuery(Attention):
-    """One key-value head for all heads. Source: arXiv:1911.02150, sec. 3."""
+    """One key-value head for all query heads. Source: arXiv:1911.02150, sec. 3."""
 
     @staticmethod
     def default_kv_heads(n_heads: int) -> int:

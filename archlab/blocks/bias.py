@@ -1,7 +1,7 @@
 """Positions that add to the scores: a bias that is a function of the query's position, the key's, and the head.
 
-The distance is absolute in all of them but an unidirectional T5, so that a prefix mask, under which a position reads
-what follows it, does not reward keys for being far ahead.
+The distance is absolute in all of them but an unidirectional T5, so that under a prefix mask,
+where a position attends to what follows it, keys get no larger bias for being farther ahead.
 """
 
 import math
@@ -24,10 +24,11 @@ Distances = Int[Tensor, "#batch query key"]
 
 
 def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, " heads"]:
-    """One slope a head: 2^(-8h/n) for h = 1 .. n where n is a power of two; float32.
+    """One slope per head: 2^(-8h/n) for h = 1 .. n where n is a power of two; float32.
 
-    Otherwise the slopes of the power below, then every second one of the power above. They are computed where they are
-    needed: a buffer would follow the model into half precision, and a copy would have the device waited for.
+    Otherwise the slopes of the power below, then every second one of the power above. They are computed where they
+    are needed: a buffer would follow the model into half precision, and copying a tensor from the CPU would wait for the
+    device.
     Source: arXiv:2108.12409, sec. 3, and its published code for other numbers of heads.
     """
     below = 2 ** math.floor(math.log2(n_heads))
@@ -50,9 +51,9 @@ class ALiBi(Position):
 
 
 def log_buckets(distance: Distances, buckets: int, max_distance: int) -> Distances:
-    """Numbers distances from 0: half of the buckets hold one distance each, the others rising stretches of them.
+    """The bucket of each distance, from 0: half of the buckets are of one distance each, the others of longer ranges.
 
-    Stretches are even on a logarithmic scale up to max_distance; whatever is farther is in the last bucket.
+    Ranges are even on a logarithmic scale up to max_distance; all that is farther is in the last bucket.
     """
     exact = buckets // 2
     share = (distance.clamp(min=exact).float() / exact).log() / math.log(max_distance / exact)
@@ -61,12 +62,12 @@ def log_buckets(distance: Distances, buckets: int, max_distance: int) -> Distanc
 
 
 def buckets_behind(distance: Distances, buckets: int, max_distance: int) -> Distances:
-    """What lies ahead is in the bucket of distance 0."""
+    """`log_buckets` of keys behind the query; keys ahead of it are in the bucket of distance 0."""
     return log_buckets(distance.clamp(min=0), buckets, max_distance)
 
 
 def buckets_both_ways(distance: Distances, buckets: int, max_distance: int) -> Distances:
-    """One half of the buckets for what lies behind, the other for what lies ahead."""
+    """One half of the buckets for keys behind the query, the other for keys ahead of it."""
     half = buckets // 2
     return log_buckets(distance.abs(), half, max_distance) + half * (distance < 0)
 
@@ -74,7 +75,10 @@ def buckets_both_ways(distance: Distances, buckets: int, max_distance: int) -> D
 class T5Bias(Position):
     """Adds a learned number for the head and for the bucket that the distance query - key falls into.
 
-    All layers share the one table, (buckets, heads). With `bidirectional` what lies ahead has buckets of its own.
+    buckets        rows of the one table that all layers share, (buckets, heads)
+    max_distance   from here on all distances share the last bucket
+    bidirectional  whether keys ahead of the query have buckets of their own
+
     T5 does not divide its scores by sqrt(head_dim): `mixer.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
     """
 
@@ -139,20 +143,26 @@ class Kerple(Position):
 
 
 def fall_as_logarithm(distance: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
+    """-r1 log(1 + r2 d)."""
     return -r1 * torch.log1p(r2 * distance)
 
 
 def fall_as_power(distance: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
+    """-r1 d^r2."""
     return -r1 * distance.to(r2.dtype) ** r2
 
 
 class FIRE(Position):
     """Adds f(psi(d) / psi(max(query, |L|))) for the distance d, where psi(x) = log(|c| x + 1) and f is a small network.
 
-    The quotient is within 0 and 1 at any length of a causal model, so f meets nothing new on longer sequences. c and L
-    are learned, c from 0.1 on and L from `threshold`; f is Linear, ReLU, Linear to a number for each head, `width`
-    wide, whose last layer has no bias, since one number for all keys of a query is lost in the softmax. All layers
-    share them. Source: arXiv:2310.04418, eq. 3 and app. E.
+    The quotient is within 0 and 1 at any length of a causal model, so f is given no new values on longer sequences. f is
+    Linear, ReLU, Linear, with one output per head; its last layer has no bias, since adding one number to all scores
+    of a query does not change their softmax. All layers share c, L and f, which are learned; c starts at 0.1.
+
+    width      of f's hidden layer
+    threshold  where L starts
+
+    Source: arXiv:2310.04418, eq. 3 and app. E.
     """
 
     biases_scores = True

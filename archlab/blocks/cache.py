@@ -1,4 +1,4 @@
-"""What a decoder keeps of the tokens it has taken in, so that the next ones alone need go through it."""
+"""What a decoder keeps of the tokens it was given, so that only the next ones need to go through it."""
 
 import torch
 from jaxtyping import Float
@@ -7,32 +7,32 @@ from torch import Tensor, nn
 from archlab.blocks.token_positions import TokenPositions
 
 New = Float[Tensor, "batch kv_heads seq head_dim"]
-Held = Float[Tensor, "batch kv_heads key head_dim"]
+Cached = Float[Tensor, "batch kv_heads key head_dim"]
 
 
 class Cache:
-    """What each mixer goes on from: for attention keys, already rotated, and values, for each key-value head once.
+    """What each mixer continues from: for attention the rotated keys and the values, for each key-value head once.
 
-    A recurrent mixer keeps its state instead. What is kept for attention grows by the tokens of each forward pass. A
-    cache belongs to one decoder and one batch of sequences; under a window it keeps what is out of reach as well. After
-    a forward pass that was broken off it is of no use.
+    A recurrent mixer keeps its state instead. Keys and values grow by the tokens of each forward pass; under a window
+    those that are out of reach are kept as well. A cache belongs to one decoder and one batch of sequences, and cannot
+    be used again after a forward pass that raised an error.
     """
 
     def __init__(self) -> None:
         self.token_positions: TokenPositions | None = None
-        """Where the held tokens stand; None before the first forward pass."""
+        """Index and positions of the cached tokens; None before the first forward pass."""
 
-        self.held: dict[nn.Module, tuple[Tensor, ...]] = {}
-        """By mixer; every tensor's first axis is the batch."""
+        self.states: dict[nn.Module, tuple[Tensor, ...]] = {}
+        """By mixer, such as (keys, values); every tensor's first axis is the batch."""
 
     def __len__(self) -> int:
-        """Tokens held, padding included."""
+        """Cached tokens, padding included."""
         return 0 if self.token_positions is None else self.token_positions.n_keys
 
-    def extend(self, attention: nn.Module, k: New, v: New) -> tuple[Held, Held]:
-        """Adds to what is held for this attention; returns all of it."""
-        if attention in self.held:
-            held_k, held_v = self.held[attention]
-            k, v = torch.cat((held_k, k), dim=2), torch.cat((held_v, v), dim=2)
-        self.held[attention] = k, v
+    def extend(self, attention: nn.Module, k: New, v: New) -> tuple[Cached, Cached]:
+        """Caches new keys and values of this attention; returns all that are cached for it."""
+        if attention in self.states:
+            cached_k, cached_v = self.states[attention]
+            k, v = torch.cat((cached_k, k), dim=2), torch.cat((cached_v, v), dim=2)
+        self.states[attention] = k, v
         return k, v

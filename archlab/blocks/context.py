@@ -1,6 +1,6 @@
-"""Who reads whom in one forward pass, and with what bias: what the kernels are given.
+"""Which keys each query may attend to in one forward pass, and with what bias: what the kernels are given.
 
-A `AttentionContext` asks the mask and the position scheme, block of queries by block of queries, so that no kernel ever holds
+An `AttentionContext` asks the mask and the position scheme about one block of queries at a time, so that no kernel needs
 a table of seq x seq entries for a long sequence.
 """
 
@@ -17,7 +17,7 @@ from archlab.blocks.taps import NOBODY_LOOKS, Taps
 from archlab.blocks.token_positions import TokenPositions
 
 QUERY_BLOCK = 512
-"""Queries taken at a time; a sequence no longer than this is one block."""
+"""Queries in one block; a sequence no longer than this is one block."""
 
 
 class computed_once:  # noqa: N801 (a decorator)
@@ -36,7 +36,7 @@ class computed_once:  # noqa: N801 (a decorator)
 
 
 class AttentionContext:
-    """What one forward pass settles for all layers of the same position scheme and mask."""
+    """What all layers of one position scheme and mask share in one forward pass: positions, mask, bias, cache."""
 
     def __init__(self, position: Position, mask: Mask, token_positions: TokenPositions, cache: Cache | None = None):
         self.position = position
@@ -49,54 +49,58 @@ class AttentionContext:
         self.whole = not token_positions.padded and not token_positions.n_cached
         self.everything = QueryBlock(self, slice(0, token_positions.n_queries), slice(0, token_positions.n_keys))
         if position.biases_scores and token_positions.n_keys <= QUERY_BLOCK:
-            # Not by the first layer that asks: to save memory a layer may be run twice, and must compute the same twice.
+            # Here and not in the first layer that asks: a layer may be run twice to save memory, and must do the same twice.
             self.everything.compute_bias()
 
     def rotate_queries(self, q: SomeHeads) -> SomeHeads:
+        """Queries, rotated as the position scheme does."""
         return self.position.rotate_queries(q, self.rotation)
 
     def rotate_keys(self, k: SomeHeads) -> SomeHeads:
+        """Keys, rotated as the position scheme does."""
         return self.position.rotate_keys(k, self.rotation)
 
     def with_cached(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of all that may be read: what a cache holds for this attention, then the new ones."""
+        """The keys and values cached for this attention, then the new ones; caches the new ones too."""
         return (k, v) if self.cache is None else self.cache.extend(attention, k, v)
 
     def watched_by(self, taps: Taps) -> "AttentionContext":
-        """The same, for one layer's call: what is to be looked at goes to these taps."""
+        """The same context for one layer's call, whose `tap` and `add_loss` go to these taps."""
         self.taps = taps
         return self
 
     def tap(self, names: Collection[str], look: Callable[[], Mapping[str, Tensor]]) -> None:
+        """As `Taps.tap`, for the layer that is being called."""
         self.taps.tap(names, look)
 
     def add_loss(self, name: str, value: Tensor) -> None:
+        """As `Taps.add_loss`, for the layer that is being called."""
         self.taps.add_loss(name, value)
 
-    def held(self, mixer: nn.Module, *start: Tensor) -> tuple[Tensor, ...]:
-        """What the mixer kept of the tokens before these; `start` where nothing came before."""
-        return start if self.cache is None else self.cache.held.get(mixer, start)
+    def decode_state(self, mixer: nn.Module, *start: Tensor) -> tuple[Tensor, ...]:
+        """The state that the mixer kept after the tokens before these; `start` where none came before."""
+        return start if self.cache is None else self.cache.states.get(mixer, start)
 
-    def hold(self, mixer: nn.Module, *state: Tensor) -> None:
-        """Keeps what the mixer goes on from; nothing is kept where there is no cache."""
+    def keep(self, mixer: nn.Module, *state: Tensor) -> None:
+        """Caches the state from which the mixer continues at the next tokens; does nothing without a cache."""
         if self.cache is not None:
-            self.cache.held[mixer] = state
+            self.cache.states[mixer] = state
 
     def without_padding(self, x: Stream) -> Stream:
         """Zeros at the tokens that are padding."""
         return self.token_positions.without_padding(x)
 
     def of_first(self) -> "AttentionContext":
-        """That of the first sequence alone."""
+        """The context of the first sequence alone."""
         return AttentionContext(self.position, self.mask, self.token_positions.of_first())
 
     def as_one_block(self) -> "AttentionContext":
-        """The same with one table for all queries and keys, however long: how costs are counted, on the meta device."""
+        """The same with one table for all queries and keys at any length; costs are counted so, on the meta device."""
         self.query_block = self.token_positions.n_keys
         return self
 
     def blocks(self) -> Iterator["QueryBlock"]:
-        """Every query once, in order."""
+        """Blocks of queries that include every query once, in order."""
         n_queries, n_keys, n_cached = (
             self.token_positions.n_queries,
             self.token_positions.n_keys,
@@ -112,7 +116,7 @@ class AttentionContext:
 
 
 class QueryBlock:
-    """A block of queries, a stretch of keys that holds all they may read, and what their scores are given."""
+    """A block of queries, a range of keys that includes all they may attend to, and the mask and bias between them."""
 
     def __init__(self, context: AttentionContext, queries: slice, keys: slice):
         self.context = context
@@ -120,12 +124,13 @@ class QueryBlock:
         self.keys = keys
 
     def pairs(self, of_keys: Int[Tensor, "#batch *axes key"]) -> tuple[Tensor, Tensor]:
-        """What belongs to these queries and to these keys, so shaped that the two broadcast to a table."""
+        """The entries of these queries, (..., query, 1), and of these keys, (..., 1, key): they broadcast to a table."""
         of_queries = of_keys[..., self.context.token_positions.n_cached :]
         return of_queries[..., self.queries, None], of_keys[..., None, self.keys]
 
     @computed_once
     def can_attend(self) -> Bool[Tensor, "#batch query key"]:
+        """True where the mask lets the query attend to the key; keys that are padding are masked."""
         query, key = self.pairs(self.context.token_positions.index)
         can_attend = self.context.mask.can_attend(query, key, self.context.token_positions.prefix_len.view(-1, 1, 1))
         return self.context.token_positions.mask_padding(can_attend, query, key)
@@ -136,6 +141,6 @@ class QueryBlock:
 
     @computed_once
     def bias(self) -> Float[Tensor, "#batch #heads query key"]:
-        """The position scheme's bias, and -inf where reading is forbidden; float32."""
+        """The position scheme's bias, and -inf where a key is masked; float32."""
         bias = self.context.position.bias(*self.pairs(self.context.token_positions.positions))
         return torch.where(self.can_attend[:, None], bias, float("-inf"))

@@ -1,9 +1,11 @@
-"""What a decoder-only Transformer is made of, as seven kinds of block. Read this file first.
+"""The seven kinds of block that a decoder-only Transformer is made of. Read this file first.
+
+They are `Norm`, `Mixer`, `FeedForward`, `Position`, `Mask`, `Residual` and `Head`.
 
 The axes, in the words every shape in this project is written with:
 
     batch       sequences side by side
-    seq         positions of a sequence (query and key where attention needs two of them)
+    seq         tokens of a sequence (query and key where attention needs two such axes)
     heads       query heads; kv_heads are the key-value heads they share
     head_dim    width of one head
     d_model     width of the residual stream
@@ -12,15 +14,17 @@ The axes, in the words every shape in this project is written with:
 
 The course of a forward pass: token embeddings enter the residual stream; each layer adds two branches to it, a
 mixer (attention, or whatever else moves information between positions) and a feed-forward network; a `Residual` says
-where the norms sit around them; a `Position` tells the model about order and a `Mask` who may attend to whom; a `Head`
-turns the stream into logits.
+where the norms sit around them; a `Position` gives the model the order of the tokens, a `Mask` says which keys each query may attend to, and a
+`Head` computes logits from the stream.
 
 A block is a plain `torch.nn.Module`: it gets sizes and options by keyword and knows nothing of configuration
-files. A concrete block is final: behaviour varies by giving a block another part, not by deriving from it.
+files. A concrete block is final: to change what it does, give it another part, such as another norm or activation,
+instead of writing a subclass of it.
 
-Nobody asks a block what kind it is. It answers for itself: `weights()` says what each weight is for, `saved_activations()` what it
-keeps for the backward pass, `taps` what it lets be looked at, and a mixer what of positions, masks and caches it
-honours. What it does not say is measured by running it (`archlab.cost.measure`).
+No code asks which class a block is of. A block describes itself: `weights()` says what each weight is for,
+`saved_activations()` what it keeps for the backward pass, `taps` which quantities can be recorded, and a mixer's
+`honours` and `decodes` whether positions, masks and caches have an effect on it. What a block does not say is measured
+by running it (`archlab.cost.measure`).
 """
 
 from abc import abstractmethod
@@ -47,28 +51,28 @@ Attendable = Bool[Tensor, "#batch query key"]
 
 
 class Block(nn.Module):
-    """What every block answers. The defaults serve a block whose weights are in torch's own modules.
+    """What every block says of itself. The defaults are right for a block whose weights are in torch's own modules.
 
-    The names below are those of its parts, or the ends of dotted ones: `down_proj` is also experts.0.down_proj.
+    The names below are those of its parts, or the ends of dotted names: `down_proj` is also experts.0.down_proj.
     """
 
     to_stream: tuple[str, ...] = ()
-    """The matrices whose output is added to the residual stream: the last of the branch."""
+    """The matrices whose output is added to the residual stream: the last ones of the branch."""
 
     gained: tuple[str, ...] = ()
     """The matrices whose initial values the residual scheme's own gain multiplies (DeepNorm's beta)."""
 
     roles: Mapping[str, Role] = {}
-    """What weights are for where it is not the usual: a matrix that is a router, say."""
+    """What weights are for where `usual_role` would say something else: a matrix that is a router, say."""
 
     vectors: Role = Role.GAIN
-    """What weights of one axis are for, but for biases."""
+    """What weights of one axis are for, other than biases."""
 
     starts_within: Mapping[str, tuple[float, float]] = {}
-    """Weights that start anywhere between two numbers, by their names."""
+    """By name, the two numbers between which a weight's initial values are drawn evenly."""
 
     def weights(self) -> Iterator[Weight]:
-        """Every weight, each once, with its role; names are dotted, as torch's own."""
+        """Every weight once, with its role; names are dotted, as in torch."""
         yield from self._weights_in(self, "")
 
     def _weights_in(self, module: nn.Module, path: str) -> Iterator[Weight]:
@@ -94,7 +98,7 @@ class Block(nn.Module):
         )
 
     def saved_activations(self, rules: Accounting) -> Iterable[Term] | None:
-        """What it keeps for the backward pass, by a formula of its own; None: it is to be measured."""
+        """What it keeps for the backward pass, in bytes by a formula of its own; None where it has to be measured."""
         return None
 
     @property
@@ -104,7 +108,7 @@ class Block(nn.Module):
 
 
 class Norm(Block):
-    """Rescales its input by statistics of it: (batch, seq, d_model) -> the same shape and dtype.
+    """Rescales its input by statistics of that input: (batch, seq, d_model) -> the same shape and dtype.
 
     Constructor: `d_model` and its own options. Statistics are taken in float32 whatever the input's dtype.
     `reduces` names the axes over which the statistics are taken.
@@ -124,57 +128,60 @@ class Norm(Block):
 class Mixer(Block):
     """Moves information between positions: (batch, seq, d_model) -> the same shape.
 
-    Constructor: its own options, and by keyword whichever of these it takes: `d_model`, `n_heads`, `n_kv_heads`,
-    `head_dim`, `kernel` (what computes softmax attention under the layer's position scheme and mask), `norm`, which
-    makes a norm of the width it is given as `d_model`, and under a residual scheme with `inner_norms` `inner_norm`, which
-    makes one for what is projected back to the stream.
+    Constructor: its own options, and by keyword those of the following that it has a parameter for.
+
+    d_model, n_heads, n_kv_heads, head_dim
+                sizes
+    kernel      computes softmax attention under the layer's position scheme and mask
+    norm        makes a norm of the width that it is given as `d_model`
+    inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream
     """
 
     to_stream = ("out_proj",)
     gained = ("v_proj", "out_proj")
 
     honours: frozenset[str] = frozenset()
-    """What reaches it of a position scheme and a mask: `rotation` of queries and keys, a `bias` on scores, any `mask`.
+    """Which of these have an effect on it: `rotation` of queries and keys, a `bias` on scores, any `mask`.
 
-    Without `mask` it is causal by nature and serves under mask=causal alone. What it does not honour is refused, so that
-    no option is without effect.
+    A mixer without `mask` is causal by nature and works under mask=causal alone. A model that asks for what its mixer
+    does not honour is refused, so that no option is without effect.
     """
 
     taps: tuple[str, ...] = ()
-    """What it lets be looked at, by name: `context.tap`. One without softmax scores has no attention_entropy."""
+    """Which quantities can be recorded, by name: `context.tap`. Without softmax scores there is no attention_entropy."""
 
     decodes: bool = False
-    """Whether it goes on from what it kept in the context: `context.held` and `context.hold`, or `with_cached`."""
+    """Whether it can decode token by token, by `context.decode_state` and `context.keep`, or by `context.with_cached`."""
 
     @staticmethod
     def default_kv_heads(n_heads: int) -> int:
-        """How many key-value heads serve n_heads heads where the size does not say."""
+        """How many key-value heads n_heads query heads have where the size does not say."""
         return n_heads
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
-        """Whether so many key-value heads are still this kind of mixer."""
+        """Whether this kind of mixer may have so many key-value heads."""
         return n_kv_heads == n_heads
 
     @abstractmethod
     def forward(self, x: Stream, context: Any) -> Stream:
-        """`context` is an `archlab.blocks.context.AttentionContext`: who may attend to whom, where tokens stand, the cache, taps."""
+        """`context` is an `archlab.blocks.context.AttentionContext`: the mask, positions, the cache and taps."""
 
     def for_packs(self) -> None:
-        """From now on it computes by operations that `torch.vmap` has rules for, where it would by others."""
+        """From now on it computes only by operations that `torch.vmap` has rules for."""
 
     def steps(self, position: "Position", mask: "Mask") -> Sequence[DrawnStep] | None:
-        """What it does, for a drawing; None: what it does is observed."""
+        """What it does, step by step, for a drawing; None where its calls are to be traced instead."""
         return None
 
 
 class FeedForward(Block):
     """Transforms each position alone: (batch, seq, d_model) -> the same shape.
 
-    Constructor: `d_model`, `d_ff` and its own options. `d_ff` is the hidden width as it is built: what a gated
-    network gives up to have as many parameters as a plain one is settled outside, by the size (`size.d_ff=matched`).
-    Under a residual scheme with `inner_norms` it is also given `inner_norm`, which makes a norm of a width for what
-    is projected back to the stream.
+    Constructor: `d_model`, `d_ff` and its own options. `d_ff` is the hidden width that is built. A
+    gated network that should have as many parameters as a plain one needs a smaller width, which the size computes
+    (`size.d_ff=matched`), not the block. Under a residual scheme with `inner_norms` it is also given `inner_norm`, which
+    makes a norm of what is projected back to the stream.
     """
 
     gated: bool = False
@@ -182,47 +189,50 @@ class FeedForward(Block):
 
     to_stream = ("down_proj",)
     taps: tuple[str, ...] = ()
-    """What it lets be looked at, by name."""
+    """Which quantities can be recorded, by name."""
 
     @abstractmethod
     def forward(self, x: Stream) -> Stream:
-        """A network that lets something be looked at, or adds to the loss as a router does, takes `taps` besides.
+        """A network with `taps`, or one that adds to the loss as a router does, has a second parameter, `taps`.
 
-        That is an `archlab.blocks.taps.Taps`; outside a layer it is left out, so it has the default NOBODY_LOOKS.
+        A layer gives it an `archlab.blocks.taps.Taps`. Outside a layer it is left out, so its default is NOBODY_LOOKS.
         """
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
-        """All of its matrices but a router's have the residual scheme's gain."""
+        """The residual scheme's gain multiplies all of its matrices but a router's."""
         weight = super()._weight(module, name, tensor)
         return replace(weight, branch_gain=weight.role in (Role.HIDDEN, Role.TO_STREAM, Role.EXPERT))
 
 
 class Position(Block):
-    """Tells the model about order, at one or more of three places.
+    """Gives the model the order of the tokens, in one or more of three ways.
 
-    Constructor: `d_model`, `n_heads`, `head_dim` and its own options. One instance serves all layers that were given the
-    same. Positions are the numbers a token carries, as the caller or `default_positions`
-    gives them: (batch, seq) for a scheme of one axis, (batch, axes, seq) for one of several; batch may be 1. They are
-    not a token's index in its sequence, which is what a `Mask` goes by. `limit` is None unless the scheme is a table
-    of that many rows.
+    embed                         adds to the token embeddings
+    rotate_queries, rotate_keys   rotate queries and keys
+    bias                          is added to the scores
+
+    Constructor: `d_model`, `n_heads`, `head_dim` and its own options. Layers that were given the same scheme share one
+    instance. Positions are numbers that each token has, from the caller or from `default_positions`: (batch, seq) for a
+    scheme of one axis, (batch, axes, seq) for one of several; batch may be 1. They need not be the token's index in its
+    sequence, which is what a `Mask` goes by. `limit` is None unless the scheme is a table of that many rows.
     """
 
     axes: int = 1
-    """How many position numbers a token carries."""
+    """How many position numbers a token has."""
 
     limit: int | None = None
     biases_scores: bool = False
 
     looks_ahead: bool = False
-    """Whether it tells apart what lies ahead, which only a mask that lets something ahead be attended to can use."""
+    """Whether its bias distinguishes keys ahead of the query; without effect unless the mask lets these be attended to."""
 
     vectors = Role.SCALAR
 
     widens: bool = False
-    """Whether turned queries and keys leave the range of float16, and so come in float32 where they were that."""
+    """Whether rotated queries and keys leave the range of float16, and so are float32 in a float16 model."""
 
     uses_length: bool = False
-    """Whether what a position means depends on how long the sequence is, so that keys kept in a cache grow stale."""
+    """Whether the rotation depends on how long the sequence is, so that cached keys are wrong once it is longer."""
 
     @property
     def embeds(self) -> bool:
@@ -235,61 +245,61 @@ class Position(Block):
         return type(self).rotate_queries is not Position.rotate_queries
 
     def default_positions(self, index: Int[Tensor, "#batch seq"], prefix_len: Int[Tensor, " #batch"]) -> Positions:
-        """The positions of tokens that were given none, by their index in the sequence."""
+        """The positions of tokens that were given none, from their index in the sequence."""
         return index
 
     def embed(self, x: Stream, positions: Positions) -> Stream:
-        """Adds to the token embeddings."""
+        """The token embeddings, with what the scheme adds to them."""
         return x
 
     def rotation(self, positions: Positions) -> Rotation:
-        """What queries and keys at these positions are turned by, cosines and sines, float32; once for all layers."""
+        """Cosines and sines by which queries and keys at these positions are rotated, float32; once for all layers."""
         return torch.empty(1, 2, positions.shape[-1], 0, device=positions.device)
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:
-        """Turns queries."""
+        """Queries, rotated."""
         return q
 
     def rotate_keys(self, k: SomeHeads, rotation: Rotation) -> SomeHeads:
-        """Turns keys, which a cache then keeps as they are."""
+        """Keys, rotated; they are cached so."""
         return k
 
     def bias(
         self, query: Int[Tensor, "#batch *axes query 1"], key: Int[Tensor, "#batch *axes 1 key"]
     ) -> Float[Tensor, "#batch #heads #query #key"]:
-        """What is added to the scores, float32, as a function of the two positions and the head."""
+        """What is added to the scores, float32: a function of the query's position, the key's and the head."""
         return torch.zeros(1, 1, 1, 1, device=query.device)
 
 
 class Mask(Block):
-    """Says who may read whom.
+    """Says which keys each query may attend to.
 
-    `can_attend` is the one definition; kernels and the choice of targets follow from it. It goes by a token's index in
-    its sequence, from 0 after any padding, whatever position the token carries.
+    `can_attend` is the one definition: kernels and the choice of scored targets follow from it. It goes by a token's
+    index in its sequence, counted from 0 after any padding, and not by the token's position numbers.
     """
 
     causal: bool = False
-    """The plain causal mask and nothing else, so a fused kernel may be told so instead of given a table."""
+    """Whether it is the plain causal mask and nothing else, for which a fused kernel needs no table."""
 
     bidirectional: bool = False
-    """Every position reads every other, so nothing in the input is hidden from any of them."""
+    """Whether every position attends to every position, so that no key is masked."""
 
     uses_prefix: bool = False
     """Whether `can_attend` depends on prefix_len."""
 
     @abstractmethod
     def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
-        """True where the query's index may read the key's; every query may read something, itself at least."""
+        """True where the query may attend to the key, by their indices; each query may attend at least to itself."""
 
     def reach(self, queries: slice, seq_len: int) -> slice:
-        """A stretch of keys that holds all that these queries may read, so that a kernel can leave out the rest."""
+        """A range of keys that includes all that these queries may attend to; a kernel can leave out the others."""
         return slice(0, seq_len)
 
     def may_score(self, seq_len: int, prefix_len: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:
-        """True at each position whose target, the token after it, the position cannot already read."""
+        """True at each position that cannot attend to its own target, the token after it."""
         query = torch.arange(seq_len, device=prefix_len.device).view(1, seq_len, 1)
-        reads_its_target = self.can_attend(query, query + 1, prefix_len.view(-1, 1, 1)) & (query + 1 < seq_len)
-        return ~reads_its_target.squeeze(-1).expand(len(prefix_len), seq_len)
+        sees_its_target = self.can_attend(query, query + 1, prefix_len.view(-1, 1, 1)) & (query + 1 < seq_len)
+        return ~sees_its_target.squeeze(-1).expand(len(prefix_len), seq_len)
 
 
 class Residual(Block):
@@ -299,30 +309,30 @@ class Residual(Block):
     """
 
     branch_gain: float = 1.0
-    """What the scheme multiplies the initial feed-forward, value and output projections by."""
+    """The factor on the initial weights of the feed-forward, value and output projections."""
 
     streams: int = 1
-    """How many streams of width d_model run side by side, where `enter` makes several of one; all layers agree in it."""
+    """How many streams of width d_model run side by side, where `enter` makes several of one; the same in all layers."""
 
     needs_final_norm: bool = True
-    """False where the stream leaves the last layer normalised."""
+    """Whether the model needs a norm after its last layer; False where the scheme's own norm ends the layer."""
 
     inner_norms: bool = False
-    """Whether attention and the feed-forward network norm what they project back to the stream."""
+    """Whether the mixer and the feed-forward network norm what they project back to the stream."""
 
     told_apart_by_norms: bool = False
-    """Without norms this scheme would be x + f(x), no other than pre-norm without them."""
+    """Whether its norms are all that distinguishes it from pre-norm: without norms (norm=none) both are x + f(x)."""
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
-        """What a scheme has beside its norms, such as a table that mixes streams, starts as it was made."""
+        """What a scheme has besides its norms, such as a table that mixes streams, keeps its initial values."""
         return replace(super()._weight(module, name, tensor), role=Role.SCALAR)
 
     def enter(self, x: Stream) -> Tensor:
-        """From the embeddings to the stream that the layers pass on; asked of the first layer's scheme."""
+        """The stream that the layers pass on, made of the embeddings; called on the first layer's scheme."""
         return x
 
     def leave(self, x: Tensor) -> Stream:
-        """From that stream to what the head is given; asked of the last layer's scheme."""
+        """What the head is given, made of that stream; called on the last layer's scheme."""
         return x
 
     @abstractmethod
@@ -331,10 +341,11 @@ class Residual(Block):
 
 
 class Head(Block, nn.Linear):
-    """Turns the stream into logits: (batch, seq, d_model) -> (batch, seq, vocab).
+    """Computes logits from the stream: (batch, seq, d_model) -> (batch, seq, vocab).
 
     Constructor: `d_model`, `vocab_size`, `norm`, which makes a fresh norm of width d_model at each call, and its own
-    options. It is a linear map for its table, `weight`, (vocab, d_model), which may be set to the embedding's.
+    options. It is a `torch.nn.Linear` for the sake of its table, `weight`, (vocab, d_model), which a tied model
+    shares with the embedding.
     """
 
     roles = {"weight": Role.HEAD}

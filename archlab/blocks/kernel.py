@@ -1,7 +1,7 @@
-"""How attention is computed, from one definition of who may read whom and of what is added to the scores.
+"""How softmax attention is computed, given a mask and the bias that is added to the scores.
 
-The kernels differ in what they need of a `AttentionContext` and agree in what they return; which one serves a layer is decided
-when the model is built.
+All kernels return the same; they differ in what they need of an `AttentionContext`, and in speed. `fused_kernel` chooses
+a layer's kernel when the model is built.
 """
 
 from collections.abc import Callable
@@ -18,33 +18,36 @@ from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.softcap import Softcap
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionContext, float], Tensor]
-"""(queries, keys, values, reading, dropout) -> what the heads read; (batch, heads, seq, head_dim), fewer heads in keys
-and values where they are shared, and more of seq in them where a cache holds what came before."""
+"""(queries, keys, values, context, dropout) -> weights @ values.
+
+Queries and the result are (batch, heads, seq, head_dim), keys and values (batch, kv_heads, key, head_dim): `key` is
+longer than `seq` where a cache keeps the tokens before these. `dropout` is a probability, on the weights."""
 
 
 def share_heads(
     x: Float[Tensor, "batch kv_heads seq head_dim"], n_heads: int
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Hands each key-value head to the consecutive query heads that share it."""
+    """Repeats each key-value head for the consecutive query heads that share it."""
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
 
 def over_blocks(
     attend: Callable[[QueryBlock], Tensor], context: AttentionContext
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    read = [attend(block) for block in context.blocks()]
-    return read[0] if len(read) == 1 else torch.cat(read, dim=2)
+    """What `attend` returns for each block of queries, joined along seq."""
+    parts = [attend(block) for block in context.blocks()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def causal_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
-    """For the plain causal mask and unbiased scores: of whole sequences the fused kernel needs no table at all."""
+    """For the plain causal mask and scores without a bias; without padding and cache it needs no table of the mask."""
     if not context.whole:
         return masked_kernel(q, k, v, context, dropout)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
 
 
 def masked_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
-    """For any mask over unbiased scores."""
+    """For any mask and scores without a bias."""
     k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
 
     def attend(block: QueryBlock) -> Tensor:
@@ -57,7 +60,7 @@ def masked_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dr
 
 
 def biased_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
-    """For scores with a bias. In float32, since fused kernels on a GPU take no bias wider than the queries."""
+    """For scores with a bias. In float32, since fused kernels on a GPU take no bias of a wider dtype than the queries."""
     wide_q, wide_k, wide_v = (at_least_float32(x) for x in (q, share_heads(k, q.shape[1]), share_heads(v, q.shape[1])))
 
     def attend(block: QueryBlock) -> Tensor:
@@ -72,7 +75,7 @@ def biased_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dr
 def explicit_scores(
     q: Tensor, k: Tensor, block: QueryBlock, softcap: Softcap
 ) -> Float[Tensor, "batch heads query key"]:
-    """softcap(q k^T / sqrt(head_dim)) + bias, with -inf where a query may not attend; in float32 or wider."""
+    """softcap(q k^T / sqrt(head_dim)) + bias, with -inf where a key is masked; float32 or wider."""
     k = share_heads(k, q.shape[1])
     with without_autocast(q.device):
         products = at_least_float32(q[:, :, block.queries]) @ at_least_float32(k[:, :, block.keys]).mT
@@ -80,7 +83,7 @@ def explicit_scores(
 
 
 def explicit_kernel(softcap: Softcap) -> Kernel:
-    """For scores that pass through `softcap` before the bias, which no fused kernel does."""
+    """For scores that are soft-capped before the bias is added, which no fused kernel does."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         v = share_heads(v, q.shape[1])
@@ -95,7 +98,7 @@ def explicit_kernel(softcap: Softcap) -> Kernel:
 
 
 def as_wide_as_queries(attend: Kernel) -> Kernel:
-    """A kernel for queries and keys that may be of a wider dtype than the values: all are taken in that one."""
+    """The kernel for queries and keys of a wider dtype than the values: computes in theirs, returns that of the values."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         with without_autocast(q.device):

@@ -1,4 +1,4 @@
-"""Masks: who may read whom. Each is one predicate over a query's index, a key's index and the prefix length."""
+"""Masks: which keys each query may attend to. Each is one predicate over a query's index, a key's and the prefix length."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -10,7 +10,7 @@ from archlab.blocks.contracts import Attendable, Keys, Mask, PrefixLen, Queries
 
 
 class Causal(Mask):
-    """key <= query: a position reads itself and what came before. Source: arXiv:1706.03762, sec. 3.2.3."""
+    """key <= query: a position attends to itself and to what came before. Source: arXiv:1706.03762, sec. 3.2.3."""
 
     causal = True
 
@@ -22,9 +22,9 @@ class Causal(Mask):
 
 
 class Prefix(Mask):
-    """key <= query or key < prefix_len: the prefix reads itself in both directions, the rest is causal.
+    """key <= query or key < prefix_len: the prefix attends to itself in both directions, the rest is causal.
 
-    A position inside the prefix sees its own target, so only what follows the prefix is scored.
+    A position inside the prefix attends to its own target, so only what follows the prefix is scored.
     Source: arXiv:2103.10360, sec. 2.1 (GLM: part A bidirectional, part B left to right).
     """
 
@@ -35,7 +35,7 @@ class Prefix(Mask):
 
 
 class Window(Mask):
-    """query - window < key <= query: a position reads itself and the window - 1 before it.
+    """query - window < key <= query: a position attends to itself and to the window - 1 before it.
 
     Source: arXiv:2310.06825, fig. 1 (Mistral).
     """
@@ -52,7 +52,9 @@ class Window(Mask):
 
 
 class Full(Mask):
-    """Every position reads every other, as in an encoder; only the sequence's last target is unseen, and scored.
+    """Every position attends to every position, as in an encoder.
+
+    Only the target after the sequence's last token is scored: it is the only one that no position attends to.
 
     Source: arXiv:1810.04805, sec. 3.
     """
@@ -65,9 +67,9 @@ class Full(Mask):
 
 
 class AnyOf(Mask):
-    """The whole model's mask where layers differ: a position attends where it does so in some layer.
+    """The whole model's mask where layers differ: a query attends to a key where some layer lets it.
 
-    No layer computes by it; which targets are scored follows from it.
+    No layer computes with it; it decides which targets are scored.
     """
 
     def __init__(self, masks: Sequence[Mask]):
@@ -81,4 +83,5 @@ class AnyOf(Mask):
 
 
 def one_mask(masks: Sequence[Mask]) -> Mask:
+    """The one mask that all layers share, or `AnyOf` the masks they have."""
     return masks[0] if len(masks) == 1 else AnyOf(masks)

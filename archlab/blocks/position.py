@@ -1,6 +1,6 @@
 """Positions that are added to the embeddings, and none at all.
 
-Those that turn queries and keys are in `archlab.blocks.rope`, those that add to the scores in `archlab.blocks.bias`.
+Those that rotate queries and keys are in `archlab.blocks.rope`, those that add to the scores in `archlab.blocks.bias`.
 """
 
 import torch
@@ -14,7 +14,7 @@ from archlab.blocks.two_axes import two_axes
 
 
 class NoPosition(Position):
-    """Nothing: order reaches the model through its mask alone. Source: arXiv:2305.19466."""
+    """Adds nothing: the model gets the order of the tokens from its mask alone. Source: arXiv:2305.19466."""
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int):
         super().__init__()
@@ -23,7 +23,7 @@ class NoPosition(Position):
 class LearnedPosition(Position):
     """Adds a learned vector for each position, from a table of `max_positions` rows; undefined beyond it.
 
-    The table has `offset` rows more, before that of position 0, which nothing reads (2 in OPT's published weights).
+    The table has `offset` further rows before that of position 0, which are not used (2 in OPT's published weights).
     Source: arXiv:1810.04805v1, sec. 3.2; GPT-2 has 1024 rows.
     """
 

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys turned pair by pair, by angles that grow with the position."""
+"""Rotary positions: queries and keys are rotated pair by pair, by angles that grow with the position."""
 
 import math
 from collections.abc import Callable
@@ -23,6 +23,7 @@ def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_half(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+    """Undoes `split_half`, and appends the features that are not rotated."""
     return torch.cat((first, second, rest), dim=-1)
 
 
@@ -32,6 +33,7 @@ def split_interleaved(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_interleaved(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+    """Undoes `split_interleaved`, and appends the features that are not rotated."""
     return torch.cat((rearrange([first, second], "two ... pairs -> ... (pairs two)"), rest), dim=-1)
 
 
@@ -41,13 +43,13 @@ INTERLEAVED: Layout = (split_interleaved, join_interleaved)
 LAYOUTS = {"half": HALF, "interleaved": INTERLEAVED}
 
 
-def turn(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
-    """Turns as many features as there are angles for, two a pair; the others are left."""
-    return turn_widely(x, cos_sin, layout).type_as(x)
+def rotate(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
+    """Rotates two features per angle, as many as there are angles for; the other features stay as they are."""
+    return rotate_wide(x, cos_sin, layout).type_as(x)
 
 
-def turn_widely(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
-    """The same, in float32 at least."""
+def rotate_wide(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
+    """The same, returned in float32 or wider."""
     split, join = layout
     cos, sin = cos_sin[:, :, None].unbind(dim=1)  # broadcast over heads
     rotated = 2 * cos.shape[-1]
@@ -56,19 +58,24 @@ def turn_widely(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
 
 
 def waves(angles: Float[Tensor, "#batch seq pairs"]) -> Float[Tensor, "#batch 2 seq pairs"]:
+    """Cosines and sines, along a new axis."""
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
 class RoPE(Position):
-    """Turns each pair of a query's and a key's features by an angle that grows with the position.
+    """Rotates each pair of a query's and a key's features by an angle that grows with the position.
 
-    With r = fraction * head_dim rotated features, pair i at position p turns by p * base^(-2i/r), i = 0 .. r/2 - 1; a
-    score then depends on the distance alone. `layout=half` pairs feature i with i + r/2 (GPT-NeoX, Hugging Face's
-    LLaMA), `layout=interleaved` 2i with 2i + 1 (the paper, GPT-J, ChatGLM2); they differ by a permutation of rows of
-    the query and key projections. Angles are float32 whatever the model's dtype, and there is no table to outgrow.
+    With r = fraction * head_dim rotated features, pair i at position p is rotated by p * base^(-2i/r), i = 0 .. r/2 - 1,
+    so that a score depends on the distance alone. Angles are float32 in a model of any dtype. They are computed from
+    the positions, so no table limits the length.
 
-    `scaling` and its options change the frequencies for long sequences: `archlab.blocks.rope_scaling`. With `logn`,
-    queries at positions p beyond the first `logn` are multiplied by log(p + 1) / log(logn), except in training.
+    base      of the powers above
+    layout    which features are a pair: `half` i and i + r/2 (GPT-NeoX, Hugging Face's LLaMA), `interleaved` 2i and 2i + 1
+              (the paper, GPT-J, ChatGLM2); the two differ by a permutation of rows of the query and key projections
+    fraction  which share of each head's features is rotated
+    scaling   how the frequencies change for long sequences, with the options from `factor` to `high_freq_factor`:
+              `archlab.blocks.rope_scaling`
+    logn      multiplies queries at positions p beyond the first `logn` by log(p + 1) / log(logn), except in training
 
     Source: arXiv:2104.09864, eq. 15 and 34; arXiv:2309.16609, sec. 2.5 (logn).
     """
@@ -119,43 +126,46 @@ class RoPE(Position):
         return self.add_sharpness(self.scaling.amplitude * waves(angles), positions)
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return self.sharpen(turn(q, rotation[:, :2], self.layout), rotation)
+        return self.sharpen(rotate(q, rotation[:, :2], self.layout), rotation)
 
     def rotate_keys(self, k: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return turn(k, rotation[:, :2], self.layout)
+        return rotate(k, rotation[:, :2], self.layout)
 
     def with_sharpness(
         self, rotation: Float[Tensor, "#batch 2 seq pairs"], positions: Int[Tensor, "#batch seq"]
     ) -> Float[Tensor, "#batch 3 seq pairs"]:
-        """A third part: what queries at each position are multiplied by; 1 in training, a power of zero."""
+        """Adds a third part: the factor on the queries at each position, which is 1 in training."""
         assert self.logn is not None, "sharpness comes with a trained length alone"
         sharpness = ((positions + 1).float().log() / math.log(self.logn)).clamp(min=1) ** float(not self.training)
         return torch.cat((rotation, sharpness[:, None, :, None].expand_as(rotation[:, :1])), dim=1)
 
 
 def leave_rotation(rotation: Rotation, positions: Tensor) -> Rotation:
+    """Without `logn`: the rotation as it is."""
     return rotation
 
 
 def leave_queries(q: SomeHeads, rotation: Rotation) -> SomeHeads:
+    """Without `logn`: the queries as they are."""
     return q
 
 
 def sharpen(q: SomeHeads, rotation: Rotation) -> SomeHeads:
+    """With `logn`: the queries times the third part of the rotation."""
     return (q * rotation[:, 2, None, :, :1]).type_as(q)
 
 
 def rotated_features(fraction: float, head_dim: int) -> int:
-    """How many features of a head RoPE turns; UserError where they make no pairs."""
+    """How many features of a head RoPE rotates. Raises UserError where they cannot be split into pairs."""
     if head_dim < 2:
         raise UserError(
-            f"size.head_dim={head_dim}: RoPE turns features in pairs; use 2 or more, so fewer heads, or another pos"
+            f"size.head_dim={head_dim}: RoPE rotates features in pairs; use 2 or more, so fewer heads, or another pos"
         )
     rotated = round(fraction * head_dim)
     if rotated < 2 or rotated % 2:
         raise UserError(
-            f"pos.fraction={fraction}: rotates {rotated} of the {head_dim} features of a head, and RoPE turns them"
-            f" in pairs; choose a fraction that leaves an even number, such as {2 / head_dim:g} or 1"
+            f"pos.fraction={fraction}: rotates {rotated} of the {head_dim} features of a head, and RoPE rotates"
+            f" them in pairs; choose a fraction that leaves an even number, such as {2 / head_dim:g} or 1"
         )
     return rotated
 
@@ -163,10 +173,10 @@ def rotated_features(fraction: float, head_dim: int) -> int:
 class XPos(Position):
     """RoPE whose pairs also fade with distance: queries times zeta^(p / scale_base), keys times zeta^(-p / scale_base).
 
-    zeta_i = (2i + 0.4 r) / (1.4 r) for pair i of r features, so the slower a pair turns, the less it fades. A score
-    depends on the distance alone. The power is held at 2^-60 and 2^60, which is reached at the 17,000th position of
-    the fastest pair, so that no position leaves float32; from there on that pair fades no further. float16 ends at
-    2^16, so in a model of that dtype queries and keys come out in float32, and so are scores and what a cache keeps.
+    zeta_i = (2i + 0.4 r) / (1.4 r) for pair i of r features, so the slower a pair rotates, the less it fades. A score
+    depends on the distance alone. The power is clamped to 2^-60 .. 2^60, which the fastest pair reaches near position
+    17,000, so that no position leaves the range of float32; from there on that pair fades no further. float16 ends at
+    2^16, so in a float16 model rotated queries and keys, scores and cached keys are float32.
 
     Source: arXiv:2212.10554, sec. 3.2, alg. 1, with the constants of its published code.
     """
@@ -198,16 +208,16 @@ class XPos(Position):
         return torch.cat((waves(angles) * fading, waves(angles) / fading), dim=1)
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return in_range_of_float32(turn_widely(q, rotation[:, :2], self.layout), like=q)
+        return in_range_of_float32(rotate_wide(q, rotation[:, :2], self.layout), like=q)
 
     def rotate_keys(self, k: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return in_range_of_float32(turn_widely(k, rotation[:, 2:], self.layout), like=k)
+        return in_range_of_float32(rotate_wide(k, rotation[:, 2:], self.layout), like=k)
 
 
 class RoPE2D(Position):
-    """Two RoPEs side by side, one for each of a token's two positions: the first half of a head turns by the first.
+    """Two RoPEs side by side, one for each of a token's two positions: the first half of a head is rotated by the first.
 
-    Each is over its own half's features, in half layout; where these are odd in number, the second has a pair more.
+    Each is over the features of its own half, in half layout; with an odd number of pairs the second has one pair more.
     `archlab.blocks.two_axes` says what the two positions are. Source: ChatGLM-6B's published code (2023); the two
     positions: arXiv:2103.10360, sec. 2.3.
     """
@@ -225,7 +235,7 @@ class RoPE2D(Position):
         super().__init__()
         if head_dim % 2 or head_dim < 4:
             raise UserError(
-                f"size.head_dim={head_dim}: pos=rope_2d turns pairs of features by each of two positions; use an even"
+                f"size.head_dim={head_dim}: pos=rope_2d rotates pairs of features by each of two positions; use an even"
                 " number from 4 on"
             )
         self.base, self.anchor = base, anchor
@@ -244,12 +254,12 @@ class RoPE2D(Position):
         return waves(torch.cat(angles, dim=-1))
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return self.turn_parts(q, rotation)
+        return self.rotate_parts(q, rotation)
 
     def rotate_keys(self, k: SomeHeads, rotation: Rotation) -> SomeHeads:
-        return self.turn_parts(k, rotation)
+        return self.rotate_parts(k, rotation)
 
-    def turn_parts(self, x: SomeHeads, rotation: Rotation) -> SomeHeads:
+    def rotate_parts(self, x: SomeHeads, rotation: Rotation) -> SomeHeads:
         parts = x.split(self.widths, dim=-1)
         angles = rotation.split([width // 2 for width in self.widths], dim=-1)
-        return torch.cat([turn(part, of_part, HALF) for part, of_part in zip(parts, angles, strict=True)], dim=-1)
+        return torch.cat([rotate(part, of_part, HALF) for part, of_part in zip(parts, angles, strict=True)], dim=-1)

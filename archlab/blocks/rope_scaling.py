@@ -1,7 +1,7 @@
 """How RoPE's frequencies are changed for sequences longer than the model was trained at.
 
 A scaling is chosen when the position scheme is built. Each is a function of the base, the number r of rotated features
-and options of its own; unscaled, pair i turns by base^(-2i/r) at every position.
+and options of its own; unscaled, pair i is rotated by base^(-2i/r) per position.
 """
 
 import inspect
@@ -18,10 +18,10 @@ from archlab.base.errors import UserError
 
 @dataclass(frozen=True)
 class Scaling:
-    """What RoPE turns by, and what it multiplies queries and keys by."""
+    """By which angles RoPE rotates, and by what it multiplies queries and keys."""
 
     frequencies: Callable[[Int[Tensor, "#batch seq"]], Float[Tensor, "*batch pairs"]]
-    """The angle of each pair for each position, given all positions of the sequences; float32."""
+    """Radians per position for each pair, from all positions of the sequences; float32."""
 
     amplitude: float = 1.0
 
@@ -36,10 +36,12 @@ def powers(base: float | Tensor, rotated: int, positions: Tensor) -> Float[Tenso
 
 
 def lengths(positions: Int[Tensor, "#batch seq"]) -> Float[Tensor, "#batch 1 1"]:
+    """The length of each sequence, which is its last position + 1."""
     return (positions.amax(dim=-1) + 1).float()[:, None, None]
 
 
 def unscaled(base: float, rotated: int) -> Scaling:
+    """base^(-2i/r) at any length."""
     return Scaling(lambda positions: powers(base, rotated, positions))
 
 
@@ -98,21 +100,24 @@ def yarn(
     beta_slow: float = 1.0,
     attention_factor: float | None = None,
 ) -> Scaling:
-    """Pairs that turn more than beta_fast times within trained_len are left, those below beta_slow divided by the factor.
+    """Divides the slow pairs' frequencies by the factor, and leaves the fast pairs' as they are.
 
-    Between the two the share of division rises linearly with the pair's number. Queries and keys are multiplied by
-    `attention_factor`, 0.1 ln(factor) + 1 unless given. Source: arXiv:2309.00071, sec. 3.2 to 3.4, eq. 22.
+    Fast are pairs that make more than `beta_fast` full rotations within `trained_len`, slow those that make less than
+    `beta_slow`. Between the two the share of division rises linearly with the pair's number. Queries and keys are
+    multiplied by `attention_factor`, 0.1 ln(factor) + 1 unless given. Source: arXiv:2309.00071, sec. 3.2 to 3.4, eq. 22.
     """
     check_factor(factor)
     check_order("beta_slow", beta_slow, "beta_fast", beta_fast)
     if base <= 1:
-        raise UserError(f"pos.base={base}: pos.scaling=yarn takes pairs to turn ever more slowly; use a base above 1")
+        raise UserError(
+            f"pos.base={base}: pos.scaling=yarn needs each pair to rotate more slowly than the one before; use a base above 1"
+        )
 
-    def pair_that_turns(times: float) -> float:
+    def pair_that_rotates(times: float) -> float:
         return rotated * math.log(trained_len / (2 * math.pi * times)) / (2 * math.log(base))
 
-    first = max(math.floor(pair_that_turns(beta_fast)), 0)
-    last = min(math.ceil(pair_that_turns(beta_slow)), rotated - 1)
+    first = max(math.floor(pair_that_rotates(beta_fast)), 0)
+    last = min(math.ceil(pair_that_rotates(beta_slow)), rotated - 1)
     width = max(last - first, 0.001)  # a step where both fall on one pair
 
     def frequencies(positions: Tensor) -> Tensor:
@@ -132,9 +137,10 @@ def llama3(
     low_freq_factor: float = 1.0,
     high_freq_factor: float = 4.0,
 ) -> Scaling:
-    """Pairs that turn less than low_freq_factor times within trained_len are divided by the factor.
+    """Divides the slow pairs' frequencies by the factor, and leaves the fast pairs' as they are.
 
-    Those above high_freq_factor are left; between the two the share left rises linearly with the number of turns.
+    Slow are pairs that make less than `low_freq_factor` full rotations within `trained_len`, fast those that make more
+    than `high_freq_factor`. Between the two the undivided share rises linearly with the number of rotations.
     Source: Llama 3.1's published code, rope_type "llama3".
     """
     check_factor(factor)
@@ -142,8 +148,8 @@ def llama3(
 
     def frequencies(positions: Tensor) -> Tensor:
         plain = powers(base, rotated, positions)
-        turns = trained_len * plain / (2 * math.pi)
-        left = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+        rotations = trained_len * plain / (2 * math.pi)
+        left = ((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
         return plain * (left + (1 - left) / factor)
 
     return Scaling(frequencies)
@@ -161,7 +167,7 @@ SCALINGS: dict[str, Callable[..., Scaling]] = {
 
 
 def make_scaling(name: str, base: float, rotated: int, **options: float | None) -> Scaling:
-    """The scaling of this name; UserError where an option is given that it does not take, or lacks one that it needs."""
+    """The scaling of this name. Raises UserError where it does not take a given option, or lacks one that it needs."""
     given = {option: value for option, value in options.items() if value is not None}
     takes = {
         option: parameter.default
@@ -187,6 +193,7 @@ NEEDED = {
 
 
 def exponent(rotated: int) -> float:
+    """r / (r - 2), the power of the factor in the base. Raises UserError where there is one pair alone."""
     if rotated == 2:
         raise UserError(
             "pos.scaling: a change of base leaves the first pair as it is, and there is no other; use linear, or a larger"
@@ -196,10 +203,12 @@ def exponent(rotated: int) -> float:
 
 
 def check_factor(factor: float) -> None:
+    """Raises UserError where the factor is 1 or less."""
     if factor <= 1:
         raise UserError(f"pos.factor={factor:g}: slows nothing down; use more than 1, such as pos.factor=4")
 
 
 def check_order(lower: str, low: float, upper: str, high: float) -> None:
+    """Raises UserError where `low` is not below `high`; `lower` and `upper` are their options."""
     if low >= high:
         raise UserError(f"pos.{lower}={low:g}: should be below pos.{upper}={high:g}; use a smaller one")

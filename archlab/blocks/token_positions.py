@@ -16,7 +16,7 @@ class TokenPositions:
     """Where the keys of a forward pass stand. The last `n_queries` of them are the tokens it was given."""
 
     index: Int[Tensor, "#batch key"]
-    """In the sequence, from 0 after the padding, below 0 within it: what masks go by."""
+    """In the sequence, from 0 after the padding, negative within it: what masks go by."""
 
     positions: Int[Tensor, "#batch *axes key"]
     """What position schemes go by."""
@@ -30,6 +30,7 @@ class TokenPositions:
 
     @property
     def n_keys(self) -> int:
+        """Tokens, cached ones and padding included."""
         return self.index.shape[-1]
 
     @property
@@ -39,10 +40,11 @@ class TokenPositions:
 
     @property
     def query_positions(self) -> Positions:
+        """Positions of the tokens that the forward pass was given."""
         return self.positions[..., self.n_cached :]
 
     def mask_padding(self, can_attend: Attendable, query: Queries, key: Keys) -> Attendable:
-        """Nobody reads padding but that token itself, since a softmax over nothing is no number."""
+        """Masks padding for all queries but that token itself, since a softmax over no keys is not a number."""
         return can_attend & (key >= 0) | (key == query) if self.padded else can_attend
 
     def without_padding(self, x: Stream) -> Stream:
@@ -72,7 +74,7 @@ def at_the_start(
     positions: Positions | None = None,
     padding: Int[Tensor, " sequences"] | None = None,
 ) -> TokenPositions:
-    """The places of tokens that begin their sequences; `Decoder.forward` says what the arguments mean.
+    """Where tokens that begin their sequences stand; `Decoder.forward` says what the arguments mean.
 
     Raises ValueError where they do not fit together, and PositionLimit.
     """
@@ -96,36 +98,39 @@ def at_the_start(
 
 
 def after(
-    held: TokenPositions, tokens: Int[Tensor, "batch seq"], position: Position, positions: Positions | None = None
+    cached: TokenPositions, tokens: Int[Tensor, "batch seq"], position: Position, positions: Positions | None = None
 ) -> TokenPositions:
-    """The places of the held tokens and of those that follow them, which are the queries.
+    """Where the cached tokens and the `tokens` after them stand; the latter are the queries.
 
     Raises ValueError where positions were given for one of the two alone, and PositionLimit.
     """
-    if held.given != (positions is not None):
+    if cached.given != (positions is not None):
         raise ValueError("positions: give them for all tokens of a sequence or for none, those in the cache included")
     seq_len = tokens.shape[1]
-    index = held.index[:, -1:] + torch.arange(1, seq_len + 1, device=tokens.device)
+    index = cached.index[:, -1:] + torch.arange(1, seq_len + 1, device=tokens.device)
     if positions is None:
-        check_length(int(index.max()) + 1 if held.padded else held.n_keys + seq_len, position)
-        positions = default_positions(position, index, held.prefix_len)
+        check_length(int(index.max()) + 1 if cached.padded else cached.n_keys + seq_len, position)
+        positions = default_positions(position, index, cached.prefix_len)
     else:
         positions = shaped(positions, position, tokens)
     return replace(
-        held,
-        index=torch.cat((held.index, index), dim=-1),
-        positions=torch.cat((held.positions, positions), dim=-1),
+        cached,
+        index=torch.cat((cached.index, index), dim=-1),
+        positions=torch.cat((cached.positions, positions), dim=-1),
         n_queries=seq_len,
     )
 
 
 def default_positions(position: Position, index: Int[Tensor, "#batch seq"], prefix_len: Tensor) -> Positions:
-    """Padding is at position 0, which is of no consequence."""
+    """The scheme's own positions; padding is at position 0, which changes nothing."""
     return position.default_positions(index.clamp(min=0), prefix_len)
 
 
 def shaped(positions: Tensor, position: Position, tokens: Int[Tensor, "batch seq"]) -> Positions:
-    """Given positions as the scheme takes them, one set for each sequence; an axis of one may be written out."""
+    """Given positions, (batch, *axes, seq), as the scheme takes them; a single axis may be written out.
+
+    Raises ValueError where they have another shape, or no row in the scheme's table.
+    """
     batch, seq_len = tokens.shape
     axes = () if position.axes == 1 else (position.axes,)
     if not axes and positions.dim() == 3 and positions.shape[1] == 1:
@@ -141,6 +146,7 @@ def shaped(positions: Tensor, position: Position, tokens: Int[Tensor, "batch seq
 
 
 def check_table(positions: Positions, limit: int) -> None:
+    """Raises ValueError where a position has no row in a table of `limit` rows."""
     if int(positions.max()) >= limit:
         raise ValueError(f"positions up to {int(positions.max())}: the table of positions ends at {limit - 1}")
     if int(positions.min()) < 0:
@@ -148,12 +154,13 @@ def check_table(positions: Positions, limit: int) -> None:
 
 
 def check_length(seq_len: int, position: Position) -> None:
+    """Raises PositionLimit where the position scheme has fewer rows than the sequence has tokens."""
     if position.limit is not None and seq_len > position.limit:
         raise PositionLimit(seq_len, position.limit)
 
 
 def check_prefix(prefix_len: int | Tensor | None, batch: int, seq_len: int, padding: Tensor | None = None) -> None:
-    """A prefix begins after the padding, so it is at most as long as what stands there."""
+    """Raises ValueError where a prefix, which begins after the padding, is longer than the tokens there."""
     if prefix_len is None:
         return
     given = torch.as_tensor(prefix_len)
@@ -179,8 +186,8 @@ WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def may_be_looked_at(numbers: Tensor) -> bool:
     """Whether an `if` may depend on these numbers.
 
-    While a graph is traced they are not there yet, under vmap they are several at once, and in a step of training on a
-    GPU the step would have to wait for them.
+    While a graph is traced they have no values, under vmap they have several at once, and a training step on a GPU
+    would have to wait for them.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(numbers) or numbers.is_meta:
         return False
@@ -188,9 +195,12 @@ def may_be_looked_at(numbers: Tensor) -> bool:
 
 
 def check_padding(padding: Tensor | None, batch: int, seq_len: int) -> None:
+    """Raises ValueError where padding is not one number per sequence, or leaves no token."""
     if padding is None:
         return
     if padding.shape != (batch,):
         raise ValueError(f"padding of shape {tuple(padding.shape)}: should be one number for each of {batch} sequences")
     if not (0 <= padding.min() and padding.max() < seq_len):
-        raise ValueError(f"padding={padding.tolist()}: should be from 0 to {seq_len - 1}, to leave a token to read")
+        raise ValueError(
+            f"padding={padding.tolist()}: should be from 0 to {seq_len - 1}, to leave a token that is none"
+        )

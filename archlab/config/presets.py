@@ -1,4 +1,4 @@
-"""NamedModel models: a preset is a list of overrides, which stand wherever the command line says nothing else."""
+"""Models by name: a preset is a list of overrides, which count where the command line says nothing else."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -11,20 +11,20 @@ from archlab.base.words import key_of, rule_of, sets, value_of
 from archlab.config.spelling import spelled
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-"""Of a group or an option; what begins with an underscore names a class, and that is for the option's own file to do."""
+"""Of a group or an option. A name with an underscore in front, such as _target_, belongs in an option's own file."""
 
 FOLLOWS_SIZE = ("embed.width",)
-"""What a preset sets for its own width; left to its default where another size is chosen."""
+"""What a preset sets for its own width; where another size is chosen, these keep their defaults."""
 
 BY_TURNS = re.compile(r"layers\[(\d+)::(\d+)\]")
-"""A rule for one layer in so many; in a model of another depth every second layer."""
+"""A rule such as layers[5::6], for every sixth layer; in a model of another size it is one for every second layer."""
 
 
 def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Path]) -> list[str]:
-    """The words with preset=NAME replaced by what its file holds and no other word overrules.
+    """The words, with preset=NAME replaced by those overrides of its file that no other word overrules.
 
-    A choice for a group overrules the preset's fields inside that group too: with size=tiny the blocks stay and the
-    numbers go, and with another mixer the number of key-value heads goes. `folders` are searched in turn for
+    A word for a group overrules all that the preset says of the group and of its options: with size=tiny the preset's
+    blocks count and its sizes do not, and with another mixer its number of key-value heads does not. `folders` are searched in turn for
     preset/NAME.yaml. Raises UserError where there is no such preset, or more than one is named.
     """
     named = [word for word in words if sets(word, "preset")]
@@ -44,7 +44,7 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
 
 
 def at_size(key: str, taken: Collection[str]) -> str:
-    """A preset's key; where another size is chosen, turns of many layers become turns of two."""
+    """A preset's key; where another size is chosen, its rule for every nth layer becomes one for every second layer."""
     found = BY_TURNS.match(key)
     if found is None or "size" not in taken:
         return key
@@ -74,7 +74,7 @@ def read(file: Path) -> dict[str, object]:
 
 
 def overruled(key: str, taken: Collection[str]) -> bool:
-    """Whether words for the keys `taken` leave no room for a preset's word for `key`."""
+    """Whether words for the keys `taken` overrule a preset's word for `key`."""
     rule = rule_of(key)
     key = key if rule is None else rule[1]
     group = key.partition(".")[0]

@@ -1,1 +1,1 @@
-"""What training takes in memory, counted from the model's shapes: nothing is run and nothing allocated."""
+"""What a model costs: parameters, FLOPs, bytes kept for the backward pass, and the memory that training takes."""

@@ -80,7 +80,7 @@ def numbers_held(on_meta: Decoder, seq_len: int) -> int:
     with torch.no_grad():
         where_it_can(on_meta, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
     on_meta.train(training)
-    return sum(tensor.numel() for state in cache.held.values() for tensor in state)
+    return sum(tensor.numel() for state in cache.states.values() for tensor in state)
 
 
 # ---------------------------------------------------------------- what a branch keeps for its backward pass

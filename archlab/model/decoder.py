@@ -44,7 +44,7 @@ class LayerParts:
 
 
 class Output(NamedTuple):
-    """What a decoder computes: the logits, and what its blocks told while they were computed."""
+    """What a decoder computes: the logits, and what its blocks recorded and added to the loss on the way."""
 
     logits: Float[Tensor, "batch seq vocab_size"]
 
@@ -87,15 +87,18 @@ def todays_name(weight: str) -> str:
 
 
 def with_todays_names(layer: Layer, weights: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Renames a layer's weights of an older file, as a hook of `load_state_dict`."""
     for name in [name for name in weights if name.startswith(f"{prefix}attention.")]:
         weights[todays_name(name)] = weights.pop(name)
 
 
 def with_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
+    """The call of a feed-forward network that takes `taps`."""
     return ffn(x, taps)
 
 
 def without_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
+    """The call of a feed-forward network that takes no `taps`."""
     return ffn(x)
 
 
@@ -193,7 +196,7 @@ class Decoder(Block):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """What can be looked at in some layer, by name."""
+        """Which quantities can be recorded in at least one layer, by name."""
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
 
     def forward(
@@ -209,8 +212,8 @@ class Decoder(Block):
         `prefix_len`, one number or one per sequence, is the length of what a prefix mask lets be attended to in both
         directions; without it the prefix is empty. `positions` are the tokens' position numbers where they are not the
         scheme's own. `padding` counts the tokens on each sequence's left that nobody attends to; indices, positions and
-        the prefix begin after them. With a `cache`, `tokens` are those that follow what it holds, and it comes to hold
-        them too; prefix and padding are given with the first ones.
+        the prefix begin after them. With a `cache`, `tokens` follow the cached ones, and are cached
+        too; prefix and padding are given with the first ones.
 
         Raises ValueError where the mask knows no prefix or arguments do not fit together, and UserError where seq is
         beyond what the position scheme is defined for, or the model cannot be decoded from a cache or padded.
@@ -220,9 +223,9 @@ class Decoder(Block):
     def compute(
         self, tokens: Int[Tensor, "batch seq"], contexts: Sequence[AttentionContext], wanted: Collection[str] = ()
     ) -> Output:
-        """Logits with what was asked for by name (`taps`) and what blocks add to the loss; a pure function of its inputs.
+        """Logits, the quantities named in `wanted` (`taps`), and what blocks add to the loss; a pure function of its inputs.
 
-        `contexts` are those of `read`.
+        `contexts` are those that `read` returns for these tokens.
         """
         x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
         x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
@@ -244,7 +247,7 @@ class Decoder(Block):
         padding: Int[Tensor, " batch"] | None = None,
         cache: Cache | None = None,
     ) -> list[AttentionContext]:
-        """One reading for each pair of position scheme and mask that the layers have."""
+        """One context for each pair of position scheme and mask that the layers have; arguments and errors as in `forward`."""
         if prefix_len is not None and not self.mask.uses_prefix:
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
@@ -265,33 +268,35 @@ class Decoder(Block):
         positions: Tensor | None,
         padding: Tensor | None,
     ) -> TokenPositions:
-        """The places of what the cache holds and of these tokens after it."""
+        """Where the cached tokens and these after them stand; the arguments are `forward`'s."""
         if cache.token_positions is not None:
             if prefix_len is not None or padding is not None:
-                raise ValueError("prefix_len and padding: are given with the first tokens that a cache is to hold")
+                raise ValueError("prefix_len and padding: are given with the first tokens that are cached")
             return after(cache.token_positions, tokens, self.position, positions)
         check_decodable(self)
         if prefix_len is not None and not bool(torch.as_tensor(prefix_len).le(tokens.shape[1]).all()):
             raise ValueError(
-                f"prefix_len={prefix_len}: a cache takes a prefix whole, so the first tokens should hold it"
+                f"prefix_len={prefix_len}: a prefix is cached whole, so the first tokens should include all of it"
             )
         return at_the_start(tokens, self.position, prefix_len, positions, padding)
 
     def for_packs(self) -> None:
-        """From now on the decoder is one to be mapped over stacked weights (`torch.vmap`), as several runs in one."""
+        """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""
         for layer in self.layers:
             layer.mixer.for_packs()
 
     def recompute_activations(self) -> None:
-        """From now on the backward pass runs each layer again instead of keeping what it computed."""
+        """From now on the backward pass computes each layer again instead of keeping its activations."""
         self.run_layer = run_again_in_backward
 
 
 def run_plainly(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+    """A layer's call that keeps its activations for the backward pass."""
     return layer.watched(x, context, wanted)
 
 
 def run_again_in_backward(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+    """A layer's call that keeps its inputs alone; the backward pass runs it again."""
     return checkpoint(layer.watched, x, context, wanted, use_reentrant=False)
 
 
@@ -337,7 +342,7 @@ def alike(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
 
 
 def kinds_of(parts: Sequence[LayerParts]) -> list[int]:
-    """A number for each layer, the same for layers that are built alike; 0, 1, .. in the order of the first of each."""
+    """A number for each layer, the same for layers that are built alike; counted from 0 in order of appearance."""
     firsts: list[LayerParts] = []
     kinds = []
     for part in parts:
@@ -348,20 +353,24 @@ def kinds_of(parts: Sequence[LayerParts]) -> list[int]:
 
 
 def built_alike(one: LayerParts, other: LayerParts) -> bool:
+    """Whether two layers have equal makers of all blocks, and equal sizes."""
     makers = ("mixer", "ffn", "residual", "pos", "mask")
     sizes = (one.d_ff, one.n_kv_heads) == (other.d_ff, other.n_kv_heads)
     return one is other or (sizes and all(alike(getattr(one, name), getattr(other, name)) for name in makers))
 
 
 def parameters_of(maker: Callable[..., Any]) -> Collection[str]:
+    """The names of what a block's constructor takes."""
     return inspect.signature(maker).parameters
 
 
 def name_of(maker: Callable[..., Any]) -> str:
+    """The class that a maker makes, by name."""
     return getattr(maker, "func", maker).__name__
 
 
 def check_takes_inner_norm(scheme: Residual, part: LayerParts) -> None:
+    """Raises UserError where the scheme norms inside its branches and a branch takes no `inner_norm`."""
     for group, maker in (("ffn", part.ffn), ("mixer", part.mixer)):
         if scheme.inner_norms and "inner_norm" not in parameters_of(maker):
             raise UserError(
@@ -405,6 +414,7 @@ def check_positions(base: Position, others: Sequence[Position]) -> None:
 
 
 def check_streams(schemes: Sequence[Residual]) -> None:
+    """Raises UserError where layers have different numbers of streams."""
     counts = dict.fromkeys(scheme.streams for scheme in schemes)
     if len(counts) > 1:
         raise UserError(
@@ -426,7 +436,7 @@ def check_paddable(decoder: Decoder) -> None:
 
 
 def check_decodable(decoder: Decoder) -> None:
-    """Raises UserError where what was computed of earlier tokens changes with later ones, so that no cache can keep it."""
+    """Raises UserError where what was computed of earlier tokens changes with later ones, so that nothing can be cached."""
     for layer in decoder.layers:
         if not layer.mixer.decodes:
             raise UserError(
@@ -435,16 +445,16 @@ def check_decodable(decoder: Decoder) -> None:
             )
     if any(mask.bidirectional for _, mask in decoder.pairs):
         raise UserError(
-            "mask=full: every token reads the ones after it, so what a cache holds changes with each new token;"
+            "mask=full: every token attends to the ones after it, so what was cached changes with each new token;"
             " use mask=causal, prefix or window to decode"
         )
     if leaking := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None):
         raise UserError(
-            f"norm: the statistics of {type(leaking).__name__} run over {' and '.join(leaking.reduces)}, so what a cache"
-            " holds changes with each new token; use a norm over d_model alone to decode"
+            f"norm: the statistics of {type(leaking).__name__} run over {' and '.join(leaking.reduces)}, so what was"
+            " cached changes with each new token; use a norm over d_model alone to decode"
         )
     if stale := next((position for position, _ in decoder.pairs if position.uses_length), None):
         raise UserError(
-            f"pos: {type(stale).__name__} turns keys by how long the sequence is, so those that a cache holds grow stale;"
+            f"pos: {type(stale).__name__} rotates keys by how long the sequence is, so cached keys are wrong once it is longer;"
             " use a scheme of positions alone to decode"
         )

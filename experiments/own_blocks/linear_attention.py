@@ -17,7 +17,7 @@ def phi(u):
 class LinearAttention(Mixer):
     """phi(q) S / (phi(q) z + eps), S and z the sums over the positions so far of phi(k) v^T and of phi(k); phi = elu + 1.
 
-    A position's sums are all it needs of what came before, so a cache holds them instead of keys and values: a state of
+    A position's sums are all it needs of what came before, so a cache keeps them instead of keys and values: a state of
     heads x head_dim x (head_dim + 1) numbers, however long the sequence is. Causal by nature; it has no scores, so no
     bias acts on it, and its features are not rotated.
 
@@ -40,9 +40,9 @@ class LinearAttention(Mixer):
         q, k, v = (self.heads(at_least_float32(projected)) for projected in (q, k, self.v_proj(x)))
         v = F.pad(v, (0, 1), value=1.0)  # a column of ones: its sum is z
         with without_autocast(x.device):
-            (before,) = context.held(self, k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]))
+            (before,) = context.decode_state(self, k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]))
             read = (q @ k.mT).tril() @ v + q @ before  # (batch, heads, seq, head_dim + 1)
-            context.hold(self, before + k.mT @ v)
+            context.keep(self, before + k.mT @ v)
             read = read[..., :-1] / (read[..., -1:] + self.eps)
         return self.out_proj(rearrange(read, "batch heads seq head_dim -> batch seq (heads head_dim)").type_as(x))
 

@@ -104,8 +104,8 @@ def test_a_cache_holds_each_key_value_head_once_and_nothing_else():
     decoder, cache = build(mixer="gqa").eval(), Cache()
     decoder(draw_tokens(seq=PROMPT), cache=cache)
     decoder(draw_tokens(seq=2), cache=cache)
-    assert KV_HEADS < HEADS and len(cache) == PROMPT + 2 and len(cache.held) == LAYERS
-    for k, v in cache.held.values():
+    assert KV_HEADS < HEADS and len(cache) == PROMPT + 2 and len(cache.states) == LAYERS
+    for k, v in cache.states.values():
         assert k.shape == v.shape == (BATCH, KV_HEADS, PROMPT + 2, 10)
 
 
@@ -180,19 +180,19 @@ def test_a_scheme_of_two_axes_gets_positions_from_the_prefix_unless_they_are_giv
     [
         (
             {"mask": "full"},
-            "mask=full: every token reads the ones after it, so what a cache holds changes with each new token; use mask=causal, prefix or window to decode",
+            "mask=full: every token attends to the ones after it, so what was cached changes with each new token; use mask=causal, prefix or window to decode",
         ),
         (
             {"norm": "batch"},
-            "norm: the statistics of BatchNorm run over batch and seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+            "norm: the statistics of BatchNorm run over batch and seq, so what was cached changes with each new token; use a norm over d_model alone to decode",
         ),
         (
             {"norm": "instance"},
-            "norm: the statistics of InstanceNorm run over seq, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+            "norm: the statistics of InstanceNorm run over seq, so what was cached changes with each new token; use a norm over d_model alone to decode",
         ),
         (
             {"norm": "sequence"},
-            "norm: the statistics of SequenceNorm run over seq and d_model, so what a cache holds changes with each new token; use a norm over d_model alone to decode",
+            "norm: the statistics of SequenceNorm run over seq and d_model, so what was cached changes with each new token; use a norm over d_model alone to decode",
         ),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
@@ -212,7 +212,7 @@ def test_a_scheme_that_goes_by_the_length_is_refused_a_cache():
         def __init__(self, d_model, n_heads, head_dim):
             super().__init__()
 
-    with pytest.raises(UserError, match="^pos: ByLength turns keys by how long the sequence is"):
+    with pytest.raises(UserError, match="^pos: ByLength rotates keys by how long the sequence is"):
         build(pos=ByLength)(draw_tokens(), cache=Cache())
 
 
@@ -257,7 +257,7 @@ def test_a_prefix_enters_a_cache_whole(prefix_len):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"padding": torch.tensor([0, 7])}, r"padding=\[0, 7\]: should be from 0 to 6, to leave a token to read"),
+        ({"padding": torch.tensor([0, 7])}, r"padding=\[0, 7\]: should be from 0 to 6, to leave a token that is none"),
         ({"padding": torch.tensor([0, -1])}, r"padding=\[0, -1\]: should be from 0 to 6"),
         ({"positions": torch.zeros(1, 2, 7, dtype=torch.long)}, r"positions of shape \(1, 2, 7\): RoPE takes \(2, 7\)"),
     ],
