@@ -28,6 +28,7 @@ class Term:
     """Whether it is what the branch was given, which is kept once where both branches are given the same."""
 
     def bytes(self, batch: int, seq_len: int) -> float:
+        """Bytes for so many sequences of so many tokens."""
         return batch * (self.sequence + seq_len * (self.token + self.pair * seq_len))
 
 
@@ -52,6 +53,7 @@ KEEPS: dict[type, Activation] = {
 
 
 def saved_by(activation: object) -> Activation:
+    """What an activation keeps for its backward pass."""
     return getattr(activation, "keeps", None) or KEEPS.get(type(activation), Activation(input=True))
 
 
@@ -67,4 +69,5 @@ class Accounting:
     """Whether dropout is counted everywhere or nowhere; None: where the model has it."""
 
     def drops(self, p: float) -> bool:
+        """Whether dropout of probability p is counted."""
         return p > 0 if self.dropout is None else self.dropout

@@ -122,7 +122,8 @@ class Norm(Block):
         return bool({"batch", "seq"} & set(self.reduces))
 
     @abstractmethod
-    def forward(self, x: Stream) -> Stream: ...
+    def forward(self, x: Stream) -> Stream:
+        """The normed input."""
 
 
 class Mixer(Block):
@@ -351,4 +352,5 @@ class Head(Block, nn.Linear):
     roles = {"weight": Role.HEAD}
 
     @abstractmethod
-    def forward(self, x: Stream) -> Float[Tensor, "batch seq vocab"]: ...
+    def forward(self, x: Stream) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of the token after each position."""

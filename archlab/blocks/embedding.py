@@ -1,4 +1,4 @@
-"""What the token embeddings are given before the first layer, beside positions and a norm."""
+"""What is done to the token embeddings before the first layer, besides positions and a norm."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ EMBED_SCALES: dict[str, Callable[[int], float]] = {
 
 
 class TokenTypes(nn.Embedding):
-    """A vector for each type of token, of which the first is added to every one: there is one kind of text here.
+    """A vector for each type of token. The first is added to every token, since all text here is of one type.
 
-    Source: arXiv:1810.04805, fig. 2, the segment embeddings; rows beyond the first are kept, not read.
+    Source: arXiv:1810.04805, fig. 2, the segment embeddings; rows beyond the first are kept and not used.
     """
 
     def forward(self, x: Stream) -> Stream:
@@ -24,9 +24,10 @@ class TokenTypes(nn.Embedding):
 
 
 def make_token_types(types: int | None, d_model: int) -> nn.Module:
+    """`TokenTypes` of so many rows, or nothing where `types` is None."""
     return nn.Identity() if types is None else TokenTypes(types, d_model)
 
 
 def make_projection(d_in: int, d_out: int) -> nn.Module:
-    """A linear map between two widths, and nothing where they are the same."""
+    """A linear map between two widths, or nothing where they are the same."""
     return nn.Identity() if d_in == d_out else nn.Linear(d_in, d_out, bias=False)

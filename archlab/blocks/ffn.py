@@ -1,6 +1,6 @@
 """Feed-forward networks: what a layer does to each position alone.
 
-Two shapes, plain and gated; the activation is a part one gives them.
+There are two forms, plain and gated; the activation is given to the constructor.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,13 @@ Elementwise = Callable[[Tensor], Tensor]
 
 
 class PositionWise(FeedForward):
-    """What a plain and a gated network have in common: their matrices, what is between them, and dropout at the end."""
+    """What a plain and a gated network have in common: their matrices, what is between them, and dropout at the end.
+
+    activation  makes the elementwise function
+    bias        whether the matrices have one
+    dropout     a probability, of the output
+    inner_norm  makes a norm of the input of `down_proj`, where the residual scheme asks for one
+    """
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class PositionWise(FeedForward):
         return f"{type(self).__name__}, d_ff {self.down_proj.in_features}"
 
     def kept_before_the_product(self, rules: Accounting) -> Iterator[Term]:
+        """Bytes kept of the input and of what the activation needs."""
         hidden, keeps = rules.e * self.down_proj.in_features, saved_by(self.activation)
         reads = rules.e * self.down_proj.out_features
         yield Term("ffn: input", reads, needed_by=("gate_proj", "up_proj"), branch_input=True)
@@ -52,6 +59,7 @@ class PositionWise(FeedForward):
             yield Term("ffn: inside the activation", keeps.between * hidden)
 
     def kept_by_dropout(self, rules: Accounting) -> Iterator[Term]:
+        """Bytes kept of the dropout mask."""
         if rules.drops(self.dropout.p):
             yield Term("ffn: dropout mask", MASK * self.down_proj.out_features)
 

@@ -1,4 +1,4 @@
-"""Heads: how the residual stream becomes logits. Each reads it against a table of a row a token."""
+"""Heads: how logits are computed from the residual stream, with a table of one row per token."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,11 @@ Logits = Float[Tensor, "batch seq vocab"]
 
 
 class LinearHead(Head):
-    """cap(scale * W x + b), where cap(z) = softcap * tanh(z / softcap) if there is a `softcap`.
+    """cap(scale * W x + b), where cap(z) = softcap * tanh(z / softcap), or z without a `softcap`.
+
+    bias     whether there is a b
+    scale    the factor on the product
+    softcap  the bound on the logits
 
     Source: arXiv:1706.03762, sec. 3.4; arXiv:2408.00118, sec. 2 (softcap); `scale` as the logit_scale of Cohere's
     published code.
@@ -38,7 +42,7 @@ class LinearHead(Head):
 
 
 class NormHead(Head):
-    """x against each row of W divided by its length, so that no token is favoured for the size of its row.
+    """x times each row of W divided by that row's length, so that no token is favoured for the size of its row.
 
     Source: arXiv:2309.10305, "NormHead" (Baichuan 2).
     """

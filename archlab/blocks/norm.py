@@ -2,7 +2,7 @@
 
 All share one form, y = gain * (x - mean) / sqrt(variance + eps) + shift, and differ in the axes over which mean and
 variance are taken (`reduces`), and in whether there is a mean at all. In a causal model only statistics over d_model
-alone are honest: any over seq or batch let a position see what comes later.
+alone are allowed: by statistics over seq or batch a position depends on later tokens.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,11 @@ from archlab.blocks.precision import at_least_float32
 class LayerNorm(Norm):
     """Over the features of one position, with the biased variance.
 
-    y = gain * (x - mean(x)) / sqrt(var(x) + eps) + shift. `affine=false` leaves gain and shift out,
-    `shift=false` the shift alone, as PaLM does ("No Biases").
+    y = gain * (x - mean(x)) / sqrt(var(x) + eps) + shift.
+
+    affine  whether there are a gain and a shift
+    shift   whether there is a shift, which PaLM leaves out ("No Biases")
+
     Source: arXiv:1607.06450, eq. 3; per position, as in arXiv:1706.03762, sec. 3.1; arXiv:2204.02311, sec. 2 (shift).
     """
 
@@ -39,7 +42,7 @@ class LayerNorm(Norm):
 
 
 class RMSNorm(Norm):
-    """Over the features of one position, by their root mean square; no mean is taken out.
+    """Over the features of one position, by their root mean square; no mean is subtracted.
 
     y = gain * x / sqrt(mean(x^2) + eps). With `unit_offset` the factor is 1 + gain, and gain starts at zero.
     Source: arXiv:1910.07467, eq. 4; eps inside the root, as LLaMA has it; unit_offset as Gemma's published code has it.
@@ -57,7 +60,7 @@ class RMSNorm(Norm):
 
 
 class NoNorm(Norm):
-    """Leaves its input as it is."""
+    """y = x."""
 
     reduces = ()
 
@@ -69,11 +72,11 @@ class NoNorm(Norm):
 
 
 MakeWidthNorm = Callable[..., nn.Module]
-"""Makes a norm of the width it is given as `d_model`, for features that are not the stream's."""
+"""Makes a norm of the width that it is given as `d_model`, for features other than the stream's."""
 
 
 def no_norm(d_model: int) -> nn.Module:
-    """Where a block may have a norm of its own and has none."""
+    """For a block that may have a norm of its own and has none."""
     return nn.Identity()
 
 
@@ -87,7 +90,7 @@ def check_width_norm(asked: str, norm: nn.Module) -> None:
 
 
 class BatchNorm(Norm):
-    """Each feature over all positions of all sequences, as vision does over N, H and W.
+    """Each feature over all positions of all sequences, as in vision over N, H and W.
 
     In training the statistics are the batch's; in evaluation a running mean of those (`momentum` is the weight of the
     newest batch). Source: arXiv:1502.03167, alg. 1 and 2; why it suits language badly: arXiv:2003.07845.
@@ -105,7 +108,7 @@ class BatchNorm(Norm):
 
 
 class OverPositions(Norm):
-    """A norm over the positions of one sequence, with a gain and a shift for each feature, at any length the same."""
+    """A norm over the positions of one sequence, with a gain and a shift for each feature; defined at any length."""
 
     def __init__(self, d_model: int, eps: Positive = 1e-5):
         super().__init__()
@@ -115,7 +118,7 @@ class OverPositions(Norm):
 
 
 class InstanceNorm(OverPositions):
-    """Each feature over the positions of one sequence, as vision does over H and W.
+    """Each feature over the positions of one sequence, as in vision over H and W.
 
     Source: arXiv:1607.08022, with seq in the place of the image's axes.
     """
@@ -131,7 +134,7 @@ class InstanceNorm(OverPositions):
 
 
 class SequenceNorm(OverPositions):
-    """LayerNorm over all features of all positions of one sequence, as vision does over C, H and W.
+    """LayerNorm over all features of all positions of one sequence, as in vision over C, H and W.
 
     The gain and the shift are per feature, so that the norm is defined at any length.
     Source: arXiv:1803.08494, fig. 2, the "Layer Norm" of vision.

@@ -12,7 +12,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def in_range_of_float32(x: Tensor, like: Tensor) -> Tensor:
-    """In the dtype of the other, but for float16, which ends at 65504: then in float32."""
+    """In the dtype of `like`, or in float32 where that is float16, whose largest number is 65504."""
     return x.to(torch.float32 if like.dtype == torch.float16 else like.dtype)
 
 

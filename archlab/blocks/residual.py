@@ -31,7 +31,8 @@ class OneNormPerBranch(Residual):
         return x
 
     @abstractmethod
-    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor: ...
+    def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
+        """The stream x, (batch, seq, d_model), with one branch added."""
 
 
 class PreNorm(OneNormPerBranch):
@@ -45,7 +46,7 @@ class PreNorm(OneNormPerBranch):
 
 
 class SubNorm(OneNormPerBranch):
-    """x + f(norm(x)) where f norms once more what it projects back to the stream (Magneto's Sub-LN).
+    """x + f(norm(x)), where f has a second norm on what it projects back to the stream (Magneto's Sub-LN).
 
     f's feed-forward, value and output projections are initialised sqrt(ln 2N) times as large.
     Source: arXiv:2210.06423, fig. 2 and eq. 22 for a decoder alone.
@@ -93,7 +94,7 @@ class DeepNorm(OneNormPerBranch):
 
 
 class BranchNorm(OneNormPerBranch):
-    """x + norm(f(x)): a norm on what the branch adds, none on what it reads.
+    """x + norm(f(x)): a norm on what the branch adds, none on its input.
 
     Source: arXiv:2501.00656, sec. 2.1 (OLMo 2).
     """
@@ -105,7 +106,7 @@ class BranchNorm(OneNormPerBranch):
 
 
 class NoResidual(OneNormPerBranch):
-    """f(norm(x)): no stream at all, each branch replaces what it read."""
+    """f(norm(x)): there is no residual stream, each branch replaces its input."""
 
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return branch(norm(x))
@@ -128,7 +129,7 @@ class Sandwich(Residual):
 
 
 class Parallel(Residual):
-    """x + attention(norm(x)) + ffn(norm'(x)): both branches read the same stream.
+    """x + attention(norm(x)) + ffn(norm'(x)): both branches get the same stream.
 
     With `norms=1` norm' is norm, as in GPT-J, Falcon-7B and Phi; with `norms=2` it is another, as in GPT-NeoX and
     Falcon-40B. Source: arXiv:2204.02311, "Parallel Layers"; arXiv:2204.06745, sec. 2.1 (GPT-NeoX).
@@ -139,5 +140,5 @@ class Parallel(Residual):
         self.norms = nn.ModuleList(norm() for _ in range(norms))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
-        read = [norm(x) for norm in self.norms]
-        return x + sum(branch(seen) for branch, seen in zip(branches, cycle(read)))
+        normed = [norm(x) for norm in self.norms]
+        return x + sum(branch(given) for branch, given in zip(branches, cycle(normed)))

@@ -29,7 +29,7 @@ class Role(Enum):
     """The matrix that chooses among experts."""
 
     HEAD = "head"
-    """The matrix that turns the stream into logits."""
+    """The matrix that computes logits from the stream."""
 
     GAIN = "gain"
     """A factor for each feature, as norms have."""
@@ -49,7 +49,7 @@ DECAYING = MATRICES | TABLES
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight and what there is to know of it from outside its block."""
+    """A weight, and what code outside its block needs to know of it."""
 
     name: str
     """Dotted, within the block or the decoder that was asked."""
@@ -64,18 +64,20 @@ class Weight:
     """Whether its output is added to the residual stream: true of every TO_STREAM, and of an expert's last matrix."""
 
     starts_within: tuple[float, float] | None = None
-    """Where it starts, evenly between two numbers, if its block says so."""
+    """Two numbers between which its initial values are drawn evenly, if its block says so."""
 
     @property
     def fan_in(self) -> int:
+        """The width of a matrix's input."""
         return self.tensor.shape[-1]
 
     @property
     def fan_out(self) -> int:
+        """The width of a matrix's output."""
         return self.tensor.shape[-2]
 
     def within(self, prefix: str) -> "Weight":
-        """The same weight, named from outside."""
+        """The same weight, its name preceded by that of the module it is in."""
         return replace(self, name=f"{prefix}.{self.name}" if prefix else self.name)
 
 
@@ -86,7 +88,7 @@ def is_named(weight: str, names: Collection[str]) -> bool:
 
 
 def usual_role(module: nn.Module, name: str, tensor: nn.Parameter) -> Role:
-    """What a weight is for, as far as the module that holds it and its axes say."""
+    """What a weight is for, as far as its module's class, its name and its axes say."""
     if isinstance(module, nn.Embedding):
         return Role.TABLE
     if tensor.ndim > 2:

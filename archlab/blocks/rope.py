@@ -260,6 +260,7 @@ class RoPE2D(Position):
         return self.rotate_parts(k, rotation)
 
     def rotate_parts(self, x: SomeHeads, rotation: Rotation) -> SomeHeads:
+        """Each half of a head's features, rotated by its own position."""
         parts = x.split(self.widths, dim=-1)
         angles = rotation.split([width // 2 for width in self.widths], dim=-1)
         return torch.cat([rotate(part, of_part, HALF) for part, of_part in zip(parts, angles, strict=True)], dim=-1)

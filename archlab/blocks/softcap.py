@@ -15,9 +15,10 @@ def soft_cap(scores: Tensor, softcap: float) -> Tensor:
 
 
 def leave(scores: Tensor) -> Tensor:
+    """The scores as they are."""
     return scores
 
 
 def make_softcap(softcap: float | None) -> Softcap:
-    """What keeps its input within +-softcap, or leaves it as it is where there is none."""
+    """The function that soft-caps its input to within +-softcap; without a softcap, one that leaves it as it is."""
     return leave if softcap is None else partial(soft_cap, softcap=softcap)

@@ -1,7 +1,7 @@
-"""What a block lets be looked at, and what it adds to the loss: collected inside a layer's call, returned with its output.
+"""Quantities recorded inside a layer, and what its blocks add to the loss: collected in its call, returned with its output.
 
-Nothing is kept on the side, so a pass means the same eager, compiled, packed with others, or run twice to save memory.
-What nobody asked for is not computed and is no part of a compiled graph.
+Nothing is stored on modules, so a forward pass means the same eager, compiled, packed with others, or run twice to save
+memory. A quantity that nobody asked for is not computed, and is not part of a compiled graph.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -22,14 +22,14 @@ class Taps:
         self.losses: dict[str, Scalar] = {}
 
     def tap(self, names: Collection[str], look: Callable[[], Mapping[str, Scalar]]) -> None:
-        """Lets `look` say what these names are, if one of them is wanted; no gradient flows through it."""
+        """Records the quantities of these names, which `look` returns, if one of them is wanted; without gradients."""
         if self.wanted.isdisjoint(names):
             return
         with torch.no_grad():
             self.seen |= {name: value for name, value in look().items() if name in self.wanted}
 
     def add_loss(self, name: str, value: Scalar) -> None:
-        """Adds to what is minimised beside the tokens' own loss, such as a router's balance; nats, under a name."""
+        """Adds to what is minimised besides the tokens' own loss, such as a router's balance; nats, under a name."""
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
 
@@ -37,7 +37,7 @@ class Silent(Taps):
     """Keeps nothing: for a block that is called outside a layer."""
 
     def add_loss(self, name: str, value: Scalar) -> None:
-        pass
+        """Does nothing."""
 
 
 NOBODY_LOOKS = Silent()

@@ -8,7 +8,7 @@ from torch import Tensor
 def two_axes(
     index: Int[Tensor, "#batch seq"], prefix_len: Int[Tensor, " #batch"], anchor: str
 ) -> Int[Tensor, "#batch 2 seq"]:
-    """First positions 0, 1, .. in the prefix and constant after it; second 0 in the prefix, then 1, 2, ..
+    """The first position is 0, 1, .. in the prefix and constant after it; the second is 0 in the prefix, then 1, 2, ..
 
     The constant is the place that is being filled in: the prefix's last token (`anchor="last"`, where ChatGLM-6B has
     its [gMASK]) or the one after it (`anchor="next"`). Source: arXiv:2103.10360, sec. 2.3; ChatGLM-6B's published code.

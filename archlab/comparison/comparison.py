@@ -136,7 +136,7 @@ def compare(
     than two pairs have no p and are not counted in k.
 
     Ranks order the arms by the share of runs that diverged, then by the mean of the others. A diverged run has no
-    value, whatever the metric, and takes the worst rank in its comparison. Raises UserError where runs cannot be
+    value, whatever the metric, and counts as worse than every finished run in its comparison. Raises UserError where runs cannot be
     compared, or the metric or the baseline is not among them.
     """
     measure = Metric(metric, direction)

@@ -69,7 +69,7 @@ def future(subject: Subject) -> str:
     if seen:
         return f"The prediction at position {seen[0]} depends on position {seen[1]}, and {declared[0]} says so by its `reduces`: causal models refuse it unless allow_leak=true."
     if not scored[:, :-1].any() and all(mask.bidirectional for _, mask in decoder.pairs):
-        return "Every position reads every other, so of a sequence's next tokens only the last is scored, which none of them sees."
+        return "Every position attends to every position, so of a sequence's next tokens only the last is scored: none attends to it."
     return "No prediction that is scored depends on a later token: such gradients are exactly 0."
 
 

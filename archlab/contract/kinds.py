@@ -19,7 +19,7 @@ from archlab.contract.finding import Broken, Check, NotAsked
 from archlab.contract.subject import BATCH, SEED, SEQ, Subject, logits_of, prefix_of, randomise
 
 FAR = 1_000_000
-"""A position no model is trained at."""
+"""A position far beyond any training length."""
 
 LARGE = 300.0
 """Its square does not fit float16, whose largest number is 65504."""
@@ -76,7 +76,7 @@ def each_position_alone(subject: Subject) -> str:
     return "What it makes of a position depends on that position alone."
 
 
-def gate_told(subject: Subject) -> str:
+def gate_declared(subject: Subject) -> str:
     """`gated`."""
     size = subject.cfg.size
     ffn = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff)
@@ -152,18 +152,20 @@ def any_position(subject: Subject) -> str:
     heads = torch.randn(1, size.n_heads, 1, size.head_dim).double()
     made_there = {
         "embedding": position.embed(torch.randn(1, 1, size.d_model).double(), there),
-        "turned query": position.rotate_queries(heads, position.rotation(there)),
-        "turned key": position.rotate_keys(heads, position.rotation(there)),
+        "rotated query": position.rotate_queries(heads, position.rotation(there)),
+        "rotated key": position.rotate_keys(heads, position.rotation(there)),
         "bias": position.bias(there[..., None], start[..., None, :]),
     }
     for what, value in made_there.items():
         if not value.isfinite().all():
-            raise Broken(f"At position {last} the {what} is not finite; a table says how far it goes by `limit`.")
+            raise Broken(
+                f"At position {last} the {what} is not finite; a scheme that is a table declares its length by `limit`."
+            )
     return f"It is finite at position {last}, {'its last' if position.limit else 'and names no limit'}."
 
 
-def bias_told(subject: Subject) -> str:
-    """Bias in float32, and told."""
+def bias_declared(subject: Subject) -> str:
+    """Bias in float32, and declared."""
     position = position_of(subject).float()  # what it computes with float32 weights
     positions = positions_for(position, range(SEQ))
     bias = position.bias(positions[..., None], positions[..., None, :])
@@ -177,35 +179,35 @@ def bias_told(subject: Subject) -> str:
 # ---------------------------------------------------------------- mask
 
 
-def readable(mask: Any, seq_len: int, prefix_len: int) -> Tensor:
+def attended(mask: Any, seq_len: int, prefix_len: int) -> Tensor:
     index = torch.arange(seq_len)
-    told = mask.can_attend(index.view(1, -1, 1), index.view(1, 1, -1), torch.tensor([[[prefix_len]]]))
-    return told.expand(1, seq_len, seq_len)[0]
+    attendable = mask.can_attend(index.view(1, -1, 1), index.view(1, 1, -1), torch.tensor([[[prefix_len]]]))
+    return attendable.expand(1, seq_len, seq_len)[0]
 
 
 def masks_of(subject: Subject) -> list[Any]:
-    """That of each kind of layer."""
+    """The mask of each kind of layer."""
     return list(dict.fromkeys(mask for _, mask in subject.decoder().pairs))
 
 
-def reads_itself(subject: Subject) -> str:
-    """Every token reads itself."""
+def attends_to_itself(subject: Subject) -> str:
+    """Every token attends to itself."""
     for mask in masks_of(subject):
         for prefix_len in (0, 3):
-            if not readable(mask, SEQ, prefix_len).diagonal().all():
-                raise Broken("Some token may not read itself; a softmax over nothing is no number.")
-    return "Every token reads itself, so no softmax is over nothing."
+            if not attended(mask, SEQ, prefix_len).diagonal().all():
+                raise Broken("Some token may not attend to itself; a softmax over no keys is not a number.")
+    return "Every token attends to itself, so no softmax is over no keys."
 
 
-def mask_told(subject: Subject) -> str:
+def mask_declared(subject: Subject) -> str:
     """`causal`, `bidirectional`, `uses_prefix`."""
     for mask in masks_of(subject):
-        without, within = readable(mask, SEQ, 0), readable(mask, SEQ, 3)
+        without, within = attended(mask, SEQ, 0), attended(mask, SEQ, 3)
         if not mask.bidirectional and (ahead := without.triu(1)).any():
             query, key = ahead.nonzero()[0].tolist()
             raise Broken(
-                f"Query {query} reads key {key}, which comes after it, without a prefix: only a mask that is `bidirectional`,"
-                " where everyone reads everyone, may do so."
+                f"Query {query} attends to key {key}, which comes after it, without a prefix: only a mask that is `bidirectional`,"
+                " where every position attends to every position, may do so."
             )
         seen = {
             "causal": torch.equal(without, torch.ones(SEQ, SEQ).tril().bool()) and torch.equal(without, within),
@@ -218,28 +220,28 @@ def mask_told(subject: Subject) -> str:
                 raise Broken(
                     f"`{flag}` is {getattr(mask, flag)}, and can_attend says {value}; kernels and data go by it."
                 )
-    return "What it says of itself is what can_attend does."
+    return "`causal`, `bidirectional` and `uses_prefix` are what can_attend does."
 
 
-def reach_told(subject: Subject) -> str:
+def reach_declared(subject: Subject) -> str:
     """`reach`."""
     seq_len = 40
     for mask in masks_of(subject):
         for prefix_len in (0, 30):
             for start in range(0, seq_len, 8):
                 rows, reach = slice(start, start + 8), mask.reach(slice(start, start + 8), seq_len)
-                outside = readable(mask, seq_len, prefix_len)[rows].clone()
+                outside = attended(mask, seq_len, prefix_len)[rows].clone()
                 outside[:, reach] = False
                 if outside.any():
                     query, key = outside.nonzero()[0].tolist()
-                    raise Broken(f"`reach` of queries {start} to {start + 7} leaves out key {key}, which query {start + query} may read.")  # fmt: skip
-    return "`reach` leaves out no key that may be read."
+                    raise Broken(f"`reach` of queries {start} to {start + 7} leaves out key {key}, which query {start + query} may attend to.")  # fmt: skip
+    return "`reach` leaves out no key that its queries may attend to."
 
 
 # ---------------------------------------------------------------- mixer, head
 
 
-def heads_told(subject: Subject) -> str:
+def kv_heads_divide(subject: Subject) -> str:
     """Key-value heads."""
     block, n_heads = instantiate(subject.cfg.mixer).func, subject.cfg.size.n_heads
     asked = block.default_kv_heads(n_heads)
@@ -250,18 +252,18 @@ def heads_told(subject: Subject) -> str:
     return f"For {n_heads} heads it takes {asked} key-value heads, a divisor it admits."
 
 
-def weights_told(group: str) -> Check:
-    """A check that what the block writes to the stream by is said, and written by."""
+def weights_declared(group: str) -> Check:
+    """A check that every weight is declared, and that all output goes through those with `writes_to_stream`."""
 
     def check(subject: Subject) -> str:
         """Weights that say what they are for."""
         decoder = subject.decoder()
         block = getattr(decoder.layers[0], group)
-        told = list(block.weights())
-        if len({id(weight.tensor) for weight in told}) != len(list(block.parameters())):
+        declared = list(block.weights())
+        if len({id(weight.tensor) for weight in declared}) != len(list(block.parameters())):
             raise Broken("`weights()` leaves out a parameter of its own, or names one that is not.")
-        back = [weight for weight in told if weight.writes_to_stream]
-        if told and not back:
+        back = [weight for weight in declared if weight.writes_to_stream]
+        if declared and not back:
             raise Broken(
                 f"No weight says that it writes to the residual stream: name the last matrix in `to_stream`, which is"
                 f" {block.to_stream}; initialisation goes by it."
@@ -271,14 +273,14 @@ def weights_told(group: str) -> Check:
                 weight.tensor.zero_()
         x = stream(subject)
         out = block(x, decoder.read(subject.tokens)[0]) if group == "mixer" else block(x)
-        if told and (out - out[:1, :1]).abs().max() > 0:
+        if declared and (out - out[:1, :1]).abs().max() > 0:
             raise Broken(f"Without {', '.join(weight.name for weight in back)}, which it says it writes by, something of its input still comes out.")  # fmt: skip
-        return f"{len(told)} weights, each with its role; what goes back to the stream goes through {', '.join(weight.name for weight in back) or 'none'}."
+        return f"{len(declared)} weights, each with its role; what goes back to the stream goes through {', '.join(weight.name for weight in back) or 'none'}."
 
     return check
 
 
-def honours_told(subject: Subject) -> str:
+def what_it_honours_acts(subject: Subject) -> str:
     """What it honours acts."""
     honours = instantiate(subject.cfg.mixer).func.honours
     pairs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -386,9 +388,13 @@ def same(one: Traces, other: Traces) -> bool:
 OF_KIND: Mapping[str, tuple[Check, ...]] = {
     "norm": (norm_alone, norm_in_float32, every_option_counts("norm")),
     "residual": (both_branches, stream_left, every_option_counts("residual")),
-    "ffn": (each_position_alone, weights_told("ffn"), gate_told, every_option_counts("ffn")),
-    "pos": (any_position, bias_told, every_option_counts("pos", Prefix)),  # some say where what follows a prefix stands
-    "mask": (reads_itself, mask_told, reach_told, every_option_counts("mask")),
-    "mixer": (heads_told, weights_told("mixer"), honours_told, every_option_counts("mixer")),
+    "ffn": (each_position_alone, weights_declared("ffn"), gate_declared, every_option_counts("ffn")),
+    "pos": (
+        any_position,
+        bias_declared,
+        every_option_counts("pos", Prefix),
+    ),  # some say where what follows a prefix stands
+    "mask": (attends_to_itself, mask_declared, reach_declared, every_option_counts("mask")),
+    "mixer": (kv_heads_divide, weights_declared("mixer"), what_it_honours_acts, every_option_counts("mixer")),
     "head": (logits_alone, every_option_counts("head")),
 }

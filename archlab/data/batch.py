@@ -4,7 +4,7 @@ tokens      ids of a sequence; its inputs are all but the last, its targets all 
 targets     what is to be predicted at each input, where that is not the next token; the inputs are then all tokens
 seq_len     tokens of input, so a sequence takes seq_len + 1, or seq_len where its targets are given
 positions   the inputs' position numbers, where they are not the position scheme's own
-prefix_len  how many input tokens the model is given: they may be read in both directions
+prefix_len  how many input tokens the model is given: they may be attended to in both directions
 scored      the targets that count in the loss
 """
 

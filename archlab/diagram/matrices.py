@@ -24,16 +24,16 @@ def of_layer(position: Position, mask: Mask) -> tuple[Matrix, ...]:
     stride = stride_of(mask)
     prefix_len = CELLS // 3 * stride if mask.uses_prefix else 0
     query, key = positions(stride)
-    readable = can_attend(mask, query, key, prefix_len)
-    through_prefix = readable & ~can_attend(mask, query, key, 0)
+    attended = can_attend(mask, query, key, prefix_len)
+    through_prefix = attended & ~can_attend(mask, query, key, 0)
     cells = [
         ["prefix" if prefix else "allowed" if allowed else "forbidden" for prefix, allowed in zip(*lines, strict=True)]
-        for lines in zip(through_prefix.tolist(), readable.tolist(), strict=True)
+        for lines in zip(through_prefix.tolist(), attended.tolist(), strict=True)
     ]
     scale = "a cell is a token" if stride == 1 else f"a cell is {stride} tokens"
     note = f"{scale}; blue by the prefix" if prefix_len else scale
     pictured = Matrix(f"mask: {type(mask).__name__}", note, tuple(map(tuple, cells)))
-    return (pictured, *biases(position, query, key, readable))
+    return (pictured, *biases(position, query, key, attended))
 
 
 def positions(stride: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def can_attend(mask: Mask, query: Tensor, key: Tensor, prefix_len: int) -> Tenso
 
 
 def stride_of(mask: Mask) -> int:
-    """How many tokens a cell stands for: one, or as many as it takes until some of the past is seen to be forbidden."""
+    """How many tokens a cell stands for: one, or as many as it takes until some of the past is seen to be masked."""
     stride = 1
     while stride < FARTHEST:
         query, key = positions(stride)
@@ -57,24 +57,24 @@ def stride_of(mask: Mask) -> int:
     return 1
 
 
-def biases(position: Position, query: Tensor, key: Tensor, readable: Tensor) -> tuple[Matrix, ...]:
+def biases(position: Position, query: Tensor, key: Tensor, attended: Tensor) -> tuple[Matrix, ...]:
     if not position.biases_scores or any(parameter.is_meta for parameter in position.parameters()):
         return ()
     device = next((parameter.device for parameter in position.parameters()), query.device)
     with torch.no_grad(), torch.device(device):
         bias = position.bias(query[None].to(device), key[None].to(device))[0].float().cpu()
     tables = bias.expand(len(bias), CELLS, CELLS)
-    return tuple(_bias(tables[head], readable, head, len(tables)) for head in sorted({0, len(tables) - 1}))
+    return tuple(_bias(tables[head], attended, head, len(tables)) for head in sorted({0, len(tables) - 1}))
 
 
-def _bias(table: Tensor, readable: Tensor, head: int, n_heads: int) -> Matrix:
-    """Shares of the way from the smallest bias that may be read to the largest."""
-    seen = table[readable]
+def _bias(table: Tensor, attended: Tensor, head: int, n_heads: int) -> Matrix:
+    """Shares of the way from the smallest bias of a key that is not masked to the largest."""
+    seen = table[attended]
     low, high = seen.min().item() + 0.0, seen.max().item() + 0.0  # no -0
     shares = ((table - low) / max(high - low, 1e-12)).clamp(0, 1)
     cells = [
         [share if allowed else "forbidden" for share, allowed in zip(*lines, strict=True)]
-        for lines in zip(shares.tolist(), readable.tolist(), strict=True)
+        for lines in zip(shares.tolist(), attended.tolist(), strict=True)
     ]
     name = f"bias of head {head + 1} of {n_heads}"
     return Matrix(name, f"{low:.3g} dark to {high:.3g} light", tuple(map(tuple, cells)))

@@ -68,7 +68,7 @@ class Layers:
 class Matrix:
     """A query x key table in colours: `cells[query][key]` is a share in [0, 1], or a word for a cell without a number.
 
-    The words are `forbidden`, `allowed` and `prefix`, a key that may be read because it is in the prefix.
+    The words are `forbidden` (the key is masked), `allowed` and `prefix`, for a key that is attended to because it is in the prefix.
     """
 
     title: str

@@ -33,7 +33,7 @@ LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 def by_length(
     decoder: Decoder, source: Source, machine: Runtime, settings: EvalSettings, train_len: int, multiples: Iterable[int]
 ) -> tuple[list[Record], list[Record]]:
-    """One record a length, and one curve of loss by position a length; a length without a meaning says so in a note."""
+    """One record per length, and one curve of loss by position per length; where a length has no meaning, a note says so."""
     lengths: list[Record] = []
     curves: list[Record] = []
     at_train_len: HeldOut | None = None

@@ -1,4 +1,4 @@
-"""Text from a decoder: one token after the other, the likeliest or one drawn from what is likely."""
+"""Text from a decoder: one token after the other, each the likeliest or drawn from the likely ones."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,10 +27,15 @@ def generate(
 ) -> Int[Tensor, "batch seq_with_new"]:
     """The tokens and up to `max_new_tokens` after them, (batch, seq + new), from a cache of keys and values.
 
-    At temperature 0 each new token is the likeliest; above it, it is drawn from softmax(logits / temperature), of which
-    `top_k` keeps the k likeliest tokens and `top_p` then the fewest whose probabilities add up to p at least. A
-    sequence that has said `eos` goes on saying it, and all end when each has. `padding` and `prefix_len` are
-    `Decoder.forward`'s. The same seed gives the same tokens. The decoder is left in the mode it was in.
+    temperature  0: each new token is the likeliest; above 0 it is drawn from softmax(logits / temperature)
+    top_k        draws from the k likeliest tokens alone
+    top_p        draws, after top_k, from the fewest likeliest tokens whose probabilities add up to p at least
+    eos          the token that ends a sequence; it is repeated until every sequence has ended
+    padding, prefix_len
+                 are `Decoder.forward`'s
+    seed         the same seed gives the same tokens
+
+    The decoder is left in the mode, training or evaluation, that it was in.
 
     Raises UserError where an option is out of range or changes nothing, or the model can't be decoded from a cache.
     Source: arXiv:1805.04833, sec. 5.4 (top-k); arXiv:1904.09751, sec. 3.1 (top-p).
@@ -58,6 +63,7 @@ def generate(
 def choose(
     logits: Logits, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> Int[Tensor, " batch"]:
+    """The next token of each sequence."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     likely = keep_top_k(logits.float(), top_k)
@@ -66,7 +72,7 @@ def choose(
 
 
 def flattened(logits: Logits, temperature: float) -> Logits:
-    """Divided by the temperature, the likeliest at 0: near temperature 0 the others go to -inf, and nothing overflows."""
+    """(logits - their maximum) / temperature: near temperature 0 all others go to -inf, and nothing overflows."""
     return (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
 
 
@@ -93,7 +99,7 @@ def keep_top_p(logits: Logits, top_p: float | None) -> Logits:
 
 
 ROUNDING = 2**-21
-"""Eight roundings of a float32: what a softmax's probabilities may be short of the p that they are said to add up to."""
+"""Eight roundings of a float32: by so much a softmax's probabilities may fall short of the p that they add up to."""
 
 
 def keep_ended(
@@ -109,6 +115,7 @@ def keep_ended(
 def check_options(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, eos: int | None, seed: int
 ) -> None:
+    """Raises UserError where an option is out of range, or changes nothing."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: should be at least 1")
     if not 0 <= temperature < float("inf"):
@@ -130,6 +137,7 @@ def check_options(
 
 
 def check_tokens(tokens: Int[Tensor, "batch seq"], eos: int | None, vocab_size: int) -> None:
+    """Raises UserError where the prompt is empty, or a token is not in the vocabulary."""
     if tokens.numel() == 0:
         raise UserError("prompt: is empty; give at least one token to go on from")
     if not (0 <= tokens.min() and tokens.max() < vocab_size):
@@ -142,7 +150,7 @@ def check_tokens(tokens: Int[Tensor, "batch seq"], eos: int | None, vocab_size: 
 
 
 def check_table(decoder: Decoder, tokens: Tensor, max_new_tokens: int, padding: Tensor | None) -> None:
-    """The last new token is read by nobody, so it needs no position."""
+    """Raises UserError where a sequence grows beyond a table of positions; its last token needs none."""
     limit = decoder.position.limit
     longest = tokens.shape[1] - (0 if padding is None else int(padding.min()))
     if limit is not None and longest + max_new_tokens - 1 > limit:

@@ -1,7 +1,7 @@
-"""Initial weights: every one of a model's, set here and nowhere else.
+"""Initial weights: all of a model's, set here and nowhere else.
 
-A scheme says how wide a matrix's draws are; the residual scheme's own gain (DeepNorm's beta) multiplies what it says it
-multiplies: the feed-forward network's matrices and the value and output projections.
+An init says with which standard deviation matrices and tables are drawn. The residual scheme's own gain (DeepNorm's
+beta) multiplies the feed-forward network's matrices and the value and output projections.
 
 Each weight's draws depend on the seed and on the weight's name alone, so two models that differ in one block start
 from the same weights everywhere else.
@@ -19,13 +19,14 @@ from archlab.model.decoder import Decoder
 
 
 class Init(ABC):
-    """How a decoder's weights are drawn; each says by its role what it is for.
+    """How a decoder's weights are drawn, by their roles.
 
-    Matrices and tables are drawn, biases are zero, gains and scalars stay as their blocks made them, and what a block
-    starts between two numbers starts there.
+    Matrices and tables are drawn from a normal distribution, biases are zero, gains and scalars stay as their blocks
+    made them, and weights with `starts_within` are drawn evenly between its two numbers.
     """
 
     def __call__(self, decoder: Decoder, seed: int) -> None:
+        """Sets all weights in place."""
         for weight in decoder.weights():
             if weight.starts_within is not None:
                 draw_within(weight.tensor, *weight.starts_within, seed, drawn_as(weight.name))
@@ -46,7 +47,7 @@ class Init(ABC):
 
     @staticmethod
     def width_of(table: Weight, decoder: Decoder) -> int:
-        """The vocabulary's own, which may be narrower than the stream; all other tables go by the stream's, T5's too."""
+        """The embedding's own width, which may be below d_model; d_model for every other table, T5's too."""
         return table.tensor.shape[-1] if table.role is Role.EMBEDDING else decoder.d_model
 
     def back_to_stream(self, n_layers: int) -> float:
@@ -54,14 +55,16 @@ class Init(ABC):
         return 1.0
 
     def scale_of_tied(self, decoder: Decoder) -> float:
-        """What a table that the head reads too is divided by."""
+        """What a table that embedding and head share is divided by."""
         return 1.0
 
     @abstractmethod
-    def matrix_std(self, fan_out: int, fan_in: int) -> float: ...
+    def matrix_std(self, fan_out: int, fan_in: int) -> float:
+        """The standard deviation of a matrix."""
 
     @abstractmethod
-    def table_std(self, d_model: int) -> float: ...
+    def table_std(self, d_model: int) -> float:
+        """The standard deviation of a table whose rows are d_model wide."""
 
 
 class Normal(Init):
@@ -88,7 +91,7 @@ class Normal(Init):
 class Xavier(Init):
     """N(0, gain^2 * 2 / (fan_in + fan_out)) for every matrix, N(0, 1 / d_model) for every table.
 
-    A table that the head reads too is divided by the embedding's scale. Undivided, a token's own logit would start near
+    A table that embedding and head share is divided by the embedding's scale. Undivided, a token's own logit would start near
     sqrt(d_model), and the loss with it, far above log(vocab_size); so divided, its rows are as large as those of muP's
     readout, 1 / d_model (arXiv:2203.03466, table 3).
 
@@ -130,14 +133,17 @@ def drawn_as(name: str) -> str:
 
 @torch.no_grad()
 def draw(weight: Tensor, std: float, seed: int, name: str) -> None:
+    """Sets a weight to draws from N(0, std^2)."""
     weight.copy_(std * torch.randn(weight.shape, generator=generator_of(seed, name)))
 
 
 @torch.no_grad()
 def draw_within(weight: Tensor, low: float, high: float, seed: int, name: str) -> None:
+    """Sets a weight to even draws between two numbers."""
     weight.copy_(low + (high - low) * torch.rand(weight.shape, generator=generator_of(seed, name)))
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
+    """The generator of one weight's draws, from the seed and the weight's name alone."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))

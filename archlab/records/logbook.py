@@ -2,12 +2,12 @@
 
 config.yaml          the whole configuration, resolved: the options by their names and values, no classes
 overrides.yaml       what was asked for on the command line
-metrics.jsonl        one object a logged step
+metrics.jsonl        one object per logged step
 steps.jsonl          loss and gradient norm of every step
 checkpoint-*         where a run that is broken off goes on; gone once it is finished
 summary.json         how it ended
 sketch.json          the model as it is drawn
-positions.json       held-out loss by position, one curve a length
+positions.json       held-out loss by position, one curve per length
 autopsy.json         what moved first, and the steps it was found in; only where the run spiked or diverged
 model.safetensors    the weights
 events.out.*         TensorBoard's

@@ -47,7 +47,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[Record]:
-        """One record a logged step; a last line that was cut off in the middle is left out. Raises UserError."""
+        """One record per logged step; a last line that was cut off in the middle is left out. Raises UserError."""
         return self._read("metrics.jsonl", read_lines, check_metrics)
 
     @property
@@ -67,7 +67,7 @@ class Run:
 
     @cached_property
     def positions(self) -> list[Record]:
-        """Held-out loss by position, one curve a length. Raises UserError."""
+        """Held-out loss by position, one curve per length. Raises UserError."""
         return self._read("positions.json", read_positions, check_positions)
 
     @cached_property

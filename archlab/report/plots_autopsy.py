@@ -33,7 +33,7 @@ def draw_autopsy(findings: Mapping[str, Any], recorded: Records, path: Path) -> 
 
 @matplotlib.rc_context(STYLE)
 def autopsy_figure(findings: Mapping[str, Any], recorded: Records) -> Figure | None:
-    """Loss and each quantity by step, a line a layer, with the steps at which the loss and the first series moved."""
+    """Loss and each quantity by step, a line per layer, with the steps at which the loss and the first series moved."""
     if not recorded:
         return None
     seen = {key for record in recorded for layer in record["layers"] for key in layer}

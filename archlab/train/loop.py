@@ -31,7 +31,7 @@ class Outcome:
     grad_norms: list[float] = field(default_factory=list)
     first_nonfinite: NonFinite | None = None
     first_spike: int | None = None
-    """The first step whose loss was a spike."""
+    """The first step whose loss was a spike, if there was one."""
 
     recorded: list[Record] = field(default_factory=list)
     """What the layers did in the steps around that spike, or before the run diverged; empty where nothing happened."""
@@ -66,10 +66,14 @@ def train(
 ) -> Outcome:
     """Trains in place, from the beginning or from a `saved` TrainState.
 
-    `validate` gives the held-out loss, `report` is handed each logged step's record, `tick` each step's number, with
-    the loss, gradient norm and tokens per second that are known by then; `observers` come after the loop's own. A loss
-    or gradient that is not finite ends the run before it reaches the weights. Where `stop` is asked to, the run ends
-    after the step it is in.
+    probe_every  records all quantities of the layers at every so many steps
+    validate     returns the held-out loss, nats per token
+    report       is called with each logged step's record
+    tick         is called with each step's number, and the loss, gradient norm and tokens per second known by then
+    observers    are called after the loop's own
+    stop         ends the run after the step it is in, once it is asked to
+
+    A loss or gradient that is not finite ends the run before it reaches the weights.
     """
     stop = stop or Stop()
     state = TrainState.begin(decoder, settings, machine, seed)
@@ -96,7 +100,7 @@ def train(
 
 
 def show(state: TrainState, pending: list[StepResult], observers: Sequence[Observer]) -> None:
-    """Reads the results that nobody has seen yet, and shows them to everybody."""
+    """Reads the pending results off the device and hands them to all observers."""
     seen = read(pending)
     pending.clear()
     state.clock.steps_done(len(seen))
@@ -105,7 +109,7 @@ def show(state: TrainState, pending: list[StepResult], observers: Sequence[Obser
 
 
 def outcome(state: TrainState) -> Outcome:
-    """How the run ended; the decoder is left with the weights it is judged by."""
+    """How the run ended; the decoder is left with the weights to be evaluated."""
     diverged, interrupted = state.status == "diverged", state.status == RUNNING
     return Outcome(
         status="stopped" if interrupted else state.status,
@@ -122,4 +126,5 @@ def outcome(state: TrainState) -> Outcome:
 
 
 def last(values: Sequence[float]) -> float | None:
+    """The last value, or None where there is none."""
     return values[-1] if values else None

@@ -16,7 +16,7 @@ from archlab.train.runtime import Runtime
 
 
 class TokenLosses(NamedTuple):
-    """By target: its loss in nats, whether it counts, and whether the likeliest token was the right one."""
+    """By target: its loss in nats, whether it is scored, and whether the likeliest token was the right one."""
 
     nats: Float[Tensor, "batch seq"]
     scored: Bool[Tensor, "batch seq"]
@@ -24,22 +24,22 @@ class TokenLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Nats over all scored targets; a masked sum, whose shape no number of scored targets decides."""
+        """The sum over all scored targets, nats; by a mask, so that no shape depends on how many there are."""
         return self.nats.where(self.scored, 0).sum()
 
 
 class LossParts(NamedTuple):
-    """What a batch comes to: nats over its scored targets, and how many those are. Tensors, which nobody waits for."""
+    """A batch's loss, summed over its scored targets in nats, and their number; tensors, so that nothing waits for the device."""
 
     total: Tensor
     n_scored: Tensor
 
     added: dict[str, Tensor]
-    """What is minimised beside it, by name, such as a router's balance: a mean over the batch."""
+    """What is minimised besides it, by name, such as a router's balance: a mean over the batch."""
 
 
 class Inputs(NamedTuple):
-    """A batch as the model is given it, on its device: tensors, of which none is a number that somebody has to read."""
+    """A batch as the model is given it, on the model's device."""
 
     tokens: Int[Tensor, "batch seq"]
     targets: Int[Tensor, "batch seq"]
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 class Program(nn.Module):
-    """What a step computes, as a pure function of weights and a batch: LossParts, and what was seen of each layer.
+    """What a step computes, as a pure function of weights and a batch: LossParts, and each layer's recorded quantities.
 
     So `torch.func.functional_call(program, weights, inputs)` may be compiled as one graph, and mapped over the stacked
     weights of several runs, with ordinary autograd outside.
@@ -70,7 +70,7 @@ class Program(nn.Module):
 def compute(
     decoder: Decoder, batch: Batch, machine: Runtime, wanted: Collection[str] = ()
 ) -> tuple[LossParts, Columns]:
-    """The loss of a batch, and by name what was asked for of each layer."""
+    """The loss of a batch, and the quantities named in `wanted`, each with a value per layer."""
     with machine.autocast():
         parts, taps = Program(decoder, wanted)(*placed(decoder, batch))
     return parts, columns(taps)
@@ -82,11 +82,12 @@ def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
 
 
 def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+    """The losses of a batch's targets, with the decoder's output."""
     return losses_of(decoder, placed(decoder, batch), wanted)
 
 
 def placed(decoder: Decoder, batch: Batch) -> Inputs:
-    """A target counts where the data scores it and the mask does not let its position attend to it."""
+    """The batch on the model's device. A target is scored where the data scores it and its position can't attend to it."""
     device = decoder.embedding.weight.device
     columns = batch.inputs, batch.to_predict, scored_targets(decoder, batch)
     tokens, targets, scored = (column.to(device, non_blocking=True) for column in columns)
@@ -95,7 +96,7 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
 
 
 def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
-    """The losses of the targets, float32, with what the layers let be seen and what they add to the loss."""
+    """The losses of the targets, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
     output = decoder.compute(inputs.tokens, contexts, wanted)
     logits = output.logits.float()
@@ -107,14 +108,14 @@ def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) ->
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:
-    """Those the data gives, for a scheme of as many axes; any other numbers the tokens as it does."""
+    """The data's positions for a scheme of as many axes; None for another scheme, which has its own."""
     if batch.positions is None or batch.positions.shape[1] != decoder.position.axes:
         return None
     return batch.positions.to(decoder.embedding.weight.device)
 
 
 def scored_targets(decoder: Decoder, batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """Targets the data gives are its own affair; of next tokens those count that their position cannot read."""
+    """True at targets that count: those that the data says or, of next tokens, those that their position can't attend to."""
     if batch.targets is not None:
         return batch.scored
     prefix_len = torch.zeros(len(batch.tokens), dtype=torch.long) if batch.prefix_len is None else batch.prefix_len

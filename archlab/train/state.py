@@ -1,4 +1,4 @@
-"""All that changes while a run trains, in one place: what a checkpoint holds is this and nothing else."""
+"""All that changes while a run trains, in one place: a checkpoint consists of this and nothing else."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +26,10 @@ PlainData = dict[str, Any]
 
 @dataclass
 class TrainState:
-    """A run between two steps. Losses and gradient norms are by step, as far as they have been read off the device."""
+    """A run between two steps.
+
+    Losses (nats per token) and gradient norms are by step, as far as they have been read off the device.
+    """
 
     decoder: Decoder
     optimizer: torch.optim.Optimizer
@@ -34,7 +37,7 @@ class TrainState:
     patience: Patience
     clock: Clock
     broken: Tensor
-    """Bool on the device: whether a loss or gradient was not finite. From then on no step moves the weights."""
+    """Bool, on the device: whether a loss or gradient was not finite. From then on no step changes the weights."""
 
     recorder: Recorder = field(default_factory=Recorder)
     step: int = 0
@@ -59,7 +62,7 @@ class TrainState:
         )
 
     def state_dict(self) -> tuple[Tensors, PlainData]:
-        """Tensors by name, which stay where they are, and the rest as what JSON can hold."""
+        """Tensors by name, left on their devices, and the rest as plain data that can be written as JSON."""
         best, patience = self.patience.state_dict()
         recorded, recorder = self.recorder.state_dict()
         tensors = {
@@ -84,7 +87,7 @@ class TrainState:
         return tensors, rest
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-        """Becomes the run that was saved, of an equal decoder and equal settings; what is drawn next is what it drew next."""
+        """Continues a saved run of an equal decoder and equal settings, random numbers included."""
         device = self.broken.device
         put_into(self.decoder, of("weights", tensors))
         for name, value in of("optimizer", tensors).items():
@@ -110,7 +113,7 @@ class TrainState:
 
 
 def draws(device: torch.device) -> Tensors:
-    """Where the generators stand that dropout draws from, by device."""
+    """The states of the random number generators that dropout draws from, by device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state()
@@ -118,6 +121,7 @@ def draws(device: torch.device) -> Tensors:
 
 
 def draw_from(states: Mapping[str, Tensor]) -> None:
+    """Sets the random number generators to what `draws` returned."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)
@@ -126,10 +130,12 @@ def draw_from(states: Mapping[str, Tensor]) -> None:
 
 
 def under(folder: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors with `folder/` before their names."""
     return {f"{folder}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def of(folder: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors whose names begin with `folder/`, without it."""
     return {
         name.removeprefix(f"{folder}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{folder}/")
     }

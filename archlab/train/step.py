@@ -1,4 +1,4 @@
-"""One step of training. Everything it works with and returns is a tensor, and nobody waits for the device."""
+"""One step of training. All that it uses and returns are tensors, so nothing waits for the device."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -21,9 +21,9 @@ from archlab.train.weights import own_tensors
 
 
 class StepResult(NamedTuple):
-    """What came of a step: the batch's mean loss in nats, the gradient's norm before clipping, whether both are numbers.
+    """A step's mean loss in nats per token, gradient norm before clipping, and whether both are finite.
 
-    `taps` holds, by quantity, what was seen in each layer.
+    `taps` are the recorded quantities, by name, each with a value per layer.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     grad_norm: float
     finite: bool
     layers: dict[str, list[float | None]]
-    """By quantity, a value for each layer; None where a layer has no such thing."""
+    """By quantity, one value per layer; None where a layer has no such quantity."""
 
 
 Step = Callable[[TrainState, Batch], StepResult]
@@ -50,9 +50,9 @@ Step = Callable[[TrainState, Batch], StepResult]
 def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None) -> Step:
     """A step of this model: forward and backward pass, clipping, AdamW.
 
-    Layers are watched where `probe_every` is a number: cheaply at each step, closely at those that fall on it. A step
-    whose loss or gradient is not finite leaves the weights alone, and so does every step after it, so that a run found
-    broken later stands where it broke.
+    With `probe_every` some quantities of the layers are recorded at each step, and all of them at every `probe_every`th. A
+    step whose loss or gradient is not finite does not change the weights, and neither does any step after it: training
+    reads losses later than it takes steps, and a run that diverged keeps the weights it had before.
     """
     layers, saved = list(decoder.layers), own_tensors(decoder)
     kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
@@ -96,8 +96,8 @@ def backward(
 ) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
-    What blocks add to the loss is minimised too, and is no part of the loss that is told, so that models compare.
-    Returns that loss, and what was seen in the layers on the first piece.
+    What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
+    that loss, in nats per token, and the quantities recorded in the layers on the first piece.
     """
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1).to(machine.device, non_blocking=True)
     total = torch.zeros((), device=machine.device)
@@ -112,19 +112,23 @@ def backward(
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
+    """The batch's sequences in `pieces` parts."""
     columns = [x.chunk(pieces) if x is not None else [None] * pieces for x in batch]
     return [Batch(*column) for column in zip(*columns, strict=True)]
 
 
 def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
-    """Under loss scaling an overflowing gradient is an ordinary event: the step is skipped and the scale lowered."""
+    """Whether loss and gradient are finite.
+
+    With loss scaling an overflowing gradient is an ordinary event, after which the step is skipped and the scale lowered.
+    """
     if scaler.is_enabled():
         return loss.isfinite() & (scaler.scale(torch.ones_like(loss)) >= 1)
     return loss.isfinite() & grad_norm.isfinite()
 
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
-    """AdamW's update, which its kernel leaves undone where `found_inf` is one: on the device, as GradScaler does it."""
+    """AdamW's update. Where `found_inf` is 1 its kernel skips it, on the device, as GradScaler does."""
     # What AdamW's kernel reads, and torch declares nowhere; torch's own GradScaler sets both.
     state.optimizer.grad_scale = None  # type: ignore[attr-defined]
     state.optimizer.found_inf = (state.broken | overflowed).float()  # type: ignore[attr-defined]
@@ -133,7 +137,7 @@ def apply(state: TrainState, overflowed: Tensor) -> None:
 
 
 def falls_on(step: int, every: int | None, last: int) -> bool:
-    """The first step, every so many, and the last."""
+    """Whether it is the first step, a multiple of `every`, or the last."""
     return every is not None and (step in (1, last) or step % every == 0)
 
 

@@ -77,7 +77,7 @@ class Description(Shown):
 
 
 def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Description:
-    """What overrides, or one configuration, assemble. Raises UserError where they make no model."""
+    """Describes the model that overrides, or one configuration, assemble. Raises UserError where they make none."""
     cfg = configuration(*what, config_dir=config_dir)
     decoder = assemble_without_weights(cfg)
     price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)

@@ -22,7 +22,7 @@ from archlab.runs.weights import load_weights
 from archlab.verbs.shown import Shown
 
 DRAWN_WITH_WEIGHTS = 50_000_000
-"""Parameters up to which a model is given its initial weights, so that a bias that is learned can be pictured too."""
+"""Parameters up to which a model is given its initial weights, so that a learned bias can be drawn too."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +64,7 @@ def one(verb: str, names: list[str], own: Path | None) -> NamedModel:
 
 
 def decoder_of(model: NamedModel) -> Decoder:
-    """A run's with what it learned; any other with its initial weights, or without them where they are large."""
+    """A run's model with its trained weights; any other with initial weights, or on the meta device where it is large."""
     decoder = assemble_without_weights(model.cfg)
     if model.directory is not None:
         return load_weights(model.directory, model.cfg)

@@ -1,4 +1,4 @@
-"""What a run's model says after a prompt."""
+"""How a run's model continues a prompt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ def generate(
     seed: int = 0,
     config_dir: str | Path | None = None,
 ) -> GeneratedText:
-    """Lets the model of a run's directory go on from a prompt; under a prefix mask the prompt is the prefix.
+    """Continues a prompt by the model of a run's directory; under a prefix mask the prompt is the prefix.
 
     `archlab.model.generate.generate` says what the settings mean. Raises UserError where the run has no text model.
     """
@@ -64,7 +64,7 @@ def generate(
 
 
 def check_bytes(run: str, cfg: DictConfig) -> None:
-    """Refuses a model whose tokens are not bytes of text."""
+    """Raises UserError where the model's tokens are not bytes of text."""
     if cfg.choices.data not in ("text", "python", "file", "hf") or cfg.data.get("tokenizer"):
         raise UserError(
             f"{run}: learned data={cfg.choices.data}, whose tokens are not bytes of text; give a run of data=text, python"

@@ -1,4 +1,4 @@
-"""A run made, finished, read back, and let go on from a prompt; and a sweep of runs."""
+"""A run that is trained, finished, read back, and continues a prompt; and a sweep of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ class TrainedRun(Shown):
 
     @property
     def directory(self) -> Path:
+        """The run's folder."""
         return self.record.directory
 
     @property
@@ -91,7 +92,7 @@ class TrainedRun(Shown):
         return load_run(self.directory, *overrides, config_dir=self.own)[1]
 
     def generate(self, prompt: str, **settings: Any) -> GeneratedText:
-        """What its model says after a prompt; `settings` are those of `archlab.generate`."""
+        """How its model continues a prompt; `settings` are those of `archlab.generate`."""
         return generate(self.directory, prompt, config_dir=self.own, **settings)
 
     def __rich__(self) -> RenderableType:

@@ -1,4 +1,4 @@
-"""One nano configuration at many seeds -> results.csv, a row a run as soon as it has ended.
+"""One nano configuration at many seeds -> results.csv, a row per run as soon as it has ended.
 
     python experiments/aa/train_runs.py 80
 

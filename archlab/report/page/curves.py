@@ -1,4 +1,4 @@
-"""Runs, arm by arm -> figures. One thin line a seed, a bold one for their mean, a cross where a run diverged."""
+"""Runs, arm by arm -> figures. One thin line per seed, a bold one for their mean, a cross where a run diverged."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ LENGTHS = {
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """What is compared: a label and its runs, one a seed."""
+    """What is compared: a label and its runs, one per seed."""
 
     label: str
     runs: Sequence[Run]

@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 def stability_section(record: Record) -> Section:
     """`record` is {arms: [{label, cells: [{lr, n_layers, warmup, loss, status}], ...}]}.
 
-    What sums an arm up (largest_stable_lr, lr_sensitivity, best_loss) stands in the arm, or in its rows, one a depth.
+    What sums an arm up (largest_stable_lr, lr_sensitivity, best_loss) stands in the arm, or in its rows, one per depth.
     """
     rows = [line(arm["label"], row) for arm in record["arms"] for row in arm.get("rows") or [arm]]
     headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "largest stable LR")
