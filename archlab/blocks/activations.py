@@ -1,7 +1,7 @@
 """What a block keeps for its backward pass, in the terms that `archlab.cost` adds up.
 
 A count by these terms is that of an implementation that keeps each operation's inputs once, in the weights' precision
-(`e` bytes a number), and dropout masks in one byte. Source: arXiv:2205.05198, sec. 4.1.
+(`e` bytes per number), and dropout masks in one byte. Source: arXiv:2205.05198, sec. 4.1.
 """
 
 from dataclasses import dataclass

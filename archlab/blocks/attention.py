@@ -40,6 +40,8 @@ class Attention(Mixer):
 
     Consecutive query heads share a key-value head where there are fewer key-value heads than query heads.
 
+    Options:
+
     kernel      computes the attention where there is no softcap
     qkv_bias    whether the query, key and value projections have a bias
     out_bias    whether the output projection has one

@@ -75,6 +75,8 @@ def buckets_both_ways(distance: Distances, buckets: int, max_distance: int) -> D
 class T5Bias(Position):
     """Adds a learned number for the head and for the bucket that the distance query - key falls into.
 
+    Options:
+
     buckets        rows of the one table that all layers share, (buckets, heads)
     max_distance   from here on all distances share the last bucket
     bidirectional  whether keys ahead of the query have buckets of their own
@@ -158,6 +160,8 @@ class FIRE(Position):
     The quotient is within 0 and 1 at any length of a causal model, so f is given no new values on longer sequences. f is
     Linear, ReLU, Linear, with one output per head; its last layer has no bias, since adding one number to all scores
     of a query does not change their softmax. All layers share c, L and f, which are learned; c starts at 0.1.
+
+    Options:
 
     width      of f's hidden layer
     threshold  where L starts

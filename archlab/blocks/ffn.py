@@ -20,6 +20,8 @@ Elementwise = Callable[[Tensor], Tensor]
 class PositionWise(FeedForward):
     """What a plain and a gated network have in common: their matrices, what is between them, and dropout at the end.
 
+    Options:
+
     activation  makes the elementwise function
     bias        whether the matrices have one
     dropout     a probability, of the output

@@ -16,6 +16,8 @@ Logits = Float[Tensor, "batch seq vocab"]
 class LinearHead(Head):
     """cap(scale * W x + b), where cap(z) = softcap * tanh(z / softcap), or z without a `softcap`.
 
+    Options:
+
     bias     whether there is a b
     scale    the factor on the product
     softcap  the bound on the logits

@@ -24,6 +24,8 @@ class LayerNorm(Norm):
 
     y = gain * (x - mean(x)) / sqrt(var(x) + eps) + shift.
 
+    Options:
+
     affine  whether there are a gain and a shift
     shift   whether there is a shift, which PaLM leaves out ("No Biases")
 

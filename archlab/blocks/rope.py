@@ -69,6 +69,8 @@ class RoPE(Position):
     so that a score depends on the distance alone. Angles are float32 in a model of any dtype. They are computed from
     the positions, so no table limits the length.
 
+    Options:
+
     base      of the powers above
     layout    which features are a pair: `half` i and i + r/2 (GPT-NeoX, Hugging Face's LLaMA), `interleaved` 2i and 2i + 1
               (the paper, GPT-J, ChatGLM2); the two differ by a permutation of rows of the query and key projections

@@ -91,10 +91,11 @@ def reason(results: Sequence[PartResult]) -> str:
     """The part that decided it, in a sentence."""
     verdict = decide(results)
     result = next((result for result in results if result.verdict == verdict), results[0])
-    return f"{result.part.says}: {told(result)}"
+    return f"{result.part.says}: {in_words(result)}"
 
 
-def told(result: PartResult) -> str:
+def in_words(result: PartResult) -> str:
+    """What was asked and what was seen: effect, interval and number of seeds."""
     part, found = result.part, result.found
     if found.diverged_a or found.diverged_b:
         return f"{found.diverged_a} of {found.n} runs diverged on the one side, {found.diverged_b} on the other (worst-rank p {found.p:.3g})"

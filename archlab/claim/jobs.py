@@ -129,8 +129,8 @@ Job = RunJob | LookJob | Measurement
 
 def digest(*parts: object) -> str:
     """A name for what decides an outcome, this version of archlab included."""
-    told = [plain(part) for part in parts]
-    return hashlib.sha256(json.dumps([archlab.__version__, told], sort_keys=True).encode()).hexdigest()[:20]
+    described = [plain(part) for part in parts]
+    return hashlib.sha256(json.dumps([archlab.__version__, described], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def plain(part: object) -> object:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.claim.bench import ClaimPlan
-from archlab.claim.decide import PartResult, Verdict, decide, reason, shifted, told
+from archlab.claim.decide import PartResult, Verdict, decide, in_words, reason, shifted
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, readme
@@ -61,7 +61,7 @@ def part_record(result: PartResult) -> Record:
     offset = part.against if shifted(part) else 0.0
     return {
         "text": part.says,
-        "told": told(result),
+        "told": in_words(result),
         "form": part.form,
         "arms": list(part.arms),
         "metric": part.measure,

@@ -130,7 +130,7 @@ def compare(
     Each other arm is compared by `paired(arm, baseline)`; effect is arm - baseline. With k such comparisons the
     chance that any of them names a winner where no arm differs is kept at alpha by Holm's step-down (statsmodels
     multipletests): the smallest p is tested at alpha / k, the next at alpha / (k - 1), and so on up to the first that
-    fails; that one and all after it are not told from noise. Each interval is shown at the level at which its p was
+    fails; that one and all after it cannot be distinguished from noise. Each interval is shown at the level at which its p was
     tested, those after the first failure at its level, so that an interval excludes zero exactly where Holm rejects:
     interval and verdict cannot contradict each other. They are intervals one at a time, not jointly. Arms with fewer
     than two pairs have no p and are not counted in k.

@@ -98,10 +98,10 @@ def labelled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for fields in arms for name in fields))
     differing = [name for name in names if len({repr(fields.get(name)) for fields in arms}) > 1]
     chosen = [name.removeprefix("choices.") for name in differing if name.startswith("choices.")]
-    told = [f"choices.{group}" for group in chosen]
-    told += [name for name in differing if name.partition(".")[0] not in (*chosen, "choices")]
+    named = [f"choices.{group}" for group in chosen]
+    named += [name for name in differing if name.partition(".")[0] not in (*chosen, "choices")]
     return [
-        " ".join(f"{name.removeprefix('choices.')}={fields.get(name)}" for name in told) or "all" for fields in arms
+        " ".join(f"{name.removeprefix('choices.')}={fields.get(name)}" for name in named) or "all" for fields in arms
     ]
 
 

@@ -1,4 +1,4 @@
-"""The flags of the command line, and how they are told from the other words."""
+"""The flags of the command line, and how they are distinguished from the other words."""
 
 from collections import deque
 from collections.abc import Sequence

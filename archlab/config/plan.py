@@ -135,15 +135,15 @@ def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
 
 def apart(plan: LayerPlan, all_plans: list[LayerPlan]) -> str:
     """The choices and sizes in which the kinds differ; of a choice's options those that are not the same in all."""
-    told = []
+    differing = []
     for group in IN_LAYERS:
         choices = [getattr(one, group) for one in all_plans]
         if len(set(choices)) > 1:
-            told.append(
+            differing.append(
                 " ".join([f"{group}={getattr(plan, group).name}", *options_apart(getattr(plan, group), choices)])
             )
     sizes = (name for name in SIZES_IN_LAYERS if len({getattr(one, name) for one in all_plans}) > 1)
-    return ", ".join([*told, *(f"{name}={getattr(plan, name)}" for name in sizes)])
+    return ", ".join([*differing, *(f"{name}={getattr(plan, name)}" for name in sizes)])
 
 
 def options_apart(choice: Choice, choices: list[Choice]) -> Iterator[str]:

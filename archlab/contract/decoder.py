@@ -198,8 +198,8 @@ def decodable(subject: Subject) -> Decoder:
     try:
         check_decodable(decoder)
     except UserError as reason:
-        told = str(reason).partition(": ")[2]
-        raise NotAsked(f"{told[0].upper()}{told[1:]}.") from None
+        why = str(reason).partition(": ")[2]
+        raise NotAsked(f"{why[0].upper()}{why[1:]}.") from None
     return decoder
 
 
@@ -217,8 +217,8 @@ def compiled(subject: Subject) -> str:
         # aot_eager captures and traces as every backend does, and needs no C++ compiler on the user's machine.
         logits = torch.compile(decoder, backend="aot_eager", fullgraph=True)(subject.tokens, prefix_of(decoder))
     except Exception as error:
-        told = " ".join(str(error).split())
-        raise Broken(f"torch.compile cannot take it as one graph: {told[:200]}") from None
+        why = " ".join(str(error).split())
+        raise Broken(f"torch.compile cannot take it as one graph: {why[:200]}") from None
     finally:
         torch._dynamo.reset()
     expected = logits_of(decoder, subject.tokens)

@@ -39,8 +39,8 @@ def findings(checks: Iterable[Check], subject: Any) -> Iterator[Finding]:
         except Broken as seen:
             yield Finding(promise, "broken", str(seen))
         except Exception as error:
-            told = next(iter(str(error).strip().splitlines()), "")
-            yield Finding(promise, "broken", f"It raised {type(error).__name__}: {told[:300]}{where(error)}")
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            yield Finding(promise, "broken", f"It raised {type(error).__name__}: {first_line[:300]}{where(error)}")
 
 
 def where(error: Exception) -> str:

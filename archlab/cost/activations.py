@@ -9,7 +9,7 @@ number), and dropout masks in one byte:
     norms       their input
 
 For h = d_model, an ungated network of width 4h, as many key-value heads as heads (a of them) and dropout everywhere that
-is s*b*(34*h + 5*a*s) bytes in half precision: 11 + 19 + 4 and 2 + 1 + 2. The statistics of norms, 8 bytes a position,
+is s*b*(34*h + 5*a*s) bytes in half precision: 11 + 19 + 4 and 2 + 1 + 2. The statistics of norms, 8 bytes per position,
 and tables shared by all layers are left out, as they are there. Each block gives its own terms (`Block.saved_activations`); of one
 that gives none it is measured what autograd saves.
 

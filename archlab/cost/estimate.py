@@ -56,7 +56,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
                 copy of the weights where those are in half precision: 2 + 2 + 12 bytes in all with Adam
     activations as `archlab.cost.activations` counts them. `selective` recomputes scores and weights; `full` keeps
                 each layer's input, and one layer's activations while it is gone through again
-    lora        r * (d_in + d_out) more parameters a matrix, the only ones trained; r more numbers a token are kept
+    lora        r * (d_in + d_out) more parameters per matrix, the only ones trained; r more numbers per token are kept
     zero        shares among the GPUs: 1 optimiser states, 2 gradients too, 3 weights too; `batch` is each GPU's
 
     Source: arXiv:1910.02054, sec. 3.1 (bytes a parameter) and sec. 5 (stages); arXiv:2106.09685, sec. 4.1 (LoRA).

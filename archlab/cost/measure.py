@@ -90,8 +90,8 @@ def kept_by_branches(decoder: Decoder, depth: int, rules: Accounting) -> Iterato
     """Of the mixer and of the feed-forward network of a layer: their own formulas, or what is measured."""
     layer = decoder.layers[depth]
     for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn)):
-        told = part.saved_activations(rules)
-        yield tuple(told) if told is not None else measured(decoder, depth, name, rules)
+        terms = part.saved_activations(rules)
+        yield tuple(terms) if terms is not None else measured(decoder, depth, name, rules)
 
 
 def measured(decoder: Decoder, depth: int, name: str, rules: Accounting) -> tuple[Term, ...]:

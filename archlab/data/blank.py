@@ -1,4 +1,4 @@
-"""GLM's objective: spans are cut out of a text, and what stood in the blanks is told after it, span by span."""
+"""GLM's objective: spans are cut out of a text, and what stood in the blanks follows it, span by span."""
 
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple, final
@@ -22,7 +22,7 @@ SHORTEST = 8
 
 
 class Cut(NamedTuple):
-    """A text with blanks: where each span begins, how long it is, and the order in which spans are told."""
+    """A text with blanks: where each span begins, how long it is, and the order in which spans are filled in."""
 
     starts: list[int]
     lengths: list[int]
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 class Blank(Source):
     """Autoregressive blank infilling over the bytes of a text.
 
-    Part A is the text with a [MASK] in the place of each span; part B tells the spans, in any order, each after a
+    Part A is the text with a [MASK] in the place of each span; part B has the spans, in any order, each after a
     [START] and up to an [END]. Part A is the prefix, and part B alone is scored. Span lengths are drawn from a Poisson
     distribution of `mean_span` until `share` of the text is cut out. A share `rest` of the sequences has one span
     instead, the text's last 50% to 100%, with a [gMASK] in its place.
@@ -91,7 +91,7 @@ class Blank(Source):
 
     def _batch(self, rng: np.random.Generator, texts: list[np.ndarray]) -> Batch:
         seq_len = len(texts[0])
-        rows = [told(text, self._cut(rng, seq_len)) for text in texts]
+        rows = [infilled(text, self._cut(rng, seq_len)) for text in texts]
         tokens, targets, positions, prefix_len = (np.stack(column) for column in zip(*rows, strict=True))
         place = np.arange(seq_len)
         return Batch(
@@ -121,8 +121,8 @@ class Blank(Source):
         return Cut(starts, lengths, rng.permutation(len(lengths)).tolist(), MASK)
 
 
-def told(text: np.ndarray, cut: Cut) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Tokens, targets, both positions, and how many tokens part A has."""
+def infilled(text: np.ndarray, cut: Cut) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The text with its blanks and then the spans: tokens, targets, both positions, and how many tokens part A has."""
     pieces, blanks, after = [], [], 0
     for number, (start, length) in enumerate(zip(cut.starts, cut.lengths, strict=True)):
         pieces += [text[after:start], [cut.mark]]

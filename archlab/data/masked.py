@@ -1,4 +1,4 @@
-"""BERT's objective: some tokens of a text are hidden, and these are what is to be predicted."""
+"""BERT's objective: some tokens of a text are masked, and these are to be predicted."""
 
 from collections.abc import Iterator
 from typing import final
@@ -18,7 +18,7 @@ MASK = 256
 """The id of [MASK], after those of the bytes."""
 
 VALIDATION = 7
-"""Seed of what is hidden in the held-out part: one draw for all of it, so that every length hides the same tokens."""
+"""Seed of what is masked in the held-out part: one draw for all of it, so that at every length the same tokens are."""
 
 
 @final

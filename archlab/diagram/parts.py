@@ -83,7 +83,7 @@ def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Grap
 
 
 def drawn(steps: Sequence[DrawnStep], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
-    """Steps as boxes; one whose part leaves what it gets as it is has none, and who reads it reads what it read."""
+    """Steps as boxes. A step whose part changes nothing has no box: lines go from its input to the steps after it."""
     nodes, place = list(chain()), [0]
     for step in steps:
         reads = tuple(dict.fromkeys(place[read] for read in step.reads))

@@ -45,9 +45,9 @@ def height(box: Box) -> float:
 
 
 def token_positions(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
-    """Where each node stands, and the lines: what is read, who reads it, and how far across the line runs.
+    """Where each node stands, and the lines: from which node, to which, and how far across the line runs.
 
-    A node that several read has its width parted between their lines; a reader is as wide as the lines that reach it,
+    A node with several lines upwards has its width divided between them; a node is as wide as the lines that reach it,
     so every line runs straight up in a lane of its own.
     """
     read, given = consumers(graph), [0] * len(graph)

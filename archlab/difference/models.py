@@ -53,14 +53,14 @@ def difference(first: NamedModel, second: NamedModel, seq_len: int | None = None
     """Of two models, at a length of their own or at one for both."""
     models = [first.cfg, second.cfg]
     one, other = (price(cfg, seq_len) for cfg in models)
-    told = {group: told_apart(group, *models) for group in GROUPS if group != "size"}
-    told |= {"layers": told_of_layers(*models)} if any(cfg.layers for cfg in models) else {}
+    by_group = {group: differing_options(group, *models) for group in GROUPS if group != "size"}
+    by_group |= {"layers": layers_in_words(*models)} if any(cfg.layers for cfg in models) else {}
     return Difference(
         names=(first.name, second.name),
         seq_len=(one["seq_len"], other["seq_len"]),
         weights=(one["weights"], other["weights"]),
-        blocks=[(group, *pair) for group, pair in told.items() if pair[0] != pair[1]],
-        same=[group for group, pair in told.items() if pair[0] == pair[1]],
+        blocks=[(group, *pair) for group, pair in by_group.items() if pair[0] != pair[1]],
+        same=[group for group, pair in by_group.items() if pair[0] == pair[1]],
         settings=list(settings(*models)),
         sizes=[(name, first.cfg.size[name], second.cfg.size[name]) for name in first.cfg.size],
         parts=beside(one["parts"], other["parts"]),
@@ -80,7 +80,7 @@ def settings(one: DictConfig, other: DictConfig) -> Iterator[Pair]:
             yield key, spelled(value), spelled(there)
 
 
-def told_apart(group: str, one: DictConfig, other: DictConfig) -> tuple[str, str]:
+def differing_options(group: str, one: DictConfig, other: DictConfig) -> tuple[str, str]:
     """Both options, with those of their fields that are not the same in both.
 
     What is null goes without saying, and so does what a field takes over from the whole model, such as its dropout.
@@ -96,7 +96,7 @@ def told_apart(group: str, one: DictConfig, other: DictConfig) -> tuple[str, str
     return first, second
 
 
-def told_of_layers(one: DictConfig, other: DictConfig) -> tuple[str, str]:
+def layers_in_words(one: DictConfig, other: DictConfig) -> tuple[str, str]:
     """Layers that are alike once, with what sets them apart; a model whose layers are all alike says so."""
     first, second = (
         "; ".join(f"{kind.where}: {kind.what}" for kind in kinds_of_layers(cfg)) if cfg.layers else "all alike"

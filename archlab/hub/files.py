@@ -146,8 +146,8 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         try:
             parts = row.split(tensors[row.theirs], cfg.size)
         except Exception as error:
-            told = " ".join(str(error).split())[:120]
-            raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be taken apart: {told}") from None
+            why = " ".join(str(error).split())[:120]
+            raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be taken apart: {why}") from None
         for name, part in zip(row.ours, parts, strict=True):
             if tuple(part.shape) != shapes[name]:
                 raise UserError(
@@ -180,12 +180,12 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; a model's folder has one")
     try:
-        told = read_json(file, LARGEST_INDEX)
+        content = read_json(file, LARGEST_INDEX)
     except Unreadable as error:
         raise UserError(f"{file}: is no JSON: {error}; fetch it again") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{file}: should hold one object; fetch it again")
-    return told
+    return content
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

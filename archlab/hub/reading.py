@@ -42,36 +42,38 @@ def llama_sizes(c: Config) -> Words:
 def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = "max_position_embeddings") -> Words:
     """RoPE as either of transformers' spellings has it: rope_theta and rope_scaling, which wins, or rope_parameters.
 
-    `fraction` is the family's default; one that turns whole heads has no say in it.
+    `fraction` is the family's default; where that is 1, whole heads are rotated and no field changes it.
     """
-    told: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
-    kind = told.get("rope_type", told.get("type", "default"))
-    base: Any = told.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
-    asked: Any = told.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
+    entries: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
+    kind = entries.get("rope_type", entries.get("type", "default"))
+    base: Any = entries.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
+    asked: Any = entries.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
     share = fraction if fraction == 1 else asked
     words = ["pos=rope", f"pos.base={float(base)}", f"pos.layout={layout}", f"pos.fraction={float(share)}"]
     if kind == "default":
         return words
     if kind not in SCALED:
         raise unsupported("rope_scaling", kind, f"one of default, {', '.join(SCALED)}")
-    if told.get("truncate", True) is not True:
-        raise unsupported("rope_parameters.truncate", told["truncate"], "truncate=true")
-    if unknown := sorted(set(told) - {*SCALED[kind], *ROPE_FIELDS}):
-        raise unsupported(f"rope_parameters.{unknown[0]}", told[unknown[0]], f"one of {', '.join(SCALED[kind])}")
-    told["attention_factor"] = told.get("attention_factor") or yarn_factor(told)
+    if entries.get("truncate", True) is not True:
+        raise unsupported("rope_parameters.truncate", entries["truncate"], "truncate=true")
+    if unknown := sorted(set(entries) - {*SCALED[kind], *ROPE_FIELDS}):
+        raise unsupported(f"rope_parameters.{unknown[0]}", entries[unknown[0]], f"one of {', '.join(SCALED[kind])}")
+    entries["attention_factor"] = entries.get("attention_factor") or yarn_factor(entries)
     words += [f"pos.scaling={kind}"]
-    words += [f"pos.{ours}={told[theirs]}" for theirs, ours in SCALED[kind].items() if told.get(theirs) is not None]
+    words += [
+        f"pos.{ours}={entries[theirs]}" for theirs, ours in SCALED[kind].items() if entries.get(theirs) is not None
+    ]
     if kind != "linear":
-        words += [f"pos.trained_len={told.get('original_max_position_embeddings') or c[trained]}"]
+        words += [f"pos.trained_len={entries.get('original_max_position_embeddings') or c[trained]}"]
     return words
 
 
-def yarn_factor(told: Mapping[str, Any]) -> float | None:
+def yarn_factor(entries: Mapping[str, Any]) -> float | None:
     """What DeepSeek's two fields of YaRN come to: (0.1 m ln(factor) + 1) of one over that of the other; None without them."""
-    both: tuple[Any, Any] = (told.get("mscale"), told.get("mscale_all_dim"))
+    both: tuple[Any, Any] = (entries.get("mscale"), entries.get("mscale_all_dim"))
     if not all(both):
         return None
-    over, under = (0.1 * mscale * math.log(told["factor"]) + 1 for mscale in both)
+    over, under = (0.1 * mscale * math.log(entries["factor"]) + 1 for mscale in both)
     return over / under
 
 

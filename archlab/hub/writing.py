@@ -43,7 +43,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
             "transformers: is not installed, and its classes write config.json; pip install 'archlab[hub]'"
         ) from None
     ours, cfg = unscaled(dict(ours), cfg)
-    told: dict[str, list[str]] = {}
+    differences: dict[str, list[str]] = {}
     transformers.logging.set_verbosity_error()  # what a class thinks of values that are only tried
     for kind in TRIED:
         config_class = transformers.CONFIG_MAPPING[kind]
@@ -52,7 +52,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
             config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
             words = FAMILIES[kind].words(config)
             if apart := [word for word in words if of_another_class(word, cfg)]:
-                told[kind] = apart
+                differences[kind] = apart
                 continue
             again = compose(*words)
         except Exception:  # this family cannot say it at all, and each class has a way of its own to refuse
@@ -64,11 +64,11 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
                 ours,
                 again,
             )
-        told[kind] = differing
-    nearest = min(told, key=lambda kind: len(told[kind]))
+        differences[kind] = differing
+    nearest = min(differences, key=lambda kind: len(differences[kind]))
     raise UserError(
         f"no released family has all of these blocks, so transformers could not load them; nearest is {nearest}, with"
-        f" {'; '.join(told[nearest][:4])}"
+        f" {'; '.join(differences[nearest][:4])}"
     )
 
 
@@ -115,7 +115,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
     longest = pos.get("max_positions") or math.ceil(stretched)
     activation = ACTIVATIONS.get(cfg.choices.ffn)
     fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
-    told = {
+    entries = {
         "vocab_size": size.vocab_size,
         **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
@@ -149,7 +149,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "final_logit_softcapping": cfg.head.get("softcap"),
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
     }  # fmt: skip
-    return {key: value for key, value in told.items() if value is not None or key.endswith("_id") or key in OFF}
+    return {key: value for key, value in entries.items() if value is not None or key.endswith("_id") or key in OFF}
 
 
 OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
@@ -183,8 +183,8 @@ def by_kind(cfg: DictConfig) -> dict[str, Any] | None:
 def rope_parameters(pos: DictConfig, base: float, fraction: float) -> dict[str, Any]:
     scaling = pos.get("scaling", "none")
     names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
-    told = {name: pos[name] for name in names if pos.get(name) is not None}
+    entries = {name: pos[name] for name in names if pos.get(name) is not None}
     if pos.get("trained_len") is not None:
-        told["original_max_position_embeddings"] = pos.trained_len
+        entries["original_max_position_embeddings"] = pos.trained_len
     kind = "default" if scaling == "none" else scaling
-    return {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": fraction, **told}
+    return {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": fraction, **entries}

@@ -27,6 +27,8 @@ def generate(
 ) -> Int[Tensor, "batch seq_with_new"]:
     """The tokens and up to `max_new_tokens` after them, (batch, seq + new), from a cache of keys and values.
 
+    Options:
+
     temperature  0: each new token is the likeliest; above 0 it is drawn from softmax(logits / temperature)
     top_k        draws from the k likeliest tokens alone
     top_p        draws, after top_k, from the fewest likeliest tokens whose probabilities add up to p at least

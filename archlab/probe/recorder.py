@@ -74,7 +74,7 @@ class Recorder:
         tensors: dict[str, Tensor] = {}
         rest: dict[str, Any] = {"first_spike": self.first_spike}
         for name, steps in (("steps", self.steps), ("around_spike", self.around_spike or [])):
-            told: dict[str, Any] = {
+            saved: dict[str, Any] = {
                 "numbers": [step.number for step in steps],
                 "losses": [step.loss for step in steps],
                 "rows": {},
@@ -82,12 +82,12 @@ class Recorder:
             }
             for quantity in {quantity: None for step in steps for quantity in step.layers}:
                 rows = [row for row, step in enumerate(steps) if quantity in step.layers]
-                told["rows"][quantity] = rows
+                saved["rows"][quantity] = rows
                 values = [steps[row].layers[quantity] for row in rows]
-                told["absent"][quantity] = [layer for layer, value in enumerate(values[0]) if value is None]
+                saved["absent"][quantity] = [layer for layer, value in enumerate(values[0]) if value is None]
                 there = [[0.0 if value is None else value for value in row] for row in values]
                 tensors[f"{name}/{quantity}"] = torch.tensor(there, dtype=torch.float64)
-            rest[name] = told
+            rest[name] = saved
         return tensors, rest
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
@@ -97,10 +97,10 @@ class Recorder:
         self.around_spike = read["around_spike"] or None
 
 
-def steps_of(name: str, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> list[RecordedStep]:
-    layers: list[dict[str, list[float | None]]] = [{} for _ in told["numbers"]]
-    for quantity, rows in told["rows"].items():
-        absent = told["absent"][quantity]
+def steps_of(name: str, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> list[RecordedStep]:
+    layers: list[dict[str, list[float | None]]] = [{} for _ in saved["numbers"]]
+    for quantity, rows in saved["rows"].items():
+        absent = saved["absent"][quantity]
         for row, values in zip(rows, tensors[f"{name}/{quantity}"].tolist(), strict=True):
             layers[row][quantity] = [None if layer in absent else value for layer, value in enumerate(values)]
-    return [RecordedStep(*step) for step in zip(told["numbers"], told["losses"], layers, strict=True)]
+    return [RecordedStep(*step) for step in zip(saved["numbers"], saved["losses"], layers, strict=True)]

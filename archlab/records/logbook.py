@@ -171,8 +171,8 @@ def read_metrics(file: Path, length: int) -> list[Record]:
             for layer in record.get("layers", ()):
                 layer |= {name: math.nan for name, value in layer.items() if value is None}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        told = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: is damaged: {told}; delete the run's checkpoints to begin it anew") from None
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{file}: is damaged: {why}; delete the run's checkpoints to begin it anew") from None
     return records
 
 

@@ -18,7 +18,7 @@ def gigabytes(value: float) -> str:
 
 @dataclass(frozen=True)
 class Bill:
-    """What training takes on one GPU, told in bytes."""
+    """What training takes on one GPU, in bytes."""
 
     rows: Mapping[str, float]
     assumptions: Sequence[str]

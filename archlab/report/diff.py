@@ -86,7 +86,7 @@ def ladder(rungs: Sequence[tuple[Sequence[str], Sequence[str], int]]) -> Rendera
     lines: list[RenderableType] = []
     for number, (about, words, n_params) in enumerate(rungs):
         together = " (together: neither alone makes a model)" if len(about) > 1 else ""
-        told = f"{', '.join(about)}{together}" if about else "from here"
-        lines.append(Text.assemble((f"{number}  {told}", "bold"), f"  {count(n_params)} parameters"))
+        change = f"{', '.join(about)}{together}" if about else "from here"
+        lines.append(Text.assemble((f"{number}  {change}", "bold"), f"  {count(n_params)} parameters"))
         lines.append(Text(f"   archlab {shlex.join(words)}", overflow="ignore", no_wrap=True))
     return Group(*lines)

@@ -30,7 +30,7 @@ def table(chart: Record) -> RenderableType:
         body.add_column(heading, justify="right", no_wrap=True)
     for arm in chart["arms"]:
         for row in arm["rows"]:
-            body.add_row(Text(arm["label"]), *told(row))
+            body.add_row(Text(arm["label"]), *columns_of(row))
     title = Text("Stability map (validation loss, nats per token)", style="bold")
     meaning = (
         "Largest stable learning rate: from the best one upwards, the last whose loss keeps half of the best one's"
@@ -43,7 +43,7 @@ def table(chart: Record) -> RenderableType:
 HEADINGS = ("warm-\nup", "layers", "best\nloss", "LR sensi-\ntivity", "best\nlr", "largest\nstable lr")
 
 
-def told(row: Record) -> list[str]:
+def columns_of(row: Record) -> list[str]:
     best, rate = nats(row["best_loss"]), number(row["best_lr"])
     figures = [best, nats(row["lr_sensitivity"]), rate if row["largest_stable_lr"] else "plateau"]
     return [str(row["warmup"]), str(row["n_layers"]), *figures, largest(row)]

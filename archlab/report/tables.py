@@ -136,7 +136,7 @@ def assembled(
 
 
 def result(summary: Record) -> RenderableType:
-    """The whole of a run, as it is told when the run ends."""
+    """The whole of a run, as it is printed when the run ends."""
     ended = _outcome(summary) + _costs(summary) + _setting(summary)
     stability = _stability(summary.get("stability") or {})
     parts = [

@@ -19,5 +19,5 @@ def findings(title: str, rows: Sequence[Mapping[str, str]]) -> RenderableType:
         table.add_row(Text(mark, style), Text(row["promise"], style), Text(row["sentence"]))
     broken = sum(row["verdict"] == "broken" for row in rows)
     held = sum(row["verdict"] == "holds" for row in rows)
-    told = f"{title}: {held} promises hold, {broken} {'is' if broken == 1 else 'are'} broken."
-    return spaced([table, Text(told, "bold red" if broken else "bold green")])
+    summary = f"{title}: {held} promises hold, {broken} {'is' if broken == 1 else 'are'} broken."
+    return spaced([table, Text(summary, "bold red" if broken else "bold green")])

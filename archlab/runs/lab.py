@@ -136,7 +136,11 @@ def carried_out(
     show_result: bool = True,
 ) -> Path:
     """From the first step, or the one after the checkpoint, to the run's last file."""
-    with listening() as stop, Logbook(work.cfg.output, work.cfg, overrides, again) as logbook, full_disk_told(logbook):
+    with (
+        listening() as stop,
+        Logbook(work.cfg.output, work.cfg, overrides, again) as logbook,
+        full_disk_explained(logbook),
+    ):
         outcome = trained(work, logbook, stop, saved)
         val_loss, lengths, positions = evaluated(work, outcome, stop)
         findings = findings_of(outcome)
@@ -162,8 +166,8 @@ def carried_out(
 
 
 @contextmanager
-def full_disk_told(logbook: Logbook) -> Iterator[None]:
-    """What to do about a full disk is said with the run's own name."""
+def full_disk_explained(logbook: Logbook) -> Iterator[None]:
+    """Turns a full disk into a NoRoom that names the run, and says how to finish it."""
     try:
         yield
     except (NoRoom, OSError) as error:

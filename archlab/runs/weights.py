@@ -30,9 +30,9 @@ def load_weights(directory: Path, cfg: DictConfig) -> Decoder:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}; the file is damaged") from None
     except RuntimeError as error:
-        told = " ".join(str(error).partition(":")[2].split())
+        why = " ".join(str(error).partition(":")[2].split())
         raise UserError(
-            f"{file}: are another model's weights: {told[:200]}; use the configuration they were trained with"
+            f"{file}: are another model's weights: {why[:200]}; use the configuration they were trained with"
         ) from None
     for name, weight in decoder.state_dict().items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():

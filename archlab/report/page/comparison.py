@@ -242,13 +242,13 @@ def diverged(arm: ArmCurves, run: Run) -> list[Cell]:
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Under what the runs were made, each value once."""
-    told = {
+    fields_shown = {
         "commit": lambda s: commit(s.get("git")),
         "ran on": lambda s: f"{s.get('device')}, {s.get('dtype')}",
         "corpus (sha256)": lambda s: s["corpus_sha256"],
         "versions": lambda s: ", ".join(f"{name} {version}" for name, version in (s.get("versions") or {}).items()),
     }
-    rows = [(name, "; ".join(dict.fromkeys(tell(run.summary) for run in runs))) for name, tell in told.items()]
+    rows = [(name, "; ".join(dict.fromkeys(tell(run.summary) for run in runs))) for name, tell in fields_shown.items()]
     spent = [run.summary.get("wall_seconds") for run in runs]
     total = duration(sum(s for s in spent if finite(s))) if any(map(finite, spent)) else "n/a"
     dates = sorted({run.directory.name[:8] for run in runs if run.directory.name[:8].isdigit()})
