@@ -75,11 +75,19 @@ def listening() -> Iterator[Stop]:
 def raising() -> Iterator[None]:
     """Every one of the signals raises Stopped, as Ctrl-C by itself raises KeyboardInterrupt."""
 
+    heard: list[int] = []
+
     def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
         raise Stopped(number)
 
     with handled_by(hear):
-        yield
+        try:
+            yield
+        except Exception:
+            if heard:  # a library that was being imported has made another exception of it
+                raise Stopped(heard[0]) from None
+            raise
 
 
 @contextmanager
