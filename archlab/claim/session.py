@@ -38,6 +38,8 @@ def decide_claims(
     start = since_start()
     plans = [plan(claim, budget, runs, own) for claim in chosen(names, own)]
     missing = list({key(job): job for planned in plans for job in planned if job.result is None}.values())
+    if missing:
+        writable(runs)
     console, workers = Console(stderr=True), workers or default_workers()
     announce(console, plans, missing, workers, start)
     folders = {planned.claim.name: output or home(planned.claim.name, runs) for planned in plans}
@@ -62,6 +64,14 @@ def decide_claims(
         if folder != OUR_OWN:
             console.print(str(folder), markup=False, highlight=False, soft_wrap=True)
     return [records[planned.claim.name] for planned in plans]
+
+
+def writable(runs: Path) -> None:
+    """Makes the folder of the runs before any begins. Raises UserError where there can be none."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runs={runs}: no run can be written there: {error.strerror}; give another folder") from None
 
 
 def home(name: str, runs: Path) -> Path:
