@@ -17,13 +17,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from archlab.base.arguments import checked
+from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.words import key_of, plain
 from archlab.config.messages import explain
-from archlab.config.overrides import Known, conf_dir, normalise
+from archlab.config.overrides import Known, conf_dir, normalise, refuse_twice
 from archlab.config.plan import Plan, layer_plans
 
 
+@checked
 def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
     """The configuration these overrides ask for, checked and settled; each is spelt as on the command line.
 
@@ -33,11 +36,16 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
+@checked
 def configuration(*what: str | DictConfig, config_dir: str | Path | None = None) -> DictConfig:
     """One configuration as it is, or what overrides ask for. Raises UserError."""
     if len(what) == 1 and isinstance(what[0], DictConfig):
         return what[0]
-    return compose(*(str(word) for word in what), config_dir=config_dir)
+    words = [word for word in what if isinstance(word, str)]
+    if len(words) < len(what):
+        raise UserError("a configuration stands alone; give it by itself, or overrides")
+    refuse_twice(words)
+    return compose(*words, config_dir=config_dir)
 
 
 def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
@@ -49,7 +57,13 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
     words = normalise(overrides, own)
     with in_one_line():
         parser = OverridesParser.create(config_loader=options_within(own))
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), max_batch_size=None)
+        parsed = parser.parse_overrides(words)
+        for override in parsed:
+            if override.is_interval_sweep():
+                raise UserError(
+                    f"{override.input_line}: an interval has no end of values; name them, as in 1,2,3 or range(1,4)"
+                )
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [plan_of(job, own) for job in jobs]
 
 

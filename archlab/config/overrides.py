@@ -167,6 +167,10 @@ def _normalise(word: str, known: Known) -> str:
         return word
     if override.value is None and not word.startswith("~"):
         raise UserError(f"{word}: an override is written name=value; a verb comes first")
+    if head == "resume":
+        raise UserError(
+            f"{word}: only the verb run takes it, for its sweeps; archlab resume DIRECTORY finishes one run"
+        )
     if head not in known:
         raise UserError(f"{word}: nothing is called {head or 'that'}; {_hint(head, known)}there are {', '.join(known)}")
     if head == "experiment":

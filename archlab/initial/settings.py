@@ -8,6 +8,9 @@ from annotated_types import MinLen
 from archlab.base.errors import UserError
 from archlab.base.quantities import AtOnce, Count, Depth, Positive
 
+PICTURES = (".png", ".svg", ".pdf")
+"""How a plot's file ends."""
+
 
 @dataclass(frozen=True)
 class PreflightSettings:
@@ -31,5 +34,5 @@ def check_preflight(settings: PreflightSettings) -> None:
             f"preflight.depths={settings.depths}: an exponent takes two depths or more, such as"
             f" [{settings.depths[0]},{4 * settings.depths[0]}]; or null, for none"
         )
-    if settings.plot is not None and not settings.plot.endswith((".png", ".svg", ".pdf")):
-        raise UserError(f"preflight.plot={settings.plot}: should end in .png, .svg or .pdf")
+    if settings.plot is not None and not settings.plot.endswith(PICTURES):
+        raise UserError(f"preflight.plot={settings.plot}: should end in {', '.join(PICTURES)}")

@@ -125,6 +125,8 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
 
 def find(patterns: Sequence[str | Path]) -> list[Path]:
     """The directories that paths and globs name, each once, in order; a folder of runs stands for those in it."""
+    if not patterns:
+        raise UserError("no run is named; give directories of runs, or globs such as 'experiments/runs/*'")
     found: dict[Path, None] = {}
     for pattern in map(str, patterns):
         matching = sorted(Path(path) for path in glob(pattern))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import RenderableType
 
+from archlab.base.arguments import checked
+from archlab.base.quantities import Count
 from archlab.claim.session import decide_claims
 from archlab.report.claims import claims_table
 from archlab.verbs.shown import Shown
@@ -32,10 +34,11 @@ class Claims(Shown):
         return claims_table(self.records)
 
 
+@checked
 def claims(
     *names: str,
     budget: Literal["quick", "full"] = "quick",
-    workers: int | None = None,
+    workers: Count | None = None,
     runs: str | Path = "experiments/runs/claims",
     output: str | Path | None = None,
     config_dir: str | Path | None = None,

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.files import write_text
 from archlab.base.metrics import Direction
+from archlab.base.quantities import NonNegative
 from archlab.comparison.arms import read_all
 from archlab.comparison.comparison import compare as compare_runs
 from archlab.comparison.stability_map import MAPPED
@@ -40,6 +42,7 @@ class Comparison(Shown):
         """Each arm's effect with its interval; None where there is no effect to show."""
         return report.effects_figure(self.record)
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Writes comparison.json, .csv, .md and .png. Raises UserError where they cannot be written."""
         folder = Path(folder)
@@ -56,11 +59,12 @@ class Comparison(Shown):
         return report.comparison(self.record)
 
 
+@checked
 def compare(
     *runs: str | Path,
     metric: str = "val_loss",
     baseline: str | None = None,
-    smallest_effect: float | None = None,
+    smallest_effect: NonNegative | None = None,
     direction: Direction | None = None,
     mix: bool = False,
 ) -> Comparison:
@@ -100,6 +104,7 @@ class StabilityMap(Shown):
         return map_report.table(self.record)
 
 
+@checked
 def stability_map(*runs: str | Path) -> StabilityMap:
     """Maps the largest stable learning rate by depth, from runs that are there. Raises UserError."""
     found, left_out = read_all(runs, MAPPED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 
+from archlab.base.arguments import checked
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.compose import configuration
 from archlab.cost import bill
@@ -76,6 +77,7 @@ class Description(Shown):
         return Group(assembled(self.cfg, self.costs, self.decoder), "", parts, "", self.memory, budget)
 
 
+@checked
 def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Description:
     """Describes the model that overrides, or one configuration, assemble. Raises UserError where they make none."""
     cfg = configuration(*what, config_dir=config_dir)
@@ -84,6 +86,7 @@ def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Descr
     return Description(cfg, decoder, price, parameters_by_part(decoder), memory_of(cfg, decoder))
 
 
+@checked
 def memory(*what: str | DictConfig, config_dir: str | Path | None = None) -> MemoryBill:
     """What training takes in memory, under the options of the section `memory`. Raises UserError."""
     cfg = configuration(*what, config_dir=config_dir)

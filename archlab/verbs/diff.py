@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
+from archlab.base.arguments import checked
+from archlab.base.quantities import AtOnce
 from archlab.config.assemble import assemble_without_weights
 from archlab.cost.describe import count_parameters
 from archlab.diagram.draw import side_by_side
@@ -48,14 +50,15 @@ class ModelDifference(Shown):
         return tables.difference(asdict(self.found))
 
 
+@checked
 def diff(
-    first: str, second: str, *, seq_len: int | None = None, config_dir: str | Path | None = None
+    first: str | Path, second: str | Path, *, seq_len: AtOnce | None = None, config_dir: str | Path | None = None
 ) -> ModelDifference:
     """How two models differ; each is a preset, a run's directory, or overrides in one text: "preset=llama_7b norm=layer".
 
     FLOPs and memory are counted at `seq_len` tokens, or at each model's own length. Raises UserError.
     """
-    return between(*two("diff", (first, second), Path(config_dir) if config_dir else None), seq_len)
+    return between(*two("diff", (str(first), str(second)), Path(config_dir) if config_dir else None), seq_len)
 
 
 def between(first: NamedModel, second: NamedModel, seq_len: int | None = None) -> ModelDifference:

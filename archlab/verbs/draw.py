@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.text import Text
 
+from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.files import write_bytes
 from archlab.config.assemble import assemble_without_weights, build
@@ -21,6 +22,9 @@ from archlab.runs.named_model import NamedModel, named
 from archlab.runs.weights import load_weights
 from archlab.verbs.shown import Shown
 
+PICTURES = (".svg", ".png")
+"""How a picture's file ends."""
+
 DRAWN_WITH_WEIGHTS = 50_000_000
 """Parameters up to which a model is given its initial weights, so that a learned bias can be drawn too."""
 
@@ -32,8 +36,11 @@ class Drawing(Shown):
     svg: str
     title: str
 
+    @checked
     def save(self, *files: str | Path) -> list[Path]:
         """Writes files that end in .svg or .png. Raises UserError where one of them cannot be written."""
+        if not files:
+            raise UserError("save: names no file; give one such as model.svg")
         return write([Path(file) for file in files], self.svg)
 
     def __rich__(self) -> RenderableType:
@@ -43,7 +50,8 @@ class Drawing(Shown):
         return self.svg
 
 
-def draw(*model: str | DictConfig, config_dir: str | Path | None = None) -> Drawing:
+@checked
+def draw(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Drawing:
     """One model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
     own = Path(config_dir) if config_dir else None
     if len(model) == 1 and isinstance(model[0], DictConfig):
@@ -75,6 +83,10 @@ def write(files: Iterable[Path], picture: str) -> list[Path]:
     """Writes one picture to each file, as its ending says. Raises UserError."""
     written = []
     for file in files:
+        if file.suffix not in PICTURES:
+            raise UserError(
+                f"output={file}: a picture is an SVG or a PNG; give a file such as {file.stem or 'model'}.svg"
+            )
         try:
             write_bytes(file, picture.encode() if file.suffix == ".svg" else png(picture))
         except OSError as error:

@@ -8,7 +8,9 @@ from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.text import Text
 
+from archlab.base.arguments import checked
 from archlab.base.errors import UserError, printable
+from archlab.base.quantities import Count, Natural
 from archlab.model.generate import generate as tokens_after
 from archlab.runs.load import load_run
 from archlab.verbs.shown import Shown
@@ -30,15 +32,16 @@ class GeneratedText(Shown):
         return Text(printable(self.text))  # a terminal would obey what a stranger's model says
 
 
+@checked
 def generate(
     run: str | Path,
     prompt: str,
     *,
-    max_new_tokens: int = 200,
+    max_new_tokens: Count = 200,
     temperature: float = 0.0,
-    top_k: int | None = None,
+    top_k: Count | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: Natural = 0,
     config_dir: str | Path | None = None,
 ) -> GeneratedText:
     """Continues a prompt by the model of a run's directory; under a prefix mask the prompt is the prefix.

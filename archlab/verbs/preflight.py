@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 
+from archlab.base.arguments import checked
+from archlab.base.errors import UserError
 from archlab.config.assemble import build
 from archlab.config.compose import configuration
 from archlab.initial.measure import look_at_start, update_size
-from archlab.initial.settings import PreflightSettings
+from archlab.initial.settings import PICTURES, PreflightSettings
 from archlab.initial.warn import warnings
 from archlab.report import preflight as tables
 from archlab.report.progress import track
@@ -46,15 +48,20 @@ class Start(Shown):
         """Activation RMS, gradient norm and attention entropy by layer."""
         return tables.start_figure(self.record)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Writes the plot."""
-        return tables.draw(self.record, Path(path))
+        path = Path(path)
+        if path.suffix not in PICTURES:
+            raise UserError(f"preflight.plot={path}: should end in {', '.join(PICTURES)}")
+        return tables.draw(self.record, path)
 
     def __rich__(self) -> RenderableType:
         first = tables.start(self.record, self.warnings)
         return Group(first, tables.depths(self.depths)) if self.depths else first
 
 
+@checked
 def preflight(*what: str | DictConfig, config_dir: str | Path | None = None) -> Start:
     """Measures a model at its initial weights, and placements at `preflight.depths`. Raises UserError."""
     cfg = configuration(*what, config_dir=config_dir)

@@ -2,21 +2,39 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from archlab.base.arguments import checked
+from archlab.base.metrics import Direction
+from archlab.base.quantities import NonNegative
 from archlab.diagram.drawing import svg
 from archlab.diagram.saved import read_sketch
 from archlab.report.written import write_report as written
 
 
+@checked
 def write_report(
-    *names: str | Path, output: str | Path = "report.html", config_dir: str | Path | None = None, **comparing: Any
+    *names: str | Path,
+    output: str | Path = "report.html",
+    config_dir: str | Path | None = None,
+    metric: str | None = None,
+    baseline: str | None = None,
+    smallest_effect: NonNegative | None = None,
+    direction: Direction | None = None,
+    mix: bool | None = None,
 ) -> Path:
-    """Writes a page of runs and claims and returns its file; `comparing` are the options of `archlab.compare`.
+    """Writes a page of runs and claims and returns its file; the last five are the options of `archlab.compare`.
 
     Raises UserError where nothing can be read or compared.
     """
     own = Path(config_dir) if config_dir else None
+    options = {
+        "metric": metric,
+        "baseline": baseline,
+        "smallest_effect": smallest_effect,
+        "direction": direction,
+        "mix": mix,
+    }
+    comparing = {name: value for name, value in options.items() if value is not None}
     return written([str(name) for name in names], Path(output), comparing, partial(drawn_run, own=own))
 
 

@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from archlab.base.arguments import checked
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.compose import configuration, plans
+from archlab.config.overrides import refuse_twice
 from archlab.model.decoder import Decoder
 from archlab.records.directory import as_written, same_run
 from archlab.records.reader import Run, read_run
@@ -69,6 +71,7 @@ class TrainedRun(Shown):
         ]
         return pd.DataFrame(rows).set_index(["step", "layer"]) if rows else pd.DataFrame()
 
+    @checked
     def plot(self, what: str = "training") -> "Figure | None":
         """Loss and gradient norm by step; or what the probes saw by layer, the loss by position, or by length.
 
@@ -87,6 +90,7 @@ class TrainedRun(Shown):
             raise UserError(f"plot: there is no picture {what}; use {', '.join(drawn)}")
         return drawn[what]()
 
+    @checked
     def model(self, *overrides: str) -> Decoder:
         """Its weights in a decoder, under other options where they change no weight, such as "mask=window"."""
         return load_run(self.directory, *overrides, config_dir=self.own)[1]
@@ -104,11 +108,13 @@ def as_path(directory: Path) -> Text:
     return Text(str(directory), no_wrap=True, overflow="ignore")
 
 
+@checked
 def load(directory: str | Path, *, config_dir: str | Path | None = None) -> TrainedRun:
     """A run that was written down. Raises UserError where the directory holds no finished run."""
     return TrainedRun(read_run(Path(directory)), Path(config_dir) if config_dir else None)
 
 
+@checked
 def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
     """Trains and scores what overrides, or one configuration, describe: `archlab.run("norm=rms", "train.steps=50")`.
 
@@ -119,6 +125,7 @@ def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bo
     return load(directory, config_dir=config_dir)
 
 
+@checked
 def resume(directory: str | Path, *, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
     """Finishes a run that was broken off, as it would have gone on; a finished one is left as it is. Raises UserError."""
     own = Path(config_dir) if config_dir else None
@@ -161,12 +168,14 @@ class Sweep(Shown):
             return Group(*directories, Text(f"no comparison: {error}"))
 
 
+@checked
 def sweep(*overrides: str, config_dir: str | Path | None = None, again: bool = False, plots: bool = True) -> Sweep:
     """One run for every combination of comma-separated values: `archlab.sweep("norm=layer,rms", "seed=0,1,2")`.
 
     All are checked before the first starts. Runs that are there already are kept, and those that were broken off are
     finished, unless `again`. Raises UserError.
     """
+    refuse_twice(overrides)
     made: list[TrainedRun] = []
     for plan in plans(*overrides, config_dir=config_dir):
         written = as_written(plain_dict(plan.cfg, resolve=True))

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
+from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.words import key_of, sets
 from archlab.config.check import BLOCKS
 from archlab.config.compose import compose
-from archlab.config.overrides import refuse_twice
+from archlab.config.overrides import normalise, refuse_twice
 from archlab.contract.finding import Finding
 from archlab.contract.subject import SMALL
 from archlab.contract.verify import verify as findings_of
@@ -42,16 +43,17 @@ class Verification(Shown):
         return tables.findings(self.title, [asdict(finding) for finding in self.findings])
 
 
+@checked
 def verify(*words: str, config_dir: str | Path | None = None) -> Verification:
     """Checks the blocks that overrides name, as in verify("norm=rms"). Raises UserError where they name none."""
-    groups = named_blocks(words)
+    groups = named_blocks(words, config_dir)
     refuse_twice(list(words))
     cfg = compose(*SMALL, *words, config_dir=config_dir)
     title = " ".join(f"{group}={cfg.choices[group]}" for group in groups)
     return Verification(title, list(findings_of(cfg, groups)))
 
 
-def named_blocks(words: tuple[str, ...]) -> list[str]:
+def named_blocks(words: tuple[str, ...], config_dir: str | Path | None = None) -> list[str]:
     """The groups that overrides choose a block for. Raises UserError where there are none."""
     for word in words:
         if word.startswith("output="):
@@ -64,5 +66,6 @@ def named_blocks(words: tuple[str, ...]) -> list[str]:
             )
     chosen = [group for group in BLOCKS if group in map(key_of, words)]
     if not chosen:
+        normalise(words, [Path(config_dir)] if config_dir else [])  # which says more of a word that is misspelt
         raise UserError(f"verify: no block is named; give one of {', '.join(BLOCKS)}, as in archlab verify norm=rms")
     return chosen

@@ -1,0 +1,57 @@
+"""What is given to a function that users call from Python, held to the function's own types."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, wraps
+from math import isfinite
+from typing import Any, ParamSpec, TypeVar
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from archlab.base.errors import UserError, shortened
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which refuses an argument of another type by a UserError of one line."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.annotation is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                given.arguments[name] = tuple(_value(name, one, parameter.annotation) for one in value)
+            else:
+                given.arguments[name] = _value(name, value, parameter.annotation)
+        return function(*given.args, **given.kwargs)
+
+    return called
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type has it: 1 given for a number with a fraction is 1.0."""
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        found = dict.fromkeys(
+            "should be a path" if line["type"] == "path_type" else line["msg"].removeprefix("Input ")
+            for line in error.errors()
+        )
+        if isinstance(value, float) and not isfinite(value):
+            found = {"should be a finite number": None}
+        shown = shortened(" ".join(repr(value)[:1000].split()))
+        raise UserError(f"{name}={shown}: {' or '.join(found)}") from None
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a type that brings a configuration of its own
+        return TypeAdapter(hint)
