@@ -11,6 +11,7 @@ from archlab.base.errors import UserError, shortened
 from archlab.base.messages import did_you_mean
 from archlab.base.words import taken_apart
 from archlab.config.flags import split
+from archlab.config.overrides import check_own
 
 Options = TypeVar("Options")
 
@@ -32,6 +33,7 @@ def understood(
     flags = [flag for flag in flags if flag not in switches]
     if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
         raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
+    check_own([Path(folder) for folder in flags[1::2]])  # also where the verb makes nothing that needs it
     hints = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # typing has no word for a dataclass
     names: list[str] = []
     given: dict[str, Any] = {}
@@ -44,9 +46,8 @@ def understood(
         elif name not in hints and names_are_overrides:
             names.append(word)
         elif name not in hints:
-            raise UserError(
-                f"{word}: {verb} has no option {name}; {did_you_mean(name, hints)}it has: {', '.join(hints)}"
-            )
+            has = f"{did_you_mean(name, hints)}it has: {', '.join(hints)}" if hints else "it has none of its own"
+            raise UserError(f"{word}: {verb} has no option {name}; {has}")
         elif name in given and typed[name] != word:
             raise UserError(f"{typed[name]} {word}: set {name} twice; keep one of the two")
         else:

@@ -107,6 +107,8 @@ def _dispatch(arguments: list[str]) -> None:
         print("archlab", archlab.__version__)
         return
     verb, rest = _verb(*split(arguments))
+    if verb != "run" and "--help" in rest:
+        verb, rest = "run", ["--help"]
     _check_sections(verb, rest)
     VERBS[verb].act(rest)
 

@@ -58,7 +58,7 @@ def draw(arguments: list[str]) -> None:
 def pictures(output: str, both: bool) -> list[Path]:
     """The files to write. Raises UserError where they can't be, before anything is done for them."""
     path = Path(output)
-    if not path.name.strip(".") or path.is_dir() or output.endswith("/"):
+    if not path.name.strip(".") or path.name in PICTURES or path.is_dir() or output.endswith("/"):
         raise UserError(f"output={output}: names no file; give one such as model.svg")
     if path.suffix in PICTURES:
         files = [path]

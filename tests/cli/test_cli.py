@@ -510,3 +510,26 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 def test_one_name_for_the_module_and_the_script() -> None:
     assert cli.main is main
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_after_any_verb_is_the_page(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code in (0, None)
+    assert "verbs" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "x", "--config-dir", "nosuch"], "--config-dir nosuch: no such folder"),
+        (["stability_map", "x", "y=1"], "stability_map has no option y; it has none of its own"),
+        (["draw", "gpt2", "output=.svg"], "output=.svg: names no file"),
+        (["show", "resume=true"], "resume=true: only the verb run takes it"),
+    ],
+)
+def test_what_changes_nothing_is_refused_with_its_reason(words, says, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert says in capsys.readouterr().err
