@@ -39,6 +39,11 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def attentions() -> list[str]:
+    """The mixers with softmax scores; another's numbers are held to an oracle in a test file of its own."""
+    return [name for name in options("mixer") if hasattr(block_and_options("mixer", name)[0], "scores")]
+
+
 def every_option(*groups: str) -> list[tuple[str, str]]:
     return [(group, name) for group in groups for name in options(group)]
 
@@ -108,6 +113,9 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
     Its weights are random in every place, unless it is to be `fresh`.
     """
     chosen = {**PLAIN, **choices}
+    if isinstance(chosen["mixer"], str) and "pos" not in choices:
+        honours = block_and_options("mixer", chosen["mixer"])[0].honours
+        chosen |= {} if "rotation" in honours else {"pos": "none"}
     parts = {
         group: make(group, part) if isinstance(part, str) else part for group, part in chosen.items() if group in BLOCKS
     }

@@ -361,3 +361,12 @@ def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, mo
 def test_positions_are_verified_under_a_mixer_that_admits_no_prefix():
     cfg = archlab.compose(*SMALL, "pos=none", "mixer=linear", config_dir=str(OWN / "my"))
     assert "changes something" in every_option_counts("pos", Prefix)(Subject(cfg))
+
+
+@pytest.mark.parametrize("word", ["memory.attention=flash", "memory.checkpointing=selective"])
+def test_how_scores_are_kept_is_no_question_where_there_are_none(word):
+    cfg = ("size=nano", "mixer=linear", "pos=none")
+    with pytest.raises(UserError, match=f"{word}: mixer=linear keeps nothing for each query and key"):
+        archlab.compose(*cfg, word, config_dir=str(OWN / "my"))
+    bill = str(archlab.memory(*cfg, config_dir=str(OWN / "my")))
+    assert "attention" not in bill and "checkpointing=full" in bill

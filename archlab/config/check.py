@@ -18,6 +18,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
+from archlab.cost.estimate import keeps_scores
 from archlab.cost.settings import MemorySettings, check_memory
 from archlab.data.batch import Source
 from archlab.evaluate.settings import EvalSettings
@@ -186,8 +187,22 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_training(cfg)
     check_evaluation(cfg)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
+    check_scores(cfg, decoder, explicit)
     check_loggers(cfg)
     check_preflight(PreflightSettings(**plain_dict(cfg.preflight)))
+
+
+def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    """Refuses what says how scores are kept in memory, asked for where no mixer has any."""
+    about_scores = (("attention", "flash"), ("checkpointing", "selective"))
+    asked = [
+        f"{name}={value}" for name, value in about_scores if f"memory.{name}" in explicit and cfg.memory[name] == value
+    ]
+    if asked and not keeps_scores(decoder, MemorySettings(**plain_dict(cfg.memory)), cfg.train.train_len):
+        raise UserError(
+            f"memory.{asked[0]}: mixer={cfg.choices.mixer} keeps nothing for each query and key, so it would change nothing;"
+            " leave it out"
+        )
 
 
 def without_effect(cfg: DictConfig) -> Iterator[str]:

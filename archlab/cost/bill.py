@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from archlab.cost.estimate import Memory, activation_bytes, growth, largest_batch, remedies
+from archlab.cost.estimate import Memory, activation_bytes, growth, keeps_scores, largest_batch, remedies
 from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 
@@ -31,10 +31,11 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
         f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} optimizer states in"
         f" float32 for each trained parameter{half}"
     )
-    yield {
-        "unfused": "attention keeps its weights for every query and key, in the same precision",
-        "flash": "attention recomputes its weights and keeps one float32 sum for each query and head",
-    }[settings.attention]
+    if keeps_scores(decoder, settings, settings.seq_len or seq_len):
+        yield {
+            "unfused": "attention keeps its weights for every query and key, in the same precision",
+            "flash": "attention recomputes its weights and keeps one float32 sum for each query and head",
+        }[settings.attention]
     yield dropout_in_words(decoder, settings)
     yield {
         "none": "every activation is kept for the backward pass",
@@ -68,10 +69,14 @@ WAYS: tuple[tuple[Literal["unfused", "flash"], Literal["none", "selective", "ful
 def otherwise(decoder: Decoder, settings: MemorySettings, seq_len: int) -> dict[str, tuple[float, float, float]]:
     """The layers' activations for every way of keeping them, and their growth at twice the length and the batch."""
     ways = {}
+    scores = keeps_scores(decoder, settings, settings.seq_len or seq_len)
     for attention, checkpointing in WAYS:
+        if not scores and (attention == "flash" or checkpointing == "selective"):
+            continue  # without scores these are the same as the others
         way = replace(settings, attention=attention, checkpointing=checkpointing)
         kept, _ = activation_bytes(decoder, way, settings.seq_len or seq_len)
-        ways[f"attention={attention}, checkpointing={checkpointing}"] = (kept, *growth(decoder, way, seq_len))
+        name = f"attention={attention}, checkpointing={checkpointing}" if scores else f"checkpointing={checkpointing}"
+        ways[name] = (kept, *growth(decoder, way, seq_len))
     return ways
 
 

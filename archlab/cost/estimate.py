@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 from archlab.blocks.activations import Accounting, Term
 from archlab.cost.activations import kept, layer_terms, outer_terms
@@ -95,6 +96,19 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
         inputs = Term("layer: input", rules.e * decoder.embedding.embedding_dim).bytes(settings.batch, seq_len)
         return inputs * len(layers) + max(by_layer), outside
     return sum(by_layer), outside
+
+
+ATTENTION: tuple[Literal["unfused", "flash"], ...] = ("unfused", "flash")
+"""Kernels, by what they keep of the scores."""
+
+
+def keeps_scores(decoder: Decoder, settings: MemorySettings, seq_len: int) -> bool:
+    """Whether some mixer keeps something for every query and key, so that the kind of attention kernel makes a difference."""
+    unfused, flash = (
+        activation_bytes(decoder, replace(settings, attention=attention, checkpointing="none"), seq_len)
+        for attention in ATTENTION
+    )
+    return unfused != flash
 
 
 def terms_by_layer(decoder: Decoder, settings: MemorySettings, rules: Accounting) -> Iterator[list[Term]]:

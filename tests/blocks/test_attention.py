@@ -11,6 +11,7 @@ from oracles import (
     MAY_READ,
     SEQ,
     attend,
+    attentions,
     build,
     gradients,
     make,
@@ -84,7 +85,7 @@ def test_agrees_with_torchs_multihead_attention():
 
 @pytest.mark.parametrize("mask", options("mask"))
 @pytest.mark.parametrize("pos", options("pos"))
-@pytest.mark.parametrize("name", options("mixer"))
+@pytest.mark.parametrize("name", attentions())
 def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     attention = make_attention(name, pos=pos, mask=mask).double()
     x, context = draw_input(), read_of(pos, mask)
@@ -157,7 +158,7 @@ def test_consecutive_heads_share_a_key_value_head(name):
 # --- norms on queries and keys ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", options("mixer"))
+@pytest.mark.parametrize("name", attentions())
 def test_qk_norm_is_an_rms_norm_of_each_head_before_it_is_turned(name):
     attention = make_attention(name, pos="rope", qk_norm="head").double()
     x, context = draw_input(), make_reading("rope", "causal", SEQ)
@@ -184,7 +185,7 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_immaterial(qk_norm):
     )  # eps weighs 1e-6 before and nothing after
 
 
-@pytest.mark.parametrize("name", options("mixer"))
+@pytest.mark.parametrize("name", attentions())
 def test_qk_norm_over_the_width_is_one_norm_over_all_heads(name):
     attention = make_attention(name, qk_norm="width").double()
     x, context = draw_input(), make_reading("none", "causal", SEQ)

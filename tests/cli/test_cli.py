@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import commands
+import oracles
 import pytest
 from commands import Session
 from omegaconf import DictConfig
@@ -89,7 +90,7 @@ def test_a_flag_before_a_verb_of_names_is_its_own(archlab: Session, monkeypatch:
     assert heard == ["--config-dir", "my", "a", "b=1"]
 
 
-@pytest.mark.parametrize("sweep", ["norm=choice(layer,rms)", "+norm=glob(*,exclude=[none,batch,sequence,instance])"])
+@pytest.mark.parametrize("sweep", ["norm=choice(layer,rms)", "+norm=glob([layer,rms])"])
 def test_hydras_own_sweeps_work(archlab: Session, sweep: str) -> None:
     assert archlab("-m", sweep).status == 0
     assert archlab.norms == ["layer", "rms"]
@@ -162,7 +163,7 @@ def test_version(archlab: Session) -> None:
 
 # ---------------------------------------------------------------- mistakes
 
-NORMS = "options: batch, instance, layer, none, rms, sequence"
+NORMS = "options: " + ", ".join(oracles.options("norm"))
 
 MISTAKES = {
     "norm=rsm": f"norm=rsm: no such option; did you mean rms? {NORMS}",
@@ -408,7 +409,7 @@ def test_a_group_is_a_folder_and_an_option_a_file() -> None:
     assert set(groups()) == {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} - {
         "claim"
     }  # which is no choice
-    assert groups()["norm"] == ["batch", "instance", "layer", "none", "rms", "sequence"]
+    assert groups()["norm"] == oracles.options("norm") and "rms" in oracles.options("norm")
 
 
 def test_split_reads_a_flags_value() -> None:
@@ -420,7 +421,7 @@ def test_split_reads_a_flags_value() -> None:
 # ---------------------------------------------------------------- completion
 
 COMPLETIONS = {
-    "archlab norm=": "norm=batch norm=instance norm=layer norm=none norm=rms norm=sequence",
+    "archlab norm=": " ".join(f"norm={name}" for name in oracles.options("norm")),
     "archlab +no": "+norm=",
     "archlab show norm=r": "norm=rms",
     "archlab sh": "show",
