@@ -7,6 +7,7 @@ on values, is run on the CPU instead, with random weights, one layer of each kin
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,31 +19,58 @@ from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.token_positions import at_the_start
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, Layer, run_plainly
 
 LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
 
 
-def forward_flops_per_token(on_meta: Decoder, seq_len: int) -> float:
-    """Floating-point operations of the matrix products of one forward pass, by token.
+def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
+    """Floating-point operations of the matrix products of one forward pass, per token.
 
     A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, whatever
-    kernel runs and however it cuts them; the backward pass costs twice as much again. The decoder is on the meta device.
+    kernel runs and however it cuts them; the backward pass costs twice as much again. Of layers that are built alike one
+    is run.
     """
     tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
+    short, times = one_of_each_kind(decoder)
+    total = 0.0
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
-        decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
+        nonlocal total
+        by_layer: list[int] = []
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        where_it_can(on_meta, run, tokens)
-    return counter.get_total_flops() / seq_len
+        def counted(layer: Layer, *given: Any) -> Any:
+            with FlopCounterMode(display=False) as alone:
+                out = run_plainly(layer, *given)
+            by_layer.append(alone.get_total_flops())
+            return out
+
+        decoder.run_layer = counted
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
+        more = sum((n - 1) * flops for n, flops in zip(times, by_layer, strict=True))
+        total = counter.get_total_flops() + more
+
+    where_it_can(short, run, tokens)
+    return total / seq_len
 
 
-def costs(on_meta: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
+def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
+    """The same decoder with one layer of those that are built alike, and how many of each it has; the weights are shared."""
+    first = {kind: decoder.kinds.index(kind) for kind in dict.fromkeys(decoder.kinds)}
+    layers = nn.ModuleList(decoder.layers[depth] for depth in first.values())
+    shared = {id(value): value for name, value in vars(decoder).items() if name != "_modules"}
+    shared |= {id(child): child for child in decoder.children()} | {id(decoder.layers): layers}
+    short = copy.deepcopy(decoder, shared)
+    short.pair_of_layer = [decoder.pair_of_layer[depth] for depth in first.values()]
+    short.kinds = list(first)
+    return short, [decoder.kinds.count(kind) for kind in first]
+
+
+def costs(decoder: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
     """FLOPs per token at a length, and what decoding keeps of a sequence: bytes for each token, and however long it is."""
-    forward, state = forward_flops_per_token(on_meta, seq_len), decode_state(on_meta)
+    forward, state = forward_flops_per_token(decoder, seq_len), decode_state(decoder)
     return {
         "flops_per_token": forward,
         "train_flops_per_token": 3 * forward,
@@ -59,28 +87,35 @@ class DecodeState:
     fixed: int
 
 
-def decode_state(on_meta: Decoder) -> DecodeState | None:
+def decode_state(decoder: Decoder) -> DecodeState | None:
     """What all mixers together keep to go on from; None where one of them keeps nothing and so cannot go on."""
-    if not all(layer.mixer.decodes for layer in on_meta.layers):
+    if not all(layer.mixer.decodes for layer in decoder.layers):
         return None
-    one, two = (numbers_held(on_meta, seq_len) for seq_len in (1, 2))
+    one, two = (numbers_held(decoder, seq_len) for seq_len in (1, 2))
     return DecodeState(per_token=two - one, fixed=2 * one - two)
 
 
-def numbers_held(on_meta: Decoder, seq_len: int) -> int:
-    cache = Cache()
+def numbers_held(decoder: Decoder, seq_len: int) -> int:
+    """How many numbers all mixers keep of a sequence; of layers that are built alike one is asked."""
+    short, times = one_of_each_kind(decoder)
+    total = 0
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
+        nonlocal total
+        cache = Cache()
         cache.token_positions = at_the_start(tokens, decoder.position)
-        decoder.eval().compute(
-            tokens, [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
-        )
+        contexts = [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
+        with torch.no_grad():
+            decoder.eval().compute(tokens, contexts)
+        kept = [sum(tensor.numel() for tensor in cache.states.get(layer.mixer, ())) for layer in decoder.layers]
+        total = sum(n * numbers for n, numbers in zip(times, kept, strict=True))
 
-    training = on_meta.training
-    with torch.no_grad():
-        where_it_can(on_meta, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
-    on_meta.train(training)
-    return sum(tensor.numel() for state in cache.states.values() for tensor in state)
+    training = decoder.training
+    try:
+        where_it_can(short, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
+    finally:
+        decoder.train(training)
+    return total
 
 
 # ---------------------------------------------------------------- what a branch keeps for its backward pass

@@ -38,7 +38,7 @@ def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
     """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
     return {
         "n_params": describe.count_parameters(decoder),
-        **measure.costs(measure.on_meta(decoder), cfg.train.train_len, where.dtype.itemsize),
+        **measure.costs(decoder, cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),
     }
 
