@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.files import whole, whole_folder, write_text
 from archlab.base.messages import did_you_mean
@@ -45,6 +46,7 @@ def from_hf(model: Any, *overrides: str) -> Decoder:
     return assembled(model.config.to_dict(), model.state_dict(), overrides)
 
 
+@checked
 def load(path: str | Path, *overrides: str) -> Decoder:
     """The decoder of a folder with config.json and safetensors, or of a GGUF file, on the CPU. Raises UserError."""
     path = Path(path)
@@ -55,6 +57,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
     return assembled(read_object(path / "config.json"), read_tensors(path), overrides)
 
 
+@checked
 def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder appears whole or not at all.
 
