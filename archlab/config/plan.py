@@ -127,7 +127,8 @@ def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
         depths.setdefault(plan, []).append(depth)
     return [
         KindOfLayer(
-            f"layers {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})", apart(plan, list(depths))
+            f"layer{'s' * (len(of_kind) > 1)} {numbered(of_kind, len(plans))} ({len(of_kind)} of {len(plans)})",
+            apart(plan, list(depths)),
         )
         for plan, of_kind in depths.items()
     ]

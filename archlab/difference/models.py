@@ -55,18 +55,25 @@ def difference(first: NamedModel, second: NamedModel, seq_len: int | None = None
     one, other = (price(cfg, seq_len) for cfg in models)
     by_group = {group: differing_options(group, *models) for group in GROUPS if group != "size"}
     by_group |= {"layers": layers_in_words(*models)} if any(cfg.layers for cfg in models) else {}
+    first_layers, other_layers = by_group.get("layers", ("", ""))
+    in_layers = in_some_layers(models) if first_layers != other_layers else set()
     return Difference(
         names=(first.name, second.name),
         seq_len=(one["seq_len"], other["seq_len"]),
         weights=(one["weights"], other["weights"]),
         blocks=[(group, *pair) for group, pair in by_group.items() if pair[0] != pair[1]],
-        same=[group for group, pair in by_group.items() if pair[0] == pair[1]],
+        same=[group for group, pair in by_group.items() if pair[0] == pair[1] and group not in in_layers],
         settings=list(settings(*models)),
         sizes=[(name, first.cfg.size[name], second.cfg.size[name]) for name in first.cfg.size],
         parts=beside(one["parts"], other["parts"]),
         costs=beside(one["costs"], other["costs"]),
         memory=beside(one["memory"], other["memory"]),
     )
+
+
+def in_some_layers(models: list[DictConfig]) -> set[str]:
+    """Groups that are another choice in some layers of one of the models; the row `layers` says which."""
+    return {str(group) for cfg in models for rule in cfg.layers or () for group in rule}
 
 
 def beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Pair]:

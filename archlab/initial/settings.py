@@ -9,6 +9,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import AtOnce, Count, Depth, Positive
 
 PICTURES = (".png", ".svg", ".pdf")
+ENDINGS = f"{', '.join(PICTURES[:-1])} or {PICTURES[-1]}"
 """How a plot's file ends."""
 
 
@@ -35,4 +36,4 @@ def check_preflight(settings: PreflightSettings) -> None:
             f" [{settings.depths[0]},{4 * settings.depths[0]}]; or null, for none"
         )
     if settings.plot is not None and not settings.plot.endswith(PICTURES):
-        raise UserError(f"preflight.plot={settings.plot}: should end in {', '.join(PICTURES)}")
+        raise UserError(f"preflight.plot={settings.plot}: should end in {ENDINGS}")

@@ -13,7 +13,7 @@ from archlab.base.errors import UserError
 from archlab.config.assemble import build
 from archlab.config.compose import configuration
 from archlab.initial.measure import look_at_start, update_size
-from archlab.initial.settings import PICTURES, PreflightSettings
+from archlab.initial.settings import ENDINGS, PICTURES, PreflightSettings
 from archlab.initial.warn import warnings
 from archlab.report import preflight as tables
 from archlab.report.progress import track
@@ -53,7 +53,7 @@ class Start(Shown):
         """Writes the plot."""
         path = Path(path)
         if path.suffix not in PICTURES:
-            raise UserError(f"preflight.plot={path}: should end in {', '.join(PICTURES)}")
+            raise UserError(f"preflight.plot={path}: should end in {ENDINGS}")
         return tables.draw(self.record, path)
 
     def __rich__(self) -> RenderableType:

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import archlab
 from archlab.base.errors import UserError
 from archlab.cli import main as cli
 from archlab.config.compose import compose
@@ -228,3 +229,10 @@ def test_misuse_is_one_line_and_status_two(words, told, capsys, monkeypatch, tmp
     status, _out, err = run(words.split(), capsys, monkeypatch, tmp_path)
     assert status == 2 and err.startswith(f"archlab: {told}") and err.count("\n") == 1
     assert not any(Path(tmp_path).iterdir())
+
+
+def test_what_is_another_choice_in_some_layers_is_not_the_same_in_both():
+    found = archlab.diff("size=nano", "size=nano layers[1].mask=window")
+    assert "mask" not in found.found.same and {"norm", "pos"} <= set(found.found.same)
+    (row,) = (row for row in found.found.blocks if row[0] == "layers")
+    assert "layer 1 (1 of 2): mask=window" in row[2]
