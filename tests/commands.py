@@ -1,5 +1,8 @@
 """Commands given in this process: what they answer, and which jobs they would start."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,14 @@ class Answer:
     status: int
     out: str
     err: str
+
+
+def in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A command as a shell gives it, in a terminal of 80 columns."""
+    environment = os.environ | {"PYTHONPATH": str(Path(lab.__file__).parents[2]), "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 @dataclass

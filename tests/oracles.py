@@ -3,6 +3,7 @@
 Nothing here asks archlab what to expect: the formulas are plain loops in float64 over indices.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -140,8 +141,9 @@ def make_attention(name: str, pos="none", mask="causal", n_heads=HEADS, d_model=
     part = make("mixer", name, **changes)
     pos = make("pos", pos)(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
     kernel = fused_kernel(pos, make("mask", mask)())
-    kv_heads = part.func.default_kv_heads(n_heads)
-    return randomise(part(d_model=d_model, n_heads=n_heads, n_kv_heads=kv_heads, head_dim=head_dim, kernel=kernel))
+    sizes = dict(d_model=d_model, n_heads=n_heads, n_kv_heads=part.func.default_kv_heads(n_heads), head_dim=head_dim)
+    takes = inspect.signature(part.func).parameters
+    return randomise(part(**{name: value for name, value in (sizes | {"kernel": kernel}).items() if name in takes}))
 
 
 def draw_tokens(batch: int = BATCH, seq: int = SEQ, vocab: int = VOCAB) -> Tensor:

@@ -33,6 +33,7 @@ from archlab.model.decoder import Decoder
 from archlab.records.checkpoint import Checkpoint, newest
 from archlab.records.directory import hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
+from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
 from archlab.runs.assembled import assembled, costs, open_source, section
@@ -72,6 +73,7 @@ def resume(directory: Path, plots: bool = True, own: Path | None = None, show_re
     it, or all of its checkpoints are damaged.
     """
     if is_finished(directory):
+        read_run(directory)  # whose files say so, or it is not
         print(f"{directory}: is finished; there is nothing left to do")
         return directory
     held = hold(directory)

@@ -1,6 +1,7 @@
 """Who watches a run: each is asked after every step whether it needs the numbers now, and shown them when anybody does."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,15 +24,16 @@ from archlab.train.step import Seen, falls_on
 Record = dict[str, Any]
 
 
-class Observer:
+class Observer(ABC):
     """Sees the state between two steps, and the numbers of all steps since it saw it last; none where nothing is new."""
 
     def due(self, state: TrainState) -> bool:
         """Whether it needs them now. They cost a wait for the device, so nobody asks without need."""
         return False
 
+    @abstractmethod
     def see(self, state: TrainState, seen: list[Seen]) -> None:
-        raise NotImplementedError
+        """Looks at the state, and at the numbers of the steps since it saw it last."""
 
 
 class Divergence(Observer):

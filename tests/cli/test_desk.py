@@ -2,15 +2,10 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import commands
 import pytest
-
-import archlab
+from commands import in_a_process
 
 command = commands.command  # the fixture
 
@@ -23,13 +18,6 @@ SMALL = [
     "eval.lengths=[1]",
     "probe.every=null",
 ]
-
-
-def in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent), "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
-    )
 
 
 @pytest.fixture(scope="module")

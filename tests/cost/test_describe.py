@@ -4,9 +4,12 @@ import pytest
 import torch
 import torchinfo
 from oracles import composed
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import archlab
+from archlab.blocks.cache import Cache
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.compose import compose
 from archlab.cost.describe import count_parameters, folded, tree
@@ -120,3 +123,25 @@ def test_a_tree_of_one_layer_is_torchinfos_own():
     decoder = assemble_without_weights(compose("size.n_layers=1"))
     theirs = str(torchinfo.summary(decoder, depth=3, verbose=0, col_names=("num_params",)))
     assert tree(decoder) in theirs
+
+
+UNLIKE = ("size=nano", "size.n_layers=5", "layers[1::2].mixer=gqa", "layers[0].ffn=gelu", "layers[4].size.d_ff=56")
+
+
+def test_a_model_of_unlike_layers_costs_what_all_of_them_cost():
+    """Costs are measured on one layer of each kind; here by torch on every layer, and by what a cache really holds."""
+    decoder, seq = archlab.build(*UNLIKE), 24
+    assert len(set(decoder.kinds)) == 4 and len(decoder.layers) == 5
+    found = costs(decoder, seq, bytes_per_number=4)
+    # Of the CPU's fused attention torch counts nothing; the plain kernel multiplies matrices, which it counts.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        decoder(torch.zeros(1, seq, dtype=torch.long))
+    assert found["flops_per_token"] == counter.get_total_flops() / seq
+    held = []
+    for length in (3, 8):
+        cache = Cache()
+        with torch.no_grad():
+            decoder.eval()(torch.zeros(1, length, dtype=torch.long), cache=cache)
+        held.append(sum(tensor.numel() for state in cache.states.values() for tensor in state))
+    assert found["kv_bytes_per_token"] == 4 * (held[1] - held[0]) / 5 and found["state_bytes"] == 0
+    assert not decoder.training and all(not tensor.is_meta for tensor in decoder.parameters())

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import in_a_process
 from oracles import VOCAB, build, built, draw_tokens, make, randomise
 from safetensors.torch import load_file, save_file
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -242,13 +240,6 @@ SMALL = [
 ]
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(Path(archlab.__file__).parent.parent), "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment
-    )
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of the default blocks, in a directory whose name holds an = sign."""
@@ -269,7 +260,7 @@ def copied(run, tmp_path):
 def test_the_verb_goes_on_from_a_prompt(run):
     relative = run.relative_to(run.parents[2])
     words = ["generate", str(relative), "prompt=In the beginning: a = b, é", "max_new_tokens=9"]
-    done = command(*words, cwd=run.parents[2])
+    done = in_a_process(*words, cwd=run.parents[2])
     assert done.returncode == 0, done.stderr
     prompt = "In the beginning: a = b, é".encode()
     _, decoder = load_run(run)

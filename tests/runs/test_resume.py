@@ -341,6 +341,15 @@ def resume_refused(directory: Path) -> None:
         resume(directory)
 
 
+@pytest.mark.parametrize("said", ["[]", "x", '{"status": 7}'])
+def test_a_run_whose_end_was_damaged_is_not_called_finished(tmp_path, said):
+    directory = run(tmp_path)
+    (directory / "summary.json").write_text(said)
+    with pytest.raises(UserError, match="summary|record|cannot be read") as raised:
+        lab.resume(directory)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
     directory = run(tmp_path)
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in directory.iterdir()}

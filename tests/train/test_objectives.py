@@ -127,20 +127,20 @@ def parsed(tokens, targets, prefix_len):
     return part_a, spans
 
 
+def sequences_of(batch):
+    """Of each sequence: part A, the spans after it, its tokens, the prefix's length, and both axes of its positions."""
+    columns = (batch.tokens, batch.targets, batch.prefix_len, batch.positions)
+    for tokens, targets, prefix_len, positions in zip(*(column.tolist() for column in columns), strict=True):
+        yield *parsed(tokens, targets, prefix_len), tokens, prefix_len, positions
+
+
 @pytest.mark.parametrize(("rest", "mark"), [(0.0, MASK), (1.0, REST)])
 @pytest.mark.parametrize("seq_len", [8, 13, 40, 257])
 def test_spans_put_back_into_their_blanks_are_the_text(text, seq_len, rest, mark):
     source, rows = Blank(rest=rest), 0
     for batch in source.validation(seq_len, 20 * seq_len, 6):
         assert batch.tokens.shape == batch.targets.shape == batch.scored.shape == (len(batch.tokens), seq_len)
-        for tokens, targets, prefix_len, positions in zip(
-            batch.tokens.tolist(),
-            batch.targets.tolist(),
-            batch.prefix_len.tolist(),
-            batch.positions.tolist(),
-            strict=True,
-        ):
-            part_a, spans = parsed(tokens, targets, prefix_len)
+        for part_a, spans, _tokens, prefix_len, positions in sequences_of(batch):
             blanks = [i for i, token in enumerate(part_a) if token == mark]
             assert len(blanks) == len(spans) and not {MASK, REST} - {mark} & set(part_a)
             # Which blank a span belongs to is what its first position says.
@@ -166,14 +166,7 @@ def test_spans_cover_their_share_do_not_touch_and_are_shuffled():
     source, lengths, orders = Blank(), [], set()
     for step in range(30):
         batch = source.train(0, step, 8, 200)
-        for tokens, targets, prefix_len, positions in zip(
-            batch.tokens.tolist(),
-            batch.targets.tolist(),
-            batch.prefix_len.tolist(),
-            batch.positions.tolist(),
-            strict=True,
-        ):
-            part_a, spans = parsed(tokens, targets, prefix_len)
+        for part_a, spans, tokens, prefix_len, positions in sequences_of(batch):
             blanks = [i for i, token in enumerate(part_a) if token == MASK]
             assert min(np.diff(blanks), default=2) > 1
             lengths += [len(span) for span in spans]
