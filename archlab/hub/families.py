@@ -11,13 +11,13 @@ from archlab.hub.rows import Table
 
 @dataclass(frozen=True)
 class Family:
-    """`words` makes a config.json into overrides, `rows` say where tensors go, `skipped` ends names of no weights."""
+    """`words` turns a config.json into overrides, `rows` say where tensors go, names that end in `skipped` hold no weights."""
 
     words: Callable[[Config], Words]
     rows: Table
     skipped: tuple[str, ...] = ("rotary_emb.inv_freq",)
     older: tuple[tuple[str, str], ...] = ()
-    """Names that files of older versions have, each with today's."""
+    """Names in files of older versions, each with its current name."""
 
 
 FAMILIES = {
@@ -52,10 +52,10 @@ FAMILIES = {
     "chatglm": Family(say.chatglm, at.CHATGLM_ROWS),
     "chatglm2": Family(say.chatglm2, at.CHATGLM2_ROWS, ("rotary_pos_emb.inv_freq",)),
 }
-"""By the model_type of their config.json; those of ChatGLM's second and third generation say chatglm as well."""
+"""By the model_type of their config.json; ChatGLM's second and third generation say chatglm too."""
 
 
 def kind_of(config: Config) -> str:
-    """The family a config.json belongs to, as it says itself."""
+    """The family that a config.json says it belongs to."""
     kind = str(config.get("model_type"))
     return "chatglm2" if kind == "chatglm" and "padded_vocab_size" in config else kind

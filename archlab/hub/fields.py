@@ -1,4 +1,4 @@
-"""The fields of a config.json that are read, and of what type each is: a number is a number, and never a text of one."""
+"""The fields of a config.json that are read, and the type of each; a number written as a text is refused."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ position_encoding_2d rmsnorm post_layer_norm original_rope truncate
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type".split()
 
 WITHIN = ("rope_parameters", "rope_scaling", "attn_config", "full_attention", "sliding_attention")
-"""Fields that hold fields."""
+"""Fields that hold other fields."""
 
 TYPES: Mapping[str, Any] = {
     **dict.fromkeys(WHOLE, Annotated[int, Strict()]),
@@ -47,7 +47,7 @@ TYPES: Mapping[str, Any] = {
 
 
 def check_fields(config: Config, kind: str, inside: str = "") -> None:
-    """Raises UserError at the first field that is not of its type; one that is null is as good as not there."""
+    """Raises UserError at the first field that is not of its type; a field that is null counts as missing."""
     for name in TYPES.keys() & config.keys():
         value, where = config[name], f"{inside}{name}"
         if value is None:
@@ -57,7 +57,7 @@ def check_fields(config: Config, kind: str, inside: str = "") -> None:
         except ValidationError as error:
             wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
             raise UserError(
-                f"config.json: holds a value of another kind than a {kind} model's: {where}={str(value)[:60]!r}: {wanted}"
+                f"config.json: holds a value of the wrong type for a {kind} model: {where}={str(value)[:60]!r}: {wanted}"
             ) from None
         if name in WITHIN:
             check_fields(value, kind, f"{where}.")

@@ -31,18 +31,20 @@ from archlab.model.decoder import Decoder
 ORIGIN = "hub_origin"
 
 LARGEST_INDEX = 2**26
-"""Bytes: that of a model of half a million tensors."""
+"""In bytes: enough for a model of half a million tensors."""
 
 
 def from_hf(model: Any, *overrides: str) -> Decoder:
-    """The decoder that computes what this transformers model does, with its weights, in their dtype.
+    """The decoder that computes what this transformers model does, with its weights in their dtype.
 
-    With overrides, spelt as on the command line, the same weights under other options: "mask=window", "pos.scaling=yarn".
+    Overrides, spelt as on the command line, put the weights under other options: "mask=window", "pos.scaling=yarn".
     Raises UserError where the model_type is unknown, its configuration asks for something no block does, or a tensor
     is missing, unknown, of another shape or not finite.
     """
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
-        raise UserError(f"{type(model).__name__}: is no model of transformers; give one, or hub.load a folder")
+        raise UserError(
+            f"{type(model).__name__}: is not a transformers model; give one, or load a folder with hub.load"
+        )
     return assembled(model.config.to_dict(), model.state_dict(), overrides)
 
 
@@ -59,16 +61,16 @@ def load(path: str | Path, *overrides: str) -> Decoder:
 
 @checked
 def export(decoder: Decoder, path: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers loads; the folder appears whole or not at all.
+    """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
-    A decoder that came from the hub goes out as it came; any other as a released family that has all of its blocks
+    A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
     (`archlab.hub.writing`). Raises UserError.
     """
     path = Path(path)
     if path.exists():
-        raise UserError(f"{path}: is there already; give a folder that is not")
+        raise UserError(f"{path}: exists already; give a folder that does not")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: {path.parent} is no folder; make it first")
+        raise UserError(f"{path}: {path.parent} is not a folder; make it first")
     ours = decoder.state_dict()
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
@@ -76,7 +78,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
         config, ours, cfg = as_released(ours, getattr(decoder, MADE_FROM))
     else:
         raise UserError(
-            f"{path}: this decoder was made by its class alone; make it by archlab.build, which knows its options"
+            f"{path}: this decoder was made by calling its class, so its options are not known; make it with archlab.build"
         )
     tensors = {
         row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
@@ -102,35 +104,37 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"config.json: holds a value of another kind than a {kind} model's: {error}") from None
+        raise UserError(f"config.json: holds a value of the wrong type for a {kind} model: {error}") from None
     taken = {key_of(word) for word in overrides}
     if "preset" in taken:
-        raise UserError("preset: config.json already says what these weights are of; override single options instead")
+        raise UserError(
+            "preset: config.json already describes the model of these weights; override single options instead"
+        )
     cfg = compose(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:
         decoder.head.weight = decoder.embedding.weight
-    if not overrides:  # with them it is no longer what config.json says, and goes out as a decoder made here does
+    if not overrides:  # with overrides it differs from config.json, and is exported like a decoder made here
         setattr(decoder, ORIGIN, (dict(config), cfg))
     return decoder.requires_grad_().eval()
 
 
 def plain_word(word: str) -> str:
-    """A word made of a config.json, whose value is a name or a number and nothing that a parser would take apart."""
+    """An override made from a config.json: its value must be a name or a number, with no other syntax in it."""
     if not re.fullmatch(r"(layers\[\d+::\d+\]\.)?[a-z_0-9.]+=[A-Za-z0-9_.+-]+", word):
         raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
     return word
 
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
-    """The rows, layer by layer, for what this decoder has."""
+    """The rows, layer by layer, for the weights that this decoder has."""
     rows = (row for table_row in family.rows for row in table_row.in_model(cfg.size.n_layers))
     return [row for row in rows if set(row.ours) <= set(ours)]
 
 
 def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names; UserError where one is missing, left over, misshapen or not finite."""
+    """Their tensors under our names; UserError where one is missing, left over, of the wrong shape or not finite."""
     today = dict(family.older)
     tensors = {today.get(name, name): tensor for name, tensor in tensors.items()}
     shapes = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
@@ -142,19 +146,19 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         used.add(row.theirs)
         if not tensors[row.theirs].is_floating_point():
             raise UserError(
-                f"{row.theirs}: holds {str(tensors[row.theirs].dtype)[6:]}, and weights are floating-point numbers"
+                f"{row.theirs}: holds {str(tensors[row.theirs].dtype)[6:]}, but weights are floating-point numbers"
             )
         if not torch.isfinite(tensors[row.theirs]).all():
-            raise UserError(f"{row.theirs}: holds a number that is not finite; these weights are of no use")
+            raise UserError(f"{row.theirs}: holds a number that is not finite; these weights cannot be used")
         try:
             parts = row.split(tensors[row.theirs], cfg.size)
         except Exception as error:
             why = " ".join(str(error).split())[:120]
-            raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be taken apart: {why}") from None
+            raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be split: {why}") from None
         for name, part in zip(row.ours, parts, strict=True):
             if tuple(part.shape) != shapes[name]:
                 raise UserError(
-                    f"{row.theirs}: is {tuple(part.shape)} where config.json asks for {shapes[name]}; the file and"
+                    f"{row.theirs}: has shape {tuple(part.shape)}, but config.json means {shapes[name]}; the file and"
                     " config.json are of different models"
                 )
             found[name] = part.clone().contiguous()
@@ -162,7 +166,7 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         head = next((row.theirs for row in family.rows if row.ours == ("head.weight",)), None)
         if head in tensors and not torch.equal(tensors[head], found.get("embedding.weight", tensors[head])):
             raise UserError(
-                f"{head}: is not the embedding's table, and config.json says that the two are tied; one is wrong"
+                f"{head}: differs from the embedding table, but config.json says that the two are tied; one is wrong"
             )
         found["head.weight"] = found.get("embedding.weight", torch.empty(0))
         used |= {name for name in tensors if name == "lm_head.weight"}
@@ -170,11 +174,11 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
     unused = [name for name in tensors if name not in used and not name.endswith(family.skipped)]
     if missing:
         raise UserError(
-            f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the file is not whole, or another model's"
+            f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the file is incomplete, or of another model"
         )
     if unused:
         raise UserError(
-            f"weights: {', '.join(unused[:5])} ({len(unused)} in all) have no place in this family; another model's?"
+            f"weights: {', '.join(unused[:5])} ({len(unused)} in all) do not belong to this family; are they of another model?"
         )
     return found
 
@@ -185,7 +189,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file, LARGEST_INDEX)
     except Unreadable as error:
-        raise UserError(f"{file}: is no JSON: {error}; fetch it again") from None
+        raise UserError(f"{file}: is not JSON: {error}; fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: should hold one object; fetch it again")
     return content
@@ -218,7 +222,7 @@ def indexed(index: Path) -> set[str]:
 
 
 def from_gguf(file: Path) -> Any:
-    """transformers' own reader of GGUF; weights come out as float32."""
+    """A GGUF file as a transformers model, with its weights in float32."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a .gguf file, or a folder with config.json and safetensors")
     try:
@@ -230,7 +234,7 @@ def from_gguf(file: Path) -> Any:
             f"{file}: reading GGUF needs transformers, gguf and accelerate; pip install 'archlab[hub]'"
         ) from None
     try:
-        with tempfile.TemporaryDirectory(prefix="archlab-") as alone:  # what else lies beside the file is not looked at
+        with tempfile.TemporaryDirectory(prefix="archlab-") as alone:  # so that no other file of its folder is read
             (Path(alone) / file.name).symlink_to(file.absolute())
             return AutoModelForCausalLM.from_pretrained(
                 alone, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False

@@ -1,4 +1,4 @@
-"""What a config.json says, as overrides."""
+"""Turns the values of a config.json into overrides."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ SCALED = {
 
 ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
                "mscale", "mscale_all_dim", "truncate", "attention_factor")  # fmt: skip
-"""What else stands among them, and is read or holds a value that changes nothing."""
+"""Other fields beside them, which are read or hold a value that changes nothing."""
 
 
 def sizes(
@@ -40,9 +40,9 @@ def llama_sizes(c: Config) -> Words:
 
 
 def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = "max_position_embeddings") -> Words:
-    """RoPE as either of transformers' spellings has it: rope_theta and rope_scaling, which wins, or rope_parameters.
+    """RoPE in either spelling of transformers: rope_theta and rope_scaling, which takes precedence, or rope_parameters.
 
-    `fraction` is the family's default; where that is 1, whole heads are rotated and no field changes it.
+    `fraction` is the family's default; where it is 1, whole heads are rotated and no field changes that.
     """
     entries: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
     kind = entries.get("rope_type", entries.get("type", "default"))
@@ -69,7 +69,7 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
 
 
 def yarn_factor(entries: Mapping[str, Any]) -> float | None:
-    """What DeepSeek's two fields of YaRN come to: (0.1 m ln(factor) + 1) of one over that of the other; None without them."""
+    """The ratio of 0.1 m ln(factor) + 1 at m = mscale and at m = mscale_all_dim, DeepSeek's fields; None without them."""
     both: tuple[Any, Any] = (entries.get("mscale"), entries.get("mscale_all_dim"))
     if not all(both):
         return None
@@ -106,7 +106,7 @@ def table(c: Config, positions: str, offset: int = 0) -> Words:
 
 
 def only(c: Config, **values: Any) -> Words:
-    """Nothing, where these fields hold these values or are not given; UserError elsewhere."""
+    """No overrides. Raises UserError where one of these fields is present and holds another value."""
     for name, value in values.items():
         if c.get(name, value) != value:
             raise unsupported(name, c[name], f"{name}={value}")
@@ -117,5 +117,5 @@ def word(value: object) -> str:
     return str(bool(value)).lower()
 
 
-def unsupported(name: str, given: Any, can: str) -> UserError:
-    return UserError(f"config.json: {name}={str(given)[:60]}: no block of archlab does this; what can be read is {can}")
+def unsupported(name: str, value: Any, can: str) -> UserError:
+    return UserError(f"config.json: {name}={str(value)[:60]}: no block of archlab does this; supported is {can}")

@@ -1,4 +1,4 @@
-"""One row of a family's table: a tensor of theirs and the weights of ours that it holds."""
+"""One row of a family's table: a released tensor and the weights of our decoder that it holds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Join = Callable[[Sequence[Tensor], Any], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` holds `ours`, `split` takes it apart and `join` puts it together; both are also given the sizes.
+    """The tensor `theirs` holds the weights `ours`; `split` separates and `join` combines them; both also get the sizes.
 
-    {} stands for the layer's number, {next} for the number after it and {last} for that of the last layer.
+    {} is the layer's number, {next} the number after it and {last} the number of the last layer.
     """
 
     theirs: str
@@ -25,7 +25,7 @@ class Row:
     join: Join
 
     def in_model(self, n_layers: int) -> Iterator["Row"]:
-        """One row, or one for each layer; a row about the next layer has none for the last."""
+        """One row, or one per layer; a row with {next} is left out for the last layer."""
         repeated = "{next}" in self.theirs or "{}" in self.theirs
         for layer in range(n_layers - ("{next}" in self.theirs) if repeated else 1):
             numbers = {"next": layer + 1, "last": n_layers - 1}
@@ -54,7 +54,7 @@ def norm(theirs: str, ours: str) -> Table:
 
 
 def linear(theirs: str, *ours: str, split: Split = alone, join: Join = only) -> Table:
-    """Weights and biases of a projection, or of several that theirs holds as one."""
+    """Weights and biases of a projection, or of several that the release stores as one."""
     return tuple(
         Row(f"{theirs}.{part}", tuple(f"{name}.{part}" for name in ours), split, join) for part in ("weight", "bias")
     )
@@ -75,7 +75,7 @@ def queries_keys_values(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
 
 
 def by_group(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
-    """For each key-value head its queries, its key and its value; where heads have one each: for each head all three."""
+    """Per key-value head: its queries, its key and its value; where no heads share a key: all three per head."""
     grouped = rearrange(
         tensor,
         "(kv_heads parts head_dim) ... -> kv_heads parts head_dim ...",
@@ -99,18 +99,18 @@ def grouped(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
     return rearrange(torch.cat(parts, dim=1), "kv_heads parts head_dim ... -> (kv_heads parts head_dim) ...")
 
 
-def turned(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+def transposed(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
     """GPT-2 stores a projection's weight as (in, out)."""
     return (tensor.t() if tensor.ndim == 2 else tensor,)
 
 
-def turned_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
-    return turned(tensors[0], sizes)[0].contiguous()
+def transposed_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return transposed(tensors[0], sizes)[0].contiguous()
 
 
-def turned_apart(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
-    return queries_keys_values(turned(tensor, sizes)[0], sizes)
+def split_transposed(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return queries_keys_values(transposed(tensor, sizes)[0], sizes)
 
 
-def turned_together(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
-    return turned_back((stacked(tensors, sizes),), sizes)
+def joined_transposed(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return transposed_back((stacked(tensors, sizes),), sizes)

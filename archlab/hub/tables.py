@@ -1,19 +1,19 @@
-"""Where each family's tensors go: theirs on the left, ours on the right, in files as they were released."""
+"""Where each family's tensors go: names in the released files on the left, ours on the right."""
 
 from archlab.hub.rows import (
     Table,
     by_group,
     grouped,
     halves,
+    joined_transposed,
     linear,
     norm,
     queries_keys_values,
     same,
+    split_transposed,
     stacked,
-    turned,
-    turned_apart,
-    turned_back,
-    turned_together,
+    transposed,
+    transposed_back,
 )
 
 LAYER, ATTENTION = "layers.{}", "layers.{}.mixer"
@@ -71,7 +71,7 @@ def plain(up: str, down: str) -> Table:
 
 
 def megatron(attention: str, mlp: str) -> Table:
-    """As Megatron-LM names a layer's matrices: each head's query, key and value stand together in one."""
+    """A layer's matrices as Megatron-LM names them; one matrix holds each head's query, key and value together."""
     return (
         linear(f"{attention}.query_key_value", *OURS_QKV, split=by_group, join=grouped)
         + linear(f"{attention}.dense", OUT)
@@ -83,10 +83,10 @@ T = "transformer.h.{}"
 GPT2_ROWS = (
     ends("transformer.wte", "transformer.ln_f")
     + same("transformer.wpe.weight", "position.table.weight")
-    + linear(f"{T}.attn.c_attn", *OURS_QKV, split=turned_apart, join=turned_together)
-    + linear(f"{T}.attn.c_proj", OUT, split=turned, join=turned_back)
-    + linear(f"{T}.mlp.c_fc", UP, split=turned, join=turned_back)
-    + linear(f"{T}.mlp.c_proj", DOWN, split=turned, join=turned_back)
+    + linear(f"{T}.attn.c_attn", *OURS_QKV, split=split_transposed, join=joined_transposed)
+    + linear(f"{T}.attn.c_proj", OUT, split=transposed, join=transposed_back)
+    + linear(f"{T}.mlp.c_fc", UP, split=transposed, join=transposed_back)
+    + linear(f"{T}.mlp.c_proj", DOWN, split=transposed, join=transposed_back)
     + of_layers(T, ln_1=FIRST, ln_2=SECOND)
 )
 GPTJ_ROWS = (

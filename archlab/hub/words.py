@@ -1,4 +1,4 @@
-"""What each family's config.json says, as overrides."""
+"""Each family's config.json as overrides."""
 
 from archlab.hub import reading as read
 from archlab.hub.reading import Config, Words
@@ -51,13 +51,13 @@ def capped(c: Config) -> Words:
     return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
 
 
-def turns(c: Config, period: int) -> Words:
-    """Local layers and, last of each period, a global one."""
+def alternating(c: Config, period: int) -> Words:
+    """Local layers, with a global one at the end of each period."""
     expected = [
         "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(c["num_hidden_layers"])
     ]
     if c.get("layer_types", expected) != expected:
-        raise read.unsupported("layer_types", "another order", f"a full_attention layer last of every {period}")
+        raise read.unsupported("layer_types", "another order", f"a full_attention layer at the end of every {period}")
     local = ["mask=window", f"mask.window={c['sliding_window']}"]
     return local + ([f"{at(period)}.mask=causal"] if period <= c["num_hidden_layers"] else [])
 
@@ -68,7 +68,7 @@ def at(period: int) -> str:
 
 
 def gemma2(c: Config) -> Words:
-    return [*without(gemma(c), "residual", "mask"), "residual=sandwich", *turns(c, 2), *capped(c)]
+    return [*without(gemma(c), "residual", "mask"), "residual=sandwich", *alternating(c, 2), *capped(c)]
 
 
 def gemma3(c: Config) -> Words:
@@ -84,7 +84,7 @@ def gemma3(c: Config) -> Words:
     pos = ["pos=rope", f"pos.base={float(local)}"]
     if period <= c["num_hidden_layers"] and base != local:
         pos += [f"{at(period)}.pos=rope", f"{at(period)}.pos.base={float(base)}"]
-    return [*words, "residual=sandwich", *turns(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
+    return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
 
 
 def olmo(c: Config) -> Words:
@@ -157,7 +157,7 @@ def mpt(c: Config) -> Words:
     read.only(attention, alibi=True, clip_qkv=None, qk_ln=False, attn_type="multihead_attention", softmax_scale=None)
     read.only(c, expansion_ratio=4)
     if (heads := c["n_heads"]) & (heads - 1):
-        raise read.unsupported("n_heads", heads, "a power of two, for which ALiBi's slopes here and there are the same")
+        raise read.unsupported("n_heads", heads, "a power of two, for which ALiBi's slopes are those of archlab")
     return [*read.layer_norm(c, shift=False), "residual=pre", "ffn=gelu", "ffn.bias=false", "pos=alibi", "mask=causal",
             *read.sizes(c, "n_layers", "d_model", "n_heads", 4 * c["d_model"]), *read.biases(False, False),
             *read.embedding(c)]  # fmt: skip
@@ -188,13 +188,11 @@ def falcon(c: Config) -> Words:
 
 
 def baichuan(c: Config) -> Words:
-    """Where the configuration has no max_position_embeddings its class is that of the 13B models, which have ALiBi."""
+    """A configuration without max_position_embeddings is of the 13B models, which have ALiBi."""
     words = llama(c)
     if "max_position_embeddings" not in c:
         words = [*without(words, "pos"), "pos=alibi"]
-    return words + (
-        ["head=norm_head"] if "z_loss_weight" in c else []
-    )  # Baichuan 2, whose class alone knows this field
+    return words + (["head=norm_head"] if "z_loss_weight" in c else [])  # only Baichuan 2 has this field
 
 
 def qwen(c: Config) -> Words:

@@ -1,4 +1,4 @@
-"""A decoder made here, as the released family whose blocks it has."""
+"""Writes a decoder made here as the released family whose blocks it has."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,31 +20,31 @@ from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
-"""Families of which transformers has a class, the commonest first."""
+"""Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
                "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
 
 ELSEWHERE = ("dropout", "max_positions", "trained_len")
-"""Fields that change nothing a model computes in evaluation, or that a config.json has under its own rules."""
+"""Fields that do not change what a model computes in evaluation, or that a config.json writes by rules of its own."""
 
 
 def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Tensor], DictConfig]:
-    """A config.json that transformers' own class wrote, the weights that go with it, and the configuration they have.
+    """A config.json that transformers' own class wrote, the weights that go with it, and their configuration.
 
-    A family is chosen by trial: what its config.json reads back as must be these very blocks and sizes. Embeddings
-    that are multiplied by sqrt(d_model) and not tied are written multiplied. Raises UserError where no family fits.
+    Families are tried in turn: a config.json that is read back must give exactly these blocks and sizes. The factor
+    sqrt(d_model) on untied embeddings is multiplied into their table. Raises UserError where no family fits.
     """
     try:
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
     except ImportError:
         raise UserError(
-            "transformers: is not installed, and its classes write config.json; pip install 'archlab[hub]'"
+            "transformers: is not installed, but its classes write config.json; pip install 'archlab[hub]'"
         ) from None
     ours, cfg = unscaled(dict(ours), cfg)
     differences: dict[str, list[str]] = {}
-    transformers.logging.set_verbosity_error()  # what a class thinks of values that are only tried
+    transformers.logging.set_verbosity_error()  # no warnings about values that are only tried
     for kind in TRIED:
         config_class = transformers.CONFIG_MAPPING[kind]
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
@@ -55,7 +55,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
                 differences[kind] = apart
                 continue
             again = compose(*words)
-        except Exception:  # this family cannot say it at all, and each class has a way of its own to refuse
+        except Exception:  # this family cannot express it; each class raises errors of its own
             continue
         if not (differing := list(unlike(cfg, again))):
             architecture = ARCHITECTURES[kind]
@@ -73,7 +73,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
 
 
 def of_another_class(word: str, cfg: DictConfig) -> bool:
-    """Whether an override chooses a block that this configuration plainly does not have: a sign that costs no composing."""
+    """Whether an override chooses a block of another class than this configuration has; checked without composing."""
     group, option = key_of(word), value_of(word)
     return group in BLOCKS and group != "mixer" and class_of(group, option) != cfg[group]["_target_"]
 
@@ -86,7 +86,7 @@ def class_of(group: str, option: str) -> str:
 
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
-    """Without a factor on the embeddings, where it can go into the table."""
+    """Multiplies the embedding table by the factor on the embeddings, where that is possible, and drops the factor."""
     if cfg.embed.scale == "none" or cfg.embed.tied:
         return ours, cfg
     plain = cfg.copy()
@@ -95,7 +95,7 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
-    """What would be read back otherwise, as overrides."""
+    """What would differ when read back, as overrides."""
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
@@ -108,7 +108,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
 
 
 def everything(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration in the words of every family at once; each takes what it knows."""
+    """The configuration under the field names of all families; each class takes the fields it knows."""
     size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
     parallel = "norms" in cfg.residual
     stretched = (pos.get("trained_len") or cfg.train.train_len) * (pos.get("factor") or 2)
@@ -129,7 +129,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
-        "rope_parameters": by_kind(cfg) or rope_parameters(pos, base, fraction),
+        "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
         "rotary_dim": round(fraction * size.head_dim),
         "tie_word_embeddings": cfg.embed.tied,
         "sliding_window": cfg.mask.get("window"),
@@ -143,7 +143,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "logit_scale": cfg.head.get("scale", 1.0),
-        "layer_types": turns(cfg),
+        "layer_types": layer_types(cfg),
         "query_pre_attn_scalar": whole(attn.scale**-2) if attn.scale else size.head_dim,
         "attn_logit_softcapping": attn.softcap,
         "final_logit_softcapping": cfg.head.get("softcap"),
@@ -153,11 +153,11 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
 
 
 OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
-"""Fields whose null says that there is none, where leaving them out would say the default."""
+"""Fields in which null means none; if left out, they would get their class's default."""
 
 
-def turns(cfg: DictConfig) -> list[str] | None:
-    """What each layer attends to, where layers differ in their masks."""
+def layer_types(cfg: DictConfig) -> list[str] | None:
+    """Each layer's type of attention, where layers differ in their masks."""
     names = [plan.mask.name for plan in layer_plans(cfg)]
     if set(names) != {"causal", "window"}:
         return None
@@ -165,13 +165,13 @@ def turns(cfg: DictConfig) -> list[str] | None:
 
 
 def whole(value: float) -> float:
-    """As an integer, where that is what rounding has hidden."""
+    """As an integer, where the value differs from one only by rounding."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
-def by_kind(cfg: DictConfig) -> dict[str, Any] | None:
-    """RoPE's parameters for either kind of layer, where each has a base of its own."""
-    kinds = turns(cfg)
+def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
+    """RoPE's parameters for each type of layer, where their bases differ."""
+    kinds = layer_types(cfg)
     if kinds is None:
         return None
     bases = {kind: plan.pos.node.get("base") for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}

@@ -279,7 +279,9 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
         UserError, match="no released family has all of these blocks.*; nearest is llama, with residual=pre"
     ):
         hub.export(built("size=nano", "residual=deep"), tmp_path / "out")
-    with pytest.raises(UserError, match="made by its class alone; make it by archlab.build"):
+    with pytest.raises(
+        UserError, match="made by calling its class, so its options are not known; make it with archlab.build"
+    ):
         hub.export(make_decoder(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -344,9 +346,9 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     changed(folder, model_type="lama")
     refused(folder, r"model_type=lama: no such family; did you mean llama\? families: llama, mistral")
     changed(folder, model_type="llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1.0})
-    refused(folder, "rope_scaling=longrope: no block of archlab does this; what can be read is one of default, linear")
+    refused(folder, "rope_scaling=longrope: no block of archlab does this; supported is one of default, linear")
     changed(folder, tie_word_embeddings=True, rope_parameters=None)
-    refused(folder, "lm_head.weight: is not the embedding's table, and config.json says that the two are tied")
+    refused(folder, "lm_head.weight: differs from the embedding table, but config.json says that the two are tied")
     changed(folder, tie_word_embeddings=False)
     yarn = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
     changed(folder, rope_parameters=yarn | {"truncate": False})
@@ -356,13 +358,13 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     changed(folder, rope_parameters=None, hidden_act="mish")
     refused(folder, "hidden_act=mish: no block of archlab does this")
     changed(folder, hidden_act="silu", intermediate_size=90)
-    refused(folder, r"model.layers.0.mlp.gate_proj.weight: is \(88, 48\) where config.json asks for \(90, 48\)")
+    refused(folder, r"model.layers.0.mlp.gate_proj.weight: has shape \(88, 48\), but config.json means \(90, 48\)")
     changed(folder, intermediate_size=88, num_hidden_layers=4)
     refused(folder, "layers.3.mixer.q_proj.weight, .* missing")
     changed(folder, num_hidden_layers=2)
-    refused(folder, "model.layers.2.* have no place in this family")
+    refused(folder, "model.layers.2.* do not belong to this family")
     (folder / "config.json").write_text("{")
-    refused(folder, "config.json: is no JSON")
+    refused(folder, "config.json: is not JSON")
     (folder / "config.json").unlink()
     refused(folder, "config.json: no such file")
 
@@ -420,22 +422,22 @@ def test_the_same_weights_under_other_options(folder):
 def test_what_is_no_model_or_no_number_is_answered_in_one_line(folder):
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(UserError, match="Linear: is no model of transformers"):
+    with pytest.raises(UserError, match="Linear: is not a transformers model"):
         hub.from_hf(torch.nn.Linear(2, 2))
     file = folder / "model.safetensors"
     tensors = load_file(file)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
     save_file(tensors, file, metadata={"format": "pt"})
-    refused(folder, "model.norm.weight: holds int32, and weights are floating-point numbers")
+    refused(folder, "model.norm.weight: holds int32, but weights are floating-point numbers")
     changed(folder, rope_parameters="x")
-    refused(folder, "config.json: holds a value of another kind than a llama model's")
+    refused(folder, "config.json: holds a value of the wrong type for a llama model")
 
 
 def test_export_leaves_what_is_there_alone(folder, tmp_path):
     decoder = hub.load(folder)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         hub.export(decoder, folder)
-    with pytest.raises(UserError, match="is no folder; make it first"):
+    with pytest.raises(UserError, match="is not a folder; make it first"):
         hub.export(decoder, tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
 

@@ -78,7 +78,7 @@ CALL = "{_target_: os.mkdir, _args_: [hurt]}"
 @pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("value", [CALL, "${oc.env:HOME}", "16", [16], {"a": 1}, "1 norm=layer"], ids=str)
 def test_a_text_is_no_number_or_flag(key, value, folder):
-    refused(folder, LLAMA | {key: value}, f"another kind than a llama model's: {key}=")
+    refused(folder, LLAMA | {key: value}, f"the wrong type for a llama model: {key}=")
 
 
 @pytest.mark.parametrize("key", ["factor", "rope_theta", "original_max_position_embeddings", "truncate"])
@@ -86,7 +86,7 @@ def test_nor_is_one_within_a_field(key, folder):
     refused(
         folder,
         LLAMA | {"rope_parameters": LLAMA["rope_parameters"] | {key: CALL}},
-        f"another kind than a llama model's: rope_parameters.{key}=",
+        f"the wrong type for a llama model: rope_parameters.{key}=",
     )
 
 
@@ -99,7 +99,7 @@ def test_a_name_is_one_of_those_that_are_known(key, folder):
     ("config", "match"),
     [
         ("[" * 100_000, "deep in each other"), ('{"a":' * 2000 + "1" + "}" * 2000, "deep in each other"), ("[1, 2]", "should hold one object"),
-        ('{"model_type": "llama", "vocab_size": ' + "9" * 5000 + "}", "is no JSON"), (json.dumps(LLAMA | {"hidden_size": 10**9}), "size.d_model=1000000000: should be less than or equal to 1048576"),
+        ('{"model_type": "llama", "vocab_size": ' + "9" * 5000 + "}", "is not JSON"), (json.dumps(LLAMA | {"hidden_size": 10**9}), "size.d_model=1000000000: should be less than or equal to 1048576"),
         (json.dumps(LLAMA | {"hidden_size": 10**9, "intermediate_size": 10**15}), "size.d_model=1000000000: should be less than or equal to 1048576"),
         (json.dumps(LLAMA | {"num_hidden_layers": 10**9}), "size.n_layers=1000000000: should be less than or equal to 1000"),
         (json.dumps(LLAMA | {"rms_norm_eps": float("nan")}), "norm.eps"), (json.dumps(LLAMA | {"num_attention_heads": 0}), "n_heads"),
