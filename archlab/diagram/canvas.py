@@ -1,4 +1,4 @@
-"""SVG, an element at a time."""
+"""Writes SVG, element by element."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +76,7 @@ class Canvas:
         anchor: str = "middle",
         fill: str = INK,
     ) -> None:
-        """One line of words, made smaller where the room is too narrow."""
+        """One line of text, in a smaller size where the room is too narrow."""
         words, size = fitting(printable(words), size, room, bold)
         weight = ' font-weight="bold"' if bold else ""
         self.elements.append(
@@ -85,7 +85,7 @@ class Canvas:
         )
 
     def cells(self, x: float, y: float, side: float, colors: Sequence[Sequence[str]]) -> None:
-        """A table of small squares, one path a colour."""
+        """A table of small squares, one path per colour."""
         paths: dict[str, list[str]] = {}
         for row, line in enumerate(colors):
             for start, length in _runs(line):
@@ -118,7 +118,7 @@ def document(elements: Sequence[str], left: float, top: float, wide: float, high
 
 
 def png(svg: str, zoom: float = 1.5) -> bytes:
-    """An SVG of this module as a PNG, with the same letters on every machine."""
+    """An SVG of this module as a PNG, with the same fonts on every machine."""
     import resvg_py
 
     return bytes(

@@ -1,7 +1,7 @@
 """A model drawn as it is built: `svg(decoder)`, and `side_by_side` of two.
 
-Where norms sit, what is added to what and which gates there are is observed (`trace`), not looked up by name, so a
-block of the user's own is drawn as it is. The picture itself is made in `archlab.diagram.drawing`, which knows no torch.
+Norms, sums and gates are observed in a run of the model (`trace`), not looked up by name, so a block of the user's own
+is drawn as it is. The picture itself is made in `archlab.diagram.drawing`, which does not import torch.
 """
 
 from archlab.diagram import drawing
@@ -12,7 +12,7 @@ __all__ = ["side_by_side", "sketch", "svg"]
 
 
 def svg(decoder: Decoder, title: str = "") -> str:
-    """The block diagram of a decoder, on whatever device, as the text of an SVG file.
+    """The block diagram of a decoder, on any device, as the text of an SVG file.
 
     Raises UserError where a block cannot be run on the meta device.
     """

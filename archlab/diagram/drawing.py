@@ -1,7 +1,7 @@
-"""A sketch of a model -> its block diagram as SVG, read from below upwards as the papers draw it.
+"""A sketch of a model -> its block diagram as SVG, read from bottom to top, as in the papers.
 
-The residual stream is the thick line on the left. What stands on it happens to the stream itself; what stands to its
-right is on an arm that leaves the stream and, where there is a ring with a plus, is added to it.
+The residual stream is the thick line on the left. Boxes on it act on the stream itself; boxes to its right are on an
+arm that leaves the stream and, where there is a ring with a plus, is added to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ def svg(sketch: ModelSketch) -> str:
 
 
 def side_by_side(left: ModelSketch, right: ModelSketch) -> str:
-    """Two drawings in one file, standing on one line."""
+    """Two drawings in one file, aligned at the bottom."""
     (first, wide, top), (second, second_wide, second_top) = _drawn(left), _drawn(right)
     moved = [f'<g class="model" transform="translate({wide:.4g} 0)">', *second.elements, "</g>"]
     highest = min(top, second_top)
@@ -67,7 +67,7 @@ class _Stream:
     """The stream as far as it is drawn: `y` is its upper end."""
 
     def __init__(self, canvas: Canvas, arms: int, room_below: float):
-        """`room_below` is what the layers leave free above the foot, on their side of the stream."""
+        """`room_below` is the height left free between the foot and the layers, to the right of the stream."""
         self.canvas, self.columns, self.room_below = canvas, arms, room_below
         self.y: float = -MARGIN
 
@@ -84,7 +84,7 @@ class _Stream:
         return self.y - 20
 
     def rise(self, by: float, arrow: bool = False) -> None:
-        """The stream goes on upwards."""
+        """Draws the stream further upwards."""
         self.canvas.line([(STREAM, self.y), (STREAM, self.y - by)], THICK, arrow)
         self.y -= by
 
@@ -98,7 +98,7 @@ class _Stream:
             self.y = draw(self.canvas, graph[place].box, STREAM, self.y, STREAM_BOX)
 
     def layers(self, layers: Layers, total: int) -> None:
-        """A frame around one layer, with how many there are of it."""
+        """A frame around one layer, with the number of such layers."""
         self.rise(GAP)
         outside, bottom = self.canvas.elements, self.y
         self.canvas.elements = []
@@ -146,13 +146,11 @@ class _Stream:
             self.canvas.line([(first, fork), (first, fork - 7)], arrow=False)
             fork -= 7
         tops = []
-        for middle, token_positions in zip(middles, join.arms, strict=True):
+        for middle, nodes in zip(middles, join.arms, strict=True):
             start = first if join.shared else STREAM
-            self.canvas.line(
-                [(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, token_positions[0])
-            )
+            self.canvas.line([(start, fork), (middle, fork), (middle, fork - GAP)], arrow=_boxed(residual, nodes[0]))
             with self.canvas.group("arm"):
-                tops.append(self.arm(residual, token_positions, branches, middle, fork - GAP))
+                tops.append(self.arm(residual, nodes, branches, middle, fork - GAP))
         end = min(tops) - GAP
         self.on_stream(residual, join, tap, end)
         ring = join.kept or len(join.arms) > 1
@@ -167,7 +165,7 @@ class _Stream:
             self.y = end - RADIUS
 
     def on_stream(self, residual: Graph, join: DrawnJoin, tap: float, end: float) -> None:
-        """What becomes of the stream beside the arms: it goes on, perhaps through boxes, or it stops."""
+        """The stream beside the arms: it continues, perhaps through boxes, or it ends."""
         if not join.kept:
             return
         self.y, stretch = tap, (tap - end) / (len(join.on_stream) + 1)
@@ -180,14 +178,14 @@ class _Stream:
     def arm(
         self,
         residual: Graph,
-        token_positions: Sequence[int],
+        nodes: Sequence[int],
         branches: dict[str, DrawnBranch],
         middle: float,
         bottom: float,
     ) -> float:
         """The boxes of one arm in order; a branch is drawn with what is inside it."""
         top = bottom
-        for number, place in enumerate(token_positions):
+        for number, place in enumerate(nodes):
             if number:
                 self.canvas.line([(middle, top), (middle, top - GAP)], arrow=_boxed(residual, place))
                 top -= GAP
@@ -211,7 +209,7 @@ class _Stream:
         return top
 
     def graph(self, residual: Graph, branches: Sequence[DrawnBranch]) -> None:
-        """A scheme that is no stream with arms: its own graph, and beside it what the branches hold."""
+        """A scheme that is not a stream with arms: its own graph, and beside it the branches."""
         self.rise(10)
         tap = self.y
         self.canvas.line([(STREAM, tap), (ARMS + ARM / 2, tap), (ARMS + ARM / 2, tap - 6)], arrow=False)
@@ -226,12 +224,12 @@ class _Stream:
 
 
 def _boxed(graph: Graph, place: int) -> bool:
-    """Whether a line ends at this node; into a branch it goes on."""
+    """Whether a line ends at this node with an arrow; into a branch the line continues."""
     return graph[place].box.kind != "branch"
 
 
 def _count(indices: Sequence[int], total: int) -> str:
-    """How many layers are alike, and which where there are others."""
+    """How many layers are alike and, if there are others, which they are."""
     if len(indices) == total:
         return f"{total} layers, each" if total > 1 else "1 layer"
     which = ", ".join(_stretches(indices))

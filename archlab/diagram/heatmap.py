@@ -16,7 +16,7 @@ SHADES = 32
 
 
 def matrices(canvas: Canvas, tables: Sequence[Matrix], left: float, edge: float, across: bool = False) -> float:
-    """Draws them, one below the other from `edge` down, or side by side standing on it; returns how high they are."""
+    """Draws them one below the other from `edge` down, or side by side above `edge`; returns their height."""
     for place, table in enumerate(tables):
         x, y = (left + place * (PANEL + 24), edge - BLOCK) if across else (left, edge + place * BLOCK)
         _matrix(canvas, table, x, y)

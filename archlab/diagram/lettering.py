@@ -1,4 +1,4 @@
-"""How wide words are, and how large they may be written where there is only so much room."""
+"""The width of text, and the size at which it fits into a given room."""
 
 import textwrap
 from functools import cache
@@ -10,7 +10,7 @@ from matplotlib.ft2font import FT2Font
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 REGULAR, BOLD = FONTS / "DejaVuSans.ttf", FONTS / "DejaVuSans-Bold.ttf"
 FAMILY = "DejaVu Sans, Verdana, sans-serif"
-"""Verdana is what browsers have that is as wide."""
+"""Verdana is as wide as DejaVu Sans, and browsers have it."""
 
 
 @cache
@@ -19,7 +19,7 @@ def _font(file: Path) -> FT2Font:
 
 
 def width(words: str, size: float, bold: bool = False) -> float:
-    """In the units of `size`, which is the font's."""
+    """The width of the words, in the units of the font size."""
     font = _font(BOLD if bold else REGULAR)
     font.set_size(100, 72)
     font.set_text(words)
@@ -27,7 +27,7 @@ def width(words: str, size: float, bold: bool = False) -> float:
 
 
 def fitting(words: str, size: float, room: float, bold: bool = False, smallest: float = 8) -> tuple[str, float]:
-    """The words at a size at which they fit; cut short, with an ellipsis, where even the smallest does not."""
+    """The words at a size at which they fit; shortened with an ellipsis where even the smallest does not fit."""
     wide = width(words, size, bold)
     if wide <= room:
         return words, size
@@ -38,6 +38,6 @@ def fitting(words: str, size: float, room: float, bold: bool = False, smallest: 
 
 
 def wrapped(words: str, size: float, room: float, bold: bool = False) -> list[str]:
-    """The words in as many lines as it takes."""
+    """The words in as many lines as they need."""
     letters = int(room / max(width(words, size, bold), 1) * len(words))
     return textwrap.wrap(words, max(letters - 2, 12)) or [""]

@@ -1,4 +1,4 @@
-"""What a mask and a bias are, asked of the blocks' own functions of positions."""
+"""Masks and biases as matrices, computed by the blocks' own functions of positions."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ FARTHEST = 2**20
 def matrices(decoder: Decoder) -> tuple[Matrix, ...]:
     """For each kind of layer its mask, and the bias of the first and the last head where scores have one.
 
-    A bias is left out where its values are not known, which is where its weights have none.
+    A learned bias is left out where its weights have no values.
     """
     pictured = [picture for position, mask in decoder.pairs for picture in of_layer(position, mask)]
     return tuple(dict.fromkeys(pictured))
@@ -47,7 +47,7 @@ def can_attend(mask: Mask, query: Tensor, key: Tensor, prefix_len: int) -> Tenso
 
 
 def stride_of(mask: Mask) -> int:
-    """How many tokens a cell stands for: one, or as many as it takes until some of the past is seen to be masked."""
+    """How many tokens a cell stands for: one, or as many as it takes to show that some of the past is masked."""
     stride = 1
     while stride < FARTHEST:
         query, key = positions(stride)
@@ -68,7 +68,7 @@ def biases(position: Position, query: Tensor, key: Tensor, attended: Tensor) -> 
 
 
 def _bias(table: Tensor, attended: Tensor, head: int, n_heads: int) -> Matrix:
-    """Shares of the way from the smallest bias of a key that is not masked to the largest."""
+    """Biases scaled to [0, 1], from the smallest to the largest one of the keys that are not masked."""
     seen = table[attended]
     low, high = seen.min().item() + 0.0, seen.max().item() + 0.0  # no -0
     shares = ((table - low) / max(high - low, 1e-12)).clamp(0, 1)

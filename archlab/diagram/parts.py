@@ -19,7 +19,7 @@ from archlab.model.decoder import Decoder
 
 
 def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
-    """A decoder, on whatever device, as it is built. Raises UserError where a block of the user's own cannot be run."""
+    """The sketch of a decoder, on any device, as it is built. Raises UserError where a block of the user's own cannot be run."""
     return ModelSketch(title, embedding(decoder), layers(decoder), head(decoder), matrices(decoder))
 
 
@@ -39,7 +39,7 @@ def embedding(decoder: Decoder) -> Graph:
 
 
 def head(decoder: Decoder) -> Graph:
-    """What leads from the stream to logits; what a head does around its table is traced, where it is one thing after another."""
+    """The boxes from the stream to the logits; what a head does around its table is traced, where it is a chain."""
     tied = decoder.head.weight is decoder.embedding.weight
     box = linear(decoder.head, "head")
     box = Box(box.kind, "head, tied" if tied else "head", box.detail, box.path)
@@ -52,7 +52,7 @@ def head(decoder: Decoder) -> Graph:
 
 
 def layers(decoder: Decoder) -> tuple[Layers, ...]:
-    """Layers that are built alike are one entry, in the order in which the first of each comes."""
+    """One entry for all layers that are built alike, ordered by the first layer of each."""
     alike: dict[LayerSketch, list[int]] = {}
     of_kind = {kind: layer_sketch(decoder, decoder.kinds.index(kind)) for kind in dict.fromkeys(decoder.kinds)}
     for index, kind in enumerate(decoder.kinds):
@@ -72,7 +72,7 @@ def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
 
 
 def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Graph:
-    """What it says it does, step by step, or what is observed where it says nothing."""
+    """The steps that a mixer itself lists, or its traced graph where it lists none."""
     steps = part.steps(position, mask)
     if steps is not None:
         return drawn(steps, part, {"position": position, "mask": mask})

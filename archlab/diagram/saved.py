@@ -16,7 +16,7 @@ SKETCH = "sketch.json"
 
 @dataclass(frozen=True)
 class SavedSketch:
-    """What sketch.json holds: a sketch, and which configuration it is of."""
+    """What sketch.json holds: a sketch, and the hash of the configuration it belongs to."""
 
     config_sha256: str
     sketch: ModelSketch
@@ -31,12 +31,12 @@ def write_sketch(directory: Path, sketch: ModelSketch) -> None:
 
 
 def config_of(directory: Path) -> str:
-    """Which configuration a run has, by its file."""
+    """The hash of a run's config.yaml."""
     return hashlib.sha256((directory / "config.yaml").read_bytes()).hexdigest()
 
 
 def read_sketch(directory: Path) -> ModelSketch | None:
-    """The sketch in a run's directory; None where there is none, what is there is none, or it is of another configuration."""
+    """The sketch in a run's directory; None where it is missing, damaged or of another configuration."""
     file = directory / SKETCH
     if not file.is_file():
         return None
@@ -57,5 +57,5 @@ def read_sketch(directory: Path) -> ModelSketch | None:
 
 
 def in_order(graph: Graph) -> bool:
-    """Whether every node reads nodes before it, and there is one that is the result."""
+    """Whether there are nodes, and each reads only nodes before it."""
     return bool(graph) and all(0 <= read < place for place, node in enumerate(graph) for read in node.reads)

@@ -41,7 +41,7 @@ def consumers(graph: Graph) -> list[int]:
 
 @dataclass(frozen=True)
 class DrawnBranch:
-    """What a branch is called, what it is in a few words, and what it does."""
+    """A branch: its name, a short description, and its graph."""
 
     name: str
     summary: str

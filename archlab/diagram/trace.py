@@ -1,7 +1,7 @@
-"""What a module does, observed: it runs once on the meta device, and every operation leaves a node.
+"""What a module does, observed: it runs once on the meta device, and every operation becomes a node.
 
-Parts that are modules of their own are one node each, as are the callables a residual scheme is given. Operations
-that only change how numbers are held (a cast, a copy) leave none, and neither does what changes nothing in
+Parts that are modules of their own are one node each, as are the callables passed to a residual scheme. Operations
+that only change how numbers are stored (a cast, a copy) become no node, nor do operations that change nothing in
 evaluation: an identity, dropout of 0, a norm over nothing, adding 0, multiplying by 1.
 """
 
@@ -71,7 +71,7 @@ class Tracer:
         self.numbers = [(name, value) for name, value in vars(module).items() if isinstance(value, float)]
 
     def name_of(self, number: float) -> str:
-        """The name of the one option of the module that holds this number."""
+        """The name of the module's option that has this value; empty unless exactly one has it."""
         names = [name for name, value in self.numbers if value == number]
         return names[0] if len(names) == 1 else ""
 
@@ -84,16 +84,18 @@ class Tracer:
         self.nodes.append(Node(box, tuple(source.node for source in read)))
         return self.at(like, len(self.nodes) - 1)
 
-    def operation(self, func: Any, out: Any, read: list[Traced], given: list[Any]) -> Any:
-        """What an operation made, as a node of its own."""
+    def operation(self, func: Any, out: Any, read: list[Traced], arguments: list[Any]) -> Any:
+        """The result of an operation, as a node of its own."""
         name = func.__name__.strip("_")
         if name == "linear" and isinstance(out, Tensor):
-            return self.add(Box("op", "linear", path=self.parameters.get(id(given[1]), "computed")), read, out)
+            return self.add(Box("op", "linear", path=self.parameters.get(id(arguments[1]), "computed")), read, out)
         if isinstance(out, (tuple, list)):
-            return type(out)(self.operation(func, item, read, given) for item in out)
+            return type(out)(self.operation(func, item, read, arguments) for item in out)
         if not isinstance(out, Tensor):
             return out
-        others = [value for value in given if isinstance(value, (int, float, Tensor)) and not isinstance(value, Traced)]
+        others = [
+            value for value in arguments if isinstance(value, (int, float, Tensor)) and not isinstance(value, Traced)
+        ]
         if name in KEEPS and len(read) == 1:
             return self.at(out.view_as(out), read[0].node)
         box = self.arithmetic(name.removeprefix("i").removeprefix("r"), others, len(read)) or Box("op", name)
@@ -110,14 +112,14 @@ class Tracer:
         value = others[0]
         if name == "mul" and not isinstance(value, Tensor):
             return scale(value, self.name_of(value))
-        named = self.parameters.get(id(value), "tensor") if isinstance(value, Tensor) else f"{value:.4g}"
+        operand = self.parameters.get(id(value), "tensor") if isinstance(value, Tensor) else f"{value:.4g}"
         signs = {"mul": ("scale", "×"), "div": ("scale", "/"), "truediv": ("scale", "/"), "add": ("op", "+")}
         kind, sign = signs.get(name, ("", ""))
-        return Box(kind, f"{sign} {named}") if kind else None
+        return Box(kind, f"{sign} {operand}") if kind else None
 
 
 class OperationRecorder(nn.Module):
-    """Stands where a part stood, and records that it was called."""
+    """Replaces a part, and records each call of it."""
 
     def __init__(self, part: Callable[..., Tensor], box: Box | None):
         super().__init__()
@@ -143,7 +145,7 @@ def branch(part: Block, d_model: int, path: str, *context: Any) -> Graph:
 
 
 def head(module: Head, box: Box) -> Graph:
-    """What a head does to its input; `box` stands for the product with its table, changed before use or not."""
+    """What a head does to its input; `box` is the product with its table, whether the table is changed before use or not."""
     changed = replace(box, label=f"{box.label}, rows changed")
     graph = _graph(module, module.in_features, "head")
     table = next(
@@ -175,7 +177,7 @@ def _graph(
 
 
 def _record_parts(module: nn.Module, path: str, known: dict[int, OperationRecorder]) -> None:
-    """Puts recorders in the places of a module's parts: its norms, and whatever has no parts of its own."""
+    """Replaces parts of a module by recorders: its norms, and every part that has no parts of its own."""
     for name, part in list(module.named_children()):
         inside = f"{path}.{name}"
         if isinstance(part, CONTAINERS) or (list(part.children()) and not isinstance(part, Norm)):

@@ -8,10 +8,10 @@ from archlab.diagram.sketch import Graph, consumers
 
 @dataclass(frozen=True)
 class DrawnJoin:
-    """A sum. Each arm reads the stream, after what all of them share, and is added to it.
+    """A sum. Each arm reads the stream, after the nodes that all arms share, and is added to it.
 
     `on_stream` is what happens to the stream itself on its way to the sum, such as a multiplication; `kept` is False
-    where the stream is no part of the sum. All are nodes, in the order in which they are computed.
+    where the stream is not part of the sum. All are nodes, in the order in which they are computed.
     """
 
     shared: tuple[int, ...]
@@ -25,7 +25,7 @@ Step = int | DrawnJoin
 
 
 def along_the_stream(graph: Graph) -> list[Step] | None:
-    """The scheme's steps in order, or None where it is no stream with arms, such as a mixture of several streams."""
+    """The scheme's steps in order, or None where it is not a stream with arms, such as a mixture of several streams."""
     steps: list[Step] = []
     node = len(graph) - 1
     while node:
@@ -63,7 +63,7 @@ def _part(graph: Graph, node: int) -> tuple[DrawnJoin, int] | None:
 
 
 def _terms(graph: Graph, node: int) -> Iterator[int]:
-    """What a sum adds up, sums inside it that serve nothing else included."""
+    """The terms of a sum, including those of sums inside it that nothing else reads."""
     for place in graph[node].reads:
         if graph[place].box.kind == "add" and consumers(graph)[place] == 1:
             yield from _terms(graph, place)
@@ -82,7 +82,7 @@ def _down(graph: Graph, node: int) -> tuple[int, tuple[int, ...]]:
 
 
 def _between(graph: Graph, low: int, high: int) -> tuple[int, ...] | None:
-    """The nodes from one up to another, without the lower; None where the way forks."""
+    """The nodes above `low` up to and including `high`; None where the way forks."""
     way: list[int] = []
     while high != low:
         if len(graph[high].reads) != 1:

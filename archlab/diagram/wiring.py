@@ -1,4 +1,4 @@
-"""A graph of boxes drawn from below upwards, each box above what it reads."""
+"""A graph of boxes drawn from bottom to top, each box above what it reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ COLORS = {
 PLAIN = ("#FFFFFF", GREY)
 
 Span = tuple[float, float]
-"""From where to where across the room there is, as shares of it."""
+"""The left and the right edge, as shares of the width that there is."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node stands: across, and on which row, counted from the entry's 0."""
+    """Where a node stands: its left and right edge, and its row, counted from 0 at the entry."""
 
     span: Span
     row: int
@@ -44,13 +44,13 @@ def height(box: Box) -> float:
     return 35 if box.detail else 22
 
 
-def token_positions(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
-    """Where each node stands, and the lines: from which node, to which, and how far across the line runs.
+def places(graph: Graph) -> tuple[list[Place], list[tuple[int, int, float]]]:
+    """Where each node stands, and the lines: the node it starts from, the node it leads to, and its distance across.
 
-    A node with several lines upwards has its width divided between them; a node is as wide as the lines that reach it,
-    so every line runs straight up in a lane of its own.
+    A node divides its width between the lines that leave it, and is as wide as the lines that reach it, so every line
+    runs straight up in a lane of its own.
     """
-    read, given = consumers(graph), [0] * len(graph)
+    read, used = consumers(graph), [0] * len(graph)
     found = [Place((0.0, 1.0), 0)]
     lanes: list[tuple[int, int, float]] = []
     for reader in range(1, len(graph)):
@@ -58,17 +58,17 @@ def token_positions(graph: Graph) -> tuple[list[Place], list[tuple[int, int, flo
         for source in graph[reader].reads:
             left, right = found[source].span
             lane = (right - left) / read[source]
-            spans.append((left + lane * given[source], left + lane * (given[source] + 1)))
+            spans.append((left + lane * used[source], left + lane * (used[source] + 1)))
             lanes.append((source, reader, sum(spans[-1]) / 2))
-            given[source] += 1
+            used[source] += 1
         across = min(left for left, _ in spans), max(right for _, right in spans)
         found.append(Place(across, 1 + max(found[source].row for source in graph[reader].reads)))
     return found, lanes
 
 
 def stack(canvas: Canvas, graph: Graph, left: float, bottom: float, wide: float) -> float:
-    """Draws the graph in so wide a room, its entry at the bottom; returns where it ends, at the top."""
-    found, lanes = token_positions(graph)
+    """Draws the graph `wide` across, with its entry at the bottom; returns where it ends, at the top."""
+    found, lanes = places(graph)
     rows = [0.0] * (1 + max(place.row for place in found))
     for node, place in zip(graph[1:], found[1:], strict=True):
         rows[place.row] = max(rows[place.row], height(node.box))
@@ -91,7 +91,7 @@ def stack(canvas: Canvas, graph: Graph, left: float, bottom: float, wide: float)
 
 
 def _way(x: float, y: float, to_x: float, to_y: float) -> list[tuple[float, float]]:
-    """Up, across where need be, and up."""
+    """A line that goes up, across where needed, and up."""
     return [(x, y), (to_x, to_y)] if abs(x - to_x) < 0.1 else [(x, y), (x, y - 6), (to_x, y - 6), (to_x, to_y)]
 
 
@@ -110,7 +110,7 @@ def draw(canvas: Canvas, box: Box, middle: float, bottom: float, wide: float) ->
 
 
 def column(canvas: Canvas, boxes: Sequence[Box], middle: float, bottom: float, wide: float) -> float:
-    """Boxes one above the other with arrows between them; the line into the first is the caller's."""
+    """Boxes one above the other with arrows between them; the caller draws the line into the first."""
     top = bottom
     for place, box in enumerate(boxes):
         if place:

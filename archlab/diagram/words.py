@@ -1,4 +1,4 @@
-"""What parts are called in a drawing, read from the parts as they were built."""
+"""The names of parts in a drawing, read from the parts as they were built."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ ACTIVATIONS = "torch.nn.modules.activation"
 
 
 def box_of(part: nn.Module, path: str) -> Box | None:
-    """A part as a box, or None where it leaves what it gets as it is."""
+    """A part as a box, or None where it returns its input unchanged."""
     name = type(part).__name__
     match part:
         case nn.Identity():
@@ -29,7 +29,7 @@ def box_of(part: nn.Module, path: str) -> Box | None:
 
 
 def linear(part: nn.Linear, path: str, out: str = "") -> Box:
-    """Its name in the model, and its widths; `out` writes the second another way."""
+    """Its name in the model, and its widths; `out`, if any, is written in place of the second."""
     bias = " + bias" if part.bias is not None else ""
     return Box("linear", path.rpartition(".")[2], f"{part.in_features} → {out or part.out_features}{bias}", path)
 
@@ -40,15 +40,15 @@ def scale(factor: float, name: str = "") -> Box:
 
 
 def details(part: nn.Module) -> str:
-    """The numbers and words a part was built with, as far as it keeps them under their own names."""
+    """The numbers and texts that a part was built with, as far as it keeps them as attributes."""
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in vars(part).items()
-        if _tells(name, value)
+        if _is_shown(name, value)
     )
 
 
-def _tells(name: str, value: Any) -> bool:
+def _is_shown(name: str, value: Any) -> bool:
     return (
         not name.startswith("_") and name != "training" and value is not False and isinstance(value, (int, float, str))
     )
