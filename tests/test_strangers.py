@@ -279,7 +279,7 @@ def test_a_word_that_names_a_class_is_refused(word, hurtful, capsys):
     ):
         status, _, err = said(words, capsys)
         assert status == 2 and err.count("\n") == 1 and not (hurtful.parent / "hurt").exists()
-        assert "says what class to make, which only an option's own file does" in err
+        assert "names the class to make, which only an option's own file may do" in err
 
 
 def test_a_name_with_the_same_letters_is_none(copied):

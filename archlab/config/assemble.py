@@ -23,7 +23,7 @@ MADE_FROM = "made_from"
 
 @contextmanager
 def in_the_users_words() -> Iterator[None]:
-    """Hydra wraps what a constructor raises; a UserError comes out of this as it was raised."""
+    """Hydra wraps a constructor's exception in its own; inside this, a UserError is raised unwrapped."""
     try:
         yield
     except InstantiationException as error:
@@ -54,7 +54,7 @@ def assemble(cfg: DictConfig) -> Decoder:
 
 
 def by_options(message: str, cfg: DictConfig) -> str:
-    """A block's refusal with what it calls by its class, norm=BatchNorm, called as the user does, norm=batch."""
+    """A block's error line with each block named by its option, norm=batch, instead of its class, norm=BatchNorm."""
     for group in BLOCKS:
         name = cfg[group]["_target_"].rpartition(".")[2]
         message = re.sub(rf"(?<![\w.]){group}={name}\b", f"{group}={option(cfg, group)}", message)
@@ -62,7 +62,7 @@ def by_options(message: str, cfg: DictConfig) -> str:
 
 
 def makers(cfg: DictConfig) -> list[LayerParts]:
-    """What each layer is made of; layers of the same choice have the same maker."""
+    """The parts of each layer; layers with the same choice get the same constructor."""
     plans, made = layer_plans(cfg), {}
     for plan in plans:
         for choice in (getattr(plan, group) for group in IN_LAYERS):
@@ -77,10 +77,10 @@ def makers(cfg: DictConfig) -> list[LayerParts]:
 
 
 class NothingDrawn(TorchFunctionMode):
-    """Inside, no initial weight is drawn.
+    """Inside, no initial weights are drawn.
 
-    On the meta device there is no number to set, and there torch writes a draw out in Python, for which it imports its
-    compiler: a second, for nothing.
+    On the meta device there are no numbers to set, yet for a draw torch runs Python code that imports its compiler,
+    which takes a second.
     """
 
     DRAWS = (Tensor.normal_, Tensor.uniform_)
@@ -95,7 +95,7 @@ class NothingDrawn(TorchFunctionMode):
 
 
 def assemble_without_weights(cfg: DictConfig) -> Decoder:
-    """The same on the meta device: every module and shape, no memory."""
+    """The same decoder on the meta device: every module and shape, no memory."""
     try:
         with torch.device("meta"), NothingDrawn():
             return assemble(cfg)
@@ -116,7 +116,7 @@ def build(cfg: DictConfig) -> Decoder:
 
 
 def settle_size(cfg: DictConfig) -> None:
-    """Replaces what the size leaves to a rule by the number the rule gives."""
+    """Replaces sizes that are left to a rule by the rule's number."""
     size = cfg.size
     size.n_kv_heads = kv_heads(cfg)
     size.head_dim = head_dim(cfg)
@@ -128,7 +128,7 @@ def kv_heads(cfg: DictConfig) -> int:
 
 
 def kv_heads_of(node: Mapping[str, Any], name: str, n_heads: int, asked: int | None) -> int:
-    """As many as were asked for, if the mixer admits them, or as many as it has by itself."""
+    """The requested number of key-value heads, if the mixer admits it; without a request, the mixer's default."""
     default = default_kv_heads(node, n_heads)
     if asked is not None and not locate("mixer", node["_target_"]).admits(n_heads, asked):
         raise UserError(

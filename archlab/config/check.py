@@ -1,6 +1,6 @@
 """Whether a configuration can be run: types first, then what goes together.
 
-Every refusal is one line that names the field, what was given, why it cannot be and what can.
+Every error is one line that names the field, its value, why it is refused and what to use instead.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from archlab.records.loggers import check_installed
 from archlab.train.settings import TrainSettings
 
 MOST_TOKENS = 2**28
-"""That can be held together, in a step or in a sequence."""
+"""The largest number of tokens in one step or in one sequence."""
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
 GROUPS = (*BLOCKS, "init", "size", "data")
@@ -102,10 +102,10 @@ def check_types(cfg: DictConfig) -> None:
 
 
 def check_block(group: str, node: Any) -> None:
-    """Holds a block's class to its kind and its options to the class's constructor."""
+    """Checks a block's class against its kind, and its options against the class's constructor."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(
-            f"{group}: an option of it is a yaml with a _target_, the class to make, such as _target_: mine.Mine"
+            f"{group}: the yaml of an option needs a _target_, the class to make, such as _target_: mine.Mine"
         )
     if group in BLOCKS and node.get("_partial_") is not True:
         raise UserError(
@@ -114,13 +114,13 @@ def check_block(group: str, node: Any) -> None:
     kind, block = KINDS[group], locate(group, node["_target_"])
     if not (inspect.isclass(block) and issubclass(block, kind)):
         raise UserError(
-            f"{group}._target_={node['_target_']}: is no {kind.__name__}; derive it from {kind.__module__}.{kind.__name__}"
+            f"{group}._target_={node['_target_']}: is not a {kind.__name__}; derive it from {kind.__module__}.{kind.__name__}"
         )
     check_options(group, node, block)
 
 
 def check_options(path: str, node: Mapping[str, Any], block: type[Any]) -> None:
-    """Holds options to the class's constructor, and those of blocks within it to theirs."""
+    """Checks options against the class's constructor, and those of blocks within it against theirs."""
     takes = inspect.signature(block).parameters
     for name in node:
         if name not in takes and not name.startswith("_"):
@@ -152,14 +152,14 @@ def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         try:
             TypeAdapter(hint).validate_python(value, strict=True)
         except PydanticUserError:
-            continue  # a hint that speaks of objects, such as a tensor, which no configuration file can hold
+            continue  # the type of an object such as a tensor, which no configuration file can hold
         except ValidationError as error:
             where, shown = f"{path}.{name}" if path else name, "null" if value is None else shortened(str(value))
             raise UserError(f"{where}={shown}: {wanted(value, error)}") from None
 
 
 def wanted(value: Any, error: ValidationError) -> str:
-    """What a value should have been; of a NaN or an infinity no bound is the reason."""
+    """What a value should have been; a NaN or an infinity should be finite, whatever its bounds."""
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "should be a finite number"
@@ -172,9 +172,9 @@ def wanted(value: Any, error: ValidationError) -> str:
 
 
 def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
-    """Raises UserError where options that are each fine cannot go together, or one leaves another without effect.
+    """Raises UserError where options are valid alone but not together, or one leaves another without effect.
 
-    `explicit` holds the dotted names of the options that were asked for, as opposed to those that stand by default.
+    `explicit` holds the dotted names of the options that were set, as opposed to defaults.
     """
     check_leaks(cfg)
     check_norms(cfg, explicit)
@@ -193,7 +193,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
 
 
 def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
-    """Refuses what says how scores are kept in memory, asked for where no mixer has any."""
+    """Refuses options about how scores are kept in memory where no mixer has scores."""
     about_scores = (("attention", "flash"), ("checkpointing", "selective"))
     asked = [
         f"{name}={value}" for name, value in about_scores if f"memory.{name}" in explicit and cfg.memory[name] == value
@@ -206,11 +206,11 @@ def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -
 
 
 def without_effect(cfg: DictConfig) -> Iterator[str]:
-    """What a run's options leave without effect, though it is no mistake: a preset's window is meant for longer texts."""
+    """Options without effect in this run that are not a mistake: a preset's window is meant for longer texts."""
     window, longest = cfg.mask.get("window"), cfg.train.train_len * max(cfg.eval.lengths)
     if isinstance(window, int) and window >= longest:
         yield (
-            f"mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens; use a smaller"
+            f"mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
             " window, or longer eval.lengths"
         )
 
@@ -220,7 +220,7 @@ def target(cfg: DictConfig, group: str) -> Any:
 
 
 def option(cfg: DictConfig, group: str) -> str:
-    """How the user calls the option chosen for a group."""
+    """The name of the option chosen for a group."""
     return cfg.get("choices", {}).get(group, cfg[group]["_target_"])
 
 
@@ -275,8 +275,8 @@ def check_position(cfg: DictConfig, limit: int | None) -> None:
 def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:
     if any(position.looks_ahead and not (mask.bidirectional or mask.uses_prefix) for position, mask in decoder.pairs):
         raise UserError(
-            f"pos.bidirectional=true: under mask={option(cfg, 'mask')} nothing ahead is attended to, so what is for it would"
-            " never be used; leave it out, or use mask=prefix or full"
+            f"pos.bidirectional=true: under mask={option(cfg, 'mask')} no query attends to a key ahead of it, so the weights for"
+            " such keys would never be used; leave it out, or use mask=prefix or full"
         )
 
 
@@ -284,13 +284,13 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     marks_its_own = "prefix" not in cfg.data
     if target(cfg, "mask").uses_prefix and not target(cfg, "data").marks_prefix:
         raise UserError(
-            f"mask={option(cfg, 'mask')}: data={option(cfg, 'data')} has no prefix to read in both directions; use mask=full"
+            f"mask={option(cfg, 'mask')}: data={option(cfg, 'data')} has no prefix to attend to in both directions; use mask=full"
             " or causal"
         )
     if target(cfg, "mask").bidirectional and cfg.data.get("varied"):
         raise UserError(
-            "data.varied=true: mask=full scores the last target alone, and where problems vary in size that is mostly"
-            " padding; use data.varied=false, or another mask"
+            "data.varied=true: mask=full scores only the last target, which is mostly padding where problems vary in"
+            " size; use data.varied=false, or another mask"
         )
     if marks_its_own:
         if "prefix" in explicit and cfg.prefix is not None:
@@ -299,14 +299,14 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     if cfg.prefix is None:
         if target(cfg, "mask").uses_prefix:
             raise UserError(
-                "prefix=null: mask=prefix needs a prefix to read in both directions; give two shares, such as [0.25,0.75]"
+                "prefix=null: mask=prefix needs a prefix to attend to in both directions; give two shares, such as [0.25,0.75]"
             )
         return
     if len(cfg.prefix) != 2 or not 0 <= cfg.prefix[0] <= cfg.prefix[1] < 1:
         raise UserError(f"prefix={list(cfg.prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")
     if target(cfg, "mask").bidirectional:
         raise UserError(
-            f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores the last target alone; leave it out"
+            f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores only the last target; leave it out"
         )
 
 
@@ -322,12 +322,12 @@ def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:
 def check_budget(cfg: DictConfig, explicit: Collection[str]) -> None:
     asked = [
         name
-        for name, given in {
+        for name, is_set in {
             "train.steps": "train.steps" in explicit,
             "train.tokens": cfg.train.tokens is not None,
             "budget": cfg.budget is not None,
         }.items()
-        if given
+        if is_set
     ]
     if len(asked) > 1:
         raise UserError(
@@ -350,7 +350,7 @@ def check_training(cfg: DictConfig) -> None:
     train = cfg.train
     if train.batch_size * train.train_len > MOST_TOKENS:
         raise UserError(
-            f"train.batch_size={train.batch_size}: of train.train_len={train.train_len} tokens each are more than a step can"
+            f"train.batch_size={train.batch_size}: sequences of train.train_len={train.train_len} tokens are more than a step can"
             f" hold; use at most {MOST_TOKENS // train.train_len}"
         )
     if train.batch_size % train.accumulate:
@@ -394,7 +394,7 @@ def check_evaluation(cfg: DictConfig) -> None:
         )
     if evaluation.protocol == "sliding" and "prefix" not in cfg.data:
         raise UserError(
-            f"eval.protocol=sliding: data={option(cfg, 'data')} makes each sequence whole, so there is nothing to slide"
+            f"eval.protocol=sliding: data={option(cfg, 'data')} generates whole sequences, so there is nothing to slide"
             " over; use disjoint"
         )
     if evaluation.protocol == "sliding" and cfg.prefix is not None:

@@ -1,4 +1,4 @@
-"""From what a user typed to a configuration that can be run."""
+"""Makes what a user typed into a configuration that can be run."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from archlab.config.plan import Plan, layer_plans
 
 @checked
 def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
-    """The configuration these overrides ask for, checked and settled; each is spelt as on the command line.
+    """The checked and settled configuration of these overrides, which are spelt as on the command line.
 
     `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
     """
@@ -38,12 +38,14 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
 @checked
 def configuration(*what: str | DictConfig, config_dir: str | Path | None = None) -> DictConfig:
-    """One configuration as it is, or what overrides ask for. Raises UserError."""
+    """One configuration unchanged, or the configuration of overrides. Raises UserError."""
     if len(what) == 1 and isinstance(what[0], DictConfig):
         return what[0]
     words = [word for word in what if isinstance(word, str)]
     if len(words) < len(what):
-        raise UserError("a configuration stands alone; give it by itself, or overrides")
+        raise UserError(
+            "a configuration cannot be combined with others or with overrides; give one configuration, or overrides"
+        )
     refuse_twice(words)
     return compose(*words, config_dir=config_dir)
 
@@ -61,14 +63,14 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
         for override in parsed:
             if override.is_interval_sweep():
                 raise UserError(
-                    f"{override.input_line}: an interval has no end of values; name them, as in 1,2,3 or range(1,4)"
+                    f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
                 )
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [plan_of(job, own) for job in jobs]
 
 
 def options_within(own: Sequence[Path]) -> ConfigLoader:
-    """What lists the options of a group, the user's own among them, for a sweep such as norm=glob(*)."""
+    """A loader that lists the options of a group, including the user's own, for a sweep such as norm=glob(*)."""
     searched = create_config_search_path(str(conf_dir()))
     for folder in own:
         searched.append("command-line", f"file://{folder.absolute()}")
@@ -76,21 +78,21 @@ def options_within(own: Sequence[Path]) -> ConfigLoader:
 
 
 def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
-    """Of normalised overrides without a sweep."""
+    """The plan of normalised overrides without a sweep."""
     whole = by_hydra(words, own)
     cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
     return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
 
 
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
-    """What Hydra makes of these overrides, nothing checked or settled yet, and the overrides as it takes them."""
+    """What Hydra composes from these overrides, not yet checked or settled, and the overrides in Hydra's spelling."""
     own = [Path(config_dir)] if config_dir else []
     words = normalise(overrides, own)
     return by_hydra(words, own), words
 
 
 def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
-    """What Hydra composes of normalised overrides, its own settings with it."""
+    """What Hydra composes from normalised overrides, including its own settings."""
     searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
     GlobalHydra.instance().clear()
     with in_one_line(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -99,7 +101,7 @@ def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Inside, Hydra's complaints come out in one line."""
+    """Inside, Hydra's errors become UserErrors of one line."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -109,9 +111,9 @@ def in_one_line() -> Iterator[None]:
 def finish(
     cfg: DictConfig, choices: Mapping[str, str], explicit: Collection[str] = (), own: Sequence[Path] = ()
 ) -> DictConfig:
-    """Checks a composed configuration and settles what it leaves to rules; the result holds no reference.
+    """Checks a composed configuration and settles what it leaves to rules; the result holds no references.
 
-    `choices` says which option of each group was chosen, `explicit` which options were asked for by name, `own` are the
+    `choices` says which option of each group was chosen, `explicit` which options were set by name, `own` are the
     folders of the user's own options. Raises UserError.
     """
     from archlab.config.assemble import assemble_without_weights, settle_size
@@ -143,11 +145,11 @@ def finish(
 
 
 def default_blocks(cfg: DictConfig) -> DictConfig:
-    """The blocks of the defaults list, in the setting of this configuration."""
+    """The blocks of the defaults list, with their references resolved in this configuration."""
     known = Known.within(())
     files = {group: conf_dir() / group / f"{option}.yaml" for group, option in known.listed.items()}
     blocks = OmegaConf.merge(cfg, {group: {} for group in files})
-    assert isinstance(blocks, DictConfig)  # as whatever is merged into one
+    assert isinstance(blocks, DictConfig)  # as the result of merging into a DictConfig
     with open_dict(blocks):
         for group, file in files.items():
             blocks[group] = OmegaConf.load(file)
@@ -156,5 +158,5 @@ def default_blocks(cfg: DictConfig) -> DictConfig:
 
 
 def asked_for(words: Collection[str]) -> set[str]:
-    """The dotted names of the options that normalised overrides set."""
+    """The dotted names of the options that these normalised overrides set."""
     return {key_of(word) for word in words}

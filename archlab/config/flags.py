@@ -42,7 +42,7 @@ FLAGS = (
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags, written out in full with their values, and the other words, wherever they stood."""
+    """The flags, in their long form and with their values, and the other words; both may come in any order."""
     flags, words, queue = [], [], deque(arguments)
     given: dict[str, str] = {}
     while queue:

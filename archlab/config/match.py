@@ -1,6 +1,6 @@
-"""A fair fight: every arm as large, or as costly, as the default blocks are at the same size.
+"""Matched arms: each has as many parameters, or FLOPs, as the default blocks have at the same size.
 
-What gives is the feed-forward network's hidden width, since a step of it is the smallest one a model's size can take.
+The hidden width of the feed-forward network is what changes, since it allows the smallest steps in a model's size.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from archlab.cost.describe import count_parameters
 from archlab.cost.measure import forward_flops_per_token
 
 TOLERANCE = 0.005
-"""Of the reference. Two arms each this near to it are within 1% of each other."""
+"""A share of the reference. Two arms that are each this close to it are within 1% of each other."""
 
 ROUND = 8
-"""A multiple of this is taken where one is near enough: matrix products like it."""
+"""A multiple of this is preferred where one is close enough, since matrix products are then faster."""
 
 
 def settle_match(cfg: DictConfig, default_blocks: DictConfig) -> None:
-    """Sets size.d_ff so that the model agrees with one of `default_blocks` in parameters or FLOPs, and says so in `matched`.
+    """Sets size.d_ff so that parameters or FLOPs match those with `default_blocks`, and records it in `matched`.
 
-    `default_blocks` holds a block's configuration for each group. Raises UserError where no width agrees within 0.5%.
+    `default_blocks` holds a block's configuration for each group. Raises UserError where no width matches within 0.5%.
     """
     count = COUNTS[cfg.match]
     wanted = count(reference(cfg, default_blocks))
@@ -35,7 +35,7 @@ def settle_match(cfg: DictConfig, default_blocks: DictConfig) -> None:
 
 
 def reference(cfg: DictConfig, default_blocks: DictConfig) -> DictConfig:
-    """The same configuration with the default blocks, and with the width they would have had."""
+    """The same configuration with the default blocks and their default width."""
     plain = cfg.copy()
     with open_dict(plain):
         for group in BLOCKS:
@@ -47,7 +47,7 @@ def reference(cfg: DictConfig, default_blocks: DictConfig) -> DictConfig:
 
 
 def width(cfg: DictConfig, count: Callable[[DictConfig], float], wanted: float) -> int:
-    """The d_ff at which `count`, which is linear in it, comes nearest to what is wanted."""
+    """The d_ff at which `count`, which is linear in it, comes closest to `wanted`."""
     first, second = (count(at_width(cfg, d_ff)) for d_ff in (ROUND, 2 * ROUND))
     exact = ROUND + ROUND * (wanted - first) / (second - first)
     for d_ff in (ROUND * round(exact / ROUND), round(exact)):
@@ -77,7 +77,7 @@ COUNTS: dict[str, Callable[[DictConfig], float]] = {"params": parameters, "flops
 
 
 def describe_match(matched: DictConfig) -> str:
-    """What was changed, in a line."""
+    """What was changed, in one line."""
     plain = plain_dict(matched)
     unit = {"params": "parameters", "flops": "FLOPs per token"}[plain["to"]]
     return f"size.d_ff {plain['d_ff_before']} → {plain['d_ff']}, to match {plain['reference']:,.0f} {unit} of the default blocks"

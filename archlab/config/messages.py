@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say in several lines, in one."""
+"""Error messages of Hydra and OmegaConf, made into one line each."""
 
 import yaml
 from hydra.errors import (
@@ -23,7 +23,7 @@ from archlab.base.words import key_of, value_of
 
 
 def explain(error: Exception) -> UserError:
-    """What Hydra or OmegaConf says in several lines, in one."""
+    """An error of Hydra or OmegaConf as a UserError of one line."""
     cause = error.__cause__
     match error:
         case UserError():
@@ -50,7 +50,7 @@ def explain(error: Exception) -> UserError:
         case InterpolationKeyError():
             where = f"{error.full_key}: " if error.full_key else ""
             name = str(error).partition("'")[2].partition("'")[0]
-            return UserError(f"{where}${{{name}}} refers to nothing; between the braces goes a field, as in ${{seed}}")
+            return UserError(f"{where}${{{name}}} refers to nothing; put a field between the braces, as in ${{seed}}")
         case OmegaConfBaseException():
             where = f"{error.full_key}: " if error.full_key else ""
             return UserError(where + one_line(str(error).partition("full_key:")[0]))
@@ -63,7 +63,7 @@ def explain(error: Exception) -> UserError:
 def _sweep(word: str) -> str:
     key, value = key_of(word), value_of(word)
     plain = value if "(" not in value else "..."
-    return f"{word}: several values are several runs, which -m asks for; a list is written {key}=[{plain}]"
+    return f"{word}: several values mean several runs, which need -m; a list is written {key}=[{plain}]"
 
 
 def _no_such_field(error: OmegaConfBaseException) -> UserError:

@@ -1,8 +1,8 @@
-"""What is typed after `archlab`, made into what Hydra takes, and refused in one line where it means nothing.
+"""Translates what is typed after `archlab` into Hydra's spelling, and refuses unknown names in one line.
 
-Hydra 1.3 asks the user to know which groups stand in the defaults list: `norm=rms` for those, `+preset=modern` for
-the others, and a misspelt `+nrom=rms` quietly becomes a new field. Here every spelling of a real name means the same
-and an unreal one is an error, for the command line and for `archlab.config.compose.compose` alike.
+With Hydra 1.3 the user must know which groups are in the defaults list: `norm=rms` for those, `+preset=modern` for
+the others; and a misspelt `+nrom=rms` quietly becomes a new field. Here every spelling of a known name means the same
+and an unknown name is an error, for the command line and for `archlab.config.compose.compose` alike.
 """
 
 import re
@@ -39,9 +39,9 @@ def conf_dir() -> Path:
 
 
 def option_node(group: str, option: str, folders: Sequence[Path]) -> DictConfig | None:
-    """What an option's file says of its group, references unresolved; None where no folder has the file.
+    """What an option's file sets in its group, references unresolved; None where no folder has the file.
 
-    An option may speak of the whole configuration; of that the group's own part is taken.
+    A file may set fields of the whole configuration; then only the group's own part is returned.
     """
     file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
     if file is None:
@@ -51,19 +51,19 @@ def option_node(group: str, option: str, folders: Sequence[Path]) -> DictConfig 
 
 
 NO_GROUPS = ("hydra", "claim")
-"""Folders of conf/ that no option is chosen from."""
+"""Folders of conf/ that are not groups of options."""
 
 
 def check_own(own: Sequence[Path]) -> None:
-    """Refuses folders of the user's that are not there, and in them what has the name of something of archlab's.
+    """Refuses the user's folders where they do not exist, or where a file in them has the name of one of archlab's.
 
-    Which of the two is meant can't be told from a name. A copy that is still the same is no second thing.
+    Such a name would be ambiguous. An unchanged copy is allowed.
     """
     for folder in own:
         if not folder.is_dir():
             found = "is a file" if folder.exists() else "no such folder"
             raise UserError(
-                f"--config-dir {folder}: {found}; give a folder, in which an option of yours is a norm/mine.yaml"
+                f"--config-dir {folder}: {found}; give a folder with options of your own, such as norm/mine.yaml"
             )
         for file in sorted((*folder.glob("*/*.yaml"), *folder.glob("config.yaml"))):
             name = file.relative_to(folder)
@@ -75,15 +75,15 @@ def check_own(own: Sequence[Path]) -> None:
                     f"--config-dir {folder}: its config.yaml would not be read, since archlab has its own; remove it"
                 )
             raise UserError(
-                f"--config-dir {folder}: {name} has the name of archlab's own {name.parent}={name.stem}, so it can't be told which"
-                f" is meant; call yours otherwise, such as {name.with_stem(f'my_{name.stem}')}"
+                f"--config-dir {folder}: {name} has the name of archlab's own {name.parent}={name.stem}, so the name is ambiguous;"
+                f" rename yours, for example to {name.with_stem(f'my_{name.stem}')}"
             )
 
 
 def groups(own: Sequence[Path] = ()) -> dict[str, list[str]]:
     """Every group with its options: a folder with the YAML files in it, archlab's own or the user's.
 
-    Folders of other data, which no override chooses from, are left out.
+    Folders of other data, which are not groups, are left out.
     """
     check_own(own)
     found: dict[str, set[str]] = {}
@@ -123,7 +123,7 @@ class Known:
         return [f"{section}.{name}" for section, inside in sections if isinstance(inside, Mapping) and name in inside]
 
     def list_around(self, key: str) -> str | None:
-        """The list in config.yaml that a key reaches into by something that is no number."""
+        """The list in config.yaml into which a key reaches by a name instead of a number."""
         path: list[str] = []
         inside: Any = self.fields
         for part in key.split("."):
@@ -146,7 +146,7 @@ def _read(file: Path) -> Any:
 
 
 def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
-    """The same request in Hydra's spelling: flags first, a preset spelt out, `+` where and only where Hydra wants it.
+    """The same words in Hydra's spelling: flags first, a preset expanded, `+` exactly where Hydra wants it.
 
     `own` are folders with options of the user's own. Raises UserError.
     """
@@ -177,7 +177,7 @@ def _normalise(word: str, known: Known) -> str:
         raise UserError(f"{word}: an experiment is several runs; only the verb run takes it, as experiment=NAME")
     if word.startswith("~"):
         raise UserError(f"{word}: {key} cannot be left out, only set; {_can_be(key, known)}")
-    if len(value) > 4000:  # of which a number may be too long for Hydra, which then says so in a traceback
+    if len(value) > 4000:  # a number in it may be too long for Hydra, which would then fail with a traceback
         parse(bare)
     if value.lstrip().startswith("{"):
         _refuse_empty(bare, key, parse(bare).value())
@@ -196,7 +196,7 @@ def _normalise(word: str, known: Known) -> str:
 
 
 def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
-    """Holds a rule's choice to the group's options; the rest is checked when the rules are settled."""
+    """Checks a rule's choice against the group's options; the rest is checked when the rules are settled."""
     if inside in known.groups:
         _choice(f"{inside}={value_of(word)}", inside, value_of(word), known)
     elif "." not in inside:
@@ -206,27 +206,27 @@ def _check_rule(word: str, at: str, inside: str, known: Known) -> None:
 
 
 def _refuse_classes(word: str, key: str, value: str) -> None:
-    """A class is named in an option's file; a word of the command line, or of a file, sets values alone."""
-    named = [part for part in key.split(".") if part.startswith("_")]
-    if not named and "_" in value and set("{$") & set(value):
-        named = re.findall(r"(?<!\w)_(?:target|partial|args|recursive|convert)_(?!\w)", value)
-    if named:
+    """Refuses an override that names a class: only an option's file may do that; overrides set values only."""
+    reserved = [part for part in key.split(".") if part.startswith("_")]
+    if not reserved and "_" in value and set("{$") & set(value):
+        reserved = re.findall(r"(?<!\w)_(?:target|partial|args|recursive|convert)_(?!\w)", value)
+    if reserved:
         raise UserError(
-            f"{word}: {named[0]} says what class to make, which only an option's own file does; write it into a yaml, such as"
+            f"{word}: {reserved[0]} names the class to make, which only an option's own file may do; write it into a yaml, such as"
             " my/norm/mine.yaml, and give the folder by --config-dir my"
         )
 
 
 def _refuse_empty(word: str, name: str, value: Any) -> None:
-    """Refuses a mapping that holds nothing, here or further in, since it sets nothing."""
+    """Refuses an empty mapping at any depth, since it sets nothing."""
     if value == {}:
-        raise UserError(f"{word}: sets nothing; write what it is to set, as in {name}.NAME=VALUE, or leave it out")
+        raise UserError(f"{word}: sets nothing; write what it should set, as in {name}.NAME=VALUE, or leave it out")
     for key, inside in value.items() if isinstance(value, dict) else ():
         _refuse_empty(word, f"{name}.{key}", inside)
 
 
 def _hint(name: str, known: Known) -> str:
-    """A field of that very name, wherever it lives, or the nearest name of the first kind."""
+    """A hint: a section's field of exactly that name or, without one, the closest name at the top level."""
     return f"did you mean {homes[0]}? " if (homes := known.homes(name)) else did_you_mean(name, known)
 
 
@@ -273,30 +273,30 @@ def _quoted(option: str, value: str) -> str:
 
 
 def refuse_twice(words: Sequence[str]) -> None:
-    """Refuses a command of which one word leaves another without effect; the same word once more is let pass.
+    """Refuses a command in which one word leaves another without effect; the same word twice is allowed.
 
-    What is no override is left for others to refuse.
+    Words that are not overrides are refused elsewhere.
     """
     seen: dict[str, tuple[str, Any]] = {}
     for word in words:
         for key, value in _settings(word):
-            for other, (first, said) in seen.items():
-                if _overrules(key, value, other, said):
+            for other, (first, earlier) in seen.items():
+                if _overrules(key, value, other, earlier):
                     raise UserError(f"{first} {word}: set {plain(min(key, other, key=len))} twice; keep one of the two")
             seen[key] = word, value
 
 
-def _overrules(key: str, value: Any, other: str, said: Any) -> bool:
-    """Whether two settings are of the same field, or one of a list and one of an item in it, and differ."""
+def _overrules(key: str, value: Any, other: str, earlier: Any) -> bool:
+    """Whether two settings differ and are of the same field, or one of a list and the other of an item in it."""
     if key == other:
-        return said != value
-    return (isinstance(said, list) and key.startswith(f"{other}.")) or (
+        return earlier != value
+    return (isinstance(earlier, list) and key.startswith(f"{other}.")) or (
         isinstance(value, list) and other.startswith(f"{key}.")
     )
 
 
 def _settings(word: str) -> Iterator[tuple[str, Any]]:
-    """What an override sets, by dotted names: of a mapping each thing in it. A preset has a line of its own for this."""
+    """What an override sets, by dotted names; a mapping sets each of its entries. Two presets have an error of their own."""
     try:
         override = taken_apart(spelt(renamed(word)))
     except UserError:
@@ -306,13 +306,13 @@ def _settings(word: str) -> Iterator[tuple[str, Any]]:
         return
     try:
         value = parse(word).value()
-    except UserError:  # whoever reads the word says so
+    except UserError:  # reported where the word is parsed
         return
     yield from leaves({key: value}) if isinstance(value, dict) else [(key, _comparable(value))]
 
 
 def _comparable(value: Any) -> Any:
-    """Hydra's own classes for quoted text and for sweeps compare as objects."""
+    """A value that can be compared: Hydra's classes for quoted text and for sweeps compare by identity."""
     if isinstance(value, QuotedString):
         return value.text
     return str(value) if isinstance(value, Sweep | Glob) else value
@@ -325,4 +325,4 @@ def parse(word: str) -> Override:
     except OverrideParseException as error:
         raise explain(error) from error
     except ValueError:  # Python's own limit on the digits of an integer
-        raise UserError(f"{shortened(word)}: has a number of more digits than can be read; use a smaller one") from None
+        raise UserError(f"{shortened(word)}: has a number with too many digits to be read; use a smaller one") from None

@@ -12,7 +12,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.words import layers_in
 
 IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
-"""The groups that a rule can choose from for some layers; the others are the whole model's."""
+"""The groups that a rule can choose from for some layers; the other groups apply to the whole model."""
 
 SIZES_IN_LAYERS = ("d_ff", "n_kv_heads")
 
@@ -24,10 +24,10 @@ class Choice:
     group: str
     name: str
     key: str
-    """Its options, so written that equal ones are equal."""
+    """Its options as a text, which is the same for equal options."""
 
     node: Mapping[str, Any] = field(compare=False, repr=False)
-    """The same, as Hydra instantiates them."""
+    """The same options, as Hydra instantiates them."""
 
     @classmethod
     def of(cls, group: str, name: str, node: Mapping[str, Any]) -> "Choice":
@@ -49,20 +49,20 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, before anything of it is made. A sweep is several of them."""
+    """One run, before anything of it is built. A sweep is several plans."""
 
     overrides: tuple[str, ...]
     cfg: DictConfig = field(compare=False, repr=False)
-    """What they settle to."""
+    """The configuration that the overrides settle to."""
 
     layers: tuple[LayerPlan, ...] = field(repr=False)
 
     @property
     def program_key(self) -> str:
-        """All that decides which operations a step takes and their shapes, so written that equal ones are equal.
+        """Everything that decides a training step's operations and their shapes, as a text; equal plans have equal keys.
 
-        Plans of one key can be trained as one pack. They may differ in what is left: the seed and with it the data's
-        order, how the weights are drawn, the optimizer's numbers, how long training takes, and what is looked at.
+        Plans with one key can be trained as one pack. They may differ in everything else: the seed and with it the
+        order of the data, the initial weights, the optimizer's numbers, the length of training, and what is probed.
         """
         whole = plain_dict(self.cfg)
         model = {group: whole[group] for group in (*OF_THE_MODEL, "data", "size")}
@@ -77,13 +77,13 @@ OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint")
 
 
 def layer_plans(cfg: DictConfig) -> list[LayerPlan]:
-    """One entry per layer, in order, of a settled configuration."""
+    """The layers of a settled configuration, one entry each, in order."""
     plain = plain_dict(cfg)
     return plans_of(plain)
 
 
 def plans_of(cfg: Mapping[str, Any]) -> list[LayerPlan]:
-    """The same of a configuration as plain data."""
+    """The same for a configuration as plain data."""
     size, names = cfg["size"], cfg.get("choices", {})
     parts: dict[str, Any] = {group: Choice.of(group, names.get(group, group), cfg[group]) for group in IN_LAYERS}
     base = LayerPlan(**parts, **{name: size[name] for name in SIZES_IN_LAYERS})
@@ -101,7 +101,7 @@ def changes_of(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def runs_of_equal(plans: list[LayerPlan]) -> Iterator[tuple[range, LayerPlan]]:
-    """Layers that follow each other and are alike, as one."""
+    """Consecutive layers that are alike, as one entry."""
     start = 0
     for plan, same in groupby(plans):
         n = len(list(same))
@@ -117,11 +117,11 @@ class KindOfLayer:
     """Which they are, counted from 0, and how many: layers 1::2 (13 of 26)."""
 
     what: str
-    """What sets them apart from the other layers, as choices and their options."""
+    """How they differ from the other layers, as choices and their options."""
 
 
 def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
-    """Each kind of layer once, in the order of the first of each; one where all layers are alike."""
+    """Each kind of layer once, ordered by its first layer; a single kind where all layers are alike."""
     plans, depths = layer_plans(cfg), dict[LayerPlan, list[int]]()
     for depth, plan in enumerate(plans):
         depths.setdefault(plan, []).append(depth)
@@ -135,7 +135,7 @@ def kinds_of_layers(cfg: DictConfig) -> list[KindOfLayer]:
 
 
 def apart(plan: LayerPlan, all_plans: list[LayerPlan]) -> str:
-    """The choices and sizes in which the kinds differ; of a choice's options those that are not the same in all."""
+    """The choices and sizes in which the kinds differ; of a choice's options, only those that differ."""
     differing = []
     for group in IN_LAYERS:
         choices = [getattr(one, group) for one in all_plans]
@@ -155,7 +155,7 @@ def options_apart(choice: Choice, choices: list[Choice]) -> Iterator[str]:
 
 
 def numbered(depths: list[int], n_layers: int) -> str:
-    """3::4 where they are evenly apart to the end, else their numbers, those that follow each other as 4-6."""
+    """3::4 where they are evenly spaced to the end; otherwise their numbers, with consecutive ones as 4-6."""
     step = depths[1] - depths[0] if len(depths) > 1 else 1
     if step > 1 and depths == list(range(n_layers))[depths[0] :: step]:
         return f"{depths[0]}::{step}"

@@ -1,4 +1,4 @@
-"""Rules for some of the layers: from what was typed, `layers[3::4].pos=none`, to choices that stand for themselves."""
+"""Rules for some of the layers: what was typed, `layers[3::4].pos=none`, becomes complete choices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -19,10 +19,10 @@ Rule = dict[str, Any]
 
 
 def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
-    """Replaces what was typed for some layers by whole choices, a list in the order in which the rules take effect.
+    """Replaces what was typed for some layers by a list of complete choices, in the order in which the rules apply.
 
-    `folders` hold the options, archlab's own and the user's. Raises UserError where a rule names no layer, nothing that
-    layers may differ in, or changes nothing.
+    `folders` hold the options, archlab's own and the user's. Raises UserError where a rule matches no layer, sets what
+    layers may not differ in, or changes nothing.
     """
     if isinstance(cfg.layers, ListConfig):  # it was settled before
         return
@@ -32,13 +32,13 @@ def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
 
 
 FOLLOW = "follow"
-"""Where a rule notes, while it is settled, which of its sizes nobody typed."""
+"""The key under which a rule notes, while it is settled, which of its sizes nobody typed."""
 
 
 def check_rules(cfg: DictConfig) -> None:
-    """Raises UserError where a rule changes nothing, or rules leave nothing of a choice that stands for the whole model.
+    """Raises UserError where a rule changes nothing, or where rules replace the model's choice in every layer.
 
-    A size that nobody typed, and that is the model's anyway, is no part of a rule.
+    A size that nobody typed, and that equals the model's, is dropped from its rule.
     """
     plain = plain_dict(cfg)
     for rule in plain["layers"]:
@@ -58,8 +58,8 @@ def check_rules(cfg: DictConfig) -> None:
                 shown = rule["choices"].get(what, rule.get("size", {}).get(what))
                 name = what if what in IN_LAYERS else f"size.{what}"
                 raise UserError(
-                    f"layers[{rule['at']}].{name}={shown}: changes nothing: these layers have it anyway, or another rule's"
-                    " word is the last; leave it out"
+                    f"layers[{rule['at']}].{name}={shown}: changes nothing: these layers have it anyway, or a later"
+                    " rule replaces it; leave it out"
                 )
     base = plans_of(plain | {"layers": []})[0]
     for part in fields(LayerPlan):
@@ -70,16 +70,16 @@ def check_rules(cfg: DictConfig) -> None:
         ):
             choice = getattr(base, part.name)
             raise UserError(
-                f"{part.name}={choice.name}: changes nothing: rules give every layer another; leave some layers to it, or"
-                f" choose for the whole model, {part.name}=..."
+                f"{part.name}={choice.name}: changes nothing: rules replace it in every layer; leave some layers out of them,"
+                f" or set {part.name}=... for the whole model"
             )
 
 
 def settled(at: str, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequence[Path]) -> Rule:
-    """A rule with a whole choice for each group it speaks of."""
+    """A rule with a complete choice for each group it names."""
     if not layers_in(at, cfg.size.n_layers):
         raise UserError(
-            f"layers[{at}]: names none of the size.n_layers={cfg.size.n_layers} layers, which count from 0; use another"
+            f"layers[{at}]: matches none of the size.n_layers={cfg.size.n_layers} layers, counted from 0; use another"
             " slice, or more layers"
         )
     for name in typed:
@@ -101,14 +101,14 @@ def settled(at: str, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequenc
 def not_of_a_layer(at: str, name: str) -> UserError:
     sizes = ", ".join(f"size.{size}" for size in SIZES_IN_LAYERS)
     return UserError(
-        f"layers[{at}].{name}: is the whole model's; what may differ from layer to layer is {', '.join(IN_LAYERS)}, {sizes}"
+        f"layers[{at}].{name}: applies to the whole model; layers may differ only in {', '.join(IN_LAYERS)}, {sizes}"
     )
 
 
 def whole_choice(
     at: str, group: str, option: str | None, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequence[Path]
 ) -> dict[str, Any]:
-    """The option's own node, or the model's where only fields were typed, with these fields in it."""
+    """The option's own node, or the model's where only fields were typed, with these fields set."""
     node = plain_dict(cfg[group]) if option is None else option_in(group, option, cfg, folders, at)
     for name, value in typed.items():
         if name not in node or name.startswith("_"):
@@ -120,7 +120,7 @@ def whole_choice(
 
 
 def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path], at: str) -> dict[str, Any]:
-    """An option as its file has it, in the setting of this configuration."""
+    """An option from its file, with its references resolved in this configuration."""
     node = option_node(group, option, folders)
     if node is None:
         raise UserError(f"layers[{at}].{group}={option}: no such option; options: {', '.join(groups(folders)[group])}")
@@ -128,7 +128,7 @@ def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path],
 
 
 def in_setting(group: str, node: DictConfig, cfg: DictConfig) -> DictConfig:
-    """A group's options with what they refer to in this configuration in their place."""
+    """A group's options, with references replaced by their values in this configuration."""
     whole = cfg.copy()
     with open_dict(whole):
         whole[group] = node
@@ -137,7 +137,7 @@ def in_setting(group: str, node: DictConfig, cfg: DictConfig) -> DictConfig:
 
 
 def settled_sizes(at: str, rule: Rule, typed: Mapping[str, Any], cfg: DictConfig) -> Iterator[tuple[str, int]]:
-    """Sizes that were typed for these layers, and those that follow from another mixer or another network there."""
+    """Sizes that were typed for these layers, and those that follow from another mixer or feed-forward network there."""
     for name, value in typed.items():
         if name not in SIZES_IN_LAYERS:
             raise not_of_a_layer(at, f"size.{name}")

@@ -197,8 +197,8 @@ MISTAKES = {
     "norm=a=b": "norm=a=b: cannot be read",
     "seed=${nope}": "${nope} refers to nothing",
     "--cfg job --resolve seed=${nope}": "${nope} refers to nothing",
-    "seed=0,1": "seed=0,1: several values are several runs, which -m asks for; a list is written seed=[0,1]",
-    "norm=layer,rms": "norm=layer,rms: several values are several runs, which -m asks for",
+    "seed=0,1": "seed=0,1: several values mean several runs, which need -m; a list is written seed=[0,1]",
+    "norm=layer,rms": "norm=layer,rms: several values mean several runs, which need -m",
     "norm.eps=abc": "norm.eps=abc:",
     "hydra/launcher=nope": "hydra/launcher/nope: not found; options: basic",
     "hydra.jub=1": "hydra.jub: hydra has no option 'jub'; did you mean job?",
@@ -235,10 +235,10 @@ MISTAKES = {
     "verify norm=rms norm=layer": "norm=rms norm=layer: set norm twice",
     "compare x metric=val_loss metric=train_loss": "metric=val_loss metric=train_loss: set metric twice",
     # nothing
-    "train={}": "train={}: sets nothing; write what it is to set, as in train.NAME=VALUE, or leave it out",
-    "norm={}": "norm={}: sets nothing; write what it is to set, as in norm.NAME=VALUE",
+    "train={}": "train={}: sets nothing; write what it should set, as in train.NAME=VALUE, or leave it out",
+    "norm={}": "norm={}: sets nothing; write what it should set, as in norm.NAME=VALUE",
     "+eval={}": "eval={}: sets nothing",
-    "probe={every:{}}": "probe={every:{}}: sets nothing; write what it is to set, as in probe.every.NAME=VALUE",
+    "probe={every:{}}": "probe={every:{}}: sets nothing; write what it should set, as in probe.every.NAME=VALUE",
     "-m seed=1,2 size.d_model=128,7": "size.d_model=7",
 }
 
@@ -255,7 +255,7 @@ def test_a_mistake_is_answered_in_one_line(archlab: Session, words: str, tmp_pat
 
 
 OWN = {
-    "norm/rms.yaml": "norm/rms.yaml has the name of archlab's own norm=rms, so it can't be told which is meant; call yours otherwise, such as norm/my_rms.yaml",
+    "norm/rms.yaml": "norm/rms.yaml has the name of archlab's own norm=rms, so the name is ambiguous; rename yours, for example to norm/my_rms.yaml",
     "preset/gpt2.yaml": "preset/gpt2.yaml has the name of archlab's own preset=gpt2",
     "experiment/stability_map.yaml": "experiment/stability_map.yaml has the name of archlab's own experiment=stability_map",
     "claim/alibi_holds.yaml": "claim/alibi_holds.yaml has the name of archlab's own claim=alibi_holds",
@@ -317,7 +317,7 @@ def test_a_window_that_masks_nothing_is_said(archlab: Session, words: str, windo
     assert (answer.status, answer.err) == (
         0,
         (
-            f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences are of {longest} tokens;"
+            f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens;"
             " use a smaller window, or longer eval.lengths\n"
         ),
     )

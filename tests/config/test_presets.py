@@ -287,7 +287,7 @@ def test_an_own_preset_that_is_no_list_of_overrides_is_answered_in_one_line(tmp_
     (tmp_path / "preset").mkdir()
     (tmp_path / "preset" / "mine.yaml").write_text(text)
     with pytest.raises(
-        UserError, match=r"mine.yaml: (a preset is a line for each override|cannot be read as YAML)"
+        UserError, match=r"mine.yaml: (a preset holds one line per override|cannot be read as YAML)"
     ) as error:
         compose("preset=mine", config_dir=tmp_path)
     assert "\n" not in str(error.value)

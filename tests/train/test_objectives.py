@@ -259,7 +259,7 @@ def test_the_options_bring_their_ids():
         ("data=blank data.rest=1 data.share=0.2", "data.share=0.2: changes nothing under data.rest=1"),
         ("data=blank data.mean_span=0", "data.mean_span=0: should be greater than or equal to 1"),
         ("data=masked mask=full data.random=1.5", "data.random=1.5: should be less than or equal to 1"),
-        ("data=blank eval.protocol=sliding", "eval.protocol=sliding: data=blank makes each sequence whole"),
+        ("data=blank eval.protocol=sliding", "eval.protocol=sliding: data=blank generates whole sequences"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, told):
