@@ -1,4 +1,4 @@
-"""The words after a verb that takes names and a few options of its own, instead of a model's."""
+"""The arguments of a verb that takes names and a few options of its own, instead of a model's options."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,18 +23,18 @@ def understood(
     switches: Sequence[str] = (),
     names_are_overrides: bool = False,
 ) -> tuple[list[str], Options, dict[str, str]]:
-    """Names, options and the values of flags; `kind` is a dataclass with a field, typed and with a default, for each option.
+    """Names, options and the values of flags; `kind` is a dataclass with one typed field and default per option.
 
-    `switches` are flags without a value that the verb has of its own. Where names may be overrides, whatever is no
-    option is one. A null on the command line is None. Raises UserError for a misspelt option or a value of another type.
+    `switches` are the verb's own flags, which take no value. Where names may be overrides, every word that is not an
+    option is one. `null` becomes None. Raises UserError for a misspelt option or a value of the wrong type.
     """
     flags, words = split(arguments)
     on = [flag for flag in flags if flag in switches]
     flags = [flag for flag in flags if flag not in switches]
     if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
         raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
-    check_own([Path(folder) for folder in flags[1::2]])  # also where the verb makes nothing that needs it
-    hints = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # typing has no word for a dataclass
+    check_own([Path(folder) for folder in flags[1::2]])  # even where the verb does not use the folder
+    hints = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # typing has no type for dataclasses
     names: list[str] = []
     given: dict[str, Any] = {}
     typed: dict[str, str] = {}
@@ -56,7 +56,7 @@ def understood(
 
 
 def read(name: str, value: str, hint: Any) -> Any:
-    if not value and name != "prompt":  # of which generate says more
+    if not value and name != "prompt":  # for an empty prompt, generate has its own error
         found = "names no file or folder" if name == "output" else "is empty"
         raise UserError(f"{name}=: {found}; write {name}=... with a value, or leave it out")
     try:

@@ -1,7 +1,7 @@
 """The command line: `archlab [verb] name=value ...`, with every mistake answered in one line.
 
-Hydra does the work (`hydra.main`: composing, sweeping, launching, completing); this file stands on both sides of it.
-Before it, arguments are put into Hydra's spelling; after it, what went wrong becomes `archlab: ...` and status 2.
+Hydra does the work (`hydra.main`: composing, sweeping, launching, completing); this file is what runs before and after it.
+Before, arguments are put into Hydra's spelling; after, errors become one line, `archlab: ...`, and exit status 2.
 Nothing here imports torch until a job starts.
 """
 
@@ -48,7 +48,7 @@ Action = Callable[[DictConfig, list[str]], Path | None]
 
 @dataclass(frozen=True)
 class Verb:
-    """A word of the command line: a line of help, and what is called with the words after it."""
+    """A verb of the command line: its line of help, and the function that is called with the words after it."""
 
     help: str
     act: Callable[[list[str]], None]
@@ -58,9 +58,9 @@ class Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point of `archlab` and of `python -m archlab`; leaves by SystemExit where the status is not 0."""
+    """The entry point of `archlab` and of `python -m archlab`; raises SystemExit where the status is not 0."""
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, "")  # a console script, unlike python -m, does not find the user's own blocks beside them
+        sys.path.insert(0, "")  # unlike python -m, a console script does not find the user's own blocks here
     threading.excepthook = _of_a_thread
     try:
         try:
@@ -75,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say(error)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if (told := beyond_the_machine(error)) is None:
+        if (refusal := beyond_the_machine(error)) is None:
             raise
-        _say(told)
+        _say(refusal)
         sys.exit(2)
     except KeyboardInterrupt as error:
         sys.exit(getattr(error, "status", 130))
     except BrokenPipeError:
-        # The reader has gone (`archlab --help | head`); a last flush into the closed pipe would complain again.
+        # The reader has closed the pipe (`archlab --help | head`); the flush at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _of_a_thread(raised: threading.ExceptHookArgs) -> None:
-    """A logger's thread that finds the disk full has told the run, which says so in a line of its own."""
+    """Stays silent where a logger's thread finds the disk full, since the run itself reports that."""
     if raised.exc_value is None or no_room(raised.exc_value) is None:
         threading.__excepthook__(raised)
 
@@ -114,23 +114,23 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _check_sections(verb: str, arguments: list[str]) -> None:
-    """Refuses what only another verb looks at."""
+    """Refuses options that only another verb uses."""
     for word in arguments:
         section, dot, _ = key_of(word).partition(".")
         if dot and SECTIONS_OF.get(section, verb) != verb:
             raise UserError(
-                f"{word}: {verb} makes no use of {section}; leave it out, or use archlab {SECTIONS_OF[section]}"
+                f"{word}: {verb} does not use {section}; leave it out, or use archlab {SECTIONS_OF[section]}"
             )
 
 
 def _verb(flags: list[str], words: list[str]) -> tuple[str, list[str]]:
-    """The verb, `run` where none is given, and what goes with it: flags may stand before it and after."""
+    """The verb, `run` where none is named, and its arguments; flags may stand before it and after it."""
     if not words or "=" in words[0] or words[0].startswith(("+", "~")) or "--shell-completion" in flags:
         return "run", flags + words
     word, *rest = words
     if word in VERBS:
         return word, flags + rest
-    if "--info" in flags:  # more likely a misspelt value of that flag's, which can do without one
+    if "--info" in flags:  # more likely a misspelt value of --info, whose value may be left out
         return "run", flags + words
     raise UserError(
         f"{word}: no such verb; {did_you_mean(word, VERBS)}verbs: {', '.join(VERBS)}; an override is name=value"
@@ -153,7 +153,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     words = normalise(words, _own(flags))
     jobs = Jobs(action)
     if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
-        # Every job of a sweep is checked before the first one starts, and here, whatever machine they are for.
+        # Every job of a sweep is checked before the first one starts, and on this machine, wherever it will run.
         here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
         jobs.total = len(plans(*here, config_dir=_own_folder(flags)))
         if experiment:
@@ -176,14 +176,14 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
 
 
 def _is_one_job(flags: list[str], words: list[str]) -> bool:
-    """Whether there is nothing for Hydra to do but to compose: it would do that twice, to see first what it is to run."""
+    """Whether Hydra only has to compose, which it would do twice: the first time to find out what to run."""
     return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not any(
         word.lstrip("+~").startswith("hydra") for word in words
     )
 
 
 def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
-    """With `resume=true`, which asks for the runs that are not there yet; how a run is made, and the other words."""
+    """The words without `resume`, and the action; with `resume=true`, only missing and unfinished runs are trained."""
     asked = [word for word in words if sets(word, "resume")]
     if not asked or action is not _run:
         return words, action
@@ -198,14 +198,14 @@ def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
 def _expanded(
     flags: list[str], words: list[str], action: Action
 ) -> tuple[list[str], list[str], experiments.Experiment | None]:
-    """With `experiment=NAME` replaced by the sweep it stands for."""
+    """The flags and words with `experiment=NAME` replaced by those of its sweep."""
     if action is not _run or "--help" in flags:
         return flags, words, None
     words, experiment = experiments.expand(words, _own(flags))
     if experiment is None:
         return flags, words, None
     if shown := [flag for flag in flags if flag in ("--cfg", "--info")]:
-        raise UserError(f"{shown[0]}: shows one configuration, and an experiment is several; leave one of them out")
+        raise UserError(f"{shown[0]}: shows one configuration, but an experiment has several; leave one of them out")
     return [*dict.fromkeys(("--multirun", *flags))], words, experiment
 
 
@@ -215,7 +215,8 @@ def _announce_experiment(experiment: experiments.Experiment, n_runs: int) -> Non
     print(experiment.question)
     estimate = duration(n_runs * experiment.seconds_per_run)
     print(
-        f"{n_runs} runs; about {estimate} on one CPU thread if they cost what those of conf/experiment do", flush=True
+        f"{n_runs} runs; about {estimate} on one CPU thread if they cost as much as those in conf/experiment",
+        flush=True,
     )
 
 
@@ -230,7 +231,7 @@ def _check_flags(flags: list[str]) -> None:
 
 
 def _own(flags: list[str]) -> list[Path]:
-    """The folder of the user's own options; the last one where several were given."""
+    """The folder of the user's own options; the last one where there are several."""
     return [Path(folder) for flag, folder in pairwise(flags) if flag == "--config-dir"][-1:]
 
 
@@ -240,31 +241,31 @@ def _own_folder(flags: list[str]) -> Path | None:
 
 @dataclass
 class Jobs:
-    """The jobs of one command, and what has come of them as far as they ran in this process."""
+    """The jobs of one command, and the results of those that ran in this process."""
 
     action: Action
     total: int | None = None
     directories: list[Path] = field(default_factory=list)
     errors: list[UserError] = field(default_factory=list)
     full: NoRoom | None = None
-    """A disk without room ends the command: the jobs that are left would only find it full too."""
+    """A full disk ends the command: the remaining jobs would find it full too."""
 
     process: int = field(default_factory=os.getpid)
 
     def run(self, cfg: DictConfig) -> None:
-        """One job. Hydra prints a line of its own for an exception, so a user's error is kept for the end instead."""
+        """Runs one job. Hydra would print its own line for an exception, so a UserError is kept until the end."""
         if self.full:
             return
         try:
             directory = self.action(_finished(cfg), self._announce())
         except (UserError, InstantiationException) as error:
-            if os.getpid() != self.process:  # a launcher's, whose memory nobody reads afterwards
+            if os.getpid() != self.process:  # a launcher's process, whose memory is lost afterwards
                 raise explain(error) from None
             self.errors.append(explain(error))
         except (MemoryError, RuntimeError) as error:
-            if (told := beyond_the_machine(error)) is None:
+            if (refusal := beyond_the_machine(error)) is None:
                 raise
-            self.errors.append(told)
+            self.errors.append(refusal)
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
         except (NoRoom, OSError) as error:
@@ -275,7 +276,7 @@ class Jobs:
             self.directories += [directory] if directory else []
 
     def raise_errors(self) -> None:
-        """One line for all of them."""
+        """Raises the first error, with the number of jobs that failed."""
         if self.full:
             raise self.full
         if self.errors:
@@ -311,9 +312,9 @@ def _own_of_job() -> Path | None:
 
 
 def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None]) -> None:
-    """Runs `hydra.main` as if the words were the process's arguments; its exceptions come out as they are."""
+    """Runs `hydra.main` as if the words were the process's arguments; its exceptions are passed on unchanged."""
     OmegaConf.register_new_resolver("archlab", _help_on, replace=True)
-    # --info prints through logging, which would answer a closed pipe (`| head`) with a page of its own.
+    # --info prints through logging, which would print a traceback when the pipe is closed (`| head`).
     logging.raiseExceptions = "--info" not in flags
     application = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
     with _sweep_folder(flags, words) as folder, _process(["archlab", *flags, *words, *folder]):
@@ -325,7 +326,7 @@ def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None
 
 @contextmanager
 def _process(argv: list[str], **environment: str) -> Iterator[None]:
-    """The arguments and the environment of the process, put back afterwards."""
+    """Sets the arguments and the environment of the process, and restores them afterwards."""
     before = sys.argv, dict(os.environ)
     sys.argv = argv
     os.environ.update(environment, HYDRA_FULL_ERROR="1")
@@ -341,9 +342,9 @@ def _process(argv: list[str], **environment: str) -> Iterator[None]:
 
 @contextmanager
 def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
-    """Where Hydra's sweeper leaves its multirun.yaml: thrown away, since each run records itself.
+    """A temporary folder for the multirun.yaml of Hydra's sweeper, which nobody needs: each run records itself.
 
-    A launcher may keep what its jobs need there, so with one the folder stays where config.yaml puts it.
+    A launcher may keep its jobs' files there, so with a launcher the folder stays where config.yaml puts it.
     """
     if "--multirun" not in flags or any(word.startswith(("hydra/launcher", "hydra.sweep.")) for word in words):
         yield []
@@ -386,7 +387,7 @@ def _complete(flags: list[str], words: list[str]) -> None:
         print(*(flag.name for flag in FLAGS if flag.name.startswith(last)))
         return
     sensible, own = _understood(typed)
-    # Half a command line may well be wrong, and the cursor is no place to say so.
+    # An unfinished command line may be wrong, and completion cannot show an error.
     with _process(sys.argv, COMP_LINE=" ".join(["archlab", *sensible, last])), suppress(UserError):
         _hydra([*flags, *own], words, _no_job)
 
@@ -422,7 +423,7 @@ def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def _run_or_resume(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    """The run of this configuration that is there, finished if it was broken off, or else a new one."""
+    """The existing run of this configuration, finished if it was broken off; otherwise a new one."""
     from archlab.runs import lab
 
     directory = same_run(Path(cfg.output), as_written(plain_dict(cfg, resolve=True)))
@@ -436,7 +437,9 @@ def _resume(arguments: list[str]) -> None:
     if not words:
         raise UserError("resume: takes a run's directory, as a run prints it")
     if options := [word for word in words if "=" in word and "/" not in word and not Path(word).exists()]:
-        raise UserError(f"{options[0]}: a run goes on as it was begun; resume takes its directory alone")
+        raise UserError(
+            f"{options[0]}: a run continues with the options it began with; resume takes only its directory"
+        )
     from archlab.runs import lab
 
     for directory in words:
@@ -462,15 +465,15 @@ def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
 VERBS = {
     "run": Verb("train a model and measure it; the verb when none is given", partial(_with_configuration, _run)),
-    "resume": Verb("finish a RUN that was broken off, as it would have gone on", _resume),
+    "resume": Verb("finish a RUN that was broken off, as if it had not been", _resume),
     "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
     "compare": Verb(
-        "which of the arms of these RUNS differ, and is the difference real; metric=, baseline=", results.compare
+        "which arms of these RUNS differ, and whether the difference is real; metric=, baseline=", results.compare
     ),
     "claims": Verb("decide claims: supported, refuted or inconclusive; NAMES, budget=quick|full", results.claims),
     "stability_map": Verb("map the largest stable learning rate by depth, from RUNS", results.stability_map),
     "report": Verb("one HTML page of RUNS and CLAIMS; output=FILE.html, metric=...", results.report),
-    "generate": Verb("let a RUN's model go on from prompt=TEXT; max_new_tokens=, temperature=", results.generate),
+    "generate": Verb("let a RUN's model continue prompt=TEXT; max_new_tokens=, temperature=", results.generate),
     "diff": Verb("how two models differ: presets, RUNS or quoted overrides; seq_len=, output=FILE", models.diff),
     "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", models.draw),
     "verify": Verb("whether a block keeps its contract, as in verify norm=mine --config-dir my", models.verify),
@@ -480,4 +483,4 @@ VERBS = {
 }
 
 SECTIONS_OF = {"memory": "show", "preflight": "preflight"}
-"""The sections that one verb alone looks at."""
+"""Sections that only one verb uses, and that verb."""

@@ -19,7 +19,7 @@ class DiffOptions:
 
 
 def diff(arguments: list[str]) -> None:
-    """Prints how two models differ, or with --ladder the way from one to the other."""
+    """Prints how two models differ, or with --ladder the changes that lead from one to the other."""
     names, options, flags = understood("diff", arguments, DiffOptions, switches=("--ladder",), names_are_overrides=True)
     files = [] if options.output is None else pictures(options.output, both=False)
     from archlab.runs.named_model import two
@@ -47,7 +47,7 @@ class DrawOptions:
 
 
 def draw(arguments: list[str]) -> None:
-    """Draws a model as it is built: a preset, a run's, or the overrides' own."""
+    """Draws a model as it is built: that of a preset, of a run or of overrides."""
     names, options, flags = understood("draw", arguments, DrawOptions, names_are_overrides=True)
     files = pictures(options.output, both=True)
     from archlab.verbs.draw import draw as drawn
@@ -56,7 +56,7 @@ def draw(arguments: list[str]) -> None:
 
 
 def pictures(output: str, both: bool) -> list[Path]:
-    """The files to write. Raises UserError where they can't be, before anything is done for them."""
+    """The files to write. Raises UserError where they can't be written, before any work is done."""
     path = Path(output)
     if not path.name.strip(".") or path.name in PICTURES or path.is_dir() or output.endswith("/"):
         raise UserError(f"output={output}: names no file; give one such as model.svg")
@@ -67,7 +67,7 @@ def pictures(output: str, both: bool) -> list[Path]:
     else:
         raise UserError(f"output={output}: a picture is an SVG or a PNG; give a file such as {path.stem}.svg")
     if not path.parent.is_dir():
-        raise UserError(f"output={output}: {path.parent} is no folder; make it first, or give another file")
+        raise UserError(f"output={output}: {path.parent} is not a folder; make it first, or give another file")
     return files
 
 

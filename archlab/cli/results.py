@@ -1,6 +1,6 @@
-"""Verbs that work on what was written down, not on a configuration: compare, claims, report, stability_map, generate.
+"""Verbs that work on written runs and claims, not on a configuration: compare, claims, report, stability_map, generate.
 
-What each does is in archlab.verbs, which is imported by the verb that is asked for: nobody waits for another's libraries.
+Each is done by a module of archlab.verbs that is imported when the verb is called, so no verb waits for another's libraries.
 """
 
 import sys
@@ -48,7 +48,7 @@ def compared(patterns: Sequence[str | Path], options: CompareOptions) -> "Compar
 
 
 def compare_sweep(directories: Sequence[Path]) -> None:
-    """How a sweep ends: all its arms compared, beside the runs. Where they can't be, one line says why."""
+    """Compares all arms of a finished sweep and writes the result beside the runs; if it can't, one line says why."""
     from archlab.records.directory import new_directory
 
     try:
@@ -93,8 +93,8 @@ def report(arguments: list[str]) -> None:
     names, options, flags = understood("report", arguments, ReportOptions)
     from archlab.verbs.report import write_report
 
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    print(write_report(*names, **given, config_dir=config_dir(flags)))
+    chosen = {name: value for name, value in vars(options).items() if value is not None}
+    print(write_report(*names, **chosen, config_dir=config_dir(flags)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def stability_map(arguments: list[str]) -> None:
 
 
 def map_stability(directories: Sequence[str | Path]) -> None:
-    """Prints the map of runs that are there, and writes it beside them."""
+    """Prints the stability map of existing runs, and writes it beside them."""
     from archlab.verbs.compare import stability_map as map_of
 
     chart = map_of(*directories)
@@ -120,7 +120,7 @@ def map_stability(directories: Sequence[str | Path]) -> None:
 
 
 REPORTS = {"stability_map": map_stability}
-"""How an experiment ends: what is made of its runs, by the name that its file gives."""
+"""What is made of an experiment's runs at its end, by the name in the experiment's file."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ class GenerateOptions:
 
 
 def generate(arguments: list[str]) -> None:
-    """Prints the prompt and what a run's model says after it; under a prefix mask the prompt is the prefix."""
+    """Prints the prompt and how a run's model continues it; under a prefix mask the prompt is the prefix."""
     names, options, flags = understood("generate", arguments, GenerateOptions)
     if len(names) != 1:
         raise UserError(
             f"generate: takes one run's directory, not {len(names)}, as in archlab generate RUN prompt='In the beginning'"
         )
     if not options.prompt:
-        raise UserError("prompt: is empty; give the text to go on from, as in prompt='In the beginning'")
+        raise UserError("prompt: is empty; give the text to continue, as in prompt='In the beginning'")
     from archlab.verbs.generate import generate as go_on
 
     text = go_on(names[0], **vars(options), config_dir=config_dir(flags)).text
-    print(printable(text) if sys.stdout.isatty() else text)  # a terminal would obey what a stranger's model says
+    print(printable(text) if sys.stdout.isatty() else text)  # control characters in the text would act on a terminal

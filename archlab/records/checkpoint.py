@@ -1,7 +1,7 @@
-"""A run's state on the disk: tensors by safetensors, the rest as JSON in the same file's header, and nothing that runs.
+"""A run's state on disk: tensors in a safetensors file, the rest as JSON in its header, and nothing executable.
 
-A checkpoint is written whole or not at all, and its name holds a checksum of it, so that damage is noticed. The one
-before is kept until the next is safe; two are there at any time, so that one that is damaged costs a few steps.
+A checkpoint is written whole or not at all, and its name holds its checksum, so that damage is noticed. The previous
+one is kept until the next is safe; the last two are kept at any time, so that a damaged one costs only a few steps.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from archlab.records.directory import checkpoints
 KEPT = 2
 DIGITS = 16
 REST = "archlab"
-"""The name in the file's header under which everything stands that is no tensor."""
+"""The header's key for everything that is not a tensor."""
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: a TrainState's two parts, and what the run wants to know besides."""
+    """What was saved: a TrainState's two parts, and `about`, the run's own notes."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -32,21 +32,21 @@ class Checkpoint(NamedTuple):
 
 
 def save(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], about: dict[str, Any]) -> None:
-    """Raises NoRoom, and then the checkpoints that were there still are."""
+    """Writes a checkpoint. Raises NoRoom, which leaves the earlier checkpoints in place."""
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = {REST: json.dumps({"state": state, "about": about})}
 
-    def named(part: Path) -> Path:
+    def final_name(part: Path) -> Path:
         return directory / f"checkpoint-{state['step']:09d}-{digest(part)}.safetensors"
 
-    with whole(directory / "checkpoint.safetensors", named) as part:
+    with whole(directory / "checkpoint.safetensors", final_name) as part:
         save_file(on_cpu, part, metadata=header)
     for old in checkpoints(directory)[KEPT:]:
         old.unlink()
 
 
 def newest(directory: Path, damaged: list[str]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a line is added to `damaged` for each newer one. None where there is none.
+    """The newest undamaged checkpoint, None if there are no checkpoints; each newer one adds a line to `damaged`.
 
     Raises UserError where there are some and all are damaged.
     """
@@ -61,11 +61,11 @@ def newest(directory: Path, damaged: list[str]) -> Checkpoint | None:
             damaged.append(f"{file.name} cannot be read: {' '.join(str(error).split())[:80]}")
             continue
         if short := [name for name, length in checkpoint.about["lengths"].items() if size(directory / name) < length]:
-            damaged.append(f"{file.name} goes with a longer {short[0]} than there is")
+            damaged.append(f"{file.name} needs a longer {short[0]} than there is")
             continue
         return checkpoint
     if found:
-        raise UserError(f"{directory}: {'; '.join(damaged)}; delete its checkpoints to begin the run anew")
+        raise UserError(f"{directory}: {'; '.join(damaged)}; delete its checkpoints to start the run anew")
     return None
 
 
@@ -77,7 +77,7 @@ def read(file: Path) -> Checkpoint:
 
 
 def clear(directory: Path) -> None:
-    """What a run needs no longer once all of it is written."""
+    """Deletes the checkpoints, which a completely written run no longer needs."""
     for file in checkpoints(directory):
         file.unlink()
 

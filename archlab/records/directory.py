@@ -1,8 +1,8 @@
-"""What a run's directory says of its state: finished, broken off, or being written; and the lock its writer holds.
+"""The state of a run by its directory: finished, broken off, or being written; and the lock its writer holds.
 
-A run that is not finished keeps its last checkpoints beside its other files; they go when all is written. So a run is
-finished where there is a summary and no checkpoint, and one that was killed has no summary. Its writer holds a lock on
-config.yaml, which the system lets go of when the process dies, however it dies.
+An unfinished run keeps its last checkpoints beside its other files; they are deleted once everything is written. So a
+run with a summary and no checkpoint is finished, and one that was killed has no summary. Its writer holds a lock on
+config.yaml, which the system releases when the process dies, however it dies.
 """
 
 import itertools
@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoint-*.safetensors"
 
 
 def new_directory(parent: Path, name: str) -> Path:
-    """A directory nobody else has, even where two runs start in the same second."""
+    """A new directory that no other run has, even where two start in the same second."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
@@ -35,7 +35,7 @@ def new_directory(parent: Path, name: str) -> Path:
 
 
 def made(directory: Path) -> bool:
-    """Whether it was this call that made the directory."""
+    """Whether this call made the directory."""
     try:
         directory.mkdir()
     except FileExistsError:
@@ -44,7 +44,7 @@ def made(directory: Path) -> bool:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The newest first."""
+    """A run's checkpoints, the newest first."""
     return sorted(directory.glob(CHECKPOINTS), key=lambda file: (file.name.split("-")[1], file.stat().st_mtime_ns))[
         ::-1
     ]
@@ -55,8 +55,8 @@ def is_finished(directory: Path) -> bool:
 
 
 def unfinished(directory: Path) -> str | None:
-    """Why there is nothing to read yet, in one line; None where the run was written to its end, or there is no run."""
-    begun = all((directory / name).is_file() for name in (CONFIG, METRICS))  # a model that was copied out is no run
+    """Why the run cannot be read yet, in one line; None where it was written to its end, or there is no run."""
+    begun = all((directory / name).is_file() for name in (CONFIG, METRICS))  # a copied model is not a run
     if (directory / SUMMARY).is_file() or not begun:
         return None
     if being_written(directory):
@@ -65,12 +65,12 @@ def unfinished(directory: Path) -> str | None:
 
 
 def how_far(directory: Path) -> str:
-    """By what can be read of a run that nobody promises to be whole."""
+    """The last and the planned step, as far as they can be read from a run that may be incomplete."""
     return f"at step {last_step(directory)} of {planned_steps(directory)}"
 
 
 def last_step(directory: Path) -> int:
-    """The last one that was logged, or that a checkpoint was made of."""
+    """The last step that was logged or has a checkpoint."""
     steps = [int(file.name.split("-")[1]) for file in checkpoints(directory)]
     try:
         lines = (directory / METRICS).read_bytes().splitlines(keepends=True)
@@ -93,13 +93,13 @@ def as_written(configuration: Mapping[str, Any]) -> str:
 
 
 def same_run(output: Path, configuration: str) -> Path | None:
-    """The run under `output` whose config.yaml says the same, but for where it is written; a finished one is preferred."""
-    wanted = but_for_output(configuration)
-    same = [file.parent for file in sorted(output.glob(f"*/{CONFIG}")) if but_for_output(read(file)) == wanted]
+    """The run under `output` whose config.yaml is the same apart from `output`; a finished one is preferred."""
+    wanted = without_output(configuration)
+    same = [file.parent for file in sorted(output.glob(f"*/{CONFIG}")) if without_output(read(file)) == wanted]
     return max(same, key=is_finished, default=None)
 
 
-def but_for_output(configuration: str) -> list[str]:
+def without_output(configuration: str) -> list[str]:
     return [line for line in configuration.splitlines() if not line.startswith("output:")]
 
 
@@ -139,11 +139,11 @@ def write_held(directory: Path, configuration: str) -> int:
 
 
 def hold(directory: Path) -> int:
-    """The descriptor that holds the lock of a run that is there. Raises UserError where another process has it."""
+    """Locks an existing run; returns the descriptor that holds the lock. Raises UserError where another process has it."""
     try:
         descriptor = os.open(directory / CONFIG, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        raise UserError(f"{directory}: has no {CONFIG}, so it is no run; give a run's directory") from None
+        raise UserError(f"{directory}: has no {CONFIG}, so it is not a run; give a run's directory") from None
     if not lock(descriptor):
         os.close(descriptor)
         raise UserError(

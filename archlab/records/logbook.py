@@ -1,10 +1,10 @@
-"""A run's own directory: everything that is known of it, written as it becomes known.
+"""A run's own directory: everything that is known about the run, written as soon as it is known.
 
 config.yaml          the whole configuration, resolved: the options by their names and values, no classes
 overrides.yaml       what was asked for on the command line
 metrics.jsonl        one object per logged step
 steps.jsonl          loss and gradient norm of every step
-checkpoint-*         where a run that is broken off goes on; gone once it is finished
+checkpoint-*         from which a run that was broken off continues; deleted once it is finished
 summary.json         how it ended
 sketch.json          the model as it is drawn
 positions.json       held-out loss by position, one curve per length
@@ -49,11 +49,11 @@ Record = dict[str, Any]
 
 class Logbook:
     """Writes one run, and holds its directory's lock. Numbers that are not finite are written as null, so that the
-    files are JSON. Left by an error it lets go of everything, and what is there stays as it is.
+    files are JSON. On an error it closes everything and releases the lock; what is written stays as it is.
     """
 
     def __init__(self, output: str, cfg: DictConfig, overrides: Sequence[str], again: "Again | None" = None):
-        """A new run, or the one that goes on `again` in its own directory."""
+        """A new run or, with `again`, a run that is continued in its own directory."""
         again = again or Again(*begun(Path(output), cfg, overrides))
         self.directory, self.finished = again.directory, False
         self.held: int | None = again.held
@@ -81,7 +81,7 @@ class Logbook:
         os.close(self.held)
         self.held = None
         for logger in [] if self.finished else self.loggers:
-            with suppress(OSError):  # the disk that was full for the run is full for these too
+            with suppress(OSError):  # a disk that was full for the run is full for its loggers too
                 logger.finish({})
 
     def step(self, record: Record) -> None:
@@ -97,7 +97,7 @@ class Logbook:
         self.files[STEPS].add("".join(json.dumps(finite(record)) + "\n" for record in records))
 
     def save(self, state: TrainState, about: Record) -> None:
-        """A checkpoint, which knows how long the files that grow were when it was made."""
+        """Writes a checkpoint, which holds the current length of each growing file."""
         for file in self.files.values():
             file.sync()
         lengths = {name: file.length for name, file in self.files.items()}
@@ -109,7 +109,9 @@ class Logbook:
     def close(
         self, summary: Record, positions: Sequence[Record], model: nn.Module, to_be_continued: bool = False
     ) -> None:
-        """Writes the end: the summary last, so that a run with one is whole. Checkpoints stay where it is to go on."""
+        """Writes the last files, the summary at the end, so that a run with one is whole. Checkpoints stay if it is
+        to be continued.
+        """
         for logger in self.loggers:
             logger.finish(finite(summary))
         self.finished = True
@@ -124,14 +126,14 @@ class Logbook:
 
 @dataclass(frozen=True)
 class Again:
-    """A run's directory, held by this process; `about` is what the checkpoint says besides the state, if there is one."""
+    """A run's directory, locked by this process; `about` is what its checkpoint, if any, holds beside the state."""
 
     directory: Path
     held: int
     about: Record = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Takes away what ends a run, and what a killed writer left; without a checkpoint, all but what was asked for."""
+        """Deletes the summary and what a killed writer left; without a checkpoint, all other results too."""
         for pattern in (SUMMARY, PARTS) if self.about else BEGUN_ANEW:
             for file in self.directory.glob(pattern):
                 file.unlink()
@@ -150,7 +152,7 @@ BEGUN_ANEW = (
 
 
 def begun(output: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[Path, int]:
-    """A new run's directory, with what was asked for in it, and the lock on it."""
+    """Makes a new run's directory, with its overrides and configuration; returns it and the descriptor of its lock."""
     directory = new_directory(output, f"{datetime.now():%Y%m%d-%H%M%S}-{slug(overrides)}")
     try:
         write_text(directory / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
@@ -161,7 +163,7 @@ def begun(output: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[Path
 
 
 def read_metrics(file: Path, length: int) -> list[Record]:
-    """The records in the first `length` bytes; what stands there as null was not finite. Raises UserError."""
+    """The records in the first `length` bytes; a null in them was a number that is not finite. Raises UserError."""
     if not length:
         return []
     try:
@@ -172,12 +174,12 @@ def read_metrics(file: Path, length: int) -> list[Record]:
                 layer |= {name: math.nan for name, value in layer.items() if value is None}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         why = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: is damaged: {why}; delete the run's checkpoints to begin it anew") from None
+        raise UserError(f"{file}: is damaged: {why}; delete the run's checkpoints to start it anew") from None
     return records
 
 
 def slug(overrides: Sequence[str]) -> str:
-    """What was asked for, as part of a file name."""
+    """The overrides, as part of a file name."""
     words = "_".join(overrides) or "default"
     return "".join(c if c.isalnum() or c in "._-=" else "-" for c in words)[:80]
 
@@ -201,7 +203,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def versions() -> Record:
-    """Of torch its build too, and of what it computes with on a GPU."""
+    """Versions of Python and the libraries, for torch with its build and those of its GPU libraries."""
     names = ("numpy", "einops", "hydra-core")
     cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
     beneath = {"cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn), "hip": torch.version.hip}
@@ -216,9 +218,9 @@ def versions() -> Record:
 
 @cache
 def git_state() -> Record | None:
-    """The commit archlab runs from and whether it was changed since; None where it isn't run from a checkout.
+    """The commit archlab runs from and whether its files were changed since; None where it isn't run from a checkout.
 
-    Asked once, when the first run starts: what the checkout becomes later is not what this process has loaded.
+    Read once, when the first run starts: later changes of the checkout are not what this process has loaded.
     """
     here = Path(archlab.__file__).parent.parent
     if not (here / ".git").exists():

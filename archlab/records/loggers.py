@@ -1,6 +1,6 @@
-"""Where a run's numbers go beside its own files: each logger gets the same scalars, all of them on this machine.
+"""Loggers of a run's numbers, beside its own files: each gets the same scalars, and all stay on this machine.
 
-A logger's library is imported when a run opens it, so nobody waits for one that was not asked for.
+A logger's library is imported when a run opens it, so libraries that are not used cost no time.
 """
 
 import io
@@ -19,15 +19,15 @@ PROJECT = "archlab"
 
 @runtime_checkable
 class Logger(Protocol):
-    """One more place for a run's numbers. Made as `Logger(directory, config)`, the run's own; where a run goes on that
-    was broken off, as `Logger(directory, config, after)`, the number of steps that stand.
+    """One more place for a run's numbers. Made as `Logger(directory, config)`, with the run's own; for a run that is
+    resumed, as `Logger(directory, config, after)`, where `after` is the number of steps that are kept.
     """
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """Called at each logged step, with steps that rise."""
+        """Called at each logged step, with increasing steps."""
 
     def finish(self, summary: Record) -> None:
-        """Called once, with how the run ended, or with nothing where it broke off; what is not finite has become None."""
+        """Called once, with the run's summary, empty where it was broken off; numbers that are not finite are None."""
 
 
 class TensorBoard:
@@ -47,9 +47,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Writes wandb/offline-run-* into the run's directory; sent by `wandb sync`, if ever, by the user alone.
+    """Writes wandb/offline-run-* into the run's directory; only the user sends it, with `wandb sync`.
 
-    Each time a run goes on it writes one more, of the steps that follow.
+    Each time a run is resumed, one more is written, with the steps that follow.
     """
 
     def __init__(self, directory: Path, config: Record, after: int = 0):
@@ -76,9 +76,9 @@ class Trackio:
     """Writes to a store that the runs of one folder share: .trackio beside them, or TRACKIO_DIR where that is set.
 
     `TRACKIO_DIR=experiments/runs/.trackio trackio show --project archlab` opens it. The library reads the folder
-    once a process, so runs of one command share the first one's. It has no summary; the summary's numbers are logged
-    once more, as summary/..., at the last step. A run that goes on does so under its name; steps logged between its last
-    checkpoint and its end stay there twice.
+    once per process, so runs of one command share the first one's. It has no summary; the summary's numbers are logged
+    as summary/... at the last step. A resumed run keeps its name; steps that were logged after its last checkpoint
+    are then stored twice.
     """
 
     def __init__(self, directory: Path, config: Record, after: int = 0):
@@ -88,7 +88,7 @@ class Trackio:
         import trackio
 
         self.library, self.last = trackio, 0
-        with redirect_stdout(io.StringIO()):  # what a run prints last is its own directory
+        with redirect_stdout(io.StringIO()):  # the last line that a run prints is its directory
             self.run = trackio.init(
                 PROJECT,
                 directory.name,
@@ -106,7 +106,7 @@ class Trackio:
     def finish(self, summary: Record) -> None:
         self.run.log(dict(numbers(summary, "summary")), step=self.last)
         with redirect_stdout(io.StringIO()):
-            self.library.finish()  # not the run's own finish, after which the library would finish it again at exit
+            self.library.finish()  # not the run's own finish: the library would finish the run again at exit
 
 
 OPTIONAL: dict[str, type] = {"wandb": WeightsAndBiases, "trackio": Trackio}
@@ -123,9 +123,9 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def open_loggers(names: Sequence[str], directory: Path, config: Record, after: int = 0) -> list[Logger]:
-    """TensorBoard's, which every run has, and those that were asked for; `after` steps of the run stand already."""
-    given = (directory, config, after) if after else (directory, config)
-    return [logger(*given) for logger in (TensorBoard, *(OPTIONAL[name] for name in names))]
+    """TensorBoard, which every run has, and the loggers that were chosen; `after` steps of the run are done already."""
+    arguments = (directory, config, after) if after else (directory, config)
+    return [logger(*arguments) for logger in (TensorBoard, *(OPTIONAL[name] for name in names))]
 
 
 def numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Runs that were written down, read back from their directories."""
+"""Reads runs back from their directories."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +26,7 @@ PARTS = ("config.yaml", "summary.json")
 """What a directory must hold to be a run."""
 
 COMPARED = ("train.steps", "train.batch_size", "train.train_len", "size.vocab_size", "eval.protocol", "eval.lengths", "eval.stride", "eval.tokens")  # fmt: skip
-"""What is looked at before runs are compared."""
+"""The fields that are checked before runs are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Run:
 
     @cached_property
     def steps(self) -> list[Record]:
-        """{step, loss, grad_norm} of every step, where `metrics` has those that were logged. Raises UserError."""
+        """{step, loss, grad_norm} of every step, while `metrics` has only logged steps. Raises UserError."""
         return self._read(STEPS, read_lines, check_steps)
 
     @cached_property
@@ -76,7 +76,7 @@ class Run:
         return self._read("overrides.yaml", read_yaml, check_overrides)
 
     def _read(self, name: str, read: Callable[[Path], Any], check: Callable[[Any], list[Any]]) -> list[Any]:
-        """What a file holds that a run may do without."""
+        """The content of a file that a run may lack."""
         file = self.directory / name
         if not file.exists():
             return []
@@ -91,12 +91,12 @@ def read_positions(file: Path) -> Any:
 
 
 def asked_words(file: Path) -> list[str]:
-    """The overrides that a run was asked for by. Raises Unreadable."""
+    """The overrides that a run was started with. Raises Unreadable."""
     return check_overrides(read_yaml(file))
 
 
 def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
-    """Every file of a run, checked; `needs` are the fields of its configuration that there is no doing without.
+    """A run whose files are all checked; `needs` are the fields that its configuration must have.
 
     Raises UserError, with the file that is missing or damaged and what is wrong with it.
     """
@@ -106,7 +106,7 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
         raise UserError(why)
     for part in PARTS:
         if not (directory / part).is_file():
-            raise UserError(f"{directory}: has no {part}, so it is no finished run; leave it out")
+            raise UserError(f"{directory}: has no {part}, so it is not a finished run; leave it out")
     try:
         config = read_yaml(directory / "config.yaml")
         summary = read_json(directory / "summary.json")
@@ -116,7 +116,7 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
         run = Run(directory, dict(check_config(config, needs)), dict(check_summary(summary)))
     except Unreadable as error:
         raise UserError(f"{directory}: its record is damaged: {error}; leave it out") from None
-    # What is damaged is found here, where a run can still be left out.
+    # Damage is found here, where a run can still be left out.
     _ = run.metrics, run.overrides
     if run.positions and "train_len" not in run.summary:
         raise UserError(f"{directory}: its record is damaged: train_len is missing; leave it out")
@@ -124,7 +124,7 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
 
 
 def find(patterns: Sequence[str | Path]) -> list[Path]:
-    """The directories that paths and globs name, each once, in order; a folder of runs stands for those in it."""
+    """The directories that paths and globs name, each once, in order; a folder of runs means all runs in it."""
     if not patterns:
         raise UserError("no run is named; give directories of runs, or globs such as 'experiments/runs/*'")
     found: dict[Path, None] = {}
@@ -142,7 +142,7 @@ def find(patterns: Sequence[str | Path]) -> list[Path]:
 
 
 def inside(path: Path) -> list[Path]:
-    """The run itself, or the runs in a folder of them; those that lack a part too, so that it can be said."""
+    """The run itself, or the runs in a folder of them; those that lack a part too, so that this can be reported."""
     if any((path / part).is_file() for part in PARTS):
         return [path]
     return sorted({file.parent for part in PARTS for file in path.glob(f"*/{part}")})

@@ -1,6 +1,6 @@
-"""What the files of a run must say, as far as anything reads it: types and ranges, and nothing about what is not read.
+"""What the files of a run must hold: types and ranges of the fields that are read; other fields are not checked.
 
-A field may be absent where older runs have none; where it is there, it is what it should be. `archlab.records.summary`
+A field that older runs lack may be missing; if present, it must be valid. `archlab.records.summary`
 has the fields of summary.json.
 """
 
@@ -17,7 +17,7 @@ from archlab.base.quantities import Count, Natural
 from archlab.records.summary import BOUND, Amount, Number, Summary
 
 
-class Said(BaseModel):
+class Fields(BaseModel):
     """Fields of these types; others may stand beside them."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -26,7 +26,7 @@ class Said(BaseModel):
 # ---------------------------------------------------------------- config.yaml
 
 
-class Train(Said):
+class Train(Fields):
     steps: Natural = 0
     batch_size: Count = 1
     train_len: Count = 1
@@ -35,19 +35,19 @@ class Train(Said):
     warmup: Natural | None = None
 
 
-class SizeSection(Said):
+class SizeSection(Fields):
     vocab_size: Annotated[int, Ge(2)] = 2
     n_layers: Count = 1
 
 
-class Evaluation(Said):
+class Evaluation(Fields):
     protocol: str = ""
     lengths: list[Number] = []
     stride: Number | None = None
     tokens: Number = 0
 
 
-class ConfigFile(Said):
+class ConfigFile(Fields):
     """A run's configuration, as far as runs are compared by it."""
 
     seed: Natural
@@ -62,7 +62,7 @@ class ConfigFile(Said):
 # ---------------------------------------------------------------- metrics.jsonl and positions.json
 
 
-class Logged(Said):
+class Logged(Fields):
     """A line of metrics.jsonl."""
 
     step: Natural
@@ -72,7 +72,7 @@ class Logged(Said):
     layers: list[dict[str, Number | None]] | None = None
 
 
-class StepLine(Said):
+class StepLine(Fields):
     """A line of steps.jsonl."""
 
     step: Natural
@@ -80,7 +80,7 @@ class StepLine(Said):
     grad_norm: Number | None
 
 
-class PositionsFile(Said):
+class PositionsFile(Fields):
     """Held-out loss by position, at one length."""
 
     eval_len: Count
@@ -92,63 +92,63 @@ NAME = re.compile(r"[\w:][\w:./-]*")
 OVERRIDE = re.compile(r"[+~]*(?!hydra[./])[A-Za-z_][\w./@-]*(\[[-:\d]*\][\w./@-]*)?(=.*)?", re.DOTALL)
 
 
-def check_config(said: object, needs: Iterable[str]) -> Mapping[str, Any]:
-    """Raises Unreadable; `needs` are the fields of sections, by dotted names, without which nothing can be done."""
-    config = checked(ConfigFile, said)
+def check_config(content: object, needs: Iterable[str]) -> Mapping[str, Any]:
+    """Raises Unreadable; `needs` are the dotted names of fields that sections must have."""
+    config = checked(ConfigFile, content)
     for name in needs:
         section, field = name.split(".")
         if field not in config.get(section, {}):
             raise Unreadable(f"{name} is missing")
     for _, part in within(config):
         if isinstance(part, dict) and not all(map(NAME.fullmatch, part)):
-            raise Unreadable("it holds an option whose name is none")
+            raise Unreadable("it holds an option with an invalid name")
     return config
 
 
-def check_summary(said: object) -> Mapping[str, Any]:
+def check_summary(content: object) -> Mapping[str, Any]:
     """Raises Unreadable."""
-    if isinstance(said, dict) and (missing := {"status", "val_loss", "corpus_sha256"} - set(said)):
+    if isinstance(content, dict) and (missing := {"status", "val_loss", "corpus_sha256"} - set(content)):
         raise Unreadable(f"lacks {', '.join(sorted(missing))}")
-    summary = checked(Summary, said)
+    summary = checked(Summary, content)
     for _, part in within(summary):
         if isinstance(part, int | float) and not -BOUND <= part <= BOUND:
-            raise Unreadable(f"holds {part}, which is no measurement")
+            raise Unreadable(f"holds {part}, which is not a measurement")
     return summary
 
 
-def check_metrics(said: object) -> list[Any]:
+def check_metrics(content: object) -> list[Any]:
     """Raises Unreadable."""
-    return checked(list[Logged], said)
+    return checked(list[Logged], content)
 
 
-def check_steps(said: object) -> list[Any]:
+def check_steps(content: object) -> list[Any]:
     """Raises Unreadable."""
-    return checked(list[StepLine], said)
+    return checked(list[StepLine], content)
 
 
-def check_positions(said: object) -> list[Any]:
+def check_positions(content: object) -> list[Any]:
     """Raises Unreadable."""
-    curves = checked(list[PositionsFile], said)
+    curves = checked(list[PositionsFile], content)
     if any(len(curve["position"]) != len(curve["loss"]) for curve in curves):
         raise Unreadable("a curve has more positions than losses, or fewer")
     return curves
 
 
-def check_overrides(said: object) -> list[str]:
-    """Raises Unreadable; an override is a name and a value, and none is Hydra's own."""
-    words = checked(list[Annotated[str, Strict()]], [] if said is None else said)
+def check_overrides(content: object) -> list[str]:
+    """Raises Unreadable; an override is a name and a value, and does not set one of Hydra's own options."""
+    words = checked(list[Annotated[str, Strict()]], [] if content is None else content)
     if wrong := [word for word in words if not OVERRIDE.fullmatch(word)]:
-        raise Unreadable(f"{wrong[0][:60]!r} is no override")
+        raise Unreadable(f"{wrong[0][:60]!r} is not an override")
     return words
 
 
-def checked(kind: Any, said: Any) -> Any:
-    """What was said, where it is of this kind. Raises Unreadable, with the first field that is not."""
+def checked(kind: Any, content: Any) -> Any:
+    """The content, if it is of this kind. Raises Unreadable, with the first field that is not."""
     try:
-        # As JSON, in which a strict dataclass may be an object of its fields.
-        TypeAdapter(kind).validate_json(json.dumps(said))
+        # As JSON, from which even a strict dataclass may be read as an object of its fields.
+        TypeAdapter(kind).validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise Unreadable(f"{where}: {first['msg'].removeprefix('Input ').lower()}") from None
-    return said
+    return content

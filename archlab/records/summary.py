@@ -1,8 +1,8 @@
-"""summary.json: how a run ended. Each field stands here once, with its type and its unit, and where runs may be compared
-by it, which way is better and how much of a difference matters.
+"""summary.json: how a run ended. Each field is defined here once, with its type and its unit. A field that runs may be
+compared by also says which way is better and how large a difference matters.
 
-The run writes it, the reader checks it, and tables, comparisons and pages go by it. A new number is one line here and one
-where it is measured (`archlab.runs.lab.summary_of`); `archlab compare RUNS metric=its_name` then knows it.
+The run writes it, the reader checks it, and tables, comparisons and pages use it. A new number needs one line here and
+one where it is measured (`archlab.runs.lab.summary_of`); `archlab compare RUNS metric=its_name` then knows it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from archlab.base.metrics import Higher, Kind, Lower
 from archlab.base.quantities import Count, Natural
 
 BOUND = 1e100
-"""Numbers beyond it are no measurements, and their squares are no numbers."""
+"""Numbers beyond it are not measurements, and their squares overflow."""
 
 Number = Annotated[float, Strict(), Interval(ge=-BOUND, le=BOUND)]
 Amount = Annotated[float, Strict(), Interval(ge=0, le=BOUND)]
@@ -45,7 +45,7 @@ class AtLength(TypedDict, total=False):
 
 
 class NotFinite(TypedDict):
-    """What was first not finite."""
+    """The first quantity that was not finite."""
 
     step: Natural
     quantity: str
@@ -75,7 +75,7 @@ class Commit(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended. What older runs did not write has a default."""
+    """How a run ended. A field that older runs did not write has a default."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
 
@@ -83,7 +83,7 @@ class Summary:
     """completed, stopped early, stopped or diverged."""
 
     val_loss: Annotated[Number | None, LOSS]
-    """None of a run that diverged or was stopped."""
+    """None for a run that diverged or was stopped."""
 
     corpus_sha256: str
 
@@ -117,7 +117,7 @@ class Summary:
 
     seed: Natural | None = None
     train_len: Count | None = None
-    """Tokens a sequence."""
+    """Tokens per sequence."""
 
     steps: Natural | None = None
     tokens: Natural | None = None
@@ -141,10 +141,10 @@ class Summary:
     versions: dict[str, str] | None = None
     git: Commit | None = None
     begun_with: dict[str, Any] | None = None
-    """Versions and commit of its first steps, where others finished it."""
+    """Versions and commit of the first steps, where the run was finished with others."""
 
     def to_record(self) -> dict[str, Any]:
-        """As it is written; what began a run is left out where it also finished it."""
+        """As it is written; versions and commit of the first steps are left out where they also finished the run."""
         record = asdict(self)
         if record["begun_with"] is None:
             del record["begun_with"]

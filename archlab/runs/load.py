@@ -57,7 +57,9 @@ def saved_configuration(directory: Path, own: str | Path | None = None) -> DictC
     """
     file = directory / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{directory}: has no config.yaml, so it is no run; give a run's directory, as a run prints it")
+        raise UserError(
+            f"{directory}: has no config.yaml, so it is not a run; give a run's directory, as a run prints it"
+        )
     try:
         return settled_as_it_was(said_in(file), own)
     except Unreadable as error:

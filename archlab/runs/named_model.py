@@ -41,7 +41,7 @@ def named(word: str, own: Path | None = None) -> NamedModel:
     if word in presets:
         return NamedModel(word, compose(f"preset={word}", config_dir=own), (f"preset={word}",))
     if directory.exists():
-        raise UserError(f"{word}: has no config.yaml, so it is no run; give a run's directory, as a run prints it")
+        raise UserError(f"{word}: has no config.yaml, so it is not a run; give a run's directory, as a run prints it")
     raise UserError(
         f"{word}: is no preset, no run's directory and no override; {did_you_mean(word, presets)}presets: {', '.join(presets)}"
     )

@@ -1,1 +1,1 @@
-"""What archlab can be asked, one function for each verb of the command line; each returns an object that shows itself."""
+"""The verbs of the command line, one function for each; each returns a result that can be printed or shown in a notebook."""

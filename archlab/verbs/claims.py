@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Claims(Shown):
-    """Claims that were decided; `records` are what their result.json hold."""
+    """Decided claims; `records` are the contents of their result.json."""
 
     records: Sequence[Mapping[str, Any]]
 
@@ -43,7 +43,7 @@ def claims(
     output: str | Path | None = None,
     config_dir: str | Path | None = None,
 ) -> Claims:
-    """Decides claims by name or pattern, all of them where none is named; runs that are there are not made again.
+    """Decides claims by name or pattern, all of them where none is named; existing runs are used again.
 
     Raises UserError before anything is run where a claim cannot be read or made.
     """

@@ -1,4 +1,4 @@
-"""Which arms of runs that were written down differ, and whether the difference is real; and maps of stability."""
+"""Which arms of existing runs differ, and whether the difference is real; and stability maps."""
 
 import json
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ class StabilityMap(Shown):
 
 @checked
 def stability_map(*runs: str | Path) -> StabilityMap:
-    """Maps the largest stable learning rate by depth, from runs that are there. Raises UserError."""
+    """Maps the largest stable learning rate by depth, from existing runs. Raises UserError."""
     found, left_out = read_all(runs, MAPPED)
     chart = map_of(found)
     return StabilityMap(chart | {"notes": [*left_out, *chart["notes"]]}, found[0].directory.parent)

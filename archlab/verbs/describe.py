@@ -1,4 +1,4 @@
-"""What a configuration assembles, what it costs, and what training it takes in memory; nothing is trained."""
+"""The model that a configuration describes, its costs, and the memory that training it takes; nothing is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Description(Shown):
     """n_params; flops_per_token and train_flops_per_token, a multiply-add as two; bytes of the decode state; dtype."""
 
     parameters: Mapping[str, int]
-    """By part of the model."""
+    """Parameters by part of the model."""
 
     memory: MemoryBill
 
@@ -79,7 +79,7 @@ class Description(Shown):
 
 @checked
 def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Description:
-    """Describes the model that overrides, or one configuration, assemble. Raises UserError where they make none."""
+    """Describes the model that overrides, or one configuration, define. Raises UserError where they define none."""
     cfg = configuration(*what, config_dir=config_dir)
     decoder = assemble_without_weights(cfg)
     price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)
@@ -88,13 +88,13 @@ def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Descr
 
 @checked
 def memory(*what: str | DictConfig, config_dir: str | Path | None = None) -> MemoryBill:
-    """What training takes in memory, under the options of the section `memory`. Raises UserError."""
+    """The memory that training takes, under the options of the section `memory`. Raises UserError."""
     cfg = configuration(*what, config_dir=config_dir)
     return memory_of(cfg, assemble_without_weights(cfg))
 
 
 def memory_of(cfg: DictConfig, decoder: Decoder) -> MemoryBill:
-    """The same of a model that is assembled already."""
+    """The same for a model that is already assembled."""
     settings, seq_len = section(cfg, "memory", MemorySettings), cfg.train.train_len
     return MemoryBill(
         bills.Bill(

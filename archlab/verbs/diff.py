@@ -31,7 +31,7 @@ class ModelDifference(Shown):
     models: tuple[NamedModel, NamedModel]
 
     def to_pandas(self) -> "pd.DataFrame":
-        """One row for everything that was compared: its kind, its name, and what each model has."""
+        """One row per compared item: its kind, its name, and what each model has."""
         import pandas as pd
 
         kinds = ("blocks", "settings", "sizes", "parts", "costs", "memory")
@@ -62,7 +62,7 @@ def diff(
 
 
 def between(first: NamedModel, second: NamedModel, seq_len: int | None = None) -> ModelDifference:
-    """The same of models that were found already."""
+    """The same for models that are already found."""
     return ModelDifference(difference(first, second, seq_len), (first, second))
 
 
@@ -93,7 +93,7 @@ def climb(first: str, second: str, *, config_dir: str | Path | None = None) -> L
 
 
 def way_between(first: NamedModel, second: NamedModel, own: Path | None = None) -> Ladder:
-    """The same of models that were found already; `own` is the folder of the user's own options."""
+    """The same for models that are already found; `own` is the folder of the user's own options."""
     n_changes = len(list(changes(first.cfg, second.cfg, own)))
     rungs = list(track(ladder(first, second, own), "ladder", n_changes + 1))
     return Ladder(rungs, [count_parameters(assemble_without_weights(rung.cfg)) for rung in rungs])

@@ -23,10 +23,10 @@ from archlab.runs.weights import load_weights
 from archlab.verbs.shown import Shown
 
 PICTURES = (".svg", ".png")
-"""How a picture's file ends."""
+"""Endings of picture files."""
 
 DRAWN_WITH_WEIGHTS = 50_000_000
-"""Parameters up to which a model is given its initial weights, so that a learned bias can be drawn too."""
+"""A model with up to this many parameters gets its initial weights, so that a learned bias can be drawn too."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class Drawing(Shown):
 
 @checked
 def draw(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Drawing:
-    """One model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
+    """The block diagram of one model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
     own = Path(config_dir) if config_dir else None
     if len(model) == 1 and isinstance(model[0], DictConfig):
         one_model = NamedModel("", model[0], None)
@@ -62,7 +62,7 @@ def draw(*model: str | Path | DictConfig, config_dir: str | Path | None = None) 
 
 
 def one(verb: str, names: list[str], own: Path | None) -> NamedModel:
-    """A model by one name, or by overrides without quotes; none of them are the defaults."""
+    """A model by one name, or by overrides without quotes; without either, the default model."""
     if len(names) == 1:
         return named(names[0], own)
     if without := [name for name in names if "=" not in name]:
@@ -80,7 +80,7 @@ def decoder_of(model: NamedModel) -> Decoder:
 
 
 def write(files: Iterable[Path], picture: str) -> list[Path]:
-    """Writes one picture to each file, as its ending says. Raises UserError."""
+    """Writes one picture to each file, in the format of its ending. Raises UserError."""
     written = []
     for file in files:
         if file.suffix not in PICTURES:

@@ -18,7 +18,7 @@ from archlab.verbs.shown import Shown
 
 @dataclass(frozen=True, repr=False)
 class GeneratedText(Shown):
-    """The prompt and what came after it; bytes that are no UTF-8 are written as U+FFFD."""
+    """The prompt and what came after it; bytes that are not UTF-8 are written as U+FFFD."""
 
     text: str
     prompt: str
@@ -29,7 +29,7 @@ class GeneratedText(Shown):
         return self.text.removeprefix(self.prompt)
 
     def __rich__(self) -> RenderableType:
-        return Text(printable(self.text))  # a terminal would obey what a stranger's model says
+        return Text(printable(self.text))  # control characters in the text would act on a terminal
 
 
 @checked
@@ -44,12 +44,12 @@ def generate(
     seed: Natural = 0,
     config_dir: str | Path | None = None,
 ) -> GeneratedText:
-    """Continues a prompt by the model of a run's directory; under a prefix mask the prompt is the prefix.
+    """Continues a prompt with the model of a run's directory; under a prefix mask the prompt is the prefix.
 
     `archlab.model.generate.generate` says what the settings mean. Raises UserError where the run has no text model.
     """
     if not prompt:
-        raise UserError("prompt: is empty; give the text to go on from, as in prompt='In the beginning'")
+        raise UserError("prompt: is empty; give the text to continue, as in prompt='In the beginning'")
     cfg, decoder = load_run(run, config_dir=config_dir)
     check_bytes(str(run), cfg)
     tokens = torch.tensor([list(prompt.encode())])
@@ -70,6 +70,6 @@ def check_bytes(run: str, cfg: DictConfig) -> None:
     """Raises UserError where the model's tokens are not bytes of text."""
     if cfg.choices.data not in ("text", "python", "file", "hf") or cfg.data.get("tokenizer"):
         raise UserError(
-            f"{run}: learned data={cfg.choices.data}, whose tokens are not bytes of text; give a run of data=text, python"
+            f"{run}: was trained on data={cfg.choices.data}, whose tokens are not bytes of text; give a run of data=text, python"
             " or file"
         )

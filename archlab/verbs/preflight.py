@@ -36,7 +36,7 @@ class Start(Shown):
 
     warnings: Sequence[str]
     depths: Sequence[Mapping[str, Any]]
-    """Residual schemes by depth, each quantity with its exponent and the predicted one; empty where none were asked for."""
+    """Residual schemes by depth, each quantity with its exponent and the predicted one; empty where `preflight.depths` is null."""
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row per layer."""

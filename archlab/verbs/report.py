@@ -39,7 +39,7 @@ def write_report(
 
 
 def drawn_run(directory: Path, own: Path | None = None) -> str:
-    """The block diagram, as SVG, of the model a run trained: from its sketch or, of a run without one, built again."""
+    """The block diagram, as SVG, of the model a run trained: from its sketch or, without one, from the model built again."""
     sketch = read_sketch(directory)
     if sketch is not None:
         return svg(sketch)

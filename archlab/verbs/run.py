@@ -1,4 +1,4 @@
-"""A run that is trained, finished, read back, and continues a prompt; and a sweep of runs."""
+"""Training a run, resuming it, reading it back, and continuing a prompt with it; and sweeps of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class TrainedRun(Shown):
         return pd.DataFrame(columns, index=pd.RangeIndex(1, len(self.record.losses) + 1, name="step"))
 
     def layers(self) -> "pd.DataFrame":
-        """One row per layer and step at which the probes looked inside: activation_rms, grad_norm and the others."""
+        """One row per layer and probed step: activation_rms, grad_norm and the others."""
         import pandas as pd
 
         rows = [
@@ -73,9 +73,9 @@ class TrainedRun(Shown):
 
     @checked
     def plot(self, what: str = "training") -> "Figure | None":
-        """Loss and gradient norm by step; or what the probes saw by layer, the loss by position, or by length.
+        """Loss and gradient norm by step; or the probed quantities by layer, the loss by position, or by length.
 
-        None where the run measured no such thing.
+        None where the run did not measure it.
         """
         from archlab.report import plots  # here, so that a run need not wait for matplotlib
 
@@ -92,7 +92,7 @@ class TrainedRun(Shown):
 
     @checked
     def model(self, *overrides: str) -> Decoder:
-        """Its weights in a decoder, under other options where they change no weight, such as "mask=window"."""
+        """Its weights in a decoder; other options are allowed if they change no weight, such as "mask=window"."""
         return load_run(self.directory, *overrides, config_dir=self.own)[1]
 
     def generate(self, prompt: str, **settings: Any) -> GeneratedText:
@@ -110,15 +110,15 @@ def as_path(directory: Path) -> Text:
 
 @checked
 def load(directory: str | Path, *, config_dir: str | Path | None = None) -> TrainedRun:
-    """A run that was written down. Raises UserError where the directory holds no finished run."""
+    """Loads a run. Raises UserError where the directory holds no finished run."""
     return TrainedRun(read_run(Path(directory)), Path(config_dir) if config_dir else None)
 
 
 @checked
 def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
-    """Trains and scores what overrides, or one configuration, describe: `archlab.run("norm=rms", "train.steps=50")`.
+    """Trains and evaluates the model that overrides, or one configuration, define: `archlab.run("norm=rms", "train.steps=50")`.
 
-    Prints what is assembled and a progress bar, as the command does. Raises UserError.
+    Prints the model and a progress bar, as the command does. Raises UserError.
     """
     words = [word for word in what if isinstance(word, str)]
     directory = lab.run(configuration(*what, config_dir=config_dir), words, plots=plots, show_result=False)
@@ -127,7 +127,7 @@ def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bo
 
 @checked
 def resume(directory: str | Path, *, config_dir: str | Path | None = None, plots: bool = True) -> TrainedRun:
-    """Finishes a run that was broken off, as it would have gone on; a finished one is left as it is. Raises UserError."""
+    """Finishes a run that was broken off, as if it had not been; a finished one is left unchanged. Raises UserError."""
     own = Path(config_dir) if config_dir else None
     return load(lab.resume(Path(directory), plots, own, show_result=False), config_dir=config_dir)
 
@@ -172,16 +172,16 @@ class Sweep(Shown):
 def sweep(*overrides: str, config_dir: str | Path | None = None, again: bool = False, plots: bool = True) -> Sweep:
     """One run for every combination of comma-separated values: `archlab.sweep("norm=layer,rms", "seed=0,1,2")`.
 
-    All are checked before the first starts. Runs that are there already are kept, and those that were broken off are
-    finished, unless `again`. Raises UserError.
+    All are checked before the first starts. Existing runs are kept, and those that were broken off are finished,
+    unless `again`. Raises UserError.
     """
     refuse_twice(overrides)
     made: list[TrainedRun] = []
     for plan in plans(*overrides, config_dir=config_dir):
         written = as_written(plain_dict(plan.cfg, resolve=True))
-        there = None if again else same_run(Path(plan.cfg.output), written)
-        if there:
-            made.append(resume(there, config_dir=config_dir, plots=plots))
+        existing = None if again else same_run(Path(plan.cfg.output), written)
+        if existing:
+            made.append(resume(existing, config_dir=config_dir, plots=plots))
         else:
             directory = lab.run(plan.cfg, list(plan.overrides), plots=plots, show_result=False)
             made.append(load(directory, config_dir=config_dir))

@@ -6,7 +6,7 @@ from io import StringIO
 from rich.console import Console, RenderableType
 
 WIDTH = 100
-"""Columns of a result that is turned into text or HTML, where there is no terminal to ask."""
+"""Width, in columns, of a result as text or HTML, where there is no terminal."""
 
 
 class Shown(ABC):
@@ -32,4 +32,4 @@ class Shown(ABC):
 
 
 PAGE = '<pre style="line-height:normal; overflow-x:auto; font-family:monospace">{code}</pre>'
-"""A notebook brings its own page around it."""
+"""Without a whole HTML page around it, which a notebook already has."""

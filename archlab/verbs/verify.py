@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Verification(Shown):
-    """What was found of the blocks, promise by promise."""
+    """What was found about the blocks, promise by promise."""
 
     title: str
     findings: list[Finding]
@@ -61,11 +61,9 @@ def named_blocks(words: tuple[str, ...], config_dir: str | Path | None = None) -
         if "=" not in word:
             raise UserError(f"{word}: verify takes overrides, name=value, as in archlab verify norm=rms")
         if sets(word, "preset"):
-            raise UserError(
-                f"{word}: verify looks at blocks in a small model; name them, as in archlab verify norm=rms"
-            )
+            raise UserError(f"{word}: verify checks blocks in a small model; name them, as in archlab verify norm=rms")
     chosen = [group for group in BLOCKS if group in map(key_of, words)]
     if not chosen:
-        normalise(words, [Path(config_dir)] if config_dir else [])  # which says more of a word that is misspelt
+        normalise(words, [Path(config_dir)] if config_dir else [])  # which explains a misspelt word better
         raise UserError(f"verify: no block is named; give one of {', '.join(BLOCKS)}, as in archlab verify norm=rms")
     return chosen

@@ -353,7 +353,7 @@ def test_verifying_leaves_the_generator_alone(without_compiling):
         (["size=small"], 2, "verify: no block is named"),
         (["norm"], 2, "norm: verify takes overrides, name=value"),
         (["norm=rmz"], 2, "norm=rmz: no such option; did you mean rms?"),
-        (["preset=gpt2"], 2, "preset=gpt2: verify looks at blocks in a small model"),
+        (["preset=gpt2"], 2, "preset=gpt2: verify checks blocks in a small model"),
         (["norm=rms", "-m"], 2, "--multirun: verify takes no such flag; it takes --config-dir"),
     ],
 )

@@ -471,7 +471,7 @@ def test_a_run_makes_no_use_of_memory(capsys):
     assert leaving.value.code == 2
     assert (
         capsys.readouterr().err
-        == "archlab: memory.batch=4: run makes no use of memory; leave it out, or use archlab show\n"
+        == "archlab: memory.batch=4: run does not use memory; leave it out, or use archlab show\n"
     )
 
 

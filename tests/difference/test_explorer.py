@@ -136,7 +136,7 @@ def test_a_name_is_a_preset_a_run_or_overrides(tmp_path):
     assert named("gpt2").cfg == compose("preset=gpt2")
     (tmp_path / "empty").mkdir()
     refused("is no preset, no run's directory and no override; did you mean gpt2", named, "gpt-2")
-    refused("has no config.yaml, so it is no run", named, str(tmp_path / "empty"))
+    refused("has no config.yaml, so it is not a run", named, str(tmp_path / "empty"))
     refused("nothing is called nrom; did you mean norm", named, "nrom=layer")
     refused("cannot be read as overrides: no closing quotation", named, "norm='layer")
     refused("-m: no flag belongs in a model's overrides", named, "norm=layer -m")
@@ -213,7 +213,7 @@ def test_draw_writes_an_svg_and_a_png(capsys, monkeypatch, tmp_path):
         ("diff gpt2", "diff: takes two models, not 1"),
         ("diff gpt2 lama_7b", "lama_7b: is no preset, no run's directory and no override; did you mean llama_7b?"),
         ("diff gpt2 bloom_560m output=a.jpg", "output=a.jpg: a picture is an SVG or a PNG; give a file such as a.svg"),
-        ("diff gpt2 bloom_560m output=no/a.svg", "output=no/a.svg: no is no folder"),
+        ("diff gpt2 bloom_560m output=no/a.svg", "output=no/a.svg: no is not a folder"),
         ("diff gpt2 bloom_560m output=", "output=: names no file"),
         ("draw gpt2 output=..", "output=..: names no file"),
         ("verify norm=rms output=a.svg", "output=a.svg: verify writes nothing"),

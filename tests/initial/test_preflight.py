@@ -260,4 +260,4 @@ def test_another_verb_makes_no_use_of_preflight(capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["show", "preflight.steps=2"])
     assert leaving.value.code == 2
-    assert "show makes no use of preflight; leave it out, or use archlab preflight" in capsys.readouterr().err
+    assert "show does not use preflight; leave it out, or use archlab preflight" in capsys.readouterr().err

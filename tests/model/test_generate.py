@@ -273,10 +273,10 @@ def test_the_verb_goes_on_from_a_prompt(run):
     [
         (
             ["no/such/run", "prompt=a"],
-            "no/such/run: has no config.yaml, so it is no run; give a run's directory, as a run prints it",
+            "no/such/run: has no config.yaml, so it is not a run; give a run's directory, as a run prints it",
         ),
-        (["RUN"], "prompt: is empty; give the text to go on from, as in prompt='In the beginning'"),
-        (["RUN", "prompt="], "prompt: is empty; give the text to go on from, as in prompt='In the beginning'"),
+        (["RUN"], "prompt: is empty; give the text to continue, as in prompt='In the beginning'"),
+        (["RUN", "prompt="], "prompt: is empty; give the text to continue, as in prompt='In the beginning'"),
         (
             ["prompt=a"],
             "generate: takes one run's directory, not 0, as in archlab generate RUN prompt='In the beginning'",
@@ -319,7 +319,7 @@ def test_a_run_of_a_task_has_no_text_to_go_on_from(copied, capsys):
         main(["generate", str(copied), "prompt=a"])
     assert left.value.code == 2
     assert (
-        "learned data=copy, whose tokens are not bytes of text; give a run of data=text, python or file"
+        "was trained on data=copy, whose tokens are not bytes of text; give a run of data=text, python or file"
         in capsys.readouterr().err
     )
 

@@ -299,10 +299,10 @@ def test_where_every_checkpoint_is_damaged_one_line_says_so_and_nothing_is_touch
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("metrics.jsonl", None, "goes with a longer metrics.jsonl than there is"),
+        ("metrics.jsonl", None, "needs a longer metrics.jsonl than there is"),
         ("metrics.jsonl", b"\xff{" * 4000, "metrics.jsonl: is damaged"),
         ("config.yaml", b"seed: [", "config.yaml: "),
-        ("config.yaml", None, "has no config.yaml, so it is no run"),
+        ("config.yaml", None, "has no config.yaml, so it is not a run"),
     ],
 )
 def test_another_file_that_is_damaged_is_one_line(name, content, says, cut):
@@ -569,8 +569,8 @@ def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words, says in (
         (["resume"], "archlab: resume: takes a run's directory, as a run prints it\n"),
-        (["resume", "empty"], "archlab: empty: has no config.yaml, so it is no run; give a run's directory\n"),
-        (["resume", "empty", "train.steps=9"], "archlab: train.steps=9: a run goes on as it was begun; resume takes its directory alone\n"),
+        (["resume", "empty"], "archlab: empty: has no config.yaml, so it is not a run; give a run's directory\n"),
+        (["resume", "empty", "train.steps=9"], "archlab: train.steps=9: a run continues with the options it began with; resume takes only its directory\n"),
         (["-m", "seed=0,1", "resume=maybe"], "archlab: resume=maybe: should be true or false; resume=true keeps the runs that are there and finishes the rest\n"),
         (["train.eval_every=5", "train.steps=4"], "archlab: train.eval_every=5: the run has only 4 steps, so it would change nothing; use at most that many, or leave it out\n"),
     ):  # fmt: skip
