@@ -1,4 +1,4 @@
-"""What a model is made of and what training it takes, as tables; bytes in decimal units, as memory is sold."""
+"""A model's parameters and the memory that training takes, as tables; bytes in decimal units, as memory is sold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Bill:
     rows: Mapping[str, float]
     assumptions: Sequence[str]
     growth: Mapping[str, tuple[float, float, float]]
-    """By way of keeping activations: their bytes, and how many times that at twice the length and twice the batch."""
+    """For each way to keep activations: their bytes, and the factor by which twice the length or batch multiplies them."""
 
     answer: str | None
     """What fits the budget, if there is one."""
@@ -40,7 +40,7 @@ def parts(by_part: Mapping[str, int]) -> RenderableType:
 
 
 def memory(bill: Bill) -> RenderableType:
-    """Weights, gradients, optimiser states and activations; what the activations would be otherwise; what fits."""
+    """Weights, gradients, optimiser states and activations; the activations if they were kept in other ways; what fits."""
     total = sum(bill.rows.values())
     table = make_table(("memory to train", "left"), ("on each GPU", "right"))
     for name, size in bill.rows.items():
@@ -59,6 +59,6 @@ def memory(bill: Bill) -> RenderableType:
 
 
 def token_budget(tokens: int, ratio: int, flops: float) -> RenderableType:
-    """How much to train for the least loss at a given cost."""
+    """The number of training tokens for the lowest loss at a fixed cost."""
     rows = [(f"at {ratio} a parameter", count(tokens)), ("forward + backward over them", flop(flops))]
     return make_pairs("Token budget", rows)

@@ -35,7 +35,7 @@ def claims_table(records: Iterable[Record]) -> RenderableType:
 
 
 def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
-    """The same rows for a page; each claim's name leads to its own, under `folder`."""
+    """The same rows for a page; each claim's name links to the claim's own page, under `folder`."""
     lines = ["| claim | verdict | effect (interval) | seeds |", "|---|---|---|---|"]
     for record in records:
         part = deciding(record)
@@ -61,7 +61,7 @@ def interval(part: Record) -> str:
 
 
 def draw_claim(record: Record, path: Path) -> Path | None:
-    """One panel a part: a dot for each arm and seed, seeds joined, and what the quantity is held against."""
+    """One panel per part: a dot for each arm and seed, the dots of a seed joined, and the value they are compared with."""
     parts = [
         part for part in record["parts"] if any(value is not None for of in part["values"].values() for value in of)
     ]
@@ -165,7 +165,7 @@ def quantity(part: Record) -> str:
 
 
 def then(arm: Record) -> str:
-    return f", its weights then looked at under {as_code(' '.join(arm['then']))}" if arm["then"] else ""
+    return f", its weights then evaluated under {as_code(' '.join(arm['then']))}" if arm["then"] else ""
 
 
 def made(record: Record) -> list[str]:

@@ -1,6 +1,6 @@
 """The record of a comparison -> a table for the terminal, CSV, Markdown, and a plot.
 
-A record is what `archlab.comparison.comparison.ComparedArms.record()` gives, or the comparison.json made of it.
+A record is what `archlab.comparison.comparison.ComparedArms.record()` returns, or the comparison.json made of it.
 """
 
 import json
@@ -27,7 +27,7 @@ MARKS = {"better": GREEN, "worse": VERMILLION}
 NAMES = ("arm", "verdict")
 WRAPPING = (*NAMES, "interval")
 MIN_NAME = 18
-"""Columns of the terminal that an arm's name is never squeezed below."""
+"""The smallest width of an arm's name, in columns of the terminal."""
 
 AXES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 
@@ -88,7 +88,7 @@ def markdown(record: Record) -> str:
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """Columns as wide as what is in them, so that the file itself can be read too."""
+    """A Markdown table with aligned columns, so that the file itself is readable too."""
     cells = [[in_markdown(cell) for cell in row] for row in (frame.columns, *frame.to_numpy().tolist())]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     place = [str.ljust if name in NAMES else str.rjust for name in frame]
@@ -115,7 +115,7 @@ def _tables(record: Record) -> list[tuple[str, pd.DataFrame]]:
         frame = pd.DataFrame(_against(arm, record) for arm in others)
         levels = {level for level in frame["level"] if level}
         same = f"; intervals at {min(levels)}" if len(levels) == 1 else ""
-        title = f"Against {record['baseline']} (needs: seeds in all at which to expect an answer{same})"
+        title = f"Against {record['baseline']} (needs: seeds in all until an answer can be expected{same})"
         tables.append((title, frame.drop(columns="level") if same else frame))
     if any(value is not None for arm in ranked for value in arm["at_equal"].values()):
         tables.append(

@@ -1,4 +1,4 @@
-"""Two models side by side, and the way from one to the other, as tables."""
+"""Two models side by side, and the changes that lead from one to the other, as tables."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ def formats(both: Sequence[str]) -> str:
 
 
 def costs(rows: Iterable[tuple[str, Any, Any]]) -> Iterable[tuple[str, Any, Any, Callable[[Any], str]]]:
-    """A state that neither model has goes without saying."""
+    """The costs to show: the recurrent state is left out where neither model has one."""
     for name, a, b in rows:
         words, write = COSTS[name]
         if name != "state_bytes" or a or b:
@@ -63,7 +63,7 @@ def columns(heading: str, names: Sequence[str], justify: Any = "left") -> Table:
 
 
 def in_words(heading: str, names: Sequence[str], rows: Iterable[tuple[str, str, str]]) -> Table:
-    """What differs stands out."""
+    """A table of texts in which differences are bold."""
     table = columns(heading, names)
     for name, a, b in rows:
         style = "bold" if a != b else "dim"
@@ -72,7 +72,7 @@ def in_words(heading: str, names: Sequence[str], rows: Iterable[tuple[str, str, 
 
 
 def in_numbers(heading: str, names: Sequence[str], rows: Sequence[tuple[str, Any, Any, Callable[[Any], str]]]) -> Table:
-    """Both numbers and how many times the first the second is."""
+    """A table of both numbers and the second one divided by the first."""
     table = columns(heading, names, "right")
     table.add_column("ratio", justify="right", no_wrap=True)
     for name, a, b, write in rows:

@@ -22,13 +22,13 @@ from archlab.report.tables import count
 
 Records = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette keeps apart for every kind of colour vision; viridis does so for what has an order.
+# Okabe and Ito's colours can be told apart with every kind of colour vision; so can viridis, for ordered values.
 BLUE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#595959"
 ORDERED = "viridis"
 
 
 def in_plot(text: str) -> str:
-    """A text as matplotlib takes it, which reads formulas between dollars."""
+    """A text escaped for matplotlib, which would read formulas between dollars."""
     return text.replace("$", r"\$")
 
 
@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {  # Any, since matplotlib types the names of its settin
 
 BINS_PER_DOUBLING = 4
 FEW_POINTS = 40
-WIDE = 20  # losses this many times apart need a log axis to be seen together
+WIDE = 20  # losses that differ by this factor need a log axis
 
 
 def draw_all(directory: Path, metrics: Records, summary: Mapping[str, Any], positions: Records) -> list[Path]:
@@ -113,7 +113,7 @@ def training_figure(metrics: Records, leaking: bool = False) -> Figure | None:
 
 @matplotlib.rc_context(STYLE)
 def layers_figure(metrics: Records, leaking: bool = False) -> Figure | None:
-    """Activation RMS and gradient norm by layer, at the first, the middle and the last look inside."""
+    """Activation RMS and gradient norm by layer, at the first, the middle and the last probe."""
     probes = [record for record in metrics if record.get("layers")]
     chosen = [probes[i] for i in sorted({0, len(probes) // 2, len(probes) - 1})] if probes else []
     quantities = {"activation_rms": "activation RMS", "grad_norm": "gradient norm"}
@@ -176,8 +176,8 @@ def by_length_figure(length: Records, train_len: int, leaking: bool = False) -> 
 def binned(positions: Sequence[int], losses: Sequence[float | None], train_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss in bins of equal width on a log2 axis -> (positions counted from 1, losses).
 
-    Positions are given counted from 0. One bin ends at train_len, so none mixes what training reached with what
-    it did not. A bin that holds a loss which is not finite is not finite.
+    `positions` count from 0. One bin ends at train_len, so no bin mixes positions within the training length with
+    later ones. A bin with a loss that is not finite is itself not finite.
     """
     reached = np.asarray(positions, dtype=float) + 1
     bins = np.ceil(BINS_PER_DOUBLING * np.log2(reached / train_len) - 1e-9).astype(int)
@@ -202,7 +202,7 @@ def _draw_lengths(axes: Axes, length: Records, names: Mapping[str, str]) -> None
 def _panels(
     title: str, leaking: bool, rows: int = 1, columns: int = 1, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure that says what it will show, and its panels."""
+    """An empty figure with its title, and its panels."""
     figure = Figure(figsize=(8, 3.2 * rows + 1.6), layout="constrained")
     if leaking:
         figure.suptitle(f"LEAKING: {title}", color=VERMILLION, weight="bold")
@@ -280,7 +280,7 @@ def log_y(axes: Axes, values: Sequence[float] | np.ndarray) -> None:
 
 
 def _ticks_a_decade(spread: float) -> tuple[float, ...]:
-    """Fewer the more decades there are."""
+    """The ticks within a decade: fewer for more decades."""
     if spread > 1000:
         return (1,)
     return (1, 2, 5) if spread > 12 else (1, 1.5, 2, 3, 4, 6, 8)
@@ -295,7 +295,7 @@ def _legend(*panels: Axes) -> None:
 
 
 def _ordered_colors(n: int) -> list[Any]:
-    """Colours from dark to light; the palest, which white paper swallows, are left out."""
+    """Colours from dark to light; the palest, which can hardly be seen on white, are left out."""
     return [matplotlib.colormaps[ORDERED](share) for share in np.linspace(0, 0.85, n)]
 
 

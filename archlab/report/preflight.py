@@ -1,4 +1,4 @@
-"""A model's start as tables and a picture."""
+"""What was measured at a model's initial weights, as tables and a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ QUANTITIES = {
 
 
 def start(seen: Mapping[str, Any], warnings: Sequence[str]) -> RenderableType:
-    """By layer: activations, attention and gradients; the loss beside ln V; what to be wary of."""
+    """By layer: activations, attention and gradients; the loss beside ln V; warnings."""
     table = make_table(("layer", "right"), *((heading, "right") for heading in COLUMNS.values()))
     for depth, layer in enumerate(seen["layers"]):
         table.add_row(str(depth), *(number(layer.get(key)) for key in COLUMNS))
@@ -44,12 +44,12 @@ def start(seen: Mapping[str, Any], warnings: Sequence[str]) -> RenderableType:
             f"{number(seen['update'])} (||F - F0|| / sqrt(d_model))",
         ),
     ]
-    wary = [Text(f"- {line}", style="yellow") for line in warnings] or [Text("Nothing to be wary of.", style="green")]
-    return spaced([table, make_pairs("At initialisation", facts), Group(*wary)])
+    cautions = [Text(f"- {line}", style="yellow") for line in warnings] or [Text("No warnings.", style="green")]
+    return spaced([table, make_pairs("At initialisation", facts), Group(*cautions)])
 
 
 def depths(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Each quantity by placement and depth, its exponent beside the one that was predicted."""
+    """Each quantity by placement and depth, its exponent beside the predicted one."""
     return spaced(_one_quantity(quantity, heading, rows) for quantity, heading in QUANTITIES.items())
 
 
@@ -89,7 +89,7 @@ def start_figure(seen: Mapping[str, Any]) -> "Figure":
 
 
 def draw(seen: Mapping[str, Any], path: Path) -> Path:
-    """Writes that figure; returns its file."""
+    """Writes the figure of `start_figure`; returns its file."""
     import matplotlib
 
     from archlab.report.plots import STYLE

@@ -1,4 +1,4 @@
-"""How far a loop has come, on stderr: a live bar in a terminal, a few plain lines anywhere else."""
+"""The progress of a loop, on stderr: a live bar in a terminal, a few plain lines anywhere else."""
 
 import math
 import sys
@@ -18,13 +18,13 @@ LINES_A_TRAINING = 10
 
 
 class TrainingProgress:
-    """Shows a training of `total` steps, of which `start` were taken before; a context manager."""
+    """Shows the progress of `total` training steps, of which `start` were taken before; a context manager."""
 
     def __init__(self, total: int, start: int = 0, console: Console | None = None):
         self._display = _display("train", total, start, LINES_A_TRAINING, console)
 
     def advance(self, step: int, loss: float | None, grad_norm: float | None, tokens_per_second: float | None) -> None:
-        """Says that `step`, counted from 1, is done; loss in nats per token."""
+        """Reports that `step`, counted from 1, is done; loss in nats per token."""
         status = f"loss {nats(loss)}  grad {number(grad_norm)}  {count(tokens_per_second)} tok/s"
         self._display.show(step, status)
 
@@ -68,7 +68,7 @@ class Counted:
 
 
 class _Bar:
-    """A line that is drawn over again by a thread of its own, so that `show` only stores what is to be seen."""
+    """A line that is redrawn by a thread of its own, so that `show` only stores what it will draw."""
 
     def __init__(self, description: str, total: int, start: int, console: Console):
         self._progress = Progress(
@@ -81,7 +81,7 @@ class _Bar:
             console=console,
             expand=True,
             refresh_per_second=REFRESHES_PER_SECOND,
-            # What is printed to a file meanwhile belongs in the file, not above the bar.
+            # Output that is redirected to a file meanwhile belongs in the file, not above the bar.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._task: TaskID = self._progress.add_task(description, total=total, completed=start, status="")

@@ -34,8 +34,8 @@ def table(chart: Record) -> RenderableType:
     title = Text("Stability map (validation loss, nats per token)", style="bold")
     meaning = (
         "Largest stable learning rate: from the best one upwards, the last whose loss keeps half of the best one's"
-        " gain over the unigram plateau. Sensitivity: how far the learning rates of the sweep lie above the best loss"
-        " on average, each at most ln vocab_size; it is low, too, where nothing trained."
+        " gain over the unigram plateau. Sensitivity: the mean loss over the learning rates of the sweep, each at most"
+        " ln vocab_size, minus the best loss; it is also low where nothing trained."
     )
     return Group(title, body, Text(meaning), *(Text(f"Note: {note}.") for note in chart["notes"]))
 

@@ -1,4 +1,4 @@
-"""Records of a run -> tables for a terminal or a file, and every way a number is written.
+"""Records of a run -> tables for a terminal or a file, and all formats of numbers.
 
 The tables fit 80 columns; what may grow long wraps, and no number is cut short.
 """
@@ -105,7 +105,7 @@ def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
 
 
 def in_markdown(text: object) -> str:
-    """A text as it is to be read, in one line: nothing in it is markup."""
+    """A text in one line, escaped so that Markdown takes nothing in it for markup."""
     return re.sub(r"([\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(str(text).split()))
 
 
@@ -123,9 +123,9 @@ def as_code(text: object) -> str:
 def assembled(
     rows: Iterable[tuple[str, str, str]], costs: Record | None = None, layers: Sequence[tuple[str, str]] = ()
 ) -> RenderableType:
-    """What a model is put together from: (group, option, what it is) rows, then what it costs.
+    """The parts of a model, in rows of (group, option, what it is), then its costs.
 
-    `layers` are (which, what sets them apart) rows, where not all layers are alike.
+    `layers` are rows of (which, how they differ), where not all layers are alike.
     """
     table = make_table(("group", "left"), ("option", "left"))
     table.add_column("what it is", overflow="fold")
@@ -136,7 +136,7 @@ def assembled(
 
 
 def result(summary: Record) -> RenderableType:
-    """The whole of a run, as it is printed when the run ends."""
+    """All results of a run, as they are printed when it ends."""
     ended = _outcome(summary) + _costs(summary) + _setting(summary)
     stability = _stability(summary.get("stability") or {})
     parts = [
@@ -153,7 +153,7 @@ def result(summary: Record) -> RenderableType:
 
 
 def divergence(first: Record) -> str:
-    """Where and when a number first ceased to be finite, in words."""
+    """Where and when a number was first not finite, in words."""
     layer = re.fullmatch(r"layers\.(\d+)(?:\.(.+))?", str(first["where"]))
     if layer is None:
         place = "" if first["where"] == first["quantity"] else f" in {first['where']}"
@@ -224,10 +224,10 @@ def _costs(record: Record) -> list[tuple[str, str]]:
 
 
 def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:
-    """What decoding keeps: for each token, or for each sequence however long it is, or that it cannot be."""
+    """What decoding caches per token, or per sequence of any length; or that it cannot decode from a cache."""
     per_token, fixed = record.get("kv_bytes_per_token"), record.get("state_bytes")
     if "state_bytes" in record and fixed is None:
-        yield "decode state", "none: a mixer keeps nothing to go on from"
+        yield "decode state", "none: a mixer keeps no state to continue from"
     if per_token or (fixed is None and "state_bytes" not in record):
         yield "key-value cache", _in(f"per token{cached}", size(per_token))
     if fixed:
@@ -244,7 +244,7 @@ def _setting(summary: Record) -> list[tuple[str, str]]:
 
 
 def _stability(stability: Record) -> list[tuple[str, str]]:
-    """The quantities known by name, then any other single number under its own."""
+    """The known quantities in words, then any other single number under its own name."""
     known: dict[str, tuple[str, Callable[[Any], str]]] = {
         "max_grad_norm": ("largest gradient norm", number),
         "median_grad_norm": ("median gradient norm", number),
@@ -312,10 +312,10 @@ def make_pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group:
 
 
 class Fitted(Table):
-    """A table that cuts no number: columns that may wrap give way first; where even that is too wide, rows are stacked."""
+    """A table that cuts no number: columns that may wrap shrink first; where even that is too wide, rows are stacked."""
 
     UNBROKEN = 18
-    """Letters. A word up to this long is never broken over two lines."""
+    """In letters. A word up to this long is never broken over two lines."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width - 3 * (len(self.columns) - 1)  # between two columns stand two blanks and the border
@@ -333,7 +333,7 @@ class Fitted(Table):
         yield from super().__rich_console__(console, options)
 
     def _bounds(self, column: Column, console: Console, options: ConsoleOptions) -> tuple[int, int]:
-        """The fewest letters a column can do with, and the most it has use for."""
+        """The smallest and the largest useful width of a column, in letters."""
         wide = options.update(max_width=10_000, no_wrap=False)
         measured = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
         most = max(one.maximum for one in measured)
@@ -341,7 +341,7 @@ class Fitted(Table):
         return min(most, max(least, column.min_width or 0)), most
 
     def _stacked(self, room: int) -> RenderResult:
-        """Each row as a list of its own, a line for each column; headings have so much room."""
+        """Each row as a list of its own, a line for each column; headings are up to `room` wide."""
         headings = [str(column.header).replace("-\n", "").replace("\n", " ") for column in self.columns]
         for row in zip(*(column.cells for column in self.columns), strict=True):
             pairs = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -354,7 +354,7 @@ class Fitted(Table):
 
 
 def make_table(*columns: tuple[str, Any]) -> Fitted:
-    """A table whose (heading, alignment) columns never give up a character."""
+    """A table of (heading, alignment) columns that are never cut."""
     table = Fitted(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for heading, alignment in columns:
         table.add_column(heading, justify=alignment, no_wrap=True)

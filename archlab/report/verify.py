@@ -1,4 +1,4 @@
-"""What was found of a block, promise by promise."""
+"""What was found about a block, promise by promise."""
 
 from collections.abc import Mapping, Sequence
 

@@ -21,19 +21,19 @@ from archlab.report.page.stability import stability_section
 Record = dict[str, Any]
 
 CLAIMS = Path("experiments/claims")
-"""Where a claim is looked for by its name."""
+"""Where a claim is found by its name."""
 NEEDED = {
     "result.json": ("name", "sentence", "source", "verdict", "reason", "regime", "seconds", "seeds", "parts"),
     "stability_map.json": ("arms",),
 }
-"""The records that a directory may hold instead of a run, and what each must say."""
+"""The records that a directory may hold instead of a run, and the fields that each must have."""
 
 
 LAID_OUT: dict[str, Callable[[Record], object]] = {
     "result.json": lambda record: claim_sections([record]),
     "stability_map.json": stability_section,
 }
-"""What a record becomes on the page: one of which this cannot be made is left out."""
+"""What a record becomes on the page; a record for which this fails is left out."""
 
 
 def write_report(
@@ -43,13 +43,13 @@ def write_report(
 
     A name is the directory of a run, a folder of runs, the directory of a claim (result.json) or of a stability map
     (stability_map.json), a claim's name, or a glob of these. `comparing` is passed to `compare`; `draw` makes
-    a diagram, as SVG, of the model in a run's directory. What cannot be read is left out, and said on stderr and on the page. Raises
+    a diagram, as SVG, of the model in a run's directory. What cannot be read is left out, with a note on stderr and on the page. Raises
     UserError where nothing is left, or the runs cannot be compared.
     """
     if not names:
         raise UserError("report: name runs or claims, such as archlab report 'experiments/runs/*'")
     if output.suffix not in (".html", ".htm"):
-        raise UserError(f"output={output}: is a web page; let its name end in .html")
+        raise UserError(f"output={output}: is a web page; give a name that ends in .html")
     records, directories = sorted_out(names)
     if comparing and not directories:
         raise UserError(f"{next(iter(comparing))}={next(iter(comparing.values()))}: no runs to compare; leave it out")
@@ -75,8 +75,8 @@ def compared(
     """The question that the runs answer, and its sections; `drawings` holds an arm's diagram by its `identity`."""
     record = compare(runs, **comparing).record()
     arm_of = {str(run.directory): identity(run) for run in runs}
-    named = {arm["label"]: drawings.get(arm_of[arm["runs"][0]], "") for arm in record["arms"]}
-    return record["question"], comparison_sections(record, runs, {label: svg for label, svg in named.items() if svg})
+    found = {arm["label"]: drawings.get(arm_of[arm["runs"][0]], "") for arm in record["arms"]}
+    return record["question"], comparison_sections(record, runs, {label: svg for label, svg in found.items() if svg})
 
 
 def drawn(

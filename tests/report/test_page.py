@@ -111,7 +111,7 @@ def test_the_verdict_stands_beside_the_arm(page):
     [
         ([], "report: name runs or claims"),
         (["nowhere"], "nowhere: no such run"),
-        (["nowhere", "output=page.txt"], "output=page.txt: is a web page; let its name end in .html"),
+        (["nowhere", "output=page.txt"], "output=page.txt: is a web page; give a name that ends in .html"),
         (["nowhere", "outptu=page.html"], "outptu=page.html: report has no option outptu; did you mean output?"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sections -> one HTML page that holds all it needs: nothing is loaded when it is opened, and it may load nothing."""
+"""Sections -> one HTML page that holds all it needs: it loads nothing when it is opened, and is not allowed to."""
 
 import base64
 import json
@@ -51,6 +51,6 @@ def data_uri(svg: str) -> str:
 
 
 def cited(text: str) -> Markup:
-    """Text in which a paper's number leads to the paper; everything else is escaped."""
+    """Text in which a paper's number is a link to the paper; everything else is escaped."""
     linked = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
     return Markup(re.sub(r"arXiv:(\d{4}\.\d{5}(?:v\d+)?)", linked, str(escape(text))))

@@ -25,7 +25,9 @@ def overview(records: Sequence[Record]) -> PageTable:
         ]
         for r in records
     ]
-    return PageTable("Each holds in its own regime only.", ("claim", "what is said", "verdict", "seeds", "time"), rows)
+    return PageTable(
+        "Each verdict holds only in its own regime.", ("claim", "sentence", "verdict", "seeds", "time"), rows
+    )
 
 
 def claim_section(record: Record) -> Section:
@@ -36,12 +38,12 @@ def claim_section(record: Record) -> Section:
         ("seeds", seeds(record)),
         ("time", duration(record["seconds"])),
     ]
-    said: list[PagePart] = [
+    head: list[PagePart] = [
         Prose(record["sentence"]),
         Prose(record["verdict"], "verdict"),
         Facts([(k, v) for k, v in facts if v]),
     ]
-    return Section(f"Claim: {record['name']}", [*said, parts(record)] if record["parts"] else said)
+    return Section(f"Claim: {record['name']}", [*head, parts(record)] if record["parts"] else head)
 
 
 def parts(record: Record) -> PageTable:
@@ -60,7 +62,7 @@ def parts(record: Record) -> PageTable:
         ]
         for part in record["parts"]
     ]
-    return PageTable("What would have to be seen, and what was", headings, rows)
+    return PageTable("What was expected, and what was measured", headings, rows)
 
 
 def verdict(text: str) -> Cell:
@@ -68,5 +70,5 @@ def verdict(text: str) -> Cell:
 
 
 def seeds(record: Record) -> str:
-    given = record["seeds"]
-    return ", ".join(map(str, given)) if isinstance(given, Sequence) else str(given)
+    found = record["seeds"]
+    return ", ".join(map(str, found)) if isinstance(found, Sequence) else str(found)

@@ -27,7 +27,7 @@ Record = Mapping[str, Any]
 
 
 def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[str, str] = {}) -> list[Section]:
-    """What is asked, what came out, the arms, the curves, and how to do it again.
+    """The question, the result, the arms, the curves, and the commands that reproduce them.
 
     `record` is ComparedArms.record(); `runs` are the runs it names; `drawings` holds an arm's diagram, as SVG, by its
     label, and an arm without one is shown by its choices.
@@ -71,7 +71,7 @@ def result(record: Record) -> list[PagePart]:
 
 
 def verdicts(record: Record) -> PageTable:
-    """An arm a row: its mean, and what is known of its difference from the baseline."""
+    """One row per arm: its mean, and what is known about its difference from the baseline."""
     unit = record["unit"]
     headings = (
         "rank",
@@ -128,7 +128,7 @@ def by_seed(record: Record) -> PageTable:
 
 
 def choices(arms: Sequence[ArmCurves]) -> PageTable:
-    """What each arm is made of; what they differ in comes first."""
+    """The blocks of each arm, with those in which the arms differ first."""
     shown = [(arm, arm.runs[0].summary) for arm in arms if arm.runs]
     groups = list(dict.fromkeys(group for _, summary in shown for group in summary.get("choices", {})))
     groups.sort(key=lambda group: len({summary.get("choices", {}).get(group) for _, summary in shown}) == 1)
@@ -141,7 +141,7 @@ def choices(arms: Sequence[ArmCurves]) -> PageTable:
         ]
         for arm, summary in shown
     ]
-    return PageTable("Blocks and costs", ("arm", *groups, "parameters", "training cost a token"), rows)
+    return PageTable("Blocks and costs", ("arm", *groups, "parameters", "training cost per token"), rows)
 
 
 # ---------------------------------------------------------------- the effects as a picture
@@ -214,11 +214,11 @@ def commands(arms: Iterable[ArmCurves]) -> list[str]:
 
 
 def sweep(runs: Sequence[Run]) -> Iterable[str]:
-    """A command for the runs that were asked for in the same words but for the seed."""
-    asked: dict[tuple[str, ...], list[int]] = {}
+    """One command for all runs whose overrides differ only in the seed."""
+    seeds_by_words: dict[tuple[str, ...], list[int]] = {}
     for run in runs:
-        asked.setdefault(tuple(w for w in run.overrides if not sets(w, "seed")), []).append(run.seed)
-    for words, seeds in asked.items():
+        seeds_by_words.setdefault(tuple(w for w in run.overrides if not sets(w, "seed")), []).append(run.seed)
+    for words, seeds in seeds_by_words.items():
         several = ["-m"] if len(seeds) > 1 else []
         yield " ".join(["python -m archlab", *several, *map(quote, words), f"seed={','.join(map(str, sorted(seeds)))}"])
 
@@ -241,14 +241,16 @@ def diverged(arm: ArmCurves, run: Run) -> list[Cell]:
 
 
 def provenance(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Under what the runs were made, each value once."""
+    """The conditions under which the runs were made, each value once."""
     fields_shown = {
         "commit": lambda s: commit(s.get("git")),
         "ran on": lambda s: f"{s.get('device')}, {s.get('dtype')}",
         "corpus (sha256)": lambda s: s["corpus_sha256"],
         "versions": lambda s: ", ".join(f"{name} {version}" for name, version in (s.get("versions") or {}).items()),
     }
-    rows = [(name, "; ".join(dict.fromkeys(tell(run.summary) for run in runs))) for name, tell in fields_shown.items()]
+    rows = [
+        (name, "; ".join(dict.fromkeys(text_of(run.summary) for run in runs))) for name, text_of in fields_shown.items()
+    ]
     spent = [run.summary.get("wall_seconds") for run in runs]
     total = duration(sum(s for s in spent if finite(s))) if any(map(finite, spent)) else "n/a"
     dates = sorted({run.directory.name[:8] for run in runs if run.directory.name[:8].isdigit()})

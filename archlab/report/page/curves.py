@@ -10,10 +10,10 @@ from archlab.report.page.parts import Figure, View, figure_text
 from archlab.report.plots import binned
 
 DrawnCurve = dict[float, tuple[float, float]]
-"""A run's points by a key that seeds share (the step, the layer): where on the axis, and how high."""
+"""A run's points by a key that seeds share (the step, the layer): x and y."""
 
 MOST_POINTS = 600
-"""A longer curve is thinned to about so many points."""
+"""A longer curve is thinned to about this many points."""
 
 AXES: dict[str, tuple[str, Callable[[Run, Mapping[str, Any]], float | None]]] = {
     "steps": ("step", lambda run, record: record["step"]),
@@ -44,7 +44,7 @@ class ArmCurves:
 
 
 def figures(arms: Sequence[ArmCurves]) -> list[Figure]:
-    """Every figure that the runs have something to show in."""
+    """Every figure that the runs have data for."""
     made = (training(arms), by_length(arms), by_position(arms), layers(arms))
     return [figure for figure in made if figure is not None]
 
@@ -60,7 +60,7 @@ def training(arms: Sequence[ArmCurves]) -> Figure | None:
         views.append(View(name, [*traces(arms, curves), *ends], layout))
     thinned = any(len(run.metrics) > MOST_POINTS for arm in arms for run in arm.runs)
     caption = (
-        "A bold line is the mean of an arm's seeds at steps that all of those that finished reached; a thin one is a seed."
+        "A bold line is the mean of an arm's seeds, at steps that all finished seeds reached; a thin line is one seed."
         + (" Crosses mark where runs diverged." if any(run.diverged for arm in arms for run in arm.runs) else "")
         + (" Long curves are thinned: a short spike may be missing." if thinned else "")
     )
@@ -94,7 +94,7 @@ def by_position(arms: Sequence[ArmCurves]) -> Figure | None:
 
 
 def layers(arms: Sequence[ArmCurves]) -> Figure | None:
-    """What the last look inside saw, by layer."""
+    """What each run's last probe measured, by layer."""
     views = []
     for name, key in QUANTITIES.items():
         curves = [
@@ -105,7 +105,7 @@ def layers(arms: Sequence[ArmCurves]) -> Figure | None:
             "layer, counted from 0", name, xaxis={"tickformat": "d", "nticks": 8}, yaxis={"rangemode": "tozero"}
         )
         views.append(View(name, traces(arms, curves, "lines+markers"), layout))
-    return shown("Inside the layers", "The last look inside of each run, before any divergence it ended in.", views)
+    return shown("Inside the layers", "The last probe of each run, before any divergence that ended it.", views)
 
 
 # ---------------------------------------------------------------- a run's curve
@@ -135,7 +135,7 @@ def last_look(run: Run) -> Sequence[Mapping[str, Any]]:
 
 
 def points(found: Iterable[tuple[float, float | None, float | None]]) -> DrawnCurve:
-    """The points whose place and height are both numbers."""
+    """The points whose x and y are both numbers."""
     return {key: (x, y) for key, x, y in found if finite(x) and finite(y)}
 
 
@@ -218,7 +218,7 @@ def axes(x: str, y: str, xaxis: Mapping[str, Any] = {}, yaxis: Mapping[str, Any]
 
 
 def ceiling(curves: Sequence[Sequence[DrawnCurve]]) -> float | None:
-    """The highest loss a panel shows: the highest at which any run began, since what diverges knows no bound."""
+    """The highest loss a panel shows: the highest first loss of any run, since a diverging loss has no bound."""
     begun = [curve[min(curve)][1] for arm in curves for curve in arm if curve]
     return max(begun) if begun else None
 

@@ -16,7 +16,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """QueryBlock under headings, sortable by every column."""
+    """Rows under headings, sortable by every column."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -26,9 +26,9 @@ class PageTable:
 
 @dataclass(frozen=True)
 class View:
-    """One way of looking at a figure: traces and a layout as plotly's own JSON, colours left to the page.
+    """One view of a figure: traces and a layout as plotly's own JSON, without colours.
 
-    A trace says whose it is by `arm`, a count from 0; the page turns that into a colour of its theme.
+    A trace has the number of its arm, from 0, in `arm`; the page makes it a colour of its theme.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG as a picture of its own: it can run no script, and its ids meet no other's."""
+    """An SVG as a separate picture: it can run no script, and its ids cannot clash with those of others."""
 
     kind: ClassVar[str] = "drawing"
     title: str
@@ -58,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what they are."""
+    """Names and their values."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]

@@ -14,11 +14,11 @@ Record = Mapping[str, Any]
 def stability_section(record: Record) -> Section:
     """`record` is {arms: [{label, cells: [{lr, n_layers, warmup, loss, status}], ...}]}.
 
-    What sums an arm up (largest_stable_lr, lr_sensitivity, best_loss) stands in the arm, or in its rows, one per depth.
+    The summary of an arm (largest_stable_lr, lr_sensitivity, best_loss) is in the arm, or in its rows, one per depth.
     """
     rows = [line(arm["label"], row) for arm in record["arms"] for row in arm.get("rows") or [arm]]
     headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "largest stable LR")
-    caption = "LR sensitivity is low for what never trains: read it beside the best loss."
+    caption = "LR sensitivity is also low for arms that never train: read it together with the best loss."
     return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows)])
 
 
@@ -62,7 +62,7 @@ def heat_map(cells: Sequence[Record]) -> dict[str, Any]:
 
 
 def mark(cell: Record | None) -> str:
-    """What a cell says: its loss, behind a cross unless it trained."""
+    """The text of a cell: its loss, after a cross unless it trained."""
     if cell is None:
         return ""
     loss = nats(cell["loss"]) if finite(cell["loss"]) else ""
