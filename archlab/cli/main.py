@@ -189,9 +189,7 @@ def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
         return words, action
     value = value_of(asked[-1]).lower()
     if value not in ("true", "false"):
-        raise UserError(
-            f"{asked[-1]}: should be true or false; resume=true keeps the runs that are there and finishes the rest"
-        )
+        raise UserError(f"{asked[-1]}: should be true or false; resume=true keeps existing runs and finishes the rest")
     return [word for word in words if word not in asked], _run_or_resume if value == "true" else _run
 
 

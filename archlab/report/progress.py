@@ -102,16 +102,16 @@ class _Lines:
     def __init__(self, description: str, total: int, start: int, n_lines: int, console: Console):
         self._description, self._total, self._start = description, max(total, 1), start
         self._n_lines, self._console = n_lines, console
-        self._told = self._part(start)
+        self._printed = self._part(start)
         self._opened = time.monotonic()
 
     def open(self) -> None:
         self._opened = time.monotonic()
 
     def show(self, done: int, status: str) -> None:
-        if self._part(done) > self._told:
-            self._told = self._part(done)
-            self._tell(done, status)
+        if self._part(done) > self._printed:
+            self._printed = self._part(done)
+            self._print(done, status)
 
     def close(self) -> None:
         pass
@@ -119,7 +119,7 @@ class _Lines:
     def _part(self, done: int) -> int:
         return done * self._n_lines // self._total
 
-    def _tell(self, done: int, status: str) -> None:
+    def _print(self, done: int, status: str) -> None:
         elapsed = time.monotonic() - self._opened
         if done < self._total:
             clock = f"ETA {duration(elapsed * (self._total - done) / (done - self._start))}"

@@ -571,7 +571,7 @@ def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch, capsys):
         (["resume"], "archlab: resume: takes a run's directory, as a run prints it\n"),
         (["resume", "empty"], "archlab: empty: has no config.yaml, so it is not a run; give a run's directory\n"),
         (["resume", "empty", "train.steps=9"], "archlab: train.steps=9: a run continues with the options it began with; resume takes only its directory\n"),
-        (["-m", "seed=0,1", "resume=maybe"], "archlab: resume=maybe: should be true or false; resume=true keeps the runs that are there and finishes the rest\n"),
+        (["-m", "seed=0,1", "resume=maybe"], "archlab: resume=maybe: should be true or false; resume=true keeps existing runs and finishes the rest\n"),
         (["train.eval_every=5", "train.steps=4"], "archlab: train.eval_every=5: the run has only 4 steps, so it would change nothing; use at most that many, or leave it out\n"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as left:
