@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from archlab.cli.main import main
-from archlab.runs import lab
+from archlab.runs import lab, sweep
 from archlab.verbs import describe
 
 
@@ -75,11 +75,12 @@ def command(
 def archlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Session]:
     jobs: list[tuple[DictConfig, list[str]]] = []
 
-    def stand_in(cfg: DictConfig, overrides: Sequence[str], started: float | None = None) -> Path:
+    def stand_in(cfg: DictConfig, overrides: Sequence[str], started: float | None = None, **options: object) -> Path:
         jobs.append((cfg, list(overrides)))
         return Path(cfg.output) / f"run-{len(jobs)}"
 
     monkeypatch.setattr(lab, "run", stand_in)
+    monkeypatch.setattr(sweep, "default_workers", lambda: 1)  # other processes know of no stand-in
     monkeypatch.setattr(describe, "show", lambda cfg: str(stand_in(cfg, [])))
     monkeypatch.chdir(tmp_path)
     yield Session(lambda *words: answered(capsys, words), jobs)

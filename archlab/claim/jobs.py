@@ -7,12 +7,10 @@ have in common and an interrupted session goes on where it was. Jobs run in work
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,8 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.records.directory import as_written, is_finished, same_run
+from archlab.runs.expected import PER_RUN, seconds_of_a_run, seconds_of_an_evaluation
+from archlab.runs.workers import pool_of
 
 Record = dict[str, Any]
 
@@ -154,15 +154,6 @@ def quietly(log: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- doing them
 
 
-def start_worker(threads: int) -> None:
-    import signal
-
-    import torch
-
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and decides
-
-
 def timed(job: Job) -> float:
     since = time.perf_counter()
     job.do()
@@ -174,27 +165,16 @@ def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
 
     An interruption lets go of the jobs that had not started, ends the others, which go on another time, and passes on.
     """
-    threads = threads_each(workers)
     waiting: list[Job] = sorted(jobs, key=lambda job: -seconds(job))
-    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (threads,)) as pool:
+    with pool_of(workers) as pool:
         going: dict = {}
-        try:
-            while waiting or going:
-                for job in [job for job in waiting if ready(job)]:
-                    waiting.remove(job)
-                    going[pool.submit(timed, job)] = job
-                done, _ = wait(going, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield going.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.terminate()
-            raise
-
-
-def threads_each(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
+        while waiting or going:
+            for job in [job for job in waiting if ready(job)]:
+                waiting.remove(job)
+                going[pool.submit(timed, job)] = job
+            done, _ = wait(going, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield going.pop(future), future.result()
 
 
 def ready(job: Job) -> bool:
@@ -203,33 +183,13 @@ def ready(job: Job) -> bool:
 
 # ---------------------------------------------------------------- what they will take
 
-PER_STEP, PER_LAYER, PER_FLOP, PER_JOB = 0.004, 0.0035, 1 / 4.5e10, 1.0
-"""Seconds on one thread of a 2-core machine: for a step, for each of its layers, for an operation, and for what surrounds it."""
-
 
 def seconds(job: Job) -> float:
     """An estimate for one CPU thread, rough to a factor of two."""
     match job:
         case RunJob(cfg=cfg):
-            return PER_JOB + cfg.train.steps * seconds_of_a_step(cfg) + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
+            return seconds_of_a_run(cfg)
         case LookJob(cfg=cfg):
-            return PER_JOB + evaluated(cfg) * PER_FLOP * flops_per_token(cfg)
+            return seconds_of_an_evaluation(cfg)
         case Measurement():
-            return PER_JOB
-
-
-def seconds_of_a_step(cfg: DictConfig) -> float:
-    tokens = 3 * cfg.train.batch_size * cfg.train.train_len
-    return PER_STEP + PER_LAYER * cfg.size.n_layers + tokens * PER_FLOP * flops_per_token(cfg)
-
-
-def evaluated(cfg: DictConfig) -> int:
-    """Held-out tokens that are scored, over all lengths."""
-    return len(cfg.eval.lengths) * max(cfg.eval.tokens, cfg.train.train_len * max(cfg.eval.lengths))
-
-
-def flops_per_token(cfg: DictConfig) -> float:
-    """Two for each weight of the layers, near enough for an estimate."""
-    size = cfg.size
-    attention = 2 * size.d_model * size.head_dim * (size.n_heads + size.n_kv_heads)
-    return 2 * (size.n_layers * (attention + 3 * size.d_model * size.d_ff) + size.d_model * size.vocab_size)
+            return PER_RUN

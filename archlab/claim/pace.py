@@ -8,8 +8,9 @@ import torch
 from omegaconf import DictConfig
 
 import archlab
-from archlab.claim.jobs import Job, RunJob, seconds, seconds_of_a_step
+from archlab.claim.jobs import Job, RunJob, seconds
 from archlab.config.assemble import build
+from archlab.runs.expected import seconds_of_a_step
 
 TRIED = 2
 """Steps that are timed, after one that is not."""

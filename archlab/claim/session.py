@@ -1,6 +1,5 @@
 """Deciding claims: an estimate first, progress meanwhile, and each claim written down as soon as it is decided."""
 
-import os
 from collections.abc import Sequence
 from fnmatch import filter as matching
 from pathlib import Path
@@ -11,11 +10,12 @@ from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.claim.bench import ClaimPlan, plan
 from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
-from archlab.claim.jobs import Job, RunJob, seconds, threads_each, work
+from archlab.claim.jobs import Job, RunJob, seconds, work
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
+from archlab.runs.workers import default_workers, threads_each
 
 OUR_OWN = Path("experiments/claims")
 
@@ -122,10 +122,3 @@ def needs(jobs: Sequence[Job]) -> str:
 
 def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
-
-
-def default_workers() -> int:
-    """One for each core; on a GPU one in all."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

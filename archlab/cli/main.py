@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,29 +21,26 @@ from typing import cast
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab.base import signals
-from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
-from archlab.base.words import key_of, plain, sets, value_of
+from archlab.base.words import key_of
 from archlab.cli import models, results
 from archlab.cli.arguments import show
-from archlab.config.compose import asked_for, by_hydra, finish, plans
+from archlab.cli.jobs import Action, Jobs, RunOptions, own_of_job
+from archlab.config.compose import by_hydra, plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, normalise, refuse_twice
-from archlab.records.directory import as_written, same_run
+from archlab.config.plan import Plan
 from archlab.runs import experiments
-
-Action = Callable[[DictConfig, list[str]], Path | None]
-"""What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +146,19 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     _check_flags(flags)
     refuse_twice(words)
     flags, words, experiment = _expanded(flags, words, action)
-    words, action = _resuming(words, action)
+    options = RunOptions()
+    if action is _run:
+        words, options = RunOptions.taken_from(words)
+        _check_workers(flags, words, options)
+        action = partial(_run, options=options)
     words = normalise(words, _own(flags))
     jobs = Jobs(action)
+    swept: list[Plan] = []
     if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
         # Every job of a sweep is checked before the first one starts, and on this machine, wherever it will run.
         here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-        jobs.total = len(plans(*here, config_dir=_own_folder(flags)))
+        swept = plans(*here, config_dir=_own_folder(flags))
+        jobs.total = len(swept)
         if experiment:
             _announce_experiment(experiment, jobs.total)
     try:
@@ -163,8 +166,13 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
             cfg = by_hydra(words, _own(flags))
             HydraConfig.instance().set_config(cfg)
             jobs.run(cfg)
-        else:
+        elif not swept or _speaks_to_hydra(words):
             _hydra(flags, words, jobs.run)
+        elif isinstance(action, partial):
+            _warn(swept)
+            jobs.sweep(swept, options, _own_folder(flags))
+        else:
+            jobs.one_by_one(swept)
     finally:
         if "--multirun" in flags and jobs.directories:
             print(*jobs.directories, sep="\n")
@@ -177,20 +185,26 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
 
 def _is_one_job(flags: list[str], words: list[str]) -> bool:
     """Whether Hydra only has to compose, which it would do twice: the first time to find out what to run."""
-    return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not any(
-        word.lstrip("+~").startswith("hydra") for word in words
-    )
+    return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not _speaks_to_hydra(words)
 
 
-def _resuming(words: list[str], action: Action) -> tuple[list[str], Action]:
-    """The words without `resume`, and the action; with `resume=true`, only missing and unfinished runs are trained."""
-    asked = [word for word in words if sets(word, "resume")]
-    if not asked or action is not _run:
-        return words, action
-    value = value_of(asked[-1]).lower()
-    if value not in ("true", "false"):
-        raise UserError(f"{asked[-1]}: should be true or false; resume=true keeps existing runs and finishes the rest")
-    return [word for word in words if word not in asked], _run_or_resume if value == "true" else _run
+def _speaks_to_hydra(words: list[str]) -> bool:
+    """Whether a word is about how Hydra works, such as its launcher."""
+    return any(word.lstrip("+~").startswith("hydra") for word in words)
+
+
+def _check_workers(flags: list[str], words: list[str], options: RunOptions) -> None:
+    """Refuses them where they would change nothing."""
+    if options.workers is None:
+        return
+    if "--multirun" not in flags:
+        raise UserError(
+            f"workers={options.workers}: a single run has no others beside it; use it with -m, or leave it out"
+        )
+    if _speaks_to_hydra(words):
+        raise UserError(
+            f"workers={options.workers}: Hydra's launcher says how many run at a time; leave one of the two out"
+        )
 
 
 def _expanded(
@@ -235,75 +249,6 @@ def _own(flags: list[str]) -> list[Path]:
 
 def _own_folder(flags: list[str]) -> Path | None:
     return next(iter(_own(flags)), None)
-
-
-@dataclass
-class Jobs:
-    """The jobs of one command, and the results of those that ran in this process."""
-
-    action: Action
-    total: int | None = None
-    directories: list[Path] = field(default_factory=list)
-    errors: list[UserError] = field(default_factory=list)
-    full: NoRoom | None = None
-    """A full disk ends the command: the remaining jobs would find it full too."""
-
-    process: int = field(default_factory=os.getpid)
-
-    def run(self, cfg: DictConfig) -> None:
-        """Runs one job. Hydra would print its own line for an exception, so a UserError is kept until the end."""
-        if self.full:
-            return
-        try:
-            directory = self.action(_finished(cfg), self._announce())
-        except (UserError, InstantiationException) as error:
-            if os.getpid() != self.process:  # a launcher's process, whose memory is lost afterwards
-                raise explain(error) from None
-            self.errors.append(explain(error))
-        except (MemoryError, RuntimeError) as error:
-            if (refusal := beyond_the_machine(error)) is None:
-                raise
-            self.errors.append(refusal)
-        except OmegaConfBaseException as error:
-            raise RuntimeError("a finished configuration was read wrongly") from error
-        except (NoRoom, OSError) as error:
-            self.full = error if isinstance(error, NoRoom) else no_room(error)
-            if self.full is None or os.getpid() != self.process:
-                raise
-        else:
-            self.directories += [directory] if directory else []
-
-    def raise_errors(self) -> None:
-        """Raises the first error, with the number of jobs that failed."""
-        if self.full:
-            raise self.full
-        if self.errors:
-            others = f" ({len(self.errors)} jobs failed; this is the first)" if len(self.errors) > 1 else ""
-            raise UserError(f"{self.errors[0]}{others}")
-
-    def _announce(self) -> list[str]:
-        """The job's overrides, printed where it is one of several."""
-        settings = HydraConfig.get()
-        overrides = [plain(word) for word in settings.overrides.task]
-        if settings.mode == RunMode.MULTIRUN:
-            of = f"/{self.total}" if self.total else ""
-            print(f"[{settings.job.num + 1}{of}] {' '.join(overrides)}", flush=True)
-        return overrides
-
-
-def _finished(cfg: DictConfig) -> DictConfig:
-    settings = HydraConfig.get()
-    try:
-        own = [folder for folder in (_own_of_job(),) if folder]
-        return finish(cfg, settings.runtime.choices, asked_for(list(settings.overrides.task)), own)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from error
-
-
-def _own_of_job() -> Path | None:
-    """The folder of the user's own options that this job was composed with."""
-    sources = HydraConfig.get().runtime.config_sources
-    return next((Path(source.path) for source in sources if "command-line" in source.provider), None)
 
 
 # ---------------------------------------------------------------- Hydra
@@ -410,22 +355,27 @@ def _no_job(cfg: DictConfig) -> None:
 # ---------------------------------------------------------------- the verbs
 
 
-def _run(cfg: DictConfig, overrides: list[str]) -> Path | None:
+def _run(cfg: DictConfig, overrides: list[str], options: RunOptions = RunOptions()) -> Path | None:  # noqa: B008
+    from archlab.runs.sweep import Job
+
+    _warn_of(cfg)
+    first = cast(DictConfig, HydraConfig.get().job).get("num", 0) == 0
+    one = HydraConfig.get().mode != RunMode.MULTIRUN
+    job = Job(cfg, overrides, own_of_job(), one if options.plots is None else options.plots, options.resume)
+    return job.do(archlab.STARTED if first else None)
+
+
+def _warn(swept: Sequence[Plan]) -> None:
+    for plan in swept:
+        _warn_of(plan.cfg)
+
+
+def _warn_of(cfg: DictConfig) -> None:
+    """Says which options of a configuration have no effect there."""
     from archlab.config.check import without_effect
-    from archlab.runs import lab
 
     for line in without_effect(cfg):
         print("archlab:", line, file=sys.stderr)
-    first = cast(DictConfig, HydraConfig.get().job).get("num", 0) == 0
-    return lab.run(cfg, overrides, started=archlab.STARTED if first else None)
-
-
-def _run_or_resume(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    """The existing run of this configuration, finished if it was broken off; otherwise a new one."""
-    from archlab.runs import lab
-
-    directory = same_run(Path(cfg.output), as_written(plain_dict(cfg, resolve=True)))
-    return lab.resume(directory, own=_own_of_job()) if directory else _run(cfg, overrides)
 
 
 def _resume(arguments: list[str]) -> None:

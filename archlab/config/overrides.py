@@ -144,6 +144,13 @@ def _read(file: Path) -> Any:
 
 # ---------------------------------------------------------------- overrides
 
+OF_RUN = {
+    "resume": ", for its sweeps; archlab resume DIRECTORY finishes one run",
+    "plots": "; leave it out",
+    "workers": ", for its sweeps; leave it out",
+}
+"""Words that say how runs are carried out and are no part of a configuration, and what else there is to say of each."""
+
 
 def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
     """The same words in Hydra's spelling: flags first, a preset expanded, `+` exactly where Hydra wants it.
@@ -167,10 +174,8 @@ def _normalise(word: str, known: Known) -> str:
         return word
     if override.value is None and not word.startswith("~"):
         raise UserError(f"{word}: an override is written name=value; a verb comes first")
-    if head == "resume":
-        raise UserError(
-            f"{word}: only the verb run takes it, for its sweeps; archlab resume DIRECTORY finishes one run"
-        )
+    if head in OF_RUN:
+        raise UserError(f"{word}: only the verb run takes it{OF_RUN[head]}")
     if head not in known:
         raise UserError(f"{word}: nothing is called {head or 'that'}; {_hint(head, known)}there are {', '.join(known)}")
     if head == "experiment":

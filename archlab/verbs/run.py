@@ -11,16 +11,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from archlab.base.arguments import checked
-from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
+from archlab.base.quantities import Count
 from archlab.config.compose import configuration, plans
 from archlab.config.overrides import refuse_twice
 from archlab.model.decoder import Decoder
-from archlab.records.directory import as_written, same_run
 from archlab.records.reader import Run, read_run
 from archlab.report import tables
 from archlab.runs import lab
 from archlab.runs.load import load_run
+from archlab.runs.sweep import Job, carry_out
 from archlab.verbs.compare import Comparison, compare
 from archlab.verbs.generate import GeneratedText, generate
 from archlab.verbs.shown import Shown
@@ -169,20 +169,23 @@ class Sweep(Shown):
 
 
 @checked
-def sweep(*overrides: str, config_dir: str | Path | None = None, again: bool = False, plots: bool = True) -> Sweep:
+def sweep(
+    *overrides: str,
+    config_dir: str | Path | None = None,
+    again: bool = False,
+    plots: bool = False,
+    workers: Count | None = None,
+) -> Sweep:
     """One run for every combination of comma-separated values: `archlab.sweep("norm=layer,rms", "seed=0,1,2")`.
 
     All are checked before the first starts. Existing runs are kept, and those that were broken off are finished,
-    unless `again`. Raises UserError.
+    unless `again`. `workers` is how many run at a time; None: as many as is fastest here. Raises UserError.
     """
     refuse_twice(overrides)
-    made: list[TrainedRun] = []
-    for plan in plans(*overrides, config_dir=config_dir):
-        written = as_written(plain_dict(plan.cfg, resolve=True))
-        existing = None if again else same_run(Path(plan.cfg.output), written)
-        if existing:
-            made.append(resume(existing, config_dir=config_dir, plots=plots))
-        else:
-            directory = lab.run(plan.cfg, list(plan.overrides), plots=plots, show_result=False)
-            made.append(load(directory, config_dir=config_dir))
-    return Sweep(made)
+    own = Path(config_dir) if config_dir else None
+    jobs = [
+        Job(plan.cfg, list(plan.overrides), own, plots, resume=not again)
+        for plan in plans(*overrides, config_dir=config_dir)
+    ]
+    directories = {number: result() for number, result in carry_out(jobs, workers, show_result=False)}
+    return Sweep([load(directories[number], config_dir=config_dir) for number in sorted(directories)])

@@ -339,7 +339,7 @@ def test_an_unreadable_option_of_the_users_own(archlab: Session, tmp_path: Path)
 
 
 def test_what_a_job_refuses_is_one_line_too(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None, **options: object) -> Path:
         if cfg.seed:
             raise UserError(f"seed={cfg.seed}: not today")
         return Path("a-run")
@@ -352,7 +352,7 @@ def test_what_a_job_refuses_is_one_line_too(archlab: Session, monkeypatch: pytes
 
 
 def test_a_sweep_with_a_job_that_fails_compares_the_others(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+    def refuse(cfg: DictConfig, overrides: list[str], started: float | None = None, **options: object) -> Path:
         if cfg.seed == 1:
             raise UserError("seed=1: not today")
         return Path(f"run-{cfg.seed}")
@@ -366,7 +366,7 @@ def test_a_sweep_with_a_job_that_fails_compares_the_others(archlab: Session, mon
 
 
 def test_a_fault_of_ours_keeps_its_traceback(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stumble(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+    def stumble(cfg: DictConfig, overrides: list[str], started: float | None = None, **options: object) -> Path:
         return cfg.no_such_field
 
     monkeypatch.setattr(lab, "run", stumble)
@@ -375,7 +375,7 @@ def test_a_fault_of_ours_keeps_its_traceback(archlab: Session, monkeypatch: pyte
 
 
 def test_interrupted(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(cfg: DictConfig, overrides: list[str], started: float | None = None) -> Path:
+    def interrupt(cfg: DictConfig, overrides: list[str], started: float | None = None, **options: object) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lab, "run", interrupt)

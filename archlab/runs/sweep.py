@@ -1,0 +1,115 @@
+"""A sweep: runs one after the other or, where that is faster, side by side in processes of their own."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from archlab.base.configuration import plain_dict
+from archlab.base.errors import UserError
+from archlab.records.directory import as_written, same_run
+from archlab.runs import lab
+from archlab.runs.expected import seconds_of_a_run
+from archlab.runs.workers import default_workers, pool_of
+
+GAIN = 1.4
+"""How many times as fast two cores are with a process on each, of one thread, as with one process of two.
+
+Measured by training at d_model 32, 64 and 128: 1.5, 1.2 and 1.2; evaluation and what surrounds a run gain more.
+"""
+
+START = 5.0
+"""Seconds until worker processes have imported everything."""
+
+Carried = tuple[int, Callable[[], Path]]
+"""The place of a job in its sweep, and what returns the run's directory, or raises what the run raised."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its settled configuration, and the words that made it."""
+
+    cfg: DictConfig
+    overrides: Sequence[str]
+    own: Path | None = None
+    """The folder of the user's own options that it was composed with."""
+
+    plots: bool = False
+    resume: bool = False
+    """Whether a run of this configuration that is there is kept, and finished where it was broken off."""
+
+    def do(self, started: float | None = None, show_result: bool = True) -> Path:
+        """Returns the run's directory."""
+        there = self.there if self.resume else None
+        if there is not None:
+            return lab.resume(there, self.plots, self.own, show_result)
+        return lab.run(self.cfg, self.overrides, started, plots=self.plots, show_result=show_result)
+
+    @property
+    def there(self) -> Path | None:
+        """A run of this configuration that was made before."""
+        return same_run(Path(self.cfg.output), as_written(plain_dict(self.cfg, resolve=True)))
+
+    def do_alone(self) -> Path:
+        """The same in a process of its own, whose prints nobody could tell from the others'."""
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return self.do(show_result=False)
+
+
+def carry_out(
+    jobs: Sequence[Job], workers: int | None = None, started: float | None = None, show_result: bool = True
+) -> Iterator[Carried]:
+    """Each job's outcome; one after the other, in order and only when it is called, or side by side, as they end.
+
+    `workers` is how many run at a time, on the CPU's threads shared evenly; where it is None, one for each core if the
+    jobs are long enough for that to pay, and one in all on a GPU. `started` is the time.time() from which the time to the
+    first step of the first job counts.
+    """
+    workers = min(workers or worthwhile_workers(jobs), len(jobs))
+    if workers < 2:
+        for number, job in enumerate(jobs):
+            yield number, partial(job.do, None if number else started, show_result)
+        return
+    yield from side_by_side(dict(enumerate(jobs)), workers)
+
+
+def worthwhile_workers(jobs: Sequence[Job]) -> int:
+    """One for each core, where the time they save is more than they take to start."""
+    workers = default_workers()
+    if any(job.cfg.device not in ("auto", "cpu") for job in jobs):
+        return 1
+    saved = sum(seconds_of_a_run(job.cfg) for job in jobs) * (1 - 1 / GAIN)
+    return workers if workers > 1 and saved > START else 1
+
+
+def side_by_side(jobs: dict[int, Job], workers: int) -> Iterator[Carried]:
+    """A worker that the system kills, as where memory runs out, takes the pool with it: what was not done by then is done
+    again one at a time, so that only the job that is too large is lost.
+    """
+    left = dict(jobs)
+    with pool_of(workers) as pool:
+        numbers = {pool.submit(job.do_alone): number for number, job in jobs.items()}
+        for future in as_completed(numbers):
+            if not isinstance(future.exception(), BrokenProcessPool):
+                number = numbers[future]
+                del left[number]
+                yield number, future.result
+    for number, job in left.items():
+        yield number, partial(in_a_pool_of_its_own, job)
+
+
+def in_a_pool_of_its_own(job: Job) -> Path:
+    with pool_of(1) as pool:
+        try:
+            return pool.submit(job.do_alone).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{' '.join(job.overrides) or 'the run'}: its process was killed, as where memory runs out; use a smaller"
+                " size, shorter sequences or a smaller batch"
+            ) from None

@@ -1,0 +1,56 @@
+"""Processes that work side by side: one for each core, each with its share of the threads."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
+
+
+def default_workers() -> int:
+    """One for each core; on a GPU one in all."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def threads_each(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+@contextmanager
+def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that are there until the block ends.
+
+    Left by an error or by a request to stop, those that had not started are dropped and the others are asked to stop
+    (SIGTERM): a run then saves where it is.
+    """
+    with ProcessPoolExecutor(workers, context(), start_worker, (threads_each(workers),)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
+
+
+def context() -> BaseContext:
+    """A server that has imported everything and computed nothing forks the workers, where the system has forks.
+
+    A process that has computed may not be forked: the threads that torch computes with would be missing in the child.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    server = get_context("forkserver")
+    server.set_forkserver_preload(["archlab.runs.lab"])
+    return server
+
+
+def start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and decides
