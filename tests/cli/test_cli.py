@@ -292,7 +292,7 @@ def test_an_own_option_of_a_name_that_archlab_has_is_refused(
 def test_a_file_is_no_folder_of_options(archlab: Session, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").touch()
     assert archlab("--config-dir", "mine.yaml", "show").err.startswith(
-        "archlab: --config-dir mine.yaml: is a file; give a folder,"
+        "archlab: --config-dir mine.yaml: is a file; give a folder "
     )
 
 
