@@ -20,6 +20,7 @@ import archlab
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.kernel import fused_kernel
 from archlab.blocks.token_positions import at_the_start
+from archlab.config.compose import in_turn
 from archlab.model.decoder import Decoder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -82,11 +83,11 @@ def make(group: str, name: str, **changes) -> partial:
 
 @cache
 def composed_once(words: tuple[str, ...]) -> DictConfig:
-    return archlab.compose(*words)
+    return in_turn(*words)
 
 
 def composed(*words: str) -> DictConfig:
-    """What archlab.compose makes of these words, asked once a process; whoever asks again has a copy of their own."""
+    """What archlab makes of these words, a later one in the place of an earlier, once a process; who asks again has a copy."""
     return deepcopy(composed_once(words))
 
 

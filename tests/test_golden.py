@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import archlab
+from archlab.config.compose import in_turn
 from archlab.runs import lab
 
 RECORDS = Path(__file__).with_name("golden.json")
@@ -87,7 +87,7 @@ def words_of(case: str) -> tuple[str, ...]:
 
 
 def losses(case: str, folder: Path) -> list[float]:
-    directory = lab.run(archlab.compose(*words_of(case), f"output={folder}"), plots=False)
+    directory = lab.run(in_turn(*words_of(case), f"output={folder}"), plots=False)
     return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 

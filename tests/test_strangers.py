@@ -366,6 +366,7 @@ def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(every, copied
 DAMAGED = {
     "metrics.jsonl": [b"\xff\xfe\x00\x01", b"1\n2\n", b"{}\n", b'{"step": 1, "loss": 2.0}\n', b'{"step": 1, "tokens": 4, "loss": "x"}\n', b"null\n",
                       b'{"step": 1, "tokens": 4, "loss": 2.0, "layers": [1]}\n', b'{"step": 1, "tokens": 4, "loss": NaN}\n'],
+    "steps.jsonl": [b"\xff\xfe", b"1\n", b'{"step": 1, "loss": 2.0, "grad_norm": 1.0}\nhello\n', b'{"step": 1, "loss": 2.0, "grad_norm": 1.0}\n{"step": 2, "lo'],
     "summary.json": [b"", b"[]", b"null", b'{"status": 1}', b"\xff\xfe", b'{"status": "completed", "val_loss": "x", "corpus_sha256": "a"}'],
     "positions.json": [b"[1,2]", b"7", b"{}", b'[{"eval_len": 16}]', b'[{"eval_len": 16, "position": [0], "loss": []}]', b"\xff"],
     "overrides.yaml": [b"7", b"\xff\xfe", b"- 7", b"a: 1", b"- [a]", b"- hydra.searchpath=[file:///tmp]", b"- '=cmd|1'"],
@@ -385,6 +386,21 @@ def test_one_damaged_run_is_left_out_and_the_rest_is_compared(file, content, cop
         assert "left out" in " ".join(f"{out} {err}".split()), verb
     status, _, err = said(["stability_map", str(copied), str(good)], capsys)
     assert status == 2 and err.startswith("archlab: train.lr: takes 1 value in these runs")  # of the one that is left
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("steps.jsonl", '{"step": 1, "loss": 2.0, "grad_norm": 1.0}\nhello\n', "line 2: Expecting value"),
+        ("steps.jsonl", '{"step": 1, "loss": 2.0, "grad_norm": 1.0}\n{"step": 2, "lo', "line 2: is cut off"),
+        ("steps.jsonl", '{"step": 1, "loss": 2.0, "grad_norm": 1.0}\n{"step": 2}\n', "line 2: loss: field required"),
+        ("metrics.jsonl", '{"step": 1, "tokens": 4}\n{"step\n', "line 2: "),
+        ("metrics.jsonl", '{"step": 1, "tokens": 4}\n7\n', "line 2: should be"),
+    ],
+)
+def test_the_damaged_line_of_a_file_is_said(file, content, line, copied):
+    (copied / file).write_text(content)
+    refused(read_run, copied, match=f"its {file} cannot be read: {line}")
 
 
 @pytest.mark.parametrize("every", [2, ALL])

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 from functools import cache, wraps
 from math import isfinite
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -26,12 +27,24 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if parameter.annotation is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
-                given.arguments[name] = tuple(_value(name, one, parameter.annotation) for one in value)
+                given.arguments[name] = tuple(
+                    _value(name, _named(f"{name}, argument {place}", one), parameter.annotation)
+                    for place, one in enumerate(value, 1)
+                )
             else:
+                if Path in get_args(parameter.annotation):
+                    _named(name, value)
                 given.arguments[name] = _value(name, value, parameter.annotation)
         return function(*given.args, **given.kwargs)
 
     return called
+
+
+def _named(name: str, value: Any) -> Any:
+    """The value, where it is not the empty text: as a path that would be the folder one is in, which nobody named."""
+    if value == "":
+        raise UserError(f"{name}: is empty; write what it is to be, or leave it out")
+    return value
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from archlab.base.errors import NoRoom
+from archlab.base.errors import NoRoom, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a full disk, a full quota, and a file that may not grow."""
@@ -74,6 +74,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if full := no_room(error, path):
             raise full from None
         raise
+
+
+def check_folder(option: str, file: Path) -> None:
+    """Raises UserError where a file has no folder to go to: one that was misspelt should not come to be."""
+    if not file.parent.is_dir():
+        raise UserError(f"{option}={file}: {file.parent} is no folder; make it first, or give another file")
 
 
 def write_text(path: Path, text: str) -> None:

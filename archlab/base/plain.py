@@ -43,9 +43,24 @@ def read_json(file: Path, limit: int = RECORD) -> Any:
 
 
 def read_lines(file: Path, limit: int = SERIES) -> list[Any]:
-    """One value for each line; a last line that was cut off in the middle is left out. Raises Unreadable."""
+    """One value for each line; a last line that was cut off in the middle is left out. Raises Unreadable, with the line."""
     lines = text_of(file, limit).splitlines(keepends=True)
-    return [parsed(line) for line in lines if line.endswith("\n")]
+    return [at_line(number, line) for number, line in enumerate(lines, 1) if line.endswith("\n")]
+
+
+def read_whole_lines(file: Path, limit: int = SERIES) -> list[Any]:
+    """The same of a file that nobody writes to any more, whose last line is whole too. Raises Unreadable, with the line."""
+    lines = text_of(file, limit).splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        raise Unreadable(f"line {len(lines)}: is cut off")
+    return read_lines(file, limit)
+
+
+def at_line(number: int, line: str) -> Any:
+    try:
+        return parsed(line)
+    except Unreadable as error:
+        raise Unreadable(f"line {number}: {error}") from None
 
 
 def parsed(text: str) -> Any:

@@ -15,7 +15,7 @@ from archlab.claim.decide import PartResult, decide_part
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
-from archlab.config.compose import compose
+from archlab.config.compose import in_turn
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def overrides(claim: Claim, label: str, swept: tuple[str, ...], budget: Budget) 
 
 @cache
 def composed(overrides: tuple[str, ...], own: Path | None) -> DictConfig:
-    return compose(*overrides, config_dir=own)
+    return in_turn(*overrides, config_dir=own)
 
 
 def seeded(cfg: DictConfig, seed: int) -> DictConfig:

@@ -20,6 +20,7 @@ import archlab
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
+from archlab.base.plain import Unreadable, read_json
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.expected import PER_RUN, seconds_of_a_run, seconds_of_an_evaluation
 from archlab.runs.workers import pool_of
@@ -49,7 +50,7 @@ class RunJob:
     @property
     def record(self) -> Record:
         assert self.result is not None
-        return json.loads(self.result.read_text())
+        return said(self.result, "status", "wall_seconds")
 
     def do(self) -> None:
         """Finishes what an interrupted session left, or makes the run; another session that is at it is waited for."""
@@ -85,7 +86,7 @@ class LookJob:
 
     @property
     def record(self) -> Record:
-        return json.loads(self.file.read_text())
+        return said(self.file, "length", "seconds")
 
     def do(self) -> None:
         from archlab.runs import lab
@@ -114,7 +115,7 @@ class Measurement:
 
     @property
     def record(self) -> Record:
-        return json.loads(self.file.read_text())
+        return said(self.file, "value", "seconds")
 
     def do(self) -> None:
         from archlab.claim.measures import MEASURES
@@ -138,6 +139,22 @@ def plain(part: object) -> object:
         return part
     whole = plain_dict(part)
     return {name: value for name, value in whole.items() if name not in WHEREVER}
+
+
+NUMBERS = ("value", "seconds", "wall_seconds")
+
+
+def said(file: Path, *needs: str) -> Record:
+    """What a job wrote down. Raises UserError where the file is damaged, or another's."""
+    try:
+        record = read_json(file)
+        if not isinstance(record, dict) or (missing := [name for name in needs if name not in record]):
+            raise Unreadable("is no record of a job" if not isinstance(record, dict) else f"lacks {', '.join(missing)}")
+        if wrong := [name for name in needs if name in NUMBERS and type(record[name]) not in (int, float)]:
+            raise Unreadable(f"{wrong[0]} is no number")
+    except Unreadable as error:
+        raise UserError(f"{file}: is damaged: {error}; remove it, and claims makes it again") from None
+    return record
 
 
 def write(file: Path, record: Record) -> None:

@@ -37,6 +37,8 @@ def decide_claims(
     """
     start = since_start()
     plans = [plan(claim, budget, runs, own) for claim in chosen(names, own)]
+    for job in (job for planned in plans for job in planned if job.result is not None):
+        _ = job.record  # what is damaged is found before anything runs
     missing = list({key(job): job for planned in plans for job in planned if job.result is None}.values())
     if missing:
         writable(runs)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import archlab
@@ -55,7 +55,7 @@ WHAT_FOR = {
 }
 
 
-def value_given(word: str, kind: object) -> object:
+def value_given(word: str, kind: Any) -> Any:
     """What a word sets one of RunOptions to. Raises UserError."""
     name, value = key_of(word), value_of(word)
     if name in WHAT_FOR:
@@ -92,7 +92,7 @@ class Jobs:
         with self.errors_kept():
             plan = finished(cfg)
             settings = HydraConfig.get()
-            words = [plain(word) for word in settings.overrides.task]
+            words = [plain(word) for word in cast(list[str], OmegaConf.to_container(settings.overrides.task))]
             number = cast(DictConfig, settings.job).get("num", 0)
             if settings.mode == RunMode.MULTIRUN:
                 self.announce(number, words)
@@ -177,7 +177,8 @@ def finished(cfg: DictConfig) -> DictConfig:
     settings = HydraConfig.get()
     try:
         own = [folder for folder in (own_of_job(),) if folder]
-        return finish(cfg, settings.runtime.choices, asked_for(list(settings.overrides.task)), own)
+        words = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # a reference in them as it was typed
+        return finish(cfg, settings.runtime.choices, asked_for(words), own)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
 

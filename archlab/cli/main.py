@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 import archlab
 from archlab.base import signals
 from archlab.base.errors import NoRoom, UserError
-from archlab.base.files import no_room
+from archlab.base.files import check_folder, no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import key_of
 from archlab.cli import models, results
@@ -38,8 +38,9 @@ from archlab.cli.jobs import Action, Jobs, RunOptions, own_of_job
 from archlab.config.compose import by_hydra, plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
-from archlab.config.overrides import conf_dir, normalise, refuse_twice
+from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, sets_hydra
 from archlab.config.plan import Plan
+from archlab.records.directory import CONFIG
 from archlab.runs import experiments
 
 
@@ -152,11 +153,12 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
         _check_workers(flags, words, options)
         action = partial(_run, options=options)
     words = normalise(words, _own(flags))
+    _check_hydras(flags, words)
     jobs = Jobs(action)
     swept: list[Plan] = []
     if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
         # Every job of a sweep is checked before the first one starts, and on this machine, wherever it will run.
-        here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+        here = [word for word in words if not sets_hydra(word)]
         swept = plans(*here, config_dir=_own_folder(flags))
         jobs.total = len(swept)
         if experiment:
@@ -166,7 +168,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
             cfg = by_hydra(words, _own(flags))
             HydraConfig.instance().set_config(cfg)
             jobs.run(cfg)
-        elif not swept or _speaks_to_hydra(words):
+        elif not swept or any(map(sets_hydra, words)):
             _hydra(flags, words, jobs.run)
         elif isinstance(action, partial):
             _warn(swept)
@@ -185,12 +187,22 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
 
 def _is_one_job(flags: list[str], words: list[str]) -> bool:
     """Whether Hydra only has to compose, which it would do twice: the first time to find out what to run."""
-    return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not _speaks_to_hydra(words)
+    return not {flag for flag in flags if flag.startswith("--")} - {"--config-dir"} and not any(map(sets_hydra, words))
 
 
-def _speaks_to_hydra(words: list[str]) -> bool:
-    """Whether a word is about how Hydra works, such as its launcher."""
-    return any(word.lstrip("+~").startswith("hydra") for word in words)
+def _with_one_model(action: Action, arguments: list[str]) -> None:
+    """The same of a model by its name alone: a preset, or a run's directory."""
+    flags, words = split(arguments)
+    if (
+        len(words) == 1
+        and ("=" not in words[0] or Path(words[0], CONFIG).is_file())
+        and flags[::2] in ([], ["--config-dir"])
+    ):
+        from archlab.runs.named_model import named
+
+        action(named(words[0], _own_folder(flags)).cfg, [])
+    else:
+        _with_configuration(action, arguments)
 
 
 def _check_workers(flags: list[str], words: list[str], options: RunOptions) -> None:
@@ -201,7 +213,7 @@ def _check_workers(flags: list[str], words: list[str], options: RunOptions) -> N
         raise UserError(
             f"workers={options.workers}: a single run has no others beside it; use it with -m, or leave it out"
         )
-    if _speaks_to_hydra(words):
+    if any(map(sets_hydra, words)):
         raise UserError(
             f"workers={options.workers}: Hydra's launcher says how many run at a time; leave one of the two out"
         )
@@ -242,6 +254,17 @@ def _check_flags(flags: list[str]) -> None:
         raise UserError("--resolve: only together with --cfg")
 
 
+def _check_hydras(flags: list[str], words: list[str]) -> None:
+    """Refuses settings of sweeps where there is none; what a flag prints has them in any case."""
+    of_sweeps = [
+        word
+        for word in words
+        if key_of(word).startswith(("hydra.sweep", "hydra/sweep", "hydra.launch", "hydra/launch"))
+    ]
+    if of_sweeps and not {"--multirun", "--cfg", "--info"} & set(flags):
+        raise UserError(f"{of_sweeps[0]}: changes nothing in one run; add -m, which makes several, or leave it out")
+
+
 def _own(flags: list[str]) -> list[Path]:
     """The folder of the user's own options; the last one where there are several."""
     return [Path(folder) for flag, folder in pairwise(flags) if flag == "--config-dir"][-1:]
@@ -256,7 +279,7 @@ def _own_folder(flags: list[str]) -> Path | None:
 
 def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None]) -> None:
     """Runs `hydra.main` as if the words were the process's arguments; its exceptions are passed on unchanged."""
-    OmegaConf.register_new_resolver("archlab", _help_on, replace=True)
+    OmegaConf.register_new_resolver("archlab", partial(_help_on, _own(flags)), replace=True)
     # --info prints through logging, which would print a traceback when the pipe is closed (`| head`).
     logging.raiseExceptions = "--info" not in flags
     application = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
@@ -296,11 +319,12 @@ def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
         yield [f"hydra.sweep.dir='{folder}'"]
 
 
-def _help_on(what: str) -> str:
+def _help_on(own: list[Path], what: str) -> str:
     """The parts of --help that are made of tables in the code; Hydra reads a single $ in them as a placeholder."""
     lines = {
         "verbs": [f"  {name:26} {verb.help}" for name, verb in VERBS.items()],
         "flags": [f"  {flag.usage:26} {flag.help}" for flag in FLAGS],
+        "groups": [f"{group}: {', '.join(options)}" for group, options in groups(own).items()],
     }
     return "\n".join(lines[what]).replace("$", "$$")
 
@@ -404,6 +428,8 @@ def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
 def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
     from archlab.verbs.preflight import preflight
 
+    if cfg.preflight.plot:
+        check_folder("preflight.plot", Path(cfg.preflight.plot))  # before it is measured
     found = preflight(cfg)
     show(found)
     if cfg.preflight.plot:
@@ -414,7 +440,7 @@ def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
 VERBS = {
     "run": Verb("train a model and measure it; the verb when none is given", partial(_with_configuration, _run)),
     "resume": Verb("finish a RUN that was broken off, as if it had not been", _resume),
-    "show": Verb("build a model and print what it is made of, without training", partial(_with_configuration, _show)),
+    "show": Verb("build a model and print what it is made of, without training", partial(_with_one_model, _show)),
     "compare": Verb(
         "which arms of these RUNS differ, and whether the difference is real; metric=, baseline=", results.compare
     ),
@@ -426,7 +452,7 @@ VERBS = {
     "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", models.draw),
     "verify": Verb("whether a block keeps its contract, as in verify norm=mine --config-dir my", models.verify),
     "preflight": Verb(
-        "look at a model before training: activations, gradients, depth", partial(_with_configuration, _preflight)
+        "look at a model before training: activations, gradients, depth", partial(_with_one_model, _preflight)
     ),
 }
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archlab.base.errors import UserError
+from archlab.base.files import check_folder
 from archlab.base.quantities import AtOnce
 from archlab.cli.arguments import config_dir, show, understood
 
@@ -66,8 +67,7 @@ def pictures(output: str, both: bool) -> list[Path]:
         files = [path.with_suffix(suffix) for suffix in PICTURES]
     else:
         raise UserError(f"output={output}: a picture is an SVG or a PNG; give a file such as {path.stem}.svg")
-    if not path.parent.is_dir():
-        raise UserError(f"output={output}: {path.parent} is not a folder; make it first, or give another file")
+    check_folder("output", path)
     return files
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archlab.base.errors import UserError
+from archlab.base.messages import did_you_mean
 from archlab.base.metrics import Direction
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
@@ -55,8 +56,10 @@ class Metric:
         """
         there = dict(_numbers(run.summary)) | dict(_at_lengths(run))
         if self.name not in there and not (run.diverged and self._measured_after_training):
+            named = (name for name in there if name.rpartition(".")[2] == self.name)
+            hint = next((f"did you mean {name}? " for name in named), did_you_mean(self.name, there))
             raise UserError(
-                f"metric={self.name}: {run.directory.name} has no such number; it has {', '.join(sorted(there))}"
+                f"metric={self.name}: {run.directory.name} has no such number; {hint}it has {', '.join(sorted(there))}"
             )
         value = there.get(self.name)
         return None if run.diverged or value is None or not math.isfinite(value) else float(value)

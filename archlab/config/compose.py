@@ -18,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from archlab.base.arguments import checked
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
+from archlab.base.nested import leaves
 from archlab.base.words import key_of, plain
 from archlab.config.messages import explain
-from archlab.config.overrides import Known, conf_dir, normalise, refuse_twice
+from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, layer_plans
 
 
@@ -32,6 +34,12 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 
     `config_dir` is a folder of the user's own options, laid out as conf/ is. Raises UserError.
     """
+    refuse_twice(overrides)
+    return in_turn(*overrides, config_dir=config_dir)
+
+
+def in_turn(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
+    """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one."""
     whole, words = composed(overrides, config_dir)
     return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
@@ -46,7 +54,6 @@ def configuration(*what: str | DictConfig, config_dir: str | Path | None = None)
         raise UserError(
             "a configuration cannot be combined with others or with overrides; give one configuration, or overrides"
         )
-    refuse_twice(words)
     return compose(*words, config_dir=config_dir)
 
 
@@ -56,6 +63,7 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
     Raises UserError where one of them cannot be run.
     """
     own = [Path(config_dir)] if config_dir else []
+    refuse_of_the_command_line(overrides)
     words = normalise(overrides, own)
     with in_one_line():
         parser = OverridesParser.create(config_loader=options_within(own))
@@ -87,6 +95,7 @@ def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
     """What Hydra composes from these overrides, not yet checked or settled, and the overrides in Hydra's spelling."""
     own = [Path(config_dir)] if config_dir else []
+    refuse_of_the_command_line(overrides)
     words = normalise(overrides, own)
     return by_hydra(words, own), words
 
@@ -124,7 +133,7 @@ def finish(
     from archlab.train.budget import settle_steps
 
     settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
-    OmegaConf.resolve(settled)
+    resolve(settled)
     with open_dict(settled):
         settled.choices = {group: choices[group] for group in GROUPS}
     check_types(settled)
@@ -142,6 +151,25 @@ def finish(
     check_together(settled, decoder, explicit)
     OmegaConf.set_struct(settled, True)
     return settled
+
+
+def resolve(cfg: DictConfig) -> None:
+    """Puts what a reference refers to in its place. Raises UserError, with the option whose reference is none."""
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        said = leaves(plain_dict(cfg))
+        for name, written in (
+            (f"{key}.{i}", item) if isinstance(value, list) else (key, value)
+            for key, value in said
+            for i, item in enumerate(value if isinstance(value, list) else [value])
+        ):
+            try:
+                OmegaConf.select(cfg, name)
+            except OmegaConfBaseException as its_own:
+                why = str(explain(its_own)).removeprefix(f"{its_own.full_key}: ")
+                raise UserError(f"{name}={written}: {why}") from None
+        raise explain(error) from None
 
 
 def default_blocks(cfg: DictConfig) -> DictConfig:

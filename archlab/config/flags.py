@@ -45,15 +45,18 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags, in their long form and with their values, and the other words; both may come in any order."""
     flags, words, queue = [], [], deque(arguments)
     given: dict[str, str] = {}
+    for place, word in enumerate(arguments, 1):
+        if not word.strip():  # of which no refusal could show what it is about
+            raise UserError(f"argument {place}: is empty; write what it is to be, or leave it out")
     while queue:
         word = queue.popleft()
         if not word.startswith("-"):
             words.append(word)
             continue
-        name, _, attached = word.partition("=")
+        name, equals, attached = word.partition("=")
         flag = _flag(name)
         if flag.values is not None:
-            value = _value(flag, attached, queue)
+            value = _value(flag, attached if equals else None, queue)
             if flag.name in given and given[flag.name] != value:
                 raise UserError(
                     f"{flag.name} {given[flag.name]} {flag.name} {value}: one at a time; keep one of the two"
@@ -75,9 +78,9 @@ def _flag(name: str) -> Flag:
     raise UserError(f"{name}: no such flag; {did_you_mean(name, names)}flags: {', '.join(names)}")
 
 
-def _value(flag: Flag, attached: str, queue: deque[str]) -> str:
-    follows = queue[0] if queue and not queue[0].startswith("-") else ""
-    if not attached and flag.default is not None and follows not in (flag.values or ()):
+def _value(flag: Flag, attached: str | None, queue: deque[str]) -> str:
+    follows = queue[0] if attached is None and queue and not queue[0].startswith("-") else ""
+    if attached is None and flag.default is not None and follows not in (flag.values or ()):
         return flag.default
     value = attached or (queue.popleft() if follows else "")
     if not value:

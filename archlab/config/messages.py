@@ -15,6 +15,7 @@ from omegaconf.errors import (
     ConfigKeyError,
     InterpolationKeyError,
     OmegaConfBaseException,
+    UnsupportedInterpolationType,
 )
 
 from archlab.base.errors import UserError
@@ -51,6 +52,11 @@ def explain(error: Exception) -> UserError:
             where = f"{error.full_key}: " if error.full_key else ""
             name = str(error).partition("'")[2].partition("'")[0]
             return UserError(f"{where}${{{name}}} refers to nothing; put a field between the braces, as in ${{seed}}")
+        case UnsupportedInterpolationType():
+            name = str(error).partition("type ")[2].split()[0]
+            return UserError(
+                f"${{{name}:...}}: nothing is called {name}; put a field between the braces, as in ${{seed}}"
+            )
         case OmegaConfBaseException():
             where = f"{error.full_key}: " if error.full_key else ""
             return UserError(where + one_line(str(error).partition("full_key:")[0]))

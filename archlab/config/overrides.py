@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.errors import UserError, shortened
 from archlab.base.messages import did_you_mean
 from archlab.base.nested import leaves
-from archlab.base.words import plain, renamed, rule_of, spelt, taken_apart, today, value_of
+from archlab.base.words import key_of, plain, renamed, rule_of, spelt, taken_apart, today, value_of
 from archlab.config.flags import split
 from archlab.config.messages import explain
 from archlab.config.plan import IN_LAYERS
@@ -151,6 +151,9 @@ OF_RUN = {
 }
 """Words that say how runs are carried out and are no part of a configuration, and what else there is to say of each."""
 
+HYDRAS = re.compile(r"hydra[./](launcher|sweeper|callbacks)\b.*|hydra\.(sweep|job\.env_set|job\.env_copy)\..+")
+"""Hydra's own settings that do something here: a run keeps its own records, and options of one's own have a flag."""
+
 
 def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
     """The same words in Hydra's spelling: flags first, a preset expanded, `+` exactly where Hydra wants it.
@@ -159,8 +162,52 @@ def normalise(arguments: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
     """
     flags, words = split(arguments)
     known = Known.within(own)
-    words = expand(today(words), known.groups.get("preset", ()), known.config_dirs)
-    return flags + [_normalise(word, known) for word in today(words)]
+    words = today(expand(today(words), known.groups.get("preset", ()), known.config_dirs))
+    normalised = flags + [_normalise(word, known) for word in words]
+    _check_fields(words, known)
+    return normalised
+
+
+def _check_fields(words: Sequence[str], known: Known) -> None:
+    """Holds a group's fields to the options that are chosen of it, which Hydra's own refusal does not name."""
+    chosen = {group: [option] for group, option in known.listed.items()}
+    for word in words:
+        if (key := key_of(word)) in chosen and not isinstance((override := parse(word)).value(), dict):
+            chosen[key] = _options(override, value_of(word), known.groups[key])
+    for word in words:
+        group, dot, field = key_of(word).partition(".")
+        field = field.partition(".")[0]
+        for option in chosen.get(group, ()) if dot else ():
+            node = option_node(group, option, known.config_dirs)
+            if node is None or field in node or "defaults" in node:  # a file that takes fields over from another
+                continue
+            others = (
+                other for other in known.groups[group] if field in (option_node(group, other, known.config_dirs) or ())
+            )
+            there = [f"{group}={other}" for other in others]
+            elsewhere = f"; {field} is a field of {', '.join(there)}" if there else ""
+            inside = [str(name) for name in node if not str(name).startswith("_")]
+            hint = "" if there else did_you_mean(field, inside)
+            has = f"; {hint}it has: {', '.join(inside)}" if inside else ", and no other"
+            raise UserError(f"{word}: {group}={option} has no field {field}{has}{elsewhere}")
+
+
+def sets_hydra(word: str) -> bool:
+    """Whether a word is about Hydra itself and not about a configuration."""
+    return key_of(word).startswith(("hydra.", "hydra/"))
+
+
+def refuse_of_the_command_line(words: Sequence[str]) -> None:
+    """Refuses what a function would leave without effect: a flag, and settings of the Hydra that runs jobs."""
+    for word in words:
+        if word.startswith("-"):
+            raise UserError(
+                f"{word}: is a flag of the command line; here go overrides, name=value; archlab.sweep makes several runs"
+            )
+        if sets_hydra(word):
+            raise UserError(
+                f"{word}: is about how the command line runs jobs, so it would change nothing here; leave it out"
+            )
 
 
 def _normalise(word: str, known: Known) -> str:
@@ -170,7 +217,12 @@ def _normalise(word: str, known: Known) -> str:
     if (rule := rule_of(key)) is not None and override.value is not None:
         _check_rule(word, *rule, known)
         return spelt(word)
-    if key.startswith(("hydra.", "hydra/")):
+    if sets_hydra(word):
+        if not HYDRAS.fullmatch(key):
+            raise UserError(
+                f"{word}: changes nothing; of Hydra's own settings hydra/launcher, hydra/sweeper, hydra.callbacks, hydra.sweep,"
+                " hydra.job.env_set and hydra.job.env_copy do; leave it out"
+            )
         return word
     if override.value is None and not word.startswith("~"):
         raise UserError(f"{word}: an override is written name=value; a verb comes first")

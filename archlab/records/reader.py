@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from archlab.base.errors import UNPRINTABLE, UserError
-from archlab.base.plain import SERIES, Unreadable, read_json, read_lines, read_yaml
+from archlab.base.plain import SERIES, Unreadable, read_json, read_lines, read_whole_lines, read_yaml
 from archlab.records.directory import STEPS, unfinished
 from archlab.records.schema import (
     check_config,
@@ -63,7 +63,7 @@ class Run:
     @cached_property
     def steps(self) -> list[Record]:
         """{step, loss, grad_norm} of every step, while `metrics` has only logged steps. Raises UserError."""
-        return self._read(STEPS, read_lines, check_steps)
+        return self._read(STEPS, read_whole_lines, check_steps)
 
     @cached_property
     def positions(self) -> list[Record]:
@@ -117,7 +117,7 @@ def read_run(directory: Path, needs: Collection[str] = COMPARED) -> Run:
     except Unreadable as error:
         raise UserError(f"{directory}: its record is damaged: {error}; leave it out") from None
     # Damage is found here, where a run can still be left out.
-    _ = run.metrics, run.overrides
+    _ = run.metrics, run.steps, run.overrides
     if run.positions and "train_len" not in run.summary:
         raise UserError(f"{directory}: its record is damaged: train_len is missing; leave it out")
     return run

@@ -150,5 +150,7 @@ def checked(kind: Any, content: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
+        if kind in (list[Logged], list[StepLine]):  # whose items are lines
+            where = re.sub(r"^(\d+)\.?", lambda number: f"line {int(number[1]) + 1}: ", where).rstrip(": ")
         raise Unreadable(f"{where}: {first['msg'].removeprefix('Input ').lower()}") from None
     return content

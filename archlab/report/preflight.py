@@ -94,7 +94,6 @@ def draw(seen: Mapping[str, Any], path: Path) -> Path:
 
     from archlab.report.plots import STYLE
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE), whole(path) as part:
         start_figure(seen).savefig(part)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archlab.base.errors import UserError
-from archlab.base.files import write_text
+from archlab.base.files import check_folder, write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.comparison.arms import identity
 from archlab.comparison.comparison import compare
@@ -50,6 +50,7 @@ def write_report(
         raise UserError("report: name runs or claims, such as archlab report 'experiments/runs/*'")
     if output.suffix not in (".html", ".htm"):
         raise UserError(f"output={output}: is a web page; give a name that ends in .html")
+    check_folder("output", output)
     records, directories = sorted_out(names)
     if comparing and not directories:
         raise UserError(f"{next(iter(comparing))}={next(iter(comparing.values()))}: no runs to compare; leave it out")
@@ -145,7 +146,6 @@ def read_record(path: Path) -> Record:
 def replace(output: Path, text: str) -> None:
     """Writes a file whole or not at all. Raises UserError where it cannot be written."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, text)
     except OSError as error:
         raise UserError(f"output={output}: cannot be written: {error.strerror}; give another file") from None

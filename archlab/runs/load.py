@@ -19,8 +19,8 @@ from archlab.base.plain import Unreadable, read_yaml, within
 from archlab.base.words import RENAMED, TURNS, spelt
 from archlab.config.assemble import assemble_without_weights, settle_size
 from archlab.config.check import BLOCKS, GROUPS, check_together, check_types
-from archlab.config.compose import compose, composed
-from archlab.config.overrides import conf_dir, groups
+from archlab.config.compose import composed, in_turn
+from archlab.config.overrides import conf_dir, groups, refuse_twice
 from archlab.config.rules import check_rules, settle_layers
 from archlab.model.decoder import Decoder
 from archlab.records.directory import unfinished
@@ -220,11 +220,12 @@ def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: s
             f"{directory}/overrides.yaml: {references[0][:60]}: is a reference, and a run's file holds values alone; load the"
             " run as it is"
         )
-    again = compose(*asked, config_dir=own)
+    again = in_turn(*asked, config_dir=own)
     for part in (*BLOCKS, "layers", "size", "embed"):
         if again[part] != cfg[part]:
             raise UserError(
                 f"{directory}: its overrides no longer compose to the {part} in its config.yaml, so nothing can be changed"
                 " about it; load it as it is"
             )
-    return compose(*asked, *overrides, config_dir=own)
+    refuse_twice(overrides)
+    return in_turn(*asked, *overrides, config_dir=own)

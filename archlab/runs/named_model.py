@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.config.compose import compose
-from archlab.config.overrides import groups, refuse_twice
+from archlab.config.overrides import groups
 from archlab.records.directory import unfinished
 from archlab.runs.load import saved_configuration
 
@@ -47,6 +47,18 @@ def named(word: str, own: Path | None = None) -> NamedModel:
     )
 
 
+def one(verb: str, what: Sequence[str | Path | DictConfig], own: Path | None) -> NamedModel:
+    """The model of a verb that takes one: by its name, by overrides without quotes, or a configuration; nothing is the defaults."""
+    if len(what) == 1:
+        return NamedModel("", what[0], None) if isinstance(what[0], DictConfig) else named(str(what[0]), own)
+    if any(isinstance(word, DictConfig) for word in what):
+        raise UserError("a configuration stands alone; give it by itself, or overrides")
+    words = [str(word) for word in what]
+    if without := [word for word in words if "=" not in word]:
+        raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
+    return NamedModel(" ".join(words), compose(*words, config_dir=own), tuple(words))
+
+
 def _words(written: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(written))
@@ -55,7 +67,6 @@ def _words(written: str) -> tuple[str, ...]:
     for word in words:
         if word.startswith("-"):
             raise UserError(f"{word}: no flag belongs in a model's overrides; write it outside the quotes")
-    refuse_twice(words)
     return words
 
 

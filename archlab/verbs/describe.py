@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 
 from archlab.base.arguments import checked
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.compose import configuration
 from archlab.cost import bill
 from archlab.cost.describe import parameters_by_part
 from archlab.cost.estimate import estimate
@@ -18,6 +17,7 @@ from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 from archlab.report import bills
 from archlab.runs.assembled import assembled, costs, section
+from archlab.runs.named_model import one
 from archlab.train.budget import TOKENS_PER_PARAMETER
 from archlab.train.runtime import runtime
 from archlab.verbs.shown import Shown
@@ -78,18 +78,18 @@ class Description(Shown):
 
 
 @checked
-def show(*what: str | DictConfig, config_dir: str | Path | None = None) -> Description:
-    """Describes the model that overrides, or one configuration, define. Raises UserError where they define none."""
-    cfg = configuration(*what, config_dir=config_dir)
+def show(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Description:
+    """Describes one model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
+    cfg = one("show", model, Path(config_dir) if config_dir else None).cfg
     decoder = assemble_without_weights(cfg)
     price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)
     return Description(cfg, decoder, price, parameters_by_part(decoder), memory_of(cfg, decoder))
 
 
 @checked
-def memory(*what: str | DictConfig, config_dir: str | Path | None = None) -> MemoryBill:
-    """The memory that training takes, under the options of the section `memory`. Raises UserError."""
-    cfg = configuration(*what, config_dir=config_dir)
+def memory(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> MemoryBill:
+    """What training one model, named as for `show`, takes in memory, under the options of `memory`. Raises UserError."""
+    cfg = one("memory", model, Path(config_dir) if config_dir else None).cfg
     return memory_of(cfg, assemble_without_weights(cfg))
 
 

@@ -10,15 +10,13 @@ from rich.text import Text
 
 from archlab.base.arguments import checked
 from archlab.base.errors import UserError
-from archlab.base.files import write_bytes
+from archlab.base.files import check_folder, write_bytes
 from archlab.config.assemble import assemble_without_weights, build
-from archlab.config.compose import compose
-from archlab.config.overrides import refuse_twice
 from archlab.cost.describe import count_parameters
 from archlab.diagram.canvas import png
 from archlab.diagram.draw import svg
 from archlab.model.decoder import Decoder
-from archlab.runs.named_model import NamedModel, named
+from archlab.runs.named_model import NamedModel, one
 from archlab.runs.weights import load_weights
 from archlab.verbs.shown import Shown
 
@@ -53,22 +51,9 @@ class Drawing(Shown):
 @checked
 def draw(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Drawing:
     """The block diagram of one model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
-    own = Path(config_dir) if config_dir else None
-    if len(model) == 1 and isinstance(model[0], DictConfig):
-        one_model = NamedModel("", model[0], None)
-    else:
-        one_model = one("draw", [str(word) for word in model], own)
-    return Drawing(svg(decoder_of(one_model), one_model.name), one_model.name or "the defaults")
-
-
-def one(verb: str, names: list[str], own: Path | None) -> NamedModel:
-    """A model by one name, or by overrides without quotes; without either, the default model."""
-    if len(names) == 1:
-        return named(names[0], own)
-    if without := [name for name in names if "=" not in name]:
-        raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
-    refuse_twice(names)
-    return NamedModel(" ".join(names), compose(*names, config_dir=own), tuple(names))
+    one_model = one("draw", model, Path(config_dir) if config_dir else None)
+    title = one_model.name or ("the defaults" if not model else "the configuration given")
+    return Drawing(svg(decoder_of(one_model), one_model.name), title)
 
 
 def decoder_of(model: NamedModel) -> Decoder:
@@ -87,6 +72,7 @@ def write(files: Iterable[Path], picture: str) -> list[Path]:
             raise UserError(
                 f"output={file}: a picture is an SVG or a PNG; give a file such as {file.stem or 'model'}.svg"
             )
+        check_folder("output", file)
         try:
             write_bytes(file, picture.encode() if file.suffix == ".svg" else png(picture))
         except OSError as error:

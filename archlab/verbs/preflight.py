@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 
 from archlab.base.arguments import checked
 from archlab.base.errors import UserError
+from archlab.base.files import check_folder
 from archlab.config.assemble import build
-from archlab.config.compose import configuration
 from archlab.initial.measure import look_at_start, update_size
 from archlab.initial.settings import ENDINGS, PICTURES, PreflightSettings
 from archlab.initial.warn import warnings
@@ -19,6 +19,7 @@ from archlab.report import preflight as tables
 from archlab.report.progress import track
 from archlab.runs import depths
 from archlab.runs.assembled import open_source, section
+from archlab.runs.named_model import one
 from archlab.train.runtime import runtime
 from archlab.verbs.shown import Shown
 
@@ -54,6 +55,7 @@ class Start(Shown):
         path = Path(path)
         if path.suffix not in PICTURES:
             raise UserError(f"preflight.plot={path}: should end in {ENDINGS}")
+        check_folder("preflight.plot", path)
         return tables.draw(self.record, path)
 
     def __rich__(self) -> RenderableType:
@@ -62,9 +64,9 @@ class Start(Shown):
 
 
 @checked
-def preflight(*what: str | DictConfig, config_dir: str | Path | None = None) -> Start:
-    """Measures a model at its initial weights, and placements at `preflight.depths`. Raises UserError."""
-    cfg = configuration(*what, config_dir=config_dir)
+def preflight(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Start:
+    """Measures one model, named as for `show`, at its initial weights, and placements at `preflight.depths`. Raises UserError."""
+    cfg = one("preflight", model, Path(config_dir) if config_dir else None).cfg
     settings, where, source = (
         section(cfg, "preflight", PreflightSettings),
         runtime(cfg.device, cfg.precision),

@@ -8,9 +8,9 @@ from rich.console import RenderableType
 
 from archlab.base.arguments import checked
 from archlab.base.errors import UserError
-from archlab.base.words import key_of, sets
+from archlab.base.words import key_of, rule_of, sets
 from archlab.config.check import BLOCKS
-from archlab.config.compose import compose
+from archlab.config.compose import in_turn
 from archlab.config.overrides import normalise, refuse_twice
 from archlab.contract.finding import Finding
 from archlab.contract.subject import SMALL
@@ -48,7 +48,7 @@ def verify(*words: str, config_dir: str | Path | None = None) -> Verification:
     """Checks the blocks that overrides name, as in verify("norm=rms"). Raises UserError where they name none."""
     groups = named_blocks(words, config_dir)
     refuse_twice(list(words))
-    cfg = compose(*SMALL, *words, config_dir=config_dir)
+    cfg = in_turn(*SMALL, *words, config_dir=config_dir)
     title = " ".join(f"{group}={cfg.choices[group]}" for group in groups)
     return Verification(title, list(findings_of(cfg, groups)))
 
@@ -62,8 +62,13 @@ def named_blocks(words: tuple[str, ...], config_dir: str | Path | None = None) -
             raise UserError(f"{word}: verify takes overrides, name=value, as in archlab verify norm=rms")
         if sets(word, "preset"):
             raise UserError(f"{word}: verify checks blocks in a small model; name them, as in archlab verify norm=rms")
+    ruled = {rule[1].partition(".")[0]: word for word in words if (rule := rule_of(key_of(word)))}
     chosen = [group for group in BLOCKS if group in map(key_of, words)]
     if not chosen:
         normalise(words, [Path(config_dir)] if config_dir else [])  # which explains a misspelt word better
+        for group, word in ruled.items():
+            raise UserError(
+                f"{word}: is a rule for some layers, and verify checks a block in all of them; write {group}=..."
+            )
         raise UserError(f"verify: no block is named; give one of {', '.join(BLOCKS)}, as in archlab verify norm=rms")
     return chosen

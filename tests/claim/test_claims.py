@@ -488,3 +488,21 @@ def test_the_result_of_a_claim_of_ones_own_goes_to_the_runs(tmp_path, monkeypatc
         "copying_ranks_otherwise"
     ]
     assert "experiments/runs/claims/decided" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "is no record of a job"),
+        ('{"value": 1.0}', "lacks seconds"),
+        ('{"value": "x", "seconds": 1.0}', "value is no number"),
+    ],
+)
+def test_a_damaged_file_of_a_job_is_one_line(tmp_path, content, why):
+    job = Measurement("parameters", (), tmp_path)
+    job.file.parent.mkdir()
+    job.file.write_text(content)
+    with pytest.raises(UserError) as refused:
+        _ = job.record
+    assert str(refused.value).startswith(f"{job.file}: is damaged: {why}") and "\n" not in str(refused.value)

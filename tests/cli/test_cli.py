@@ -138,7 +138,7 @@ def test_arguments_and_environment_are_put_back(archlab: Session) -> None:
 # ---------------------------------------------------------------- flags that print
 
 
-def test_help_names_verbs_flags_groups_and_options(archlab: Session) -> None:
+def test_help_names_verbs_flags_groups_and_options(archlab: Session, tmp_path: Path) -> None:
     out = archlab("--help").out
     for verb in VERBS.values():
         assert verb.help in out
@@ -146,6 +146,11 @@ def test_help_names_verbs_flags_groups_and_options(archlab: Session) -> None:
         assert flag.name in out and flag.help in out
     for group, options in groups().items():
         assert f"{group}: {', '.join(options)}" in out
+    assert "claim: " not in out  # of which a run has none
+    mine = tmp_path / "my" / "norm" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert "norm: batch, instance, layer, mine, " in archlab("--help", "--config-dir", "my").out
 
 
 def test_cfg_prints_the_configuration(archlab: Session) -> None:
@@ -186,9 +191,16 @@ MISTAKES = {
     "=3": "=3: nothing is called that",
     "hydra=3": "hydra=3: nothing is called hydra",
     "train=3": "train=3: train is a section, not a field; set one of train.steps,",
-    "norm.epss=1": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
-    "+norm.epss=1": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
-    "-m norm.epss=1,2": "norm.epss: norm has no option 'epss'; did you mean eps? it has: eps",
+    "norm.epss=1": "norm.epss=1: norm=rms has no field epss; did you mean eps? it has: eps, unit_offset",
+    "+norm.epss=1": "norm.epss=1: norm=rms has no field epss; did you mean eps? it has: eps, unit_offset",
+    "-m norm.epss=1,2": "norm.epss=1,2: norm=rms has no field epss; did you mean eps? it has: eps",
+    "pos=alibi pos.theta=3": "pos.theta=3: pos=alibi has no field theta, and no other\n",
+    "pos.base=3 pos=alibi": "pos.base=3: pos=alibi has no field base, and no other; base is a field of pos=rope, pos=rope_2d, pos=sinusoidal, pos=xpos\n",
+    "-m pos=rope,alibi pos.base=3": "pos.base=3: pos=alibi has no field base, and no other; base is a field of",
+    "preset=bloom_560m pos.base=3": "pos.base=3: pos=alibi has no field base",
+    "draw pos=alibi pos.base=3": "pos.base=3: pos=alibi has no field base",
+    "train.lr=${eval:1}": "train.lr=${eval:1}: ${eval:...}: nothing is called eval; between the braces goes a field,",
+    "eval.lengths=[1,${eval:1}]": "eval.lengths.1=${eval:1}: ${eval:...}: nothing is called eval",
     "train={stepz:3}": "train has no option 'stepz'; did you mean steps?",
     "norm.eps.x=1": "norm.eps.x: norm.eps has no options of its own, so no 'x'",
     "eval.lengths.9=1": "eval.lengths[9]: there are 5 items, counted from 0",
@@ -200,8 +212,17 @@ MISTAKES = {
     "seed=0,1": "seed=0,1: several values mean several runs, which need -m; a list is written seed=[0,1]",
     "norm=layer,rms": "norm=layer,rms: several values mean several runs, which need -m",
     "norm.eps=abc": "norm.eps=abc:",
-    "hydra/launcher=nope": "hydra/launcher/nope: not found; options: basic",
-    "hydra.jub=1": "hydra.jub: hydra has no option 'jub'; did you mean job?",
+    "-m hydra/launcher=nope": "hydra/launcher/nope: not found; options: basic",
+    "hydra.jub=1": "hydra.jub=1: changes nothing; of Hydra's own settings hydra/launcher,",
+    "hydra.run.dir=/x": "hydra.run.dir=/x: changes nothing; of Hydra's own settings",
+    "-m hydra.run.dir=x seed=0,1": "hydra.run.dir=x: changes nothing",
+    "+hydra.foo=1": "+hydra.foo=1: changes nothing; of Hydra's own settings",
+    "show hydra.verbose=true": "hydra.verbose=true: changes nothing",
+    "hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: changes nothing",
+    "hydra/job_logging=default": "hydra/job_logging=default: changes nothing",
+    "hydra/launcher=basic": "hydra/launcher=basic: changes nothing in one run; add -m, which makes several",
+    "hydra.sweep.dir=x": "hydra.sweep.dir=x: changes nothing in one run",
+    "draw size=nano hydra.job.env_set.A=1": "hydra.job.env_set.A=1: is about how the command line runs jobs",
     "--config-dir nowhere": "--config-dir nowhere: no such folder",
     "--config-dir": "--config-dir: a value is missing; write -cd, --config-dir FOLDER",
     "--confg-dir my": "--confg-dir: no such flag; did you mean --config-dir?",
@@ -234,6 +255,7 @@ MISTAKES = {
     "draw size=nano output=a.svg output=b.svg": "output=a.svg output=b.svg: set output twice",
     "verify norm=rms norm=layer": "norm=rms norm=layer: set norm twice",
     "compare x metric=val_loss metric=train_loss": "metric=val_loss metric=train_loss: set metric twice",
+    "--config-dir= show": "--config-dir: a value is missing; write -cd, --config-dir FOLDER",
     # nothing
     "train={}": "train={}: sets nothing; write what it should set, as in train.NAME=VALUE, or leave it out",
     "norm={}": "norm={}: sets nothing; write what it should set, as in norm.NAME=VALUE",
@@ -251,6 +273,15 @@ def test_a_mistake_is_answered_in_one_line(archlab: Session, words: str, tmp_pat
     assert MISTAKES[words] in answer.err
     assert answer.out == ""
     assert archlab.jobs == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_argument_is_said_by_its_place(archlab: Session, verb: str, empty: str, tmp_path: Path) -> None:
+    answer = archlab(verb, "a=b", empty)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err == "archlab: argument 3: is empty; write what it is to be, or leave it out\n"
     assert list(tmp_path.iterdir()) == []
 
 

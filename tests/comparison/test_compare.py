@@ -377,8 +377,17 @@ def test_a_metric_knows_its_unit_and_which_way_is_better(two_arms, metric, effec
 def test_a_metric_that_is_not_there_is_refused_with_those_that_are(two_arms, metric):
     with pytest.raises(
         UserError,
-        match=f"^metric={metric}: .* has no such number; it has .*late_ratio@4, .*stability.max_grad_norm, .*val_loss",
+        match=f"^metric={metric}: .* has no such number; (did you mean [a-z_@0-9.]+\\? )?it has .*late_ratio@4, .*stability.max_grad_norm, .*val_loss",
     ):
+        compare(two_arms, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"),
+    [("max_grad_norm", "stability.max_grad_norm"), ("valloss", "val_loss"), ("late_ration@4", "late_ratio@4")],
+)
+def test_a_metric_that_is_nearly_there_is_named(two_arms, metric, meant):
+    with pytest.raises(UserError, match=f"^metric={metric}: .* no such number; did you mean {meant}\\? it has"):
         compare(two_arms, metric=metric)
 
 

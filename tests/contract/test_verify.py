@@ -351,6 +351,11 @@ def test_verifying_leaves_the_generator_alone(without_compiling):
         (["mask=full"], 0, "mask=full: 13 promises hold, 0 are broken."),
         ([], 2, "verify: no block is named; give one of norm, residual"),
         (["size=small"], 2, "verify: no block is named"),
+        (
+            ["layers[::2].mask=window"],
+            2,
+            "layers[::2].mask=window: is a rule for some layers, and verify looks at a block in all of them; write mask=...",
+        ),
         (["norm"], 2, "norm: verify takes overrides, name=value"),
         (["norm=rmz"], 2, "norm=rmz: no such option; did you mean rms?"),
         (["preset=gpt2"], 2, "preset=gpt2: verify checks blocks in a small model"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import archlab
 from archlab.base.errors import UserError
 from archlab.cli.main import main
+from archlab.config.compose import in_turn
 from archlab.records.directory import new_directory
 from archlab.records.logbook import slug
 from archlab.runs import lab
@@ -35,7 +36,7 @@ KEYS = {
 
 def run(tmp_path, *overrides):
     words = [*NANO, *overrides, f"output={tmp_path}/runs"]
-    directory = lab.run(archlab.compose(*words), words)
+    directory = lab.run(in_turn(*words), words)
     return directory, json.loads((directory / "summary.json").read_text())
 
 

@@ -87,6 +87,28 @@ def test_show_prints_what_the_command_prints(monkeypatch):
     assert "alibi" in found._repr_html_() and found._repr_html_().startswith("<pre")
 
 
+def test_a_model_has_one_name_for_every_function_that_takes_one(swept: Sweep, monkeypatch):
+    directory = swept.runs[0].directory
+    assert archlab.show("gpt2").cfg == archlab.show("preset=gpt2").cfg
+    assert archlab.memory("gpt2").total == archlab.memory("preset=gpt2").total
+    assert archlab.show(directory).costs["n_params"] == swept.runs[0].summary["n_params"]
+    assert lines(command(monkeypatch, "show", "gpt2")) == lines(command(monkeypatch, "show", "preset=gpt2"))
+    assert lines(command(monkeypatch, "show", str(directory))) == lines(str(archlab.show(directory)))
+    for of_one in (archlab.show, archlab.memory, archlab.preflight, archlab.draw):
+        with pytest.raises(
+            UserError, match="gpt3: is no preset, no run's directory and no override; did you mean gpt2?"
+        ):
+            of_one("gpt3")
+        with pytest.raises(UserError, match="gpt2: [a-z]+ takes one model"):
+            of_one("gpt2", "norm=rms")
+
+
+def test_a_drawing_says_what_it_is_of():
+    assert "of the defaults:" in str(archlab.draw())
+    assert "of size=nano:" in str(archlab.draw("size=nano"))
+    assert "of the configuration given:" in str(archlab.draw(archlab.compose("size=nano")))
+
+
 def test_diff_prints_what_the_command_prints(monkeypatch):
     found = archlab.diff("size=nano", "size=nano norm=layer")
     assert lines(str(found)) == lines(command(monkeypatch, "diff", "size=nano", "size=nano norm=layer"))
@@ -115,7 +137,7 @@ def test_draw_saves_and_shows(tmp_path):
     drawing = archlab.draw("size=nano")
     assert drawing._repr_html_() == drawing.svg
     assert [file.name for file in drawing.save(tmp_path / "a.svg", tmp_path / "a.png")] == ["a.svg", "a.png"]
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="nowhere is no folder; make it first"):
         drawing.save(tmp_path / "nowhere" / "a.svg")
 
 
@@ -123,6 +145,9 @@ def test_preflight_has_a_row_per_layer(tmp_path):
     start = archlab.preflight(*SMALL, "preflight.depths=null", "preflight.batch_size=2")
     assert len(start.to_pandas()) == 2 and isinstance(start.plot(), Figure)
     assert start.save(tmp_path / "start.png").is_file()
+    with pytest.raises(UserError, match="preflight.plot=.*nowhere is no folder; make it first"):
+        start.save(tmp_path / "nowhere" / "start.png")
+    assert not (tmp_path / "nowhere").exists()
     assert "At initialisation" in str(start)
 
 
@@ -153,6 +178,9 @@ def test_a_run_is_read_with_its_steps_its_layers_and_its_weights(swept: Sweep):
     with pytest.raises(UserError, match="use training, layers, positions, lengths"):
         run.plot("lawyers")
     assert sum(p.numel() for p in run.model().parameters()) == run.summary["n_params"]
+    run.model("eval.tokens=96")  # asked for as 48 then, so the word of today counts
+    with pytest.raises(UserError, match="eval.tokens=96 eval.tokens=24: set eval.tokens twice"):
+        run.model("eval.tokens=96", "eval.tokens=24")
     assert "validation loss" in str(run) and str(run.directory) in str(run)
 
 
@@ -226,6 +254,7 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
             lambda: archlab.build(archlab.compose("size=nano"), "norm=rms"),
             "a configuration cannot be combined with others or with overrides",
         ),
+        (lambda: archlab.compose("norm=rms", "norm=layer"), "norm=rms norm=layer: set norm twice; keep one of the two"),
         (lambda: archlab.resume(3), "directory=3: should be a valid string or should be a path"),  # type: ignore[arg-type]
         (lambda: archlab.diff("size=nano", "size=nano", seq_len=0), "seq_len=0: should be greater than or equal to 1"),
         (lambda: archlab.compare(), "no run is named"),
@@ -239,6 +268,21 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         (lambda: archlab.sweep("resume=true"), "only the verb run takes it"),
         (lambda: archlab.verify("nrom=rms"), "nothing is called nrom; did you mean norm?"),
         (lambda: archlab.draw("size=nano").save(), "names no file"),
+        (lambda: archlab.draw("size=nano").save("a.svg", ""), "files, argument 2: is empty"),
+        (lambda: archlab.write_report("x", output="no/a.html"), "output=no/a.html: no is no folder; make it first"),
+        (lambda: archlab.draw(""), "model, argument 1: is empty"),
+        (lambda: archlab.diff("gpt2", ""), "second: is empty; write what it is to be, or leave it out"),
+        (lambda: archlab.compare("x", ""), "runs, argument 2: is empty"),
+        (lambda: archlab.compose(""), "overrides, argument 1: is empty"),
+        (lambda: archlab.compose("-m"), "-m: is a flag of the command line; here go overrides, name=value"),
+        (lambda: archlab.sweep("-m", "seed=0,1"), "-m: is a flag of the command line"),
+        (lambda: archlab.compose("+hydra.foo=1"), "+hydra.foo=1: is about how the command line runs jobs"),
+        (
+            lambda: archlab.sweep("hydra/launcher=basic"),
+            "hydra/launcher=basic: is about how the command line runs jobs",
+        ),
+        (lambda: archlab.resume(""), "directory: is empty"),
+        (lambda: archlab.load("x", config_dir=""), "config_dir: is empty"),
         (lambda: archlab.draw("size=nano").save("x.pdf"), "a picture is an SVG or a PNG"),
     ],
 )
