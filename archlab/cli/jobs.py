@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -41,6 +41,9 @@ class RunOptions:
 
     workers: Count | None = None
     """How many runs of a sweep go on at a time; None: as many as is fastest here."""
+
+    pack: Literal["auto", "off"] | Count = "auto"
+    """How many runs of one architecture are trained as one program; auto: on a GPU, as many as its memory holds."""
 
     @classmethod
     def taken_from(cls, words: Sequence[str]) -> tuple[list[str], "RunOptions"]:
@@ -102,16 +105,13 @@ class Jobs:
         """Trains what the plans of a sweep describe."""
         from archlab.runs import sweep
 
-        jobs = [sweep.Job(plan.cfg, list(plan.overrides), own, bool(options.plots), options.resume) for plan in plans]
-        workers = min(options.workers or sweep.worthwhile_workers(jobs), len(jobs))
-        if workers > 1:
-            print(f"{workers} runs at a time, each on its share of the threads; workers=1 makes one after the other")
-        for number, result in sweep.carry_out(jobs, workers, archlab.STARTED):
-            if workers == 1:
+        jobs = [sweep.Job(plan, own, bool(options.plots), options.resume) for plan in plans]
+        for number, result, ended in sweep.carry_out(jobs, options.workers, options.pack, archlab.STARTED):
+            if not ended:
                 self.announce(number, plans[number].overrides)
             with self.errors_kept():
                 self.note(number, result())
-            if workers > 1:
+            if ended:
                 self.announce(number, plans[number].overrides, outcome(self.done.get(number)))
             if self.full:
                 return

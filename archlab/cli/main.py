@@ -39,7 +39,7 @@ from archlab.config.compose import by_hydra, plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, sets_hydra
-from archlab.config.plan import Plan
+from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import CONFIG
 from archlab.runs import experiments
 
@@ -150,7 +150,7 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     options = RunOptions()
     if action is _run:
         words, options = RunOptions.taken_from(words)
-        _check_workers(flags, words, options)
+        _check_of_sweeps(flags, words, options)
         action = partial(_run, options=options)
     words = normalise(words, _own(flags))
     _check_hydras(flags, words)
@@ -205,18 +205,15 @@ def _with_one_model(action: Action, arguments: list[str]) -> None:
         _with_configuration(action, arguments)
 
 
-def _check_workers(flags: list[str], words: list[str], options: RunOptions) -> None:
-    """Refuses them where they would change nothing."""
-    if options.workers is None:
-        return
-    if "--multirun" not in flags:
-        raise UserError(
-            f"workers={options.workers}: a single run has no others beside it; use it with -m, or leave it out"
-        )
-    if any(map(sets_hydra, words)):
-        raise UserError(
-            f"workers={options.workers}: Hydra's launcher says how many run at a time; leave one of the two out"
-        )
+def _check_of_sweeps(flags: list[str], words: list[str], options: RunOptions) -> None:
+    """Refuses options about the runs of a sweep where they would change nothing."""
+    for name in ("workers", "pack"):
+        if (value := getattr(options, name)) == getattr(RunOptions, name):
+            continue
+        if "--multirun" not in flags:
+            raise UserError(f"{name}={value}: a single run has no others beside it; use it with -m, or leave it out")
+        if any(map(sets_hydra, words)):
+            raise UserError(f"{name}={value}: Hydra's launcher decides how jobs are run; leave one of the two out")
 
 
 def _expanded(
@@ -385,7 +382,8 @@ def _run(cfg: DictConfig, overrides: list[str], options: RunOptions = RunOptions
     _warn_of(cfg)
     first = cast(DictConfig, HydraConfig.get().job).get("num", 0) == 0
     one = HydraConfig.get().mode != RunMode.MULTIRUN
-    job = Job(cfg, overrides, own_of_job(), one if options.plots is None else options.plots, options.resume)
+    plan = Plan(tuple(overrides), cfg, tuple(layer_plans(cfg)))
+    job = Job(plan, own_of_job(), one if options.plots is None else options.plots, options.resume)
     return job.do(archlab.STARTED if first else None)
 
 

@@ -148,6 +148,7 @@ OF_RUN = {
     "resume": ", for its sweeps; archlab resume DIRECTORY finishes one run",
     "plots": "; leave it out",
     "workers": ", for its sweeps; leave it out",
+    "pack": ", for its sweeps; leave it out",
 }
 """Words that say how runs are carried out and are no part of a configuration, and what else there is to say of each."""
 

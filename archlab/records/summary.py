@@ -134,6 +134,9 @@ class Summary:
     first_step_seconds: Annotated[Number | None, Lower("seconds")] = None
     wall_seconds: Annotated[Amount | None, Lower("seconds")] = None
 
+    pack: Count | None = None
+    """How many runs were trained as one program, whose seconds these are; None: it was trained by itself."""
+
     # what it ran on
     dtype: str | None = None
     device: str | None = None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ from archlab.runs.assembled import assembled, costs, open_source, section
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
 from archlab.train.loop import Outcome, Record, train
-from archlab.train.observers import Checkpoints, EveryStep
+from archlab.train.observers import Checkpoints, EveryStep, Observer
 from archlab.train.runtime import Runtime, runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
@@ -110,7 +111,7 @@ class Work:
     """What a checkpoint says besides the state."""
 
 
-def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> Work:
+def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     where, settings, source = runtime(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
@@ -118,7 +119,8 @@ def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}) -> 
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     decoder = build(cfg)
     price = costs(cfg, where, decoder)
-    Console().print(assembled(cfg, price, decoder))
+    if shown:
+        Console().print(assembled(cfg, price, decoder))
     tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
@@ -144,19 +146,7 @@ def carried_out(
         full_disk_explained(logbook),
     ):
         outcome = trained(work, logbook, stop, saved)
-        val_loss, lengths, positions = evaluated(work, outcome, stop)
-        findings = findings_of(outcome)
-        summary = summary_of(work, outcome, logbook, val_loss, lengths, findings)
-        if findings:
-            logbook.autopsy({**findings, "recorded": outcome.recorded})
-        if plots:
-            plotted(logbook, summary, positions, findings, outcome, stop)
-        if outcome.interrupted:
-            summary["status"] = "stopped"
-        summary["wall_seconds"] = time.time() - work.started
-        with suppress(UserError):  # a block that cannot be run on the meta device is not drawn
-            write_sketch(logbook.directory, sketch(work.decoder, ""))
-        logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
+        summary = written_down(work, logbook, outcome, stop, plots)
     from archlab.report import tables
 
     if show_result or outcome.interrupted:
@@ -165,6 +155,27 @@ def carried_out(
     if outcome.interrupted:
         raise Stopped(stop.asked or signal.SIGINT)
     return logbook.directory
+
+
+def written_down(
+    work: Work, logbook: Logbook, outcome: Outcome, stop: Stop, plots: bool, pack: int | None = None
+) -> Record:
+    """Evaluates what was trained, alone or with others in a `pack`, and writes the run's last files; returns its summary."""
+    val_loss, lengths, positions = evaluated(work, outcome, stop)
+    findings = findings_of(outcome)
+    summary = summary_of(work, outcome, logbook, val_loss, lengths, findings)
+    summary["pack"] = pack
+    if findings:
+        logbook.autopsy({**findings, "recorded": outcome.recorded})
+    if plots:
+        plotted(logbook, summary, positions, findings, outcome, stop)
+    if outcome.interrupted:
+        summary["status"] = "stopped"
+    summary["wall_seconds"] = time.time() - work.started
+    with suppress(UserError):  # a block that cannot be run on the meta device is not drawn
+        write_sketch(logbook.directory, sketch(work.decoder, ""))
+    logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
+    return summary
 
 
 @contextmanager
@@ -182,12 +193,6 @@ def full_disk_explained(logbook: Logbook) -> Iterator[None]:
 def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:
     from archlab.report.progress import TrainingProgress
 
-    def save(state: TrainState) -> None:
-        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
-
-    def validate() -> float | None:
-        return validated(work)
-
     start = saved.state["step"] if saved else 0
     with TrainingProgress(work.settings.steps, start) as progress:
         return train(
@@ -197,13 +202,22 @@ def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) 
             work.where,
             seed=work.cfg.seed,
             probe_every=work.cfg.probe.every,
-            validate=validate,
+            validate=partial(validated, work),
             report=logbook.step,
             tick=progress.advance,
-            observers=[EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)],
+            observers=watching(work, logbook, stop),
             stop=stop,
             saved=saved and (saved.tensors, saved.state),
         )
+
+
+def watching(work: Work, logbook: Logbook, stop: Stop) -> list[Observer]:
+    """Who writes down each step, and who saves the state."""
+
+    def save(state: TrainState) -> None:
+        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
+
+    return [EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)]
 
 
 def validated(work: Work) -> float | None:

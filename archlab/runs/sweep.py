@@ -8,14 +8,16 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import NamedTuple
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
+from archlab.config.plan import Plan
 from archlab.records.directory import as_written, same_run
 from archlab.runs import lab
 from archlab.runs.expected import seconds_of_a_run
+from archlab.runs.packs import PackSize, packs_of
+from archlab.runs.together import run_together
 from archlab.runs.workers import default_workers, pool_of
 
 GAIN = 1.4
@@ -27,16 +29,25 @@ Measured by training at d_model 32, 64 and 128: 1.5, 1.2 and 1.2; evaluation and
 START = 5.0
 """Seconds until worker processes have imported everything."""
 
-Carried = tuple[int, Callable[[], Path]]
-"""The place of a job in its sweep, and what returns the run's directory, or raises what the run raised."""
+
+class Carried(NamedTuple):
+    """What has come of a job, or comes of it when it is asked for."""
+
+    number: int
+    """Its place in the sweep."""
+
+    result: Callable[[], Path]
+    """Returns the run's directory, or raises what the run raised."""
+
+    ended: bool
+    """Whether the run is over; else it is made when `result` is called."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its settled configuration, and the words that made it."""
+    """One run of a sweep, and how it is made."""
 
-    cfg: DictConfig
-    overrides: Sequence[str]
+    plan: Plan
     own: Path | None = None
     """The folder of the user's own options that it was composed with."""
 
@@ -46,15 +57,17 @@ class Job:
 
     def do(self, started: float | None = None, show_result: bool = True) -> Path:
         """Returns the run's directory."""
-        there = self.there if self.resume else None
-        if there is not None:
-            return lab.resume(there, self.plots, self.own, show_result)
-        return lab.run(self.cfg, self.overrides, started, plots=self.plots, show_result=show_result)
+        if existing := self.existing:
+            return lab.resume(existing, self.plots, self.own, show_result)
+        words = list(self.plan.overrides)
+        return lab.run(self.plan.cfg, words, started, plots=self.plots, show_result=show_result)
 
     @property
-    def there(self) -> Path | None:
-        """A run of this configuration that was made before."""
-        return same_run(Path(self.cfg.output), as_written(plain_dict(self.cfg, resolve=True)))
+    def existing(self) -> Path | None:
+        """The run of this configuration that is kept."""
+        if not self.resume:
+            return None
+        return same_run(Path(self.plan.cfg.output), as_written(plain_dict(self.plan.cfg, resolve=True)))
 
     def do_alone(self) -> Path:
         """The same in a process of its own, whose prints nobody could tell from the others'."""
@@ -63,28 +76,44 @@ class Job:
 
 
 def carry_out(
-    jobs: Sequence[Job], workers: int | None = None, started: float | None = None, show_result: bool = True
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    pack: PackSize = "auto",
+    started: float | None = None,
+    show_result: bool = True,
 ) -> Iterator[Carried]:
     """Each job's outcome; one after the other, in order and only when it is called, or side by side, as they end.
 
     `workers` is how many run at a time, on the CPU's threads shared evenly; where it is None, one for each core if the
-    jobs are long enough for that to pay, and one in all on a GPU. `started` is the time.time() from which the time to the
-    first step of the first job counts.
+    jobs are long enough for that to pay, and one in all on a GPU. `pack` is how many runs of one program are trained as
+    one (`archlab.runs.packs`). `started` is the time.time() from which the time to the first step of the first job counts.
     """
-    workers = min(workers or worthwhile_workers(jobs), len(jobs))
-    if workers < 2:
-        for number, job in enumerate(jobs):
-            yield number, partial(job.do, None if number else started, show_result)
+    new = [number for number, job in enumerate(jobs) if job.existing is None]
+    packs = [[new[i] for i in places] for places in packs_of([jobs[number].plan for number in new], pack)]
+    packed = [places for places in packs if len(places) > 1]
+    left = dict(enumerate(jobs))
+    for places in packed:
+        members = [left.pop(number) for number in places]
+        if show_result:
+            print(f"{len(places)} runs of one architecture are trained as one pack; pack=off trains each by itself")
+        results = run_together([job.plan for job in members], any(job.plots for job in members))
+        yield from (Carried(number, result, True) for number, result in zip(places, results, strict=True))
+    workers = min(workers or worthwhile_workers(list(left.values())), len(left))
+    if workers > 1:
+        if show_result:
+            print(f"{workers} runs at a time, each on its share of the threads; workers=1 makes one after the other")
+        yield from side_by_side(left, workers)
         return
-    yield from side_by_side(dict(enumerate(jobs)), workers)
+    for number, job in left.items():
+        yield Carried(number, partial(job.do, None if number else started, show_result), False)
 
 
 def worthwhile_workers(jobs: Sequence[Job]) -> int:
     """One for each core, where the time they save is more than they take to start."""
     workers = default_workers()
-    if any(job.cfg.device not in ("auto", "cpu") for job in jobs):
+    if any(job.plan.cfg.device not in ("auto", "cpu") for job in jobs):
         return 1
-    saved = sum(seconds_of_a_run(job.cfg) for job in jobs) * (1 - 1 / GAIN)
+    saved = sum(seconds_of_a_run(job.plan.cfg) for job in jobs) * (1 - 1 / GAIN)
     return workers if workers > 1 and saved > START else 1
 
 
@@ -99,9 +128,9 @@ def side_by_side(jobs: dict[int, Job], workers: int) -> Iterator[Carried]:
             if not isinstance(future.exception(), BrokenProcessPool):
                 number = numbers[future]
                 del left[number]
-                yield number, future.result
+                yield Carried(number, future.result, True)
     for number, job in left.items():
-        yield number, partial(in_a_pool_of_its_own, job)
+        yield Carried(number, partial(in_a_pool_of_its_own, job), False)
 
 
 def in_a_pool_of_its_own(job: Job) -> Path:
@@ -110,6 +139,6 @@ def in_a_pool_of_its_own(job: Job) -> Path:
             return pool.submit(job.do_alone).result()
         except BrokenProcessPool:
             raise UserError(
-                f"{' '.join(job.overrides) or 'the run'}: its process was killed, as where memory runs out; use a smaller"
+                f"{' '.join(job.plan.overrides) or 'the run'}: its process was killed, as where memory runs out; use a smaller"
                 " size, shorter sequences or a smaller batch"
             ) from None

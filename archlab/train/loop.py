@@ -15,7 +15,7 @@ from archlab.train.observers import Divergence, Log, Observer, Record, Recording
 from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import RUNNING, TrainState
-from archlab.train.step import StepResult, make_step, read
+from archlab.train.step import Seen, StepResult, make_step, read
 
 __all__ = ["Outcome", "Record", "train"]
 
@@ -103,6 +103,11 @@ def show(state: TrainState, pending: list[StepResult], observers: Sequence[Obser
     """Reads the pending results off the device and hands them to all observers."""
     seen = read(pending)
     pending.clear()
+    let_see(state, seen, observers)
+
+
+def let_see(state: TrainState, seen: list[Seen], observers: Sequence[Observer]) -> None:
+    """Hands the numbers of the steps since the last time to all observers."""
     state.clock.steps_done(len(seen))
     for observer in observers:
         observer.see(state, seen)

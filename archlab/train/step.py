@@ -1,7 +1,7 @@
 """One step of training. All that it uses and returns are tensors, so nothing waits for the device."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -151,7 +151,11 @@ def read(results: Sequence[StepResult]) -> list[Seen]:
         for tensor in (result.loss, result.grad_norm, result.finite, *chain(*result.taps.values()))
         if tensor is not None
     ]
-    numbers = iter(torch.stack(scalars).tolist())
+    return seen_of(results, iter(torch.stack(scalars).tolist()))
+
+
+def seen_of(results: Sequence[StepResult], numbers: Iterator[float]) -> list[Seen]:
+    """The results with their numbers, in the order in which `read` takes them off the device."""
 
     def take(layers: Sequence[Tensor | None]) -> list[float | None]:
         return [None if tensor is None else next(numbers) for tensor in layers]

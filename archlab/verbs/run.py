@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 from rich.console import Group, RenderableType
@@ -175,6 +175,7 @@ def sweep(
     again: bool = False,
     plots: bool = False,
     workers: Count | None = None,
+    pack: Literal["auto", "off"] | Count = "auto",
 ) -> Sweep:
     """One run for every combination of comma-separated values: `archlab.sweep("norm=layer,rms", "seed=0,1,2")`.
 
@@ -183,9 +184,7 @@ def sweep(
     """
     refuse_twice(overrides)
     own = Path(config_dir) if config_dir else None
-    jobs = [
-        Job(plan.cfg, list(plan.overrides), own, plots, resume=not again)
-        for plan in plans(*overrides, config_dir=config_dir)
-    ]
-    directories = {number: result() for number, result in carry_out(jobs, workers, show_result=False)}
+    jobs = [Job(plan, own, plots, resume=not again) for plan in plans(*overrides, config_dir=config_dir)]
+    carried = carry_out(jobs, workers, pack, show_result=False)
+    directories = {number: result() for number, result, _ in carried}
     return Sweep([load(directories[number], config_dir=config_dir) for number in sorted(directories)])

@@ -1,0 +1,74 @@
+"""Runs of one architecture that are trained as one pack; each has a directory, logs and an end of its own."""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archlab.base.signals import Stop, Stopped, listening
+from archlab.records.logbook import Logbook
+from archlab.runs import lab
+from archlab.train.loop import Outcome
+from archlab.train.pack import Member, train_together
+
+if TYPE_CHECKING:
+    from archlab.config.plan import Plan
+
+
+def run_together(plans: Sequence["Plan"], plots: bool = False) -> list[Callable[[], Path]]:
+    """Trains and evaluates what the plans describe; by plan, what returns the run's directory, or raises what it raised.
+
+    The plans have one program key (`archlab.config.plan.Plan.program_key`), and `refusal` has none for them.
+    """
+    from archlab.report.progress import TrainingProgress
+
+    works = [lab.prepared(plan.cfg, time.time(), shown=number == 0) for number, plan in enumerate(plans)]
+    with listening() as stop, ExitStack() as books:
+        logbooks = [
+            books.enter_context(Logbook(w.cfg.output, w.cfg, p.overrides)) for w, p in zip(works, plans, strict=True)
+        ]
+        members = [member(work, logbook, stop) for work, logbook in zip(works, logbooks, strict=True)]
+        with TrainingProgress(max(work.settings.steps for work in works)) as progress:
+            outcomes = train_together(members, works[0].where, tick=progress.advance, stop=stop)
+        results = [
+            finished(work, logbook, outcome, one.error, stop, plots, len(plans))
+            for work, logbook, outcome, one in zip(works, logbooks, outcomes, members, strict=True)
+        ]
+    if stop.asked is not None:
+        raise Stopped(stop.asked or signal.SIGINT)
+    return results
+
+
+def member(work: lab.Work, logbook: Logbook, stop: Stop) -> Member:
+    return Member(
+        work.decoder,
+        work.source,
+        work.settings,
+        work.cfg.seed,
+        validate=partial(lab.validated, work),
+        report=logbook.step,
+        probe_every=work.cfg.probe.every,
+        observers=lab.watching(work, logbook, stop),
+    )
+
+
+def finished(
+    work: lab.Work, logbook: Logbook, outcome: Outcome, error: Exception | None, stop: Stop, plots: bool, pack: int
+) -> Callable[[], Path]:
+    """Evaluates one member and writes its last files; what goes wrong there is that member's alone."""
+    try:
+        with lab.full_disk_explained(logbook):
+            if error is not None:
+                raise error
+            lab.written_down(work, logbook, outcome, stop, plots, pack)
+    except Exception as raised:
+        logbook.__exit__(type(raised), raised, raised.__traceback__)
+        return partial(raising, raised)
+    return lambda: logbook.directory
+
+
+def raising(error: Exception) -> Path:
+    raise error
