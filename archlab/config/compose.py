@@ -22,7 +22,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
-from archlab.base.words import key_of, plain
+from archlab.base.words import key_of, plain, taken_apart
 from archlab.config.messages import explain
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, layer_plans
@@ -74,7 +74,8 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
                     f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
                 )
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [plan_of(job, own) for job in jobs]
+    known, composed_before = set(Known.within(own).fields), dict[tuple[str, ...], DictConfig]()
+    return [plan_of(job, own, known, composed_before) for job in jobs]
 
 
 def options_within(own: Sequence[Path]) -> ConfigLoader:
@@ -85,9 +86,24 @@ def options_within(own: Sequence[Path]) -> ConfigLoader:
     return ConfigLoaderImpl(config_search_path=searched)
 
 
-def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
-    """The plan of normalised overrides without a sweep."""
-    whole = by_hydra(words, own)
+def plan_of(
+    words: Sequence[str],
+    own: Sequence[Path],
+    fields: Collection[str],
+    composed_before: dict[tuple[str, ...], DictConfig],
+) -> Plan:
+    """The plan of normalised overrides without a sweep.
+
+    Hydra composes once what several jobs share: words that set a number among `fields`, config.yaml's own, are set after
+    the composition, as Hydra does itself.
+    """
+    numbers = [word for word in words if not taken_apart(word).prefix and taken_apart(word).head in fields]
+    shared = tuple(word for word in words if word not in numbers)
+    if shared not in composed_before:
+        composed_before[shared] = by_hydra(shared, own)
+    whole = composed_before[shared].copy()
+    with in_one_line():
+        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(numbers), whole)
     cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
     return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
 

@@ -37,7 +37,7 @@ def by_length(
     lengths: list[Record] = []
     curves: list[Record] = []
     at_train_len: HeldOut | None = None
-    n_tokens = max(settings.tokens, train_len * max(settings.lengths))  # the same tokens at every length
+    n_tokens = held_out_tokens(settings, train_len)
     for multiple in multiples:
         eval_len = multiple * train_len
         try:
@@ -57,6 +57,11 @@ def by_length(
                 lengths[-1] |= against(at_train_len, seen, train_len)
             curves.append(curve(eval_len, seen))
     return lengths, curves
+
+
+def held_out_tokens(settings: EvalSettings, train_len: int) -> int:
+    """How many are scored, the same at every length: what was asked for, or one window of the longest."""
+    return max(settings.tokens, train_len * max(settings.lengths))
 
 
 def stride(settings: EvalSettings, train_len: int) -> int | None:

@@ -26,7 +26,7 @@ from archlab.data.batch import Source
 from archlab.diagram.parts import sketch
 from archlab.diagram.saved import write_sketch
 from archlab.evaluate.autopsy import autopsy
-from archlab.evaluate.length import by_length, verdict
+from archlab.evaluate.length import by_length, held_out_tokens, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
@@ -230,10 +230,20 @@ def evaluated(work: Work, outcome: Outcome, stop: Stop) -> tuple[float | None, l
         return None, [], []
     try:
         with stop.raising():
-            return validated(work), *evaluate(work.cfg, work.decoder, work.source, work.where)
+            lengths, positions = evaluate(work.cfg, work.decoder, work.source, work.where)
+            known = same_as_validation(work.cfg, lengths)
+            return validated(work) if known is None else known["loss"], lengths, positions
     except KeyboardInterrupt:
         outcome.interrupted = True
         return None, [], []
+
+
+def same_as_validation(cfg: DictConfig, lengths: list[Record]) -> Record | None:
+    """The record of train_len, where it is of the very windows that the validation loss is of."""
+    settings = section(cfg, "eval", EvalSettings)
+    if settings.protocol != "disjoint" or held_out_tokens(settings, cfg.train.train_len) != settings.tokens:
+        return None
+    return next((one for one in lengths if one["eval_len"] == cfg.train.train_len and one["loss"] is not None), None)
 
 
 def findings_of(outcome: Outcome) -> Record | None:
