@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import archlab
+from archlab.config.compose import in_turn
 from archlab.data.batch import Batch
 from archlab.train.objective import Program, placed
 
@@ -43,7 +44,7 @@ def worst_gap(words: list[str], objective: str = "next", backend: str | None = N
     Losses, what layers let be seen, and the gradient of every weight, float64. Without `packed` one member alone
     is compiled instead.
     """
-    cfg, members = archlab.compose(*SMALL, *words, config_dir=OWN), []
+    cfg, members = in_turn(*SMALL, *words, config_dir=OWN), []
     for seed in range(MEMBERS if packed else 1):
         cfg.seed = seed
         members.append(archlab.build(cfg).double())

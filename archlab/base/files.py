@@ -79,7 +79,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def check_folder(option: str, file: Path) -> None:
     """Raises UserError where a file has no folder to go to: one that was misspelt should not come to be."""
     if not file.parent.is_dir():
-        raise UserError(f"{option}={file}: {file.parent} is no folder; make it first, or give another file")
+        raise UserError(f"{option}={file}: {file.parent} is not a folder; make it first, or give another file")
 
 
 def write_text(path: Path, text: str) -> None:

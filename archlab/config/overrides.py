@@ -206,6 +206,7 @@ def refuse_of_the_command_line(words: Sequence[str]) -> None:
                 f"{word}: is a flag of the command line; here go overrides, name=value; archlab.sweep makes several runs"
             )
         if sets_hydra(word):
+            _refuse_classes(word, key_of(word), value_of(word))
             raise UserError(
                 f"{word}: is about how the command line runs jobs, so it would change nothing here; leave it out"
             )

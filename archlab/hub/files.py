@@ -20,7 +20,7 @@ from archlab.base.messages import did_you_mean
 from archlab.base.plain import Unreadable, read_json
 from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
-from archlab.config.compose import compose
+from archlab.config.compose import in_turn
 from archlab.config.presets import overruled
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
@@ -110,7 +110,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         raise UserError(
             "preset: config.json already describes the model of these weights; override single options instead"
         )
-    cfg = compose(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
+    cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:

@@ -13,7 +13,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import key_of, value_of
 from archlab.config.check import BLOCKS
-from archlab.config.compose import compose
+from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import layer_plans
 from archlab.hub.families import FAMILIES
@@ -54,7 +54,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
             if apart := [word for word in words if of_another_class(word, cfg)]:
                 differences[kind] = apart
                 continue
-            again = compose(*words)
+            again = in_turn(*words)
         except Exception:  # this family cannot express it; each class raises errors of its own
             continue
         if not (differing := list(unlike(cfg, again))):

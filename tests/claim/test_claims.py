@@ -468,13 +468,14 @@ def test_one_of_something_is_one():
 def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
     """A start of 4 seconds, and every job three times as slow as it was estimated: two runs one after the other."""
     from archlab.claim import jobs, pace
+    from archlab.runs.expected import seconds_of_a_step
 
     runs = [RunJob(composed(*SMALL, f"seed={seed}"), Path("runs")) for seed in (0, 1)]
     one = jobs.seconds(runs[0])
     assert pace.Pace(4.0, 3.0).estimate(runs, 1) == pytest.approx(4 + 6 * one) and pace.Pace(4.0, 3.0).estimate(
         runs, 2
     ) == pytest.approx(4 + 3 * one)
-    monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * jobs.seconds_of_a_step(cfg))
+    monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * seconds_of_a_step(cfg))
     assert pace.measured(runs, 1, 2.0) == pace.Pace(2.0, 5.0)
     assert pace.measured([], 1, 2.0) == pace.Pace(2.0, 1.0)
 

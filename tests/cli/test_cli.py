@@ -199,7 +199,7 @@ MISTAKES = {
     "-m pos=rope,alibi pos.base=3": "pos.base=3: pos=alibi has no field base, and no other; base is a field of",
     "preset=bloom_560m pos.base=3": "pos.base=3: pos=alibi has no field base",
     "draw pos=alibi pos.base=3": "pos.base=3: pos=alibi has no field base",
-    "train.lr=${eval:1}": "train.lr=${eval:1}: ${eval:...}: nothing is called eval; between the braces goes a field,",
+    "train.lr=${eval:1}": "train.lr=${eval:1}: ${eval:...}: nothing is called eval; put a field between the braces,",
     "eval.lengths=[1,${eval:1}]": "eval.lengths.1=${eval:1}: ${eval:...}: nothing is called eval",
     "train={stepz:3}": "train has no option 'stepz'; did you mean steps?",
     "norm.eps.x=1": "norm.eps.x: norm.eps has no options of its own, so no 'x'",

@@ -354,7 +354,7 @@ def test_verifying_leaves_the_generator_alone(without_compiling):
         (
             ["layers[::2].mask=window"],
             2,
-            "layers[::2].mask=window: is a rule for some layers, and verify looks at a block in all of them; write mask=...",
+            "layers[::2].mask=window: is a rule for some layers, and verify checks a block in all of them; write mask=...",
         ),
         (["norm"], 2, "norm: verify takes overrides, name=value"),
         (["norm=rmz"], 2, "norm=rmz: no such option; did you mean rms?"),

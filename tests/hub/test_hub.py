@@ -415,7 +415,7 @@ def test_the_same_weights_under_other_options(folder):
     plain, other = hub.load(folder), hub.load(folder, "pos=alibi")
     assert type(other.position).__name__ == "ALiBi" and not torch.allclose(other(tokens()), plain(tokens()))
     assert torch.equal(hub.load(folder, "mask=window", "mask.window=64")(tokens()), plain(tokens()))
-    with pytest.raises(UserError, match="preset: config.json already says"):
+    with pytest.raises(UserError, match="preset: config.json already describes"):
         hub.load(folder, "preset=gpt2")
 
 

@@ -205,7 +205,7 @@ def test_a_head_that_is_too_large_is_warned_of():
 
 
 def test_the_verb_tells_layers_placements_and_draws_a_picture(tmp_path, capsys):
-    picture = tmp_path / "deeper" / "start.png"
+    picture = tmp_path / "start.png"
     cli.main(
         [
             "preflight",

@@ -137,7 +137,7 @@ def test_draw_saves_and_shows(tmp_path):
     drawing = archlab.draw("size=nano")
     assert drawing._repr_html_() == drawing.svg
     assert [file.name for file in drawing.save(tmp_path / "a.svg", tmp_path / "a.png")] == ["a.svg", "a.png"]
-    with pytest.raises(UserError, match="nowhere is no folder; make it first"):
+    with pytest.raises(UserError, match="nowhere is not a folder; make it first"):
         drawing.save(tmp_path / "nowhere" / "a.svg")
 
 
@@ -145,7 +145,7 @@ def test_preflight_has_a_row_per_layer(tmp_path):
     start = archlab.preflight(*SMALL, "preflight.depths=null", "preflight.batch_size=2")
     assert len(start.to_pandas()) == 2 and isinstance(start.plot(), Figure)
     assert start.save(tmp_path / "start.png").is_file()
-    with pytest.raises(UserError, match="preflight.plot=.*nowhere is no folder; make it first"):
+    with pytest.raises(UserError, match="preflight.plot=.*nowhere is not a folder; make it first"):
         start.save(tmp_path / "nowhere" / "start.png")
     assert not (tmp_path / "nowhere").exists()
     assert "At initialisation" in str(start)
@@ -269,7 +269,7 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         (lambda: archlab.verify("nrom=rms"), "nothing is called nrom; did you mean norm?"),
         (lambda: archlab.draw("size=nano").save(), "names no file"),
         (lambda: archlab.draw("size=nano").save("a.svg", ""), "files, argument 2: is empty"),
-        (lambda: archlab.write_report("x", output="no/a.html"), "output=no/a.html: no is no folder; make it first"),
+        (lambda: archlab.write_report("x", output="no/a.html"), "output=no/a.html: no is not a folder; make it first"),
         (lambda: archlab.draw(""), "model, argument 1: is empty"),
         (lambda: archlab.diff("gpt2", ""), "second: is empty; write what it is to be, or leave it out"),
         (lambda: archlab.compare("x", ""), "runs, argument 2: is empty"),
