@@ -23,7 +23,7 @@ from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.expected import PER_RUN, seconds_of_a_run, seconds_of_an_evaluation
-from archlab.runs.workers import pool_of
+from archlab.runs.workers import pool_of, unless_stopped
 
 Record = dict[str, Any]
 
@@ -188,7 +188,7 @@ def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
         while waiting or going:
             for job in [job for job in waiting if ready(job)]:
                 waiting.remove(job)
-                going[pool.submit(timed, job)] = job
+                going[pool.submit(unless_stopped, timed, job)] = job
             done, _ = wait(going, return_when=FIRST_COMPLETED)
             for future in done:
                 yield going.pop(future), future.result()

@@ -18,7 +18,7 @@ from archlab.runs import lab
 from archlab.runs.expected import seconds_of_a_run
 from archlab.runs.packs import PackSize, packs_of
 from archlab.runs.together import run_together
-from archlab.runs.workers import default_workers, pool_of
+from archlab.runs.workers import default_workers, pool_of, unless_stopped
 
 GAIN = 1.4
 """How many times as fast two cores are with a process on each, of one thread, as with one process of two.
@@ -123,7 +123,7 @@ def side_by_side(jobs: dict[int, Job], workers: int) -> Iterator[Carried]:
     """
     left = dict(jobs)
     with pool_of(workers) as pool:
-        numbers = {pool.submit(job.do_alone): number for number, job in jobs.items()}
+        numbers = {pool.submit(unless_stopped, job.do_alone): number for number, job in jobs.items()}
         for future in as_completed(numbers):
             if not isinstance(future.exception(), BrokenProcessPool):
                 number = numbers[future]
@@ -136,7 +136,7 @@ def side_by_side(jobs: dict[int, Job], workers: int) -> Iterator[Carried]:
 def in_a_pool_of_its_own(job: Job) -> Path:
     with pool_of(1) as pool:
         try:
-            return pool.submit(job.do_alone).result()
+            return pool.submit(unless_stopped, job.do_alone).result()
         except BrokenProcessPool:
             raise UserError(
                 f"{' '.join(job.plan.overrides) or 'the run'}: its process was killed, as where memory runs out; use a smaller"

@@ -2,11 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children, get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+from archlab.base.signals import Stopped
+
+Result = TypeVar("Result")
 
 
 def default_workers() -> int:
@@ -54,3 +59,19 @@ def start_worker(threads: int) -> None:
 
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and decides
+
+
+_stopped = False
+"""Whether this worker was asked to stop."""
+
+
+def unless_stopped(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a worker calls: a pool hands out jobs ahead, and a worker that was asked to stop must not begin the next."""
+    global _stopped
+    if _stopped:
+        raise Stopped
+    try:
+        return function(*arguments)
+    except KeyboardInterrupt:
+        _stopped = True
+        raise
