@@ -13,6 +13,7 @@
     archlab.sweep("norm=layer,rms", "seed=0,1")  a run for every combination
     archlab.load(directory)                      a run that is there: numbers, plots, weights
     archlab.generate(directory, "In the")        what its model says after a prompt
+    archlab.bench("norm=rms", vs="norm=layer")   how fast it is on this machine
     archlab.compare("experiments/runs/*")        which arms differ, and whether the difference is real
     archlab.stability_map("experiments/runs/*")  the largest stable learning rate by depth
     archlab.write_report("experiments/runs/*")   one HTML page of them
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from archlab import hub
     from archlab.config.compose import compose
     from archlab.model.decoder import Decoder
+    from archlab.verbs.bench import bench
     from archlab.verbs.claims import claims
     from archlab.verbs.compare import compare, stability_map
     from archlab.verbs.describe import memory, show
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Decoder",
+    "bench",
     "build",
     "claims",
     "compare",
@@ -73,6 +76,7 @@ STARTED = time.time()
 
 FOUND_IN = {
     "Decoder": "model.decoder",
+    "bench": "verbs.bench",
     "claims": "verbs.claims",
     "compare": "verbs.compare",
     "compose": "config.compose",

@@ -21,7 +21,7 @@ FLOORS = (
     ("comparison", "config"),
     ("contract", "diagram", "hub", "report"),
     ("runs",),
-    ("claim", "difference"),
+    ("benchmark", "claim", "difference"),
     ("verbs",),
     ("cli",),
     ("__main__",),

@@ -22,18 +22,22 @@ def understood(
     kind: type[Options],
     switches: Sequence[str] = (),
     names_are_overrides: bool = False,
+    valued: Sequence[str] = (),
 ) -> tuple[list[str], Options, dict[str, str]]:
     """Names, options and the values of flags; `kind` is a dataclass with one typed field and default per option.
 
-    `switches` are the verb's own flags, which take no value. Where names may be overrides, every word that is not an
+    `switches` are the verb's own flags without a value, `valued` those with one. Where names may be overrides, every word that is not an
     option is one. `null` becomes None. Raises UserError for a misspelt option or a value of the wrong type.
     """
     flags, words = split(arguments)
     on = [flag for flag in flags if flag in switches]
     flags = [flag for flag in flags if flag not in switches]
-    if unknown := [flag for flag in flags if flag.startswith("-") and flag != "--config-dir"]:
-        raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join((*switches, '--config-dir'))}")
-    check_own([Path(folder) for folder in flags[1::2]])  # even where the verb does not use the folder
+    known = (*switches, *valued, "--config-dir")
+    if unknown := [flag for flag in flags if flag.startswith("-") and flag not in known]:
+        raise UserError(f"{unknown[0]}: {verb} takes no such flag; it takes {', '.join(known)}")
+    with_values = dict(zip(flags[::2], flags[1::2], strict=True))
+    own = [Path(folder) for flag, folder in with_values.items() if flag == "--config-dir"]
+    check_own(own)  # even where the verb does not use the folder
     hints = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # typing has no type for dataclasses
     names: list[str] = []
     given: dict[str, Any] = {}
@@ -52,7 +56,7 @@ def understood(
             raise UserError(f"{typed[name]} {word}: set {name} twice; keep one of the two")
         else:
             given[name], typed[name] = read(name, value, hints[name]), word
-    return names, kind(**given), dict.fromkeys(on, "") | dict(zip(flags[::2], flags[1::2], strict=True))
+    return names, kind(**given), dict.fromkeys(on, "") | with_values
 
 
 def read(name: str, value: str, hint: Any) -> Any:

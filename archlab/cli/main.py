@@ -247,6 +247,8 @@ def _check_flags(flags: list[str]) -> None:
         raise UserError(f"{' '.join(asked)}: only one of these at a time")
     if "--ladder" in flags:
         raise UserError("--ladder: only with two models, as in archlab diff llama_7b chatglm_6b --ladder")
+    if "--vs" in flags:
+        raise UserError("--vs: only with bench, as in archlab bench norm=rms --vs norm=layer")
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve: only together with --cfg")
 
@@ -449,6 +451,9 @@ VERBS = {
     "diff": Verb("how two models differ: presets, RUNS or quoted overrides; seq_len=, output=FILE", models.diff),
     "draw": Verb("the block diagram of a model, as SVG and PNG; output=FILE", models.draw),
     "verify": Verb("whether a block keeps its contract, as in verify norm=mine --config-dir my", models.verify),
+    "bench": Verb(
+        "how fast a model is here; --vs OVERRIDES, suite=speed|peers|scaling|gpu, output=FOLDER", models.bench
+    ),
     "preflight": Verb(
         "look at a model before training: activations, gradients, depth", partial(_with_one_model, _preflight)
     ),

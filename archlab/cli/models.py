@@ -1,11 +1,12 @@
-"""Verbs on models and blocks that need no training: diff, draw and verify."""
+"""Verbs on models and blocks that need no training: diff, draw, verify and bench."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from archlab.base.errors import UserError
 from archlab.base.files import check_folder
-from archlab.base.quantities import AtOnce
+from archlab.base.quantities import AtOnce, Count
 from archlab.cli.arguments import config_dir, show, understood
 
 PICTURES = (".svg", ".png")
@@ -83,5 +84,29 @@ def verify(arguments: list[str]) -> None:
 
     found = verified(*words, config_dir=config_dir(flags))
     show(found)
+    if not found:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `bench` takes besides overrides; `output` is a folder that is not there yet."""
+
+    suite: Literal["speed", "peers", "scaling", "gpu"] = "speed"
+    rounds: Count | None = None
+    output: str | None = None
+
+
+def bench(arguments: list[str]) -> None:
+    """Prints how fast an architecture is, and writes it down; leaves with status 1 where a check of a GPU failed."""
+    words, options, flags = understood("bench", arguments, BenchOptions, names_are_overrides=True, valued=("--vs",))
+    from archlab.verbs.bench import bench as measured
+    from archlab.verbs.bench import check_place
+
+    check_place(options.output)  # before minutes are spent on what could not be written
+    given: dict[str, Any] = {"suite": options.suite, "rounds": options.rounds}
+    found = measured(*words, vs=flags.get("--vs"), **given, config_dir=config_dir(flags))
+    show(found)
+    print(found.save(options.output))
     if not found:
         raise SystemExit(1)

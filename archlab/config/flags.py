@@ -17,13 +17,15 @@ class Flag:
     help: str
     values: tuple[str, ...] | None = None
     default: str | None = None
+    what: str = "FOLDER"
+    """What a value is where any will do."""
 
     @property
     def usage(self) -> str:
         names = ", ".join(filter(None, (self.short, self.name)))
         if self.values is None:
             return names
-        return f"{names} {'[WHAT]' if self.default else '|'.join(self.values) or 'FOLDER'}"
+        return f"{names} {'[WHAT]' if self.default else '|'.join(self.values) or self.what}"
 
 
 FLAGS = (
@@ -36,6 +38,7 @@ FLAGS = (
          ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"), "all"),
     Flag("--config-dir", "-cd", "a folder with options of your own, as in my/norm/mine.yaml", ()),
     Flag("--ladder", "", "with diff: one change at a time, from the first model to the second"),
+    Flag("--vs", "", "with bench: a second architecture's overrides, timed in turns with the first", (), what="OVERRIDES"),
     Flag("--shell-completion", "-sc", 'completion: eval "$(archlab -sc install=bash)"'),
     Flag("--hydra-help", "", "Hydra's own help"),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ from archlab.config.assemble import assemble
 from archlab.model.decoder import Decoder
 
 BATCH, SEQ, PREFIX, SEED = 2, 7, 3, 0
+
+CPU = torch.device("cpu")
 
 SMALL = (
     "size.d_model=48",
@@ -30,31 +32,33 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A configuration of a small decoder."""
+    """A configuration of a small decoder, and where it is verified."""
 
     cfg: DictConfig
+    device: torch.device = CPU
 
     def with_block(self, group: str, kind: type, **options: Any) -> "Subject":
         """The same with another block in a group."""
         changed = self.cfg.copy()
         with open_dict(changed):
             changed[group] = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_partial_": True, **options}
-        return Subject(changed)
+        return replace(self, cfg=changed)
 
     def with_option(self, group: str, option: str, value: Any) -> "Subject":
         changed = self.cfg.copy()
         changed[group][option] = value
-        return Subject(changed)
+        return replace(self, cfg=changed)
 
     def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
         """In evaluation, with the same random weights every time."""
         torch.manual_seed(SEED)
-        return randomise(assemble(self.cfg)).to(dtype).eval()
+        return randomise(assemble(self.cfg)).to(self.device, dtype).eval()
 
     @cached_property
     def tokens(self) -> Tensor:
         """(batch, seq)"""
-        return torch.randint(self.cfg.size.vocab_size, (BATCH, SEQ), generator=torch.Generator().manual_seed(SEED))
+        draws = torch.Generator().manual_seed(SEED)
+        return torch.randint(self.cfg.size.vocab_size, (BATCH, SEQ), generator=draws).to(self.device)
 
 
 def prefix_of(decoder: Decoder) -> int | None:

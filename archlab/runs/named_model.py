@@ -35,7 +35,7 @@ def named(word: str, own: Path | None = None) -> NamedModel:
             raise UserError(why)
         return NamedModel(directory.name, saved_configuration(directory, own), None, directory)
     if "=" in word:
-        words = _words(word)
+        words = words_in(word)
         return NamedModel(word, compose(*words, config_dir=own), words)
     presets = groups((own,) if own else ())["preset"]
     if word in presets:
@@ -59,7 +59,8 @@ def one(verb: str, what: Sequence[str | Path | DictConfig], own: Path | None) ->
     return NamedModel(" ".join(words), compose(*words, config_dir=own), tuple(words))
 
 
-def _words(written: str) -> tuple[str, ...]:
+def words_in(written: str) -> tuple[str, ...]:
+    """The overrides that stand in one text, as a shell would part them. Raises UserError."""
     try:
         words = tuple(shlex.split(written))
     except ValueError as error:

@@ -88,7 +88,13 @@ def archlab_in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_a_sweep_side_by_side_that_is_stopped_is_finished_by_resume(tmp_path):
-    words = [*(word for word in SMALL if "steps" not in word), "train.steps=4000", "seed=0,1,2", "workers=2", "output=runs"]
+    words = [
+        *(word for word in SMALL if "steps" not in word),
+        "train.steps=4000",
+        "seed=0,1,2",
+        "workers=2",
+        "output=runs",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "archlab", "-m", *words], cwd=tmp_path, env=environment)
     begun = time.monotonic()

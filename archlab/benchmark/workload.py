@@ -1,0 +1,83 @@
+"""What an architecture does, as functions without arguments that can be called as often as a timing needs."""
+
+import torch
+from omegaconf import DictConfig
+
+from archlab.base.errors import UserError
+from archlab.config.assemble import build
+from archlab.data.batch import Batch
+from archlab.model.decoder import check_decodable
+from archlab.model.generate import generate
+from archlab.runs.assembled import open_source, section
+from archlab.train.objective import placed
+from archlab.train.runtime import Runtime, runtime
+from archlab.train.settings import TrainSettings
+from archlab.train.state import TrainState
+from archlab.train.step import StepResult, backward, falls_on, make_step
+
+MOST_DECODED = 64
+"""Tokens that one call of `decode` adds."""
+
+
+class Workload:
+    """A decoder with its initial weights, one batch of its data, and the step it is trained by.
+
+    Every call works on the same batch. A step is a run's own second one or so, at which the learning rate is still
+    small, so that the weights hardly move however often it is timed; it records what a run records at every step, and
+    not what it records of all layers at every `probe.every`th.
+    """
+
+    def __init__(self, cfg: DictConfig, machine: Runtime | None = None):
+        self.cfg = cfg
+        self.machine = machine or runtime(cfg.device, cfg.precision)
+        if self.machine.device.type == "mps":
+            raise UserError(
+                "device=mps: a timing has to wait for the device, and that is done for CUDA alone; use device=cpu"
+            )
+        self.settings: TrainSettings = section(cfg, "train", TrainSettings)
+        self.source = open_source(cfg)
+        self.batch: Batch = self.source.train(cfg.seed, 1, self.settings.batch_size, self.settings.train_len)
+        self.decoder = build(cfg).to(self.machine.device).train()
+        if self.settings.checkpoint:
+            self.decoder.recompute_activations()
+        self.state = TrainState.begin(self.decoder, self.settings, self.machine, cfg.seed)
+        self._step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every)
+        every, last = cfg.probe.every, self.settings.steps
+        self._before = next((number - 1 for number in range(2, 6) if not falls_on(number, every, last)), 1)
+        self.prompt = self.batch.inputs[:1, : max(1, self.settings.train_len // 2)].to(self.machine.device)
+        self.n_decoded = min(MOST_DECODED, self.settings.train_len - self.prompt.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens of a forward pass, and of a step."""
+        return self.batch.inputs.numel()
+
+    def forward(self) -> torch.Tensor:
+        """The logits of the batch, nothing kept for a backward pass."""
+        inputs = placed(self.decoder, self.batch)
+        with torch.no_grad(), self.machine.autocast():
+            return self.decoder(inputs.tokens, inputs.prefix_len, inputs.positions)
+
+    def forward_backward(self) -> torch.Tensor:
+        """The batch's loss and all gradients."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return backward(self.decoder, self.batch, self.settings.accumulate, self.machine, self.state.scaler)[0]
+
+    def step(self) -> StepResult:
+        """A whole training step, as a run takes it."""
+        self.state.step = self._before
+        return self._step(self.state, self.batch)
+
+    def decode(self) -> torch.Tensor:
+        """`n_decoded` tokens after the first half of a sequence, one at a time from a cache, batch 1."""
+        with self.machine.autocast():
+            return generate(self.decoder, self.prompt, max_new_tokens=self.n_decoded)
+
+    @property
+    def why_not_decoded(self) -> str | None:
+        """Why it cannot be decoded from a cache, in one line; None where it can."""
+        try:
+            check_decodable(self.decoder)
+        except UserError as reason:
+            return str(reason)
+        return None

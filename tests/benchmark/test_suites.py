@@ -1,0 +1,150 @@
+"""Two arms, other libraries, sizes: what they measure is what they say, and what cannot be measured is one line."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from archlab.base.errors import UserError
+from archlab.benchmark import peers, scaling, versus
+from archlab.benchmark.workload import Workload
+from archlab.config.compose import compose, plans
+from archlab.cost.describe import count_parameters
+
+NANO = ("size=nano", "train.train_len=16", "train.batch_size=2")
+
+
+def plan(*words):
+    return plans(*NANO, *words)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "second"),
+    [
+        (("norm=rms", "pos=alibi"), ("norm=layer",), ("pos=alibi", "norm=layer")),
+        (("+norm=rms",), ("norm=layer", "pos=t5"), ("norm=layer", "pos=t5")),
+        ((), ("train.batch_size=4",), ("train.batch_size=4",)),
+    ],
+)
+def test_the_second_arm_is_the_first_with_its_changes(words, changes, second):
+    assert versus.other_words(words, changes) == second
+
+
+@pytest.mark.parametrize("words", [("norm=rms",), ("seed=3",), ("train.lr=1e-4",), ("device=cpu", "precision=fp32")])
+def test_an_arm_that_is_the_same_is_refused(words):
+    with pytest.raises(
+        UserError, match="--vs .*: changes nothing that is timed: both arms take the same steps; name another"
+    ):
+        versus.check_apart(plan("device=cpu"), plan(*words), " ".join(words))
+
+
+@pytest.mark.parametrize("words", [("norm=layer",), ("train.batch_size=4",), ("probe.every=null",), ("precision=bf16",), ("layers[0].pos=none",)])  # fmt: skip
+def test_an_arm_that_takes_other_steps_is_not(words):
+    versus.check_apart(plan(), plan(*words), " ".join(words))
+
+
+def test_two_arms_have_ratios_token_for_token():
+    found = versus.versus(plan(), plan("train.batch_size=4"), ("two", "four"), rounds=6)
+    assert list(found["modes"]) == ["forward", "forward_backward", "step", "decode"]
+    step = found["modes"]["step"]
+    assert [arm["tokens"] for arm in step["arms"]] == [32, 64]
+    one, other = (arm["seconds"] for arm in step["arms"])
+    ratios = sorted(b / 64 / (a / 32) for a, b in zip(one, other, strict=True))
+    assert step["ratio"] == pytest.approx((ratios[2] + ratios[3]) / 2)
+    assert step["low"] == pytest.approx(ratios[0]) and step["high"] == pytest.approx(ratios[-1])
+    assert [arm["batch_size"] for arm in found["arms"]] == [2, 4]
+    json.dumps(found)
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_each_size_is_halved_kept_doubled_and_doubled_again():
+    cfg = compose(*NANO)
+    assert {name: scaling.values_of(cfg, option) for name, option in scaling.SWEPT.items()} == {
+        "seq_len": [8, 16, 32, 64],
+        "d_model": [32, 64, 128, 256],
+        "n_layers": [1, 2, 4, 8],
+    }
+    assert scaling.values_of(compose(*NANO, "size.n_layers=1"), "size.n_layers") == [1, 2, 4]
+
+
+def test_memory_grows_with_depth_and_the_fit_is_of_what_was_measured():
+    sized = {"n_layers": {n: compose(*NANO, f"size.n_layers={n}") for n in (2, 4, 8)}}
+    found = scaling.scaling(sized, rounds=1)["swept"]["n_layers"]
+    assert found["values"] == [2, 4, 8] and len(found["seconds"]) == 3
+    bytes_ = found["bytes"]
+    # Layers are alike, so bytes are a + b n: the step from 4 to 8 is twice that from 2 to 4.
+    assert bytes_[2] - bytes_[1] == pytest.approx(2 * (bytes_[1] - bytes_[0]), rel=0.05)
+    assert 0 < found["memory"]["exponent"] < 1 and found["time"]["error"] >= 0
+
+
+# ---------------------------------------------------------------- peers
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("norm=layer",),
+            "norm=layer: suite=peers measures the model that all peers have, with norm=rms; leave it out",
+        ),
+        (("pos=t5",), "pos=t5: no peer has it; suite=peers takes pos=rope or pos=alibi"),
+        (("embed.tied=true",), "embed.tied=True: suite=peers measures the plain LLaMA shape; leave it out"),
+    ],
+)
+def test_peers_are_asked_for_what_they_have(words, said):
+    with pytest.raises(UserError) as refused:
+        peers.chosen(compose(*NANO, *words))
+    assert str(refused.value) == said
+
+
+def test_peers_that_are_missing_are_named():
+    with pytest.raises(
+        UserError, match="suite=peers: none of transformers, x-transformers, litgpt is installed; install one"
+    ):
+        peers.chosen(compose(*NANO), there=lambda name: False)
+    assert peers.chosen(compose(*NANO), there=lambda name: name == "litgpt") == ["litgpt"]
+    assert peers.chosen(compose(*NANO, "pos=alibi"), there=lambda name: True) == ["x-transformers"]
+    assert not peers.installed("no-such-library")
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_has_the_same_size_and_learns(name):
+    pytest.importorskip(name.replace("-", "_"))
+    work = Workload(compose(*NANO, "train.lr=1e-2", "train.warmup=0"))
+    model, logits = peers.PEERS[name][0](work.cfg)
+    assert count_parameters(model) == pytest.approx(count_parameters(work.decoder), rel=0.01)
+    step, inputs, targets = peers.step_of(model, logits, work), work.batch.inputs, work.batch.to_predict
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(F.cross_entropy(logits(inputs).flatten(0, 1), targets.flatten()))
+
+    before = loss()
+    for _ in range(10):
+        step()
+    assert loss() < before - 0.1
+
+
+def test_a_peer_that_fails_takes_the_others_not_with_it(monkeypatch):
+    def broken(cfg):
+        raise ImportError("its own library is missing")
+
+    def small(cfg):
+        model = torch.nn.Sequential(torch.nn.Embedding(256, 8), torch.nn.Linear(8, 256))
+        return model, model
+
+    monkeypatch.setattr(peers, "installed", lambda name: name != "litgpt")
+    monkeypatch.setattr(peers, "version_of", lambda name: "1.0")
+    monkeypatch.setitem(peers.PEERS, "transformers", (broken, ("rope",)))
+    monkeypatch.setitem(peers.PEERS, "x-transformers", (small, ("rope",)))
+    found = peers.peers(compose(*NANO), rounds=6)
+    assert list(found["peers"]) == ["archlab", "x-transformers"]
+    assert found["failed"] == {"transformers": "ImportError: its own library is missing"}
+    assert found["peers"]["x-transformers"]["n_params"] == 256 * 8 + 8 * 256 + 256
+    assert found["peers"]["x-transformers"]["archlab"]["rounds"] == 6 and found["not_installed"] == ["litgpt"]
+    monkeypatch.setitem(peers.PEERS, "x-transformers", (broken, ("rope",)))
+    with pytest.raises(UserError, match="transformers, x-transformers could not be run: ImportError"):
+        peers.peers(compose(*NANO), rounds=6)
