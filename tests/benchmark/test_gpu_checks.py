@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archlab.base.errors import UserError
-from archlab.benchmark.gpu import agreement, check, memory, short_runs, speed, suite, waits
+from archlab.benchmark.gpu import agreement, check, memory, packs, short_runs, speed, suite, waits
 from archlab.benchmark.gpu.backends import all_combinations, attention_backends
 from archlab.benchmark.gpu.check import Observed, carried_out
 from archlab.benchmark.gpu.contracts import contracts
@@ -293,3 +293,31 @@ def partial_named(function):
 
     small.__doc__ = function.__doc__
     return small
+
+
+# ---------------------------------------------------------------- packs
+
+
+def test_members_of_a_pack_are_compared_with_runs_by_themselves(monkeypatch):
+    words = (*NANO, "train.steps=17")
+    assert packs.members_alone(CPU, words).passed
+    real = packs.by_itself
+    monkeypatch.setattr(packs, "UNLIKE", ({"lr": 1e-2}, {}))
+    assert packs.members_alone(CPU, words).passed
+
+    def at_another_rate(member, machine):
+        member.settings = packs.replace(member.settings, lr=2e-2)
+        return real(member, machine)
+
+    monkeypatch.setattr(packs, "by_itself", at_another_rate)
+    assert packs.members_alone(CPU, words).passed is False
+
+
+def test_a_pack_is_timed_beside_a_run_and_weighed(monkeypatch):
+    seen = packs.many(CPU, (*NANO, "train.steps=2"), sizes=(2, 3), at=3)
+    assert seen.data["packed"].keys() == {2, 3} and seen.data["peak"] > 0 < seen.data["bill"]
+    monkeypatch.setattr(packs, "TIMES", 0.0)
+    monkeypatch.setattr(packs, "WITHIN", 1e9)
+    assert packs.many(CPU, (*NANO, "train.steps=2"), sizes=(2,), at=2).passed
+    monkeypatch.setattr(packs, "TIMES", 1e9)
+    assert packs.many(CPU, (*NANO, "train.steps=2"), sizes=(2,), at=2).passed is False

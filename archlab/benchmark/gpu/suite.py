@@ -13,6 +13,7 @@ from archlab.benchmark.gpu.contracts import contracts
 from archlab.benchmark.gpu.environment import environment
 from archlab.benchmark.gpu.first_command import first_command
 from archlab.benchmark.gpu.memory import bill, linear_in_length
+from archlab.benchmark.gpu.packs import many, members_alone
 from archlab.benchmark.gpu.short_runs import overflow, precisions, repeatable
 from archlab.benchmark.gpu.speed import compiled, eager, share_of_peak
 from archlab.benchmark.gpu.waits import no_waiting
@@ -25,6 +26,8 @@ CHECKS: tuple[Check, ...] = (
     contracts,
     eager,
     compiled,
+    members_alone,
+    many,
     share_of_peak,
     linear_in_length,
     bill,
