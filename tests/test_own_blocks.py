@@ -321,6 +321,7 @@ def test_run_generate_and_compare(words, capsys):
         (["mixer=linear", "pos=none", "mask=window"], "mask: there is no such thing as LinearAttention under a Window mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
         (["mixer=linear", "pos=none", "mask=prefix"], "mask: there is no such thing as LinearAttention under a Prefix mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
         (["mixer=linear", "pos=none", "size.n_kv_heads=1"], "size.n_kv_heads=1: mixer=linear with size.n_heads=6 has 6 of them; leave it null, or use mixer=gqa with a divisor of size.n_heads"),
+        (["mixer=linear", "pos=none", "kernel=dense"], "kernel=dense: is how softmax attention is computed, and mixer=linear has none, so it would change nothing; leave it out"),
         (["ffn=two_experts", "residual=sub"], "ffn: SubNorm norms what each branch projects back to the stream, and TwoExperts takes no inner_norm; use another residual scheme, or give its constructor one"),
         (["residual=two_streams", "layers[1].residual=pre"], "layers: residual schemes of 2 and 1 streams follow each other, and a stream cannot change its width between two layers; use schemes of as many streams in all of them"),
     ],

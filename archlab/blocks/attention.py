@@ -14,7 +14,7 @@ from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
 from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, check_width_norm, no_norm
-from archlab.blocks.softcap import leave, make_softcap
+from archlab.blocks.softcap import Softcap, leave, make_softcap
 from archlab.blocks.steps import DrawnStep
 
 Split = Callable[[Tensor], Tensor]
@@ -43,6 +43,7 @@ class Attention(Mixer):
     Options:
 
     kernel      computes the attention where there is no softcap
+    capped_kernel  makes the one that computes it where there is
     qkv_bias    whether the query, key and value projections have a bias
     out_bias    whether the output projection has one
     qk_norm     norms queries and keys before they are rotated: `head` over the features of each head (Qwen3, Gemma 3),
@@ -75,6 +76,7 @@ class Attention(Mixer):
         dropout: Probability = 0.0,
         norm: MakeWidthNorm = RMSNorm,
         inner_norm: MakeWidthNorm = no_norm,
+        capped_kernel: Callable[[Softcap], Kernel] = explicit_kernel,
     ):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
@@ -93,7 +95,7 @@ class Attention(Mixer):
         self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
         self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
         self.cap = make_softcap(softcap)
-        self.kernel = explicit_kernel(self.cap) if softcap else kernel
+        self.kernel = capped_kernel(self.cap) if softcap else kernel
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:

@@ -5,6 +5,7 @@ where a position attends to what follows it, keys get no larger bias for being f
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Literal, Positive
-from archlab.blocks.contracts import Position
+from archlab.blocks.contracts import BiasOfPairs, Heads, KeyOfHeads, Position, QueryOfHeads
 from archlab.blocks.precision import at_least_float32, without_autocast
 
 QueryPositions = Int[Tensor, "#batch query 1"]
 KeyPositions = Int[Tensor, "#batch 1 key"]
 Bias = Float[Tensor, "#batch heads query key"]
-Distances = Int[Tensor, "#batch query key"]
+Distances = Int[Tensor, "*pairs"]
 
 
 def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, " heads"]:
@@ -36,18 +37,33 @@ def alibi_slopes(n_heads: int, device: torch.device) -> Float[Tensor, " heads"]:
     return torch.exp2(-8 / below * torch.where(head <= below, head, head - below - 0.5))
 
 
-class ALiBi(Position):
-    """Adds -slope * |query - key| to the scores, with a fixed slope for each head. Source: arXiv:2108.12409, sec. 3."""
+class PointwiseBias(Position):
+    """A bias whose one definition is `score`: a function of one query, one key and the head, and of a few numbers."""
 
     biases_scores = True
+    pointwise = True
 
-    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+    def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
 
     def bias(self, query: QueryPositions, key: KeyPositions) -> Bias:
-        slopes = alibi_slopes(self.n_heads, query.device)
-        return -slopes[:, None, None] * (query - key).abs()[:, None]
+        head = torch.arange(self.n_heads, device=query.device)[:, None, None]
+        return self.score(self.bias_tables(query.device), head, query[:, None], key[:, None])
+
+
+class ALiBi(PointwiseBias):
+    """Adds -slope * |query - key| to the scores, with a fixed slope for each head. Source: arXiv:2108.12409, sec. 3."""
+
+    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+        super().__init__(n_heads)
+
+    def bias_tables(self, device: torch.device) -> tuple[Float[Tensor, " heads"]]:
+        return (alibi_slopes(self.n_heads, device),)
+
+    def score(self, tables: Sequence[Tensor], head: Heads, query: QueryOfHeads, key: KeyOfHeads) -> BiasOfPairs:
+        (slopes,) = tables
+        return -slopes[head] * (query - key).abs()
 
 
 def log_buckets(distance: Distances, buckets: int, max_distance: int) -> Distances:
@@ -72,7 +88,7 @@ def buckets_both_ways(distance: Distances, buckets: int, max_distance: int) -> D
     return log_buckets(distance.abs(), half, max_distance) + half * (distance < 0)
 
 
-class T5Bias(Position):
+class T5Bias(PointwiseBias):
     """Adds a learned number for the head and for the bucket that the distance query - key falls into.
 
     Options:
@@ -84,8 +100,6 @@ class T5Bias(Position):
     T5 does not divide its scores by sqrt(head_dim): `mixer.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
     """
 
-    biases_scores = True
-
     def __init__(
         self,
         d_model: int,
@@ -95,7 +109,7 @@ class T5Bias(Position):
         max_distance: Count = 128,
         bidirectional: bool = False,
     ):
-        super().__init__()
+        super().__init__(n_heads)
         halves = 4 if bidirectional else 2
         if buckets % halves:
             ways = "a half of them for each direction, and " if bidirectional else ""
@@ -112,13 +126,15 @@ class T5Bias(Position):
         self.bucket_of = buckets_both_ways if bidirectional else buckets_behind
         self.table = nn.Embedding(buckets, n_heads)
 
-    def bias(self, query: QueryPositions, key: KeyPositions) -> Bias:
-        bucket = self.bucket_of(query - key, self.buckets, self.max_distance)
-        numbers = F.embedding(bucket, at_least_float32(self.table.weight))
-        return rearrange(numbers, "batch query key heads -> batch heads query key")
+    def bias_tables(self, device: torch.device) -> tuple[Float[Tensor, "buckets heads"]]:
+        return (at_least_float32(self.table.weight),)
+
+    def score(self, tables: Sequence[Tensor], head: Heads, query: QueryOfHeads, key: KeyOfHeads) -> BiasOfPairs:
+        (table,) = tables
+        return table[self.bucket_of(query - key, self.buckets, self.max_distance), head]
 
 
-class Kerple(Position):
+class Kerple(PointwiseBias):
     """Adds a learned function of the distance d = |query - key| that falls from 0, with two numbers for each head.
 
     `fall=log`:   -r1 log(1 + r2 d), where r1 starts in (0, 2) and r2 in (0, 1).
@@ -129,19 +145,20 @@ class Kerple(Position):
     Source: arXiv:2205.09921, eq. 5 and 6; where they start: its published code.
     """
 
-    biases_scores = True
-
     def __init__(self, d_model: int, n_heads: int, head_dim: int, fall: Literal["log", "power"] = "log"):
-        super().__init__()
+        super().__init__(n_heads)
         self.r1, self.r2 = nn.Parameter(torch.ones(n_heads)), nn.Parameter(torch.ones(n_heads))
         self.fall, self.starts_within = {
             "log": (fall_as_logarithm, {"r1": (0.0, 2.0), "r2": (0.0, 1.0)}),
             "power": (fall_as_power, {"r1": (0.0, 1.0), "r2": (0.0, 2.0)}),
         }[fall]
 
-    def bias(self, query: QueryPositions, key: KeyPositions) -> Bias:
-        r1, r2 = (at_least_float32(r).abs()[:, None, None] for r in (self.r1, self.r2))
-        return self.fall((query - key).abs()[:, None], r1, r2)
+    def bias_tables(self, device: torch.device) -> tuple[Float[Tensor, " heads"], Float[Tensor, " heads"]]:
+        return at_least_float32(self.r1).abs(), at_least_float32(self.r2).abs()
+
+    def score(self, tables: Sequence[Tensor], head: Heads, query: QueryOfHeads, key: KeyOfHeads) -> BiasOfPairs:
+        r1, r2 = tables
+        return self.fall((query - key).abs(), r1[head], r2[head])
 
 
 def fall_as_logarithm(distance: Tensor, r1: Tensor, r2: Tensor) -> Tensor:

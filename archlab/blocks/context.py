@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +19,19 @@ from archlab.blocks.token_positions import TokenPositions
 
 QUERY_BLOCK = 512
 """Queries in one block; a sequence no longer than this is one block."""
+
+ALIGNED = 16
+"""Entries: fused attention on CUDA takes a table as it is where its rows are this many, or a multiple of it, apart."""
+
+
+def aligned(table: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
+    """The same numbers, keys next to each other in memory and rows a multiple of ALIGNED apart.
+
+    Fused attention on CUDA copies a table whose rows are not so far apart, in each layer, and refuses one whose keys do
+    not follow each other, as where the heads are last in memory. Source: torch 2.13's sdp_utils.cpp and attention.cpp.
+    """
+    n_keys = table.shape[-1]
+    return F.pad(table.contiguous(), (0, -n_keys % ALIGNED))[..., :n_keys]
 
 
 class computed_once:  # noqa: N801 (a decorator)
@@ -44,6 +58,7 @@ class AttentionContext:
         self.token_positions = token_positions
         self.cache = cache
         self.taps: Taps = NOBODY_LOOKS
+        self.kept: dict[str, Any] = {}
         self.query_block = QUERY_BLOCK
         self.rotation = position.rotation(token_positions.query_positions)
         self.whole = not token_positions.padded and not token_positions.n_cached
@@ -68,6 +83,12 @@ class AttentionContext:
         """The same context for one layer's call, whose `tap` and `add_loss` go to these taps."""
         self.taps = taps
         return self
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned when it was first asked for under this name in this forward pass."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     def tap(self, names: Collection[str], look: Callable[[], Mapping[str, Tensor]]) -> None:
         """As `Taps.tap`, for the layer that is being called."""
@@ -122,6 +143,7 @@ class QueryBlock:
         self.context = context
         self.queries = queries
         self.keys = keys
+        self.added: dict[torch.dtype, Tensor] = {}
 
     def pairs(self, of_keys: Int[Tensor, "#batch *axes key"]) -> tuple[Tensor, Tensor]:
         """The entries of these queries, (..., query, 1), and of these keys, (..., 1, key): they broadcast to a table."""
@@ -135,6 +157,13 @@ class QueryBlock:
         can_attend = self.context.mask.can_attend(query, key, self.context.token_positions.prefix_len.view(-1, 1, 1))
         return self.context.token_positions.mask_padding(can_attend, query, key)
 
+    def added_mask(self, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
+        """`can_attend` as what is added to scores of this dtype: 0, and -inf where a key is masked; the same for all layers."""
+        if dtype not in self.added:
+            zero = torch.zeros((), dtype=dtype, device=self.can_attend.device)
+            self.added[dtype] = aligned(torch.where(self.can_attend[:, None], zero, float("-inf")))
+        return self.added[dtype]
+
     def compute_bias(self) -> None:
         """Computes the bias now; it is kept for all layers."""
         _ = self.bias
@@ -143,4 +172,4 @@ class QueryBlock:
     def bias(self) -> Float[Tensor, "#batch #heads query key"]:
         """The position scheme's bias, and -inf where a key is masked; float32."""
         bias = self.context.position.bias(*self.pairs(self.context.token_positions.positions))
-        return torch.where(self.can_attend[:, None], bias, float("-inf"))
+        return aligned(torch.where(self.can_attend[:, None], bias, float("-inf")))

@@ -44,10 +44,17 @@ Stream = Float[Tensor, "batch seq d_model"]
 SomeHeads = Float[Tensor, "batch some_heads seq head_dim"]
 Positions = Int[Tensor, "#batch *axes seq"]
 Rotation = Float[Tensor, "#batch parts seq pairs"]
-Queries = Int[Tensor, "#batch query 1"]
-Keys = Int[Tensor, "#batch #query key"]
-PrefixLen = Int[Tensor, "#batch 1 1"]
-Attendable = Bool[Tensor, "#batch query key"]
+Queries = Int[Tensor, "#batch query 1"] | Int[Tensor, ""]
+Keys = Int[Tensor, "#batch #query key"] | Int[Tensor, ""]
+PrefixLen = Int[Tensor, "#batch 1 1"] | Int[Tensor, ""]
+Attendable = Bool[Tensor, "#batch query key"] | Bool[Tensor, ""]
+"""A table's, or those of one query and one key."""
+
+Heads = Int[Tensor, "#heads 1 1"] | Int[Tensor, ""]
+QueryOfHeads = Int[Tensor, "#batch 1 query 1"] | Int[Tensor, ""]
+KeyOfHeads = Int[Tensor, "#batch 1 1 key"] | Int[Tensor, ""]
+BiasOfPairs = Float[Tensor, "#batch heads query key"] | Float[Tensor, ""]
+"""The same of a bias, which heads have one each of."""
 
 
 class Block(nn.Module):
@@ -134,6 +141,8 @@ class Mixer(Block):
     d_model, n_heads, n_kv_heads, head_dim
                 sizes
     kernel      computes softmax attention under the layer's position scheme and mask
+    capped_kernel
+                makes one for soft-capped scores, of the function that soft-caps them
     norm        makes a norm of the width that it is given as `d_model`
     inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream
     """
@@ -224,6 +233,9 @@ class Position(Block):
     limit: int | None = None
     biases_scores: bool = False
 
+    pointwise: bool = False
+    """Whether `score` says what its bias is, for one query and one key alone."""
+
     looks_ahead: bool = False
     """Whether its bias distinguishes keys ahead of the query; without effect unless the mask lets these be attended to."""
 
@@ -270,6 +282,17 @@ class Position(Block):
     ) -> Float[Tensor, "#batch #heads #query #key"]:
         """What is added to the scores, float32: a function of the query's position, the key's and the head."""
         return torch.zeros(1, 1, 1, 1, device=query.device)
+
+    def bias_tables(self, device: torch.device) -> tuple[Float[Tensor, "rows *columns"], ...]:
+        """What `score` looks numbers up in, float32 and contiguous; learned ones with their gradient."""
+        return ()
+
+    def score(self, tables: Sequence[Tensor], head: Heads, query: QueryOfHeads, key: KeyOfHeads) -> BiasOfPairs:
+        """The bias of a `pointwise` scheme, by elementwise operations and look-ups in `tables` alone.
+
+        `head` is an index, `query` and `key` are positions. Kernels that keep no table of pairs ask for one number at a time.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no bias for one pair alone")
 
 
 class Mask(Block):

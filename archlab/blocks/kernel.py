@@ -1,10 +1,11 @@
 """How softmax attention is computed, given a mask and the bias that is added to the scores.
 
-All kernels return the same; they differ in what they need of an `AttentionContext`, and in speed. `fused_kernel` chooses
-a layer's kernel when the model is built.
+All kernels return the same; they differ in what they need of an `AttentionContext`, and in speed. `KERNELS` has a layer's
+kernel chosen when the model is built.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from archlab.base.errors import UserError
 from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Position
+from archlab.blocks.flex import LEAST_HEAD_DIM, flex_kernel
 from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.blocks.softcap import Softcap
+from archlab.blocks.softcap import Softcap, leave
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionContext, float], Tensor]
 """(queries, keys, values, context, dropout) -> weights @ values.
@@ -31,6 +34,15 @@ def share_heads(
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
 
+def shares_heads(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention takes fewer key-value heads than query heads as they are.
+
+    On CUDA only its flash kernel does, which is for half precision; others would be computed without a fused kernel.
+    Source: torch 2.13's sdp_utils.cpp.
+    """
+    return device.type != "cuda" or dtype in (torch.bfloat16, torch.float16)
+
+
 def over_blocks(
     attend: Callable[[QueryBlock], Tensor], context: AttentionContext
 ) -> Float[Tensor, "batch heads seq head_dim"]:
@@ -43,6 +55,8 @@ def causal_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dr
     """For the plain causal mask and scores without a bias; without padding and cache it needs no table of the mask."""
     if not context.whole:
         return masked_kernel(q, k, v, context, dropout)
+    if not shares_heads(q.device, q.dtype):
+        k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
 
 
@@ -53,7 +67,7 @@ def masked_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dr
     def attend(block: QueryBlock) -> Tensor:
         q_block, k_block, v_block = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
         return F.scaled_dot_product_attention(
-            q_block, k_block, v_block, attn_mask=block.can_attend[:, None], dropout_p=dropout
+            q_block, k_block, v_block, attn_mask=block.added_mask(q.dtype), dropout_p=dropout
         )
 
     return over_blocks(attend, context)
@@ -108,8 +122,80 @@ def as_wide_as_queries(attend: Kernel) -> Kernel:
 
 
 def fused_kernel(position: Position, mask: Mask) -> Kernel:
-    """The cheapest kernel that computes what a layer's position scheme and mask ask for."""
+    """The cheapest kernel of torch's scaled_dot_product_attention for a layer's position scheme and mask."""
     if position.biases_scores:
         return biased_kernel
     kernel = causal_kernel if mask.causal else masked_kernel
     return as_wide_as_queries(kernel) if position.widens else kernel
+
+
+# ---------------------------------------------------------------- which of them a layer computes by
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A layer's kernel, and what makes one for scores that are soft-capped."""
+
+    plain: Kernel
+    capped: Callable[[Softcap], Kernel]
+
+
+def dense(position: Position, mask: Mask, head_dim: int) -> Kernels:
+    """softmax(q k^T + bias) v written out: what the others are held to."""
+    return Kernels(explicit_kernel(leave), explicit_kernel)
+
+
+def sdpa(position: Position, mask: Mask, head_dim: int) -> Kernels:
+    """torch's scaled_dot_product_attention, which soft-caps no scores."""
+
+    def refuse(softcap: Softcap) -> Kernel:
+        raise UserError(
+            "kernel=sdpa: torch's scaled_dot_product_attention cannot soft-cap scores, as mixer.softcap asks; use kernel=dense,"
+            " flex on a CUDA device, or auto"
+        )
+
+    return Kernels(fused_kernel(position, mask), refuse)
+
+
+def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
+    """torch's FlexAttention on CUDA, and what computes the same elsewhere."""
+
+    def capped(softcap: Softcap) -> Kernel:
+        return by_flex_on_cuda(position, mask, softcap, explicit_kernel(softcap))
+
+    return Kernels(by_flex_on_cuda(position, mask, leave, fused_kernel(position, mask)), capped)
+
+
+def auto(position: Position, mask: Mask, head_dim: int) -> Kernels:
+    """On CUDA FlexAttention where scores are biased, soft-capped or under a mask of its own; else the cheapest fused kernel."""
+    by_flex, fused = flex(position, mask, head_dim), fused_kernel(position, mask)
+    if head_dim < LEAST_HEAD_DIM or (position.biases_scores and not position.pointwise):
+        return Kernels(fused, explicit_kernel)
+    without_table = not position.biases_scores and (mask.causal or mask.bidirectional)
+    return Kernels(fused if without_table else by_flex.plain, by_flex.capped)
+
+
+KERNELS: dict[str, Callable[[Position, Mask, int], Kernels]] = {
+    "auto": auto,
+    "dense": dense,
+    "sdpa": sdpa,
+    "flex": flex,
+}
+"""By what `kernel` says: of a layer's position scheme, mask and features of a head."""
+
+
+def by_flex_on_cuda(position: Position, mask: Mask, softcap: Softcap, otherwise: Kernel) -> Kernel:
+    """FlexAttention where it computes what is asked, and `otherwise` where it does not."""
+    flexible = flex_kernel(position, mask, softcap)
+    flexible = as_wide_as_queries(flexible) if position.widens else flexible
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
+        return (flexible if takes_flex(q, context, dropout) else otherwise)(q, k, v, context, dropout)
+
+    return kernel
+
+
+def takes_flex(q: Tensor, context: AttentionContext, dropout: float) -> bool:
+    """Whether FlexAttention computes these: on CUDA, of whole sequences at the scheme's own positions, no weights dropped."""
+    whole = context.whole and not context.token_positions.given
+    return q.device.type == "cuda" and q.dtype != torch.float64 and whole and not dropout

@@ -83,8 +83,8 @@ def at_the_start(
     check_prefix(prefix_len, batch, seq_len, padding)
     index = torch.arange(seq_len, device=tokens.device).view(1, -1)
     if padding is not None:
-        index = index - padding.to(tokens.device).view(-1, 1)
-    prefix_len = torch.as_tensor(0 if prefix_len is None else prefix_len, device=tokens.device).view(-1)
+        index = index - padding.to(tokens.device, non_blocking=True).view(-1, 1)
+    prefix_len = lengths_on(tokens.device, 0 if prefix_len is None else prefix_len)
     shortest_padding = 0 if padding is None else int(padding.min())
     check_length(seq_len - shortest_padding, position)
     return TokenPositions(
@@ -95,6 +95,13 @@ def at_the_start(
         padded=padding is not None,
         given=positions is not None,
     )
+
+
+def lengths_on(device: torch.device, prefix_len: int | Int[Tensor, " #batch"]) -> Int[Tensor, " #batch"]:
+    """On the device, where a number is written rather than copied to: a copy from the CPU waits for what runs there."""
+    if isinstance(prefix_len, int):
+        return torch.full((1,), prefix_len, device=device)
+    return torch.as_tensor(prefix_len).to(device, non_blocking=True).view(-1)
 
 
 def after(
@@ -142,7 +149,7 @@ def shaped(positions: Tensor, position: Position, tokens: Int[Tensor, "batch seq
         )
     if position.limit is not None and may_be_looked_at(positions):
         check_table(positions, position.limit)
-    return positions.to(tokens.device).expand(batch, *axes, seq_len)
+    return positions.to(tokens.device, non_blocking=True).expand(batch, *axes, seq_len)
 
 
 def check_table(positions: Positions, limit: int) -> None:

@@ -28,7 +28,7 @@ from archlab.runs.workers import pool_of, unless_stopped
 Record = dict[str, Any]
 
 WHEREVER = ("output", "device", "choices")
-"""What a configuration holds that does not decide the outcome."""
+"""What a configuration holds that does not decide the outcome; what `device` decides is the precision."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,11 @@ def digest(*parts: object) -> str:
 def plain(part: object) -> object:
     if not isinstance(part, DictConfig):
         return part
+    from archlab.train.runtime import settled_precision  # here, since it takes a second to import
+
     whole = plain_dict(part)
-    return {name: value for name, value in whole.items() if name not in WHEREVER}
+    settled = {"precision": settled_precision(part.device, part.precision)}
+    return {name: value for name, value in whole.items() if name not in WHEREVER} | settled
 
 
 NUMBERS = ("value", "seconds", "wall_seconds")

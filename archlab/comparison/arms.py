@@ -14,6 +14,9 @@ from archlab.records.reader import COMPARED, Record, Run, find, read_run
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
 
+UNSAID: Mapping[str, Any] = {"kernel": "auto", "train.deterministic": False}
+"""What older runs, which do not say it, did."""
+
 
 @dataclass
 class Arm:
@@ -84,7 +87,8 @@ def options(run: Run) -> Record:
     """The configuration under dotted names, without what may differ within an arm."""
     asked = {key: value for key, value in run.config.items() if key not in (*NOT_THE_ARM, "layers")}
     flat = dict(leaves(options_alone(asked)))  # only older runs wrote the classes beside the options
-    return {renamed(name): value for name, value in flat.items()} | dict(of_layers(run.config.get("layers") or []))
+    named = {renamed(name): value for name, value in flat.items()}
+    return {**UNSAID, **named} | dict(of_layers(run.config.get("layers") or []))
 
 
 def of_layers(rules: Sequence[Record]) -> Iterator[tuple[str, Any]]:
@@ -146,6 +150,7 @@ SAME: Mapping[str, Callable[[Run], Any]] = {
     "tokens (train.steps x batch_size x train_len)": _tokens,
     "size.vocab_size": lambda run: run.config["size"]["vocab_size"],
     "dtype": lambda run: run.summary.get("dtype"),
+    "precision=tf32": lambda run: run.summary.get("tf32", False),
     "eval.protocol": lambda run: run.config["eval"]["protocol"],
     "eval.lengths": lambda run: run.config["eval"]["lengths"],
     "eval.stride": lambda run: run.config["eval"]["stride"],

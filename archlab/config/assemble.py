@@ -44,6 +44,7 @@ def assemble(cfg: DictConfig) -> Decoder:
             "embed_width": cfg.embed.width,
             "embed_types": cfg.embed.types,
             "dropout": cfg.dropout,
+            "kernel": cfg.kernel,
         }
         try:
             decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)

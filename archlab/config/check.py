@@ -18,6 +18,8 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
+from archlab.blocks.flex import LEAST_HEAD_DIM
+from archlab.config.plan import layer_plans
 from archlab.cost.estimate import keeps_scores
 from archlab.cost.settings import MemorySettings, check_memory
 from archlab.data.batch import Source
@@ -44,7 +46,8 @@ class TopLevel:
 
     seed: Natural
     device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+    kernel: Literal["auto", "dense", "sdpa", "flex"]
     dropout: Probability
     prefix: list[Fraction] | None
     allow_leak: bool
@@ -188,6 +191,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_evaluation(cfg)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
+    check_kernel(cfg, decoder)
     check_loggers(cfg)
     check_preflight(PreflightSettings(**plain_dict(cfg.preflight)))
 
@@ -202,6 +206,28 @@ def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -
         raise UserError(
             f"memory.{asked[0]}: mixer={cfg.choices.mixer} keeps nothing for each query and key, so it would change nothing;"
             " leave it out"
+        )
+
+
+def check_kernel(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses a kernel where no mixer has scores, and FlexAttention where it cannot compute what is asked."""
+    if cfg.kernel != "auto" and not decoder.has_scores:
+        raise UserError(
+            f"kernel={cfg.kernel}: is how softmax attention is computed, and mixer={option(cfg, 'mixer')} has none, so it would"
+            " change nothing; leave it out"
+        )
+    if cfg.kernel != "flex":
+        return
+    if cfg.size.head_dim < LEAST_HEAD_DIM:
+        raise UserError(
+            f"kernel=flex: takes heads of {LEAST_HEAD_DIM} features or more, and size.head_dim={cfg.size.head_dim}; use"
+            " kernel=dense, sdpa or auto, or fewer heads"
+        )
+    dropped = [plan.mixer.node["dropout"] for plan in layer_plans(cfg) if plan.mixer.node.get("dropout")]
+    if dropped:
+        raise UserError(
+            f"kernel=flex: drops no attention weights, and mixer.dropout={dropped[0]}; use kernel=dense, sdpa or auto, or"
+            " mixer.dropout=0"
         )
 
 

@@ -72,8 +72,8 @@ class Plan:
         return json.dumps([keyed, model, step], sort_keys=True)
 
 
-OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision")
-OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint")
+OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel")
+OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
 
 
 def layer_plans(cfg: DictConfig) -> list[LayerPlan]:

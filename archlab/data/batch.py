@@ -9,9 +9,10 @@ scored      the targets that count in the loss
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class TooLong(UserError):
 
 
 class Batch(NamedTuple):
-    """Sequences side by side: int64 tokens on the CPU."""
+    """Sequences side by side: int64 tokens, as a Source makes them on the CPU."""
 
     tokens: Int[Tensor, "batch seq_plus_1"] | Int[Tensor, "batch seq"]
     prefix_len: Int[Tensor, " batch"] | None
@@ -53,6 +54,23 @@ class Batch(NamedTuple):
     def rows(self, rows: slice) -> "Batch":
         """Some of the sequences."""
         return Batch._make(None if column is None else column[rows] for column in self)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device. Nothing waits: while the device is at one step, the batch of the next is made and sent."""
+        if device == self.tokens.device:
+            return self
+        sent = iter(in_one_copy([column for column in self if column is not None], device))
+        return Batch._make(None if column is None else next(sent) for column in self)
+
+
+def in_one_copy(columns: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Whole numbers and Bools on a device, sent together: on CUDA from page-locked memory, which nobody waits for."""
+    sizes = [column.numel() for column in columns]
+    flat = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+    for part, column in zip(flat.split(sizes), columns, strict=True):
+        part.view(column.shape).copy_(column)
+    parts = flat.to(device, non_blocking=True).split(sizes)
+    return [part.view(column.shape).to(column.dtype) for part, column in zip(parts, columns, strict=True)]
 
 
 class Source(ABC):

@@ -9,7 +9,7 @@ from torch import Tensor
 from archlab.data.batch import Source
 from archlab.data.corpus import where_windows_start
 from archlab.model.decoder import Decoder
-from archlab.train.objective import TokenLosses, token_losses
+from archlab.train.objective import token_losses
 from archlab.train.runtime import Runtime
 
 TOKENS_AT_ONCE = 8192
@@ -80,13 +80,15 @@ def mean(values: Tensor) -> float | None:
 def held_out(
     decoder: Decoder, source: Source, machine: Runtime, seq_len: int, n_tokens: int, stride: int | None = None
 ) -> HeldOut:
-    """Runs about n_tokens held-out tokens through the model, in windows of seq_len."""
+    """Runs about n_tokens held-out tokens through the model, in windows of seq_len.
+
+    What is found stays on the device until all of it is there, and is read in one copy.
+    """
     was_training = decoder.training
     decoder.eval()
-    pieces: list[TokenLosses] = []
-    for batch in source.validation(seq_len, n_tokens, max(1, TOKENS_AT_ONCE // seq_len), stride):
-        with machine.autocast():
-            pieces.append(TokenLosses(*(column.cpu() for column in token_losses(decoder, batch))))
+    with machine.in_force(), machine.autocast():
+        batches = source.validation(seq_len, n_tokens, max(1, TOKENS_AT_ONCE // seq_len), stride)
+        pieces = [token_losses(decoder, batch.to(machine.device)) for batch in batches]
     decoder.train(was_training)
-    nats, scored, right = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return HeldOut(nats, scored, right, stride or seq_len)
+    nats, scored, right = torch.stack([torch.cat(column).float() for column in zip(*pieces, strict=True)]).cpu()
+    return HeldOut(nats, scored.bool(), right.bool(), stride or seq_len)

@@ -17,8 +17,10 @@ from archlab.data.batch import Batch, Source
 from archlab.model.decoder import Decoder, Layer
 from archlab.probe.look import Columns, by_layer, columns, gradient_norms
 from archlab.train.objective import TokenLosses, run, token_losses
+from archlab.train.runtime import Runtime
 
 BATCH_SIZE, SEQ_LEN = 8, 64
+FLOAT32 = Runtime(torch.device("cpu"), torch.float32)
 ADAM_BETAS = (0.9, 0.98)
 """Those of the DeepNet experiments, as arXiv:2203.00555 has them; the place in it was not looked up."""
 
@@ -54,12 +56,18 @@ class InitialMeasures:
 
 
 def look_at_start(
-    decoder: Decoder, source: Source, seed: int = 0, batch_size: int = BATCH_SIZE, seq_len: int = SEQ_LEN
+    decoder: Decoder,
+    source: Source,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    seq_len: int = SEQ_LEN,
+    where: Runtime = FLOAT32,
 ) -> InitialMeasures:
-    """One forward and one backward pass on the first training batch of this seed."""
+    """One forward and one backward pass on the first training batch of this seed, on the device the decoder is on."""
     with at_rest(decoder):
-        losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
-        loss = backward(losses)
+        with where.autocast():
+            losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
+        loss = backward(decoder, losses, where)
         seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
         matrices = [matrix_gradients(layer) for layer in decoder.layers]
     return InitialMeasures(
@@ -79,7 +87,7 @@ def last_ffn_gradient(
     d sqrt(ln d / L) with pre-norm. Source: arXiv:2002.04745, theorem 1.
     """
     with at_rest(decoder):
-        backward(token_losses(decoder, source.train(seed, 1, batch_size, seq_len)))
+        backward(decoder, token_losses(decoder, source.train(seed, 1, batch_size, seq_len)), FLOAT32)
         return to_stream_gradient(decoder.layers[-1].ffn)
 
 
@@ -91,6 +99,7 @@ def update_size(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     seq_len: int = SEQ_LEN,
+    where: Runtime = FLOAT32,
 ) -> float:
     """How far a few steps of Adam without warm-up move what the model computes: mean over held-out tokens of
     ||F_steps - F_0|| / sqrt(d_model), F being what the head reads.
@@ -104,9 +113,12 @@ def update_size(
         moved.train()
         for step in range(1, steps + 1):
             optimizer.zero_grad()
-            backward(token_losses(moved, source.train(seed, step, batch_size, seq_len)))
+            with where.autocast():
+                losses = token_losses(moved, source.train(seed, step, batch_size, seq_len))
+            backward(moved, losses, where)
             optimizer.step()
-    change = read_by_head(moved, held_out) - read_by_head(decoder, held_out)
+    with where.autocast():
+        change = read_by_head(moved, held_out) - read_by_head(decoder, held_out)
     return float(change.norm(dim=-1).mean()) / change.shape[-1] ** 0.5
 
 
@@ -125,11 +137,25 @@ def in_numbers(seen: Columns) -> list[dict[str, float]]:
     )
 
 
-def backward(losses: TokenLosses) -> float:
-    """Adds the gradients of the mean loss over the scored targets; returns that loss."""
-    loss = losses.total / losses.scored.sum().clamp(min=1)
-    loss.backward()
+def backward(decoder: Decoder, losses: TokenLosses, where: Runtime) -> float:
+    """Sets the gradients of the mean loss over the scored targets; returns that loss.
+
+    In float16 the loss is scaled up beforehand, as in training, by the largest power of two at which no gradient overflows.
+    """
+    loss, scale = losses.total / losses.scored.sum().clamp(min=1), where.scaler().get_scale()
+    (scale * loss).backward(retain_graph=scale > 1)
+    while scale > 1 and not all(gradient.isfinite().all() for gradient in gradients(decoder)):
+        scale /= 2
+        decoder.zero_grad()
+        (scale * loss).backward(retain_graph=scale > 1)
+    for gradient in gradients(decoder):
+        gradient.div_(scale)
     return float(loss.detach())
+
+
+def gradients(decoder: Decoder) -> list[Tensor]:
+    """Those that there are."""
+    return [parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]
 
 
 def matrix_gradients(layer: Layer) -> dict[str, float]:

@@ -17,7 +17,7 @@ from archlab.blocks.cache import Cache
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.embedding import EMBED_SCALES, make_projection, make_token_types
-from archlab.blocks.kernel import fused_kernel
+from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
@@ -113,7 +113,8 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. Weights are torch's own until `archlab.model.init` has set them.
+    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed. Weights are torch's
+    own until `archlab.model.init` has set them.
     """
 
     roles = {"embedding": Role.EMBEDDING}
@@ -142,11 +143,13 @@ class Decoder(Block):
         embed_width: int | None = None,
         embed_types: int | None = None,
         dropout: float = 0.0,
+        kernel: str = "auto",
     ):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, head_dim
         make_norm = partial(norm, d_model=d_model)
         parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
+        self.has_scores = any("kernel" in parameters_of(part.mixer) for part in parts)
         self.kinds = kinds_of(parts)
         self.position = pos(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
         positions = made_once(pos, self.position, [part.pos for part in parts], self.heads_of_positions)
@@ -168,7 +171,7 @@ class Decoder(Block):
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
         layers_made = (
-            make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim)
+            make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim, kernel)
             for part, pair in zip(parts, of_layers, strict=True)
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
@@ -311,13 +314,22 @@ def make_layer(
     n_layers: int,
     n_heads: int,
     head_dim: int,
+    kernel: str,
 ) -> Layer:
     """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
     scheme = part.residual(norm=partial(norm, d_model=d_model), n_layers=n_layers)
     inner = {"inner_norm": norm} if scheme.inner_norms else {}
     check_takes_inner_norm(scheme, part)
     heads = {"n_heads": n_heads, "n_kv_heads": part.n_kv_heads, "head_dim": head_dim}
-    offered = {"d_model": d_model, **heads, "kernel": fused_kernel(*pair), "norm": norm, **inner}
+    kernels = KERNELS[kernel](*pair, head_dim)
+    offered = {
+        "d_model": d_model,
+        **heads,
+        "kernel": kernels.plain,
+        "capped_kernel": kernels.capped,
+        "norm": norm,
+        **inner,
+    }
     mixer = part.mixer(**{name: value for name, value in offered.items() if name in parameters_of(part.mixer)})
     check_honours(mixer, *pair)
     return Layer(mixer, part.ffn(d_model=d_model, d_ff=part.d_ff, **inner), scheme)

@@ -35,7 +35,7 @@ def generate(
     eos          the token that ends a sequence; it is repeated until every sequence has ended
     padding, prefix_len
                  are `Decoder.forward`'s
-    seed         the same seed gives the same tokens
+    seed         the same seed gives the same tokens on the same kind of device
 
     The decoder is left in the mode, training or evaluation, that it was in.
 

@@ -5,7 +5,7 @@ The run writes it, the reader checks it, and tables, comparisons and pages use i
 one where it is measured (`archlab.runs.lab.summary_of`); `archlab compare RUNS metric=its_name` then knows it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -139,6 +139,14 @@ class Summary:
 
     # what it ran on
     dtype: str | None = None
+    """Of matrix products."""
+
+    tf32: bool = False
+    """Whether float32 products were rounded as precision=tf32 has it."""
+
+    attention: Sequence[str] | None = None
+    """On CUDA, torch's implementations in the order in which each layer tries them."""
+
     device: str | None = None
     threads: Natural | None = None
     versions: dict[str, str] | None = None

@@ -19,7 +19,7 @@ from archlab.cost import describe, measure
 from archlab.data.batch import Source
 from archlab.model.decoder import Decoder
 from archlab.report import tables
-from archlab.train.runtime import Runtime
+from archlab.train.runtime import Runtime, runtime
 
 
 def open_source(cfg: DictConfig) -> Source:
@@ -32,6 +32,17 @@ def open_source(cfg: DictConfig) -> Source:
             f" use size.vocab_size={source.vocab_size}"
         )
     return source
+
+
+def machine_of(cfg: DictConfig) -> Runtime:
+    """The machine that a configuration asks for. Raises UserError where there is no such machine here."""
+    where = runtime(cfg.device, cfg.precision, cfg.train.deterministic)
+    if cfg.kernel == "flex" and where.device.type != "cuda":
+        raise UserError(
+            f"kernel=flex: has its backward pass on CUDA devices alone, and this run is on {where.device.type}; use"
+            " kernel=dense, sdpa or auto"
+        )
+    return where
 
 
 def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:

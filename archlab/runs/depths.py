@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import plain_dict
@@ -13,6 +12,7 @@ from archlab.config.check import option, target
 from archlab.data.batch import Source
 from archlab.initial.measure import exponent, look_at_start, update_size
 from archlab.initial.settings import PreflightSettings
+from archlab.train.runtime import Runtime
 
 PLACEMENTS = {"post": PostNorm, "pre": PreNorm, "deep": DeepNorm}
 """Those of which the papers speak."""
@@ -58,12 +58,10 @@ class Depths:
         return asdict(self) | {"exponents": {quantity: self.exponent(quantity) for quantity in asdict(self.predicted)}}
 
 
-def across_depths(
-    cfg: DictConfig, source: Source, settings: PreflightSettings, device: torch.device
-) -> Iterator[Depths]:
+def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, where: Runtime) -> Iterator[Depths]:
     """The placements that theory speaks of and the one that was chosen, each at every depth, all else equal."""
     for name, residual in placements(cfg).items():
-        seen = [at_depth(cfg, residual, depth, source, settings, device) for depth in settings.depths or ()]
+        seen = [at_depth(cfg, residual, depth, source, settings, where) for depth in settings.depths or ()]
         gradient, rms, update = map(list, zip(*seen, strict=True))
         kind = target(OmegaConf.create({"residual": residual}), "residual")
         standard = kind is not DeepNorm or name == "deep"  # deep_glm has other gains than those of the theorem
@@ -83,13 +81,13 @@ def placements(cfg: DictConfig) -> dict[str, dict]:
 
 
 def at_depth(
-    cfg: DictConfig, residual: dict, depth: int, source: Source, settings: PreflightSettings, device: torch.device
+    cfg: DictConfig, residual: dict, depth: int, source: Source, settings: PreflightSettings, where: Runtime
 ) -> tuple[float, float, float]:
     changed = cfg.copy()
     OmegaConf.set_struct(changed, False)
     changed.residual, changed.size.n_layers = residual, depth
-    decoder = build(changed).to(device)
+    decoder = build(changed).to(where.device)
     size = (settings.batch_size, settings.seq_len or cfg.train.train_len)
-    last = look_at_start(decoder, source, cfg.seed, *size).layers[-1]
-    moved = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, *size)
+    last = look_at_start(decoder, source, cfg.seed, *size, where).layers[-1]
+    moved = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, *size, where)
     return last["ffn_to_stream"], last["activation_rms"], moved

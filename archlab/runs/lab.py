@@ -37,12 +37,12 @@ from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
-from archlab.runs.assembled import assembled, costs, open_source, section
+from archlab.runs.assembled import assembled, costs, machine_of, open_source, section
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.observers import Checkpoints, EveryStep, Observer
-from archlab.train.runtime import Runtime, runtime
+from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
 
@@ -113,7 +113,7 @@ class Work:
 
 def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
-    where, settings, source = runtime(cfg.device, cfg.precision), section(cfg, "train", TrainSettings), open_source(cfg)
+    where, settings, source = machine_of(cfg), section(cfg, "train", TrainSettings), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
@@ -289,6 +289,8 @@ def summary_of(
         tokens_per_second=outcome.tokens_per_second,
         first_step_seconds=outcome.first_step_at and outcome.first_step_at - work.about["began"],
         wall_seconds=time.time() - work.started,
+        tf32=work.where.tf32,
+        attention=work.where.attention,
         device=str(work.where.device),
         threads=torch.get_num_threads(),
         versions=made_with["versions"],
@@ -352,7 +354,7 @@ def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) 
 
 def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
     """What a run's weights come to under a configuration other than the one they were trained with."""
-    since, where, source = time.time(), runtime(cfg.device, cfg.precision), open_source(cfg)
+    since, where, source = time.time(), machine_of(cfg), open_source(cfg)
     decoder = load_weights(directory, cfg).to(where.device)
     lengths, _ = evaluate(cfg, decoder, source, where)
     return {

@@ -20,7 +20,7 @@ from archlab.config.assemble import build
 from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
 from archlab.train.loop import train
-from archlab.train.runtime import Runtime
+from archlab.train.runtime import Runtime, settled_precision
 from archlab.train.settings import TrainSettings
 
 MULTIPLES = (1 / 3, 1, 3)
@@ -30,7 +30,7 @@ SEED = 2**31
 """Of the sweep's weights and data."""
 
 APART = ("seed", "output", "device")
-"""What does not make another arm."""
+"""What does not make another arm; what `device` decides is the precision."""
 
 
 def tuned_rate(cfg: DictConfig, source: Source, where: Runtime, rates: Iterable[float]) -> dict[str, object]:
@@ -61,7 +61,8 @@ def rates(cfg: DictConfig) -> list[float]:
 def key(cfg: DictConfig) -> str:
     """The same for all seeds of an arm, and for no two arms."""
     plain = plain_dict(cfg)
-    arm = {name: value for name, value in plain.items() if name not in APART}
+    settled = {"precision": settled_precision(cfg.device, cfg.precision)}
+    arm = {name: value for name, value in plain.items() if name not in APART} | settled
     return hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -85,17 +85,18 @@ def train(
     observers = [Divergence(source, settings, machine, seed), Recording(), validation, log, *observers]
     pending: list[StepResult] = []
     decoder.train()
-    try:
-        while state.status == RUNNING and stop.asked is None:
-            batch = source.train(seed, state.step + 1, settings.batch_size, settings.train_len)
-            pending.append(step(state, batch))
-            if any(observer.due(state) for observer in observers):
-                show(state, pending, observers)
-            tick(state.step, last(state.losses), last(state.grad_norms), state.clock.tokens_per_second)
-    except KeyboardInterrupt as error:
-        stop.asked = getattr(error, "number", signal.SIGINT)
-    if state.status == RUNNING:
-        show(state, pending, observers)
+    with machine.in_force():
+        try:
+            while state.status == RUNNING and stop.asked is None:
+                batch = source.train(seed, state.step + 1, settings.batch_size, settings.train_len)
+                pending.append(step(state, batch))
+                if any(observer.due(state) for observer in observers):
+                    show(state, pending, observers)
+                tick(state.step, last(state.losses), last(state.grad_norms), state.clock.tokens_per_second)
+        except KeyboardInterrupt as error:
+            stop.asked = getattr(error, "number", signal.SIGINT)
+        if state.status == RUNNING:
+            show(state, pending, observers)
     return outcome(state)
 
 

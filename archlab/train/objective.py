@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -91,8 +90,9 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
     device = decoder.embedding.weight.device
     columns = batch.inputs, batch.to_predict, scored_targets(decoder, batch)
     tokens, targets, scored = (column.to(device, non_blocking=True) for column in columns)
-    prefix_len = batch.prefix_len.to(device) if batch.prefix_len is not None and decoder.mask.uses_prefix else None
-    return Inputs(tokens, targets, scored, prefix_len, positions_for(decoder, batch))
+    prefix_len = batch.prefix_len if decoder.mask.uses_prefix else None
+    on_device = None if prefix_len is None else prefix_len.to(device, non_blocking=True)
+    return Inputs(tokens, targets, scored, on_device, positions_for(decoder, batch))
 
 
 def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
@@ -111,12 +111,12 @@ def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq
     """The data's positions for a scheme of as many axes; None for another scheme, which has its own."""
     if batch.positions is None or batch.positions.shape[1] != decoder.position.axes:
         return None
-    return batch.positions.to(decoder.embedding.weight.device)
+    return batch.positions.to(decoder.embedding.weight.device, non_blocking=True)
 
 
 def scored_targets(decoder: Decoder, batch: Batch) -> Bool[Tensor, "batch seq"]:
     """True at targets that count: those that the data says or, of next tokens, those that their position can't attend to."""
     if batch.targets is not None:
         return batch.scored
-    prefix_len = torch.zeros(len(batch.tokens), dtype=torch.long) if batch.prefix_len is None else batch.prefix_len
+    prefix_len = batch.tokens.new_zeros(len(batch.tokens)) if batch.prefix_len is None else batch.prefix_len
     return batch.scored & decoder.mask.may_score(batch.scored.shape[1], prefix_len)

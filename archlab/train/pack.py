@@ -97,12 +97,13 @@ def train_together(
     following = [Following(member, machine) for member in members]
     packs = [Pack(following, machine)]
     try:
-        while any(one.running for one in following) and stop.asked is None:
-            packs = [half for pack in packs for half in stepped(pack, machine)]
-            for pack in packs:
-                pack.show_where_due()
-            front = max(one.state.step for one in following)
-            tick(front, *means(following), sum_of_rates(following))
+        with machine.in_force():
+            while any(one.running for one in following) and stop.asked is None:
+                packs = [half for pack in packs for half in stepped(pack, machine)]
+                for pack in packs:
+                    pack.show_where_due()
+                front = max(one.state.step for one in following)
+                tick(front, *means(following), sum_of_rates(following))
     except KeyboardInterrupt as error:
         stop.asked = getattr(error, "number", signal.SIGINT)
     for pack in packs:
@@ -166,12 +167,12 @@ class Pack:
 
     def step(self) -> None:
         """Forward and backward pass, clipping and AdamW for every member, and no wait for the device."""
-        number = self.number + 1
+        number, device = self.number + 1, self.machine.device
         running = [one.running and number <= one.member.settings.steps for one in self.following]
         closely = any(falls_on(number, one.member.probe_every, one.member.settings.steps) for one in self.following)
         probed = any(one.member.probe_every for one in self.following)
         wanted = self.base.taps if closely else EVERY_STEP if probed else ()
-        inputs = [placed(one.member.decoder, self.batch(one, number)) for one in self.following]
+        inputs = [placed(one.member.decoder, self.batch(one, number).to(device)) for one in self.following]
 
         loss, taps = self.backward(inputs, wanted)
         grads = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
@@ -180,7 +181,7 @@ class Pack:
         grad_norm = norms(list(grads.values()))
         finite = loss.isfinite() & grad_norm.isfinite()
         self.broken = self.broken | ~finite
-        alive = torch.tensor(running, device=self.machine.device) & ~self.broken
+        alive = sent(running, torch.bool, device) & ~self.broken
         before = self.layers_before() if closely else None
         self.update(grads, number, (self.clip / (grad_norm + 1e-6)).clamp(max=1.0), alive)
         if before is not None:
@@ -233,9 +234,8 @@ class Pack:
 
         A member that broke down or has ended stays where it is: its gradient counts as zero, and so does its rate.
         """
-        rates = torch.tensor(
-            [learning_rate(min(number, s.steps), s) for s in self.settings], dtype=torch.float64, device=alive.device
-        ).where(alive, 0.0)
+        scheduled = [learning_rate(min(number, s.steps), s) for s in self.settings]
+        rates = sent(scheduled, torch.float64, alive.device).where(alive, 0.0)
         first, second = 1 - self.beta1**number, 1 - self.beta2**number
         for name, grad in grads.items():
             weight, (mean, square) = self.weights[name], self.moments[name]
@@ -328,6 +328,11 @@ def view_moments(state: TrainState, moments: Mapping[str, tuple[Tensor, Tensor]]
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Over all but the first axis of all tensors together, the 2-norm of every member."""
     return torch.stack([tensor.detach().flatten(1).norm(dim=1) for tensor in tensors]).norm(dim=0)
+
+
+def sent(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number of every member on the device; on CUDA from page-locked memory, for which nobody waits."""
+    return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def means(following: Sequence[Following]) -> tuple[float | None, float | None]:

@@ -29,6 +29,7 @@ class TrainSettings:
     patience: Count | None
     log_every: Count
     save_every: Count | None = None
+    deterministic: bool = False
 
     @property
     def tokens_per_step(self) -> int:

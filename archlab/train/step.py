@@ -99,7 +99,8 @@ def backward(
     What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
     that loss, in nats per token, and the quantities recorded in the layers on the first piece.
     """
-    n_scored = scored_targets(decoder, batch).sum().clamp(min=1).to(machine.device, non_blocking=True)
+    batch = batch.to(machine.device)
+    n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
     for i, piece in enumerate(split(batch, pieces)):

@@ -16,10 +16,9 @@ from archlab.cost.estimate import estimate
 from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 from archlab.report import bills
-from archlab.runs.assembled import assembled, costs, section
+from archlab.runs.assembled import assembled, costs, machine_of, section
 from archlab.runs.named_model import one
 from archlab.train.budget import TOKENS_PER_PARAMETER
-from archlab.train.runtime import runtime
 from archlab.verbs.shown import Shown
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def show(*model: str | Path | DictConfig, config_dir: str | Path | None = None) 
     """Describes one model: a preset, a run's directory, overrides, or a configuration. Raises UserError."""
     cfg = one("show", model, Path(config_dir) if config_dir else None).cfg
     decoder = assemble_without_weights(cfg)
-    price = costs(cfg, runtime(cfg.device, cfg.precision), decoder)
+    price = costs(cfg, machine_of(cfg), decoder)
     return Description(cfg, decoder, price, parameters_by_part(decoder), memory_of(cfg, decoder))
 
 

@@ -18,9 +18,8 @@ from archlab.initial.warn import warnings
 from archlab.report import preflight as tables
 from archlab.report.progress import track
 from archlab.runs import depths
-from archlab.runs.assembled import open_source, section
+from archlab.runs.assembled import machine_of, open_source, section
 from archlab.runs.named_model import one
-from archlab.train.runtime import runtime
 from archlab.verbs.shown import Shown
 
 if TYPE_CHECKING:
@@ -69,15 +68,15 @@ def preflight(*model: str | Path | DictConfig, config_dir: str | Path | None = N
     cfg = one("preflight", model, Path(config_dir) if config_dir else None).cfg
     settings, where, source = (
         section(cfg, "preflight", PreflightSettings),
-        runtime(cfg.device, cfg.precision),
+        machine_of(cfg),
         open_source(cfg),
     )
     size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
     decoder = build(cfg).to(where.device)
-    with where.autocast():
-        start = look_at_start(decoder, source, cfg.seed, **size)
-        update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size)
-        comparison = depths.across_depths(cfg, source, settings, where.device) if settings.depths else ()
+    with where.in_force():
+        start = look_at_start(decoder, source, cfg.seed, **size, where=where)
+        update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size, where=where)
+        comparison = depths.across_depths(cfg, source, settings, where) if settings.depths else ()
         rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]
     record = start.to_record() | {"update": update, "steps": settings.steps, "lr": settings.lr}
     return Start(record, list(warnings(start, update)), rows)

@@ -64,7 +64,18 @@ def test_is_a_final_block_of_its_kind_with_a_source(group, name):
 
 @each_option
 def test_sizes_come_from_the_decoder_and_not_from_the_yaml(group, name):
-    sizes = {"d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "kernel", "norm"}
+    sizes = {
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "d_ff",
+        "vocab_size",
+        "kernel",
+        "capped_kernel",
+        "norm",
+    }
     assert not sizes & set(node(group, name))
 
 

@@ -157,3 +157,65 @@ def test_dropout_is_of_the_weights(name):
     # 1200 draws of a variable of a standard deviation of at most 0.82: five of the mean's
     assert abs(first.mean() - 1) < 0.12 and abs(last.mean() - 1) < 0.12
     assert torch.equal(kernel(q, k, v, context, 0.0), kernel(q, k, v, context, 0.0))
+
+
+# --- tables as fused attention on CUDA takes them: seen in their strides, since none of it shows in the numbers
+
+
+def check_table(table: torch.Tensor) -> None:
+    """Keys next to each other, rows, heads and sequences a multiple of 16 entries apart: `aligned_tensor` in torch's sources."""
+    *others, last = table.stride()
+    assert last == 1
+    assert not [stride for stride in others if stride % 16]
+
+
+@pytest.mark.parametrize("seq", [13, 16, 40])
+@pytest.mark.parametrize("mask", options("mask"))
+@pytest.mark.parametrize("pos", options("pos"))
+def test_tables_are_laid_out_for_the_fused_kernels(pos, mask, seq, monkeypatch):
+    for block_of in (512, 7):
+        monkeypatch.setattr(contexts, "QUERY_BLOCK", block_of)
+        for block in make_reading(pos, mask, seq, PREFIXES if mask == "prefix" else 0).blocks():
+            check_table(block.bias)
+            check_table(block.added_mask(torch.bfloat16))
+
+
+def test_the_heads_last_in_memory_would_show():
+    """What a table of learned numbers by bucket is before it is laid out: (query, key, heads), seen as heads first."""
+    with pytest.raises(AssertionError):
+        check_table(torch.zeros(1, 32, 32, 16).permute(0, 3, 1, 2))
+    with pytest.raises(AssertionError):
+        check_table(torch.zeros(1, 4, 13, 13))
+
+
+def test_the_mask_is_made_once_for_all_layers():
+    block = make_reading("none", "window", SEQ).everything
+    assert block.added_mask(torch.float32) is block.added_mask(torch.float32)
+    added = block.added_mask(torch.float64)
+    assert added.dtype == torch.float64
+    assert torch.equal(added[:, 0] == 0, block.can_attend) and torch.equal(added[:, 0].isneginf(), ~block.can_attend)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "as_they_are"),
+    [
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float16, True),
+        ("cuda", torch.float32, False),
+        ("cuda", torch.float64, False),
+        ("cpu", torch.float32, True),
+        ("meta", torch.float32, True),
+    ],
+)
+def test_where_key_value_heads_are_shared_by_the_fused_kernel(device, dtype, as_they_are):
+    assert kernels.shares_heads(torch.device(device), dtype) is as_they_are
+
+
+def test_heads_shared_beforehand_give_the_same(monkeypatch):
+    qkv, context = draw_qkv(kv_heads=3), make_reading("none", "causal", SEQ)
+    expected = causal_kernel(*qkv, context, 0.0)
+    of_expected = gradients(expected, qkv)
+    monkeypatch.setattr(kernels, "shares_heads", lambda device, dtype: False)
+    read = causal_kernel(*qkv, context, 0.0)
+    torch.testing.assert_close(read, expected, **EXACT)
+    torch.testing.assert_close(gradients(read, qkv), of_expected, **EXACT)

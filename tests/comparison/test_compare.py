@@ -77,6 +77,14 @@ def test_an_option_that_an_older_record_does_not_know_is_the_null_of_a_newer_one
     assert labels(tmp_path) == ["norm=layer"]
 
 
+def test_a_run_that_names_no_kernel_is_of_one_arm_with_those_by_default(tmp_path):
+    write_run(tmp_path, "norm=layer", seed=0)
+    write_run(tmp_path, "norm=layer", seed=1, config={"kernel": "auto"})
+    assert labels(tmp_path) == ["norm=layer"]
+    write_run(tmp_path, "norm=layer", "kernel=dense", seed=1, config={"kernel": "dense"})
+    assert labels(tmp_path) == ["norm=layer", "norm=layer kernel=dense"]
+
+
 def test_the_newest_of_two_runs_with_one_seed_counts(tmp_path):
     write_run(tmp_path, "norm=rms", name="20261102-000000-new", val_loss=2.5)
     old = write_run(tmp_path, "norm=rms", name="20261101-000000-old", val_loss=9.0)

@@ -16,6 +16,7 @@ from archlab.cli import main as cli
 from archlab.initial.measure import InitialMeasures, exponent, last_ffn_gradient, look_at_start, update_size
 from archlab.initial.warn import warnings
 from archlab.runs.assembled import open_source
+from archlab.train.runtime import Runtime
 
 SMALL = ("size=nano", "train.train_len=24")
 BATCH, SEQ = 3, 24
@@ -261,3 +262,45 @@ def test_another_verb_makes_no_use_of_preflight(capsys):
         main(["show", "preflight.steps=2"])
     assert leaving.value.code == 2
     assert "show does not use preflight; leave it out, or use archlab preflight" in capsys.readouterr().err
+
+
+# --- in other numbers than float32
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_measures_in_mixed_precision_follow_those_in_float32(dtype, tolerance):
+    """Each to some roundings through the layers: 8 and 11 bits. Unscaled, gradients this small are subnormal in float16."""
+    decoder, source = made()
+    decoder.head.weight.data *= 2e-5
+    kinds = [Runtime(torch.device("cpu"), kind) for kind in (torch.float32, dtype)]
+    expected, seen = (look_at_start(decoder, source, 0, BATCH, SEQ, where).layers[0]["grad_norm"] for where in kinds)
+    assert seen == pytest.approx(expected, rel=tolerance)
+    expected, seen = (update_size(decoder, source, 2, 1e-3, 0, BATCH, SEQ, where) for where in kinds)
+    assert seen == pytest.approx(expected, rel=2 * tolerance)
+
+
+def test_a_loss_whose_gradient_would_overflow_is_scaled_less(monkeypatch):
+    tries = []
+    real = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **options: tries.append(0) or real(self, **options))
+    decoder, source = made()
+    decoder.final_norm.gain.data *= 3000
+    kinds = [Runtime(torch.device("cpu"), kind) for kind in (torch.float32, torch.float16)]
+    expected, seen = (look_at_start(decoder, source, 0, BATCH, SEQ, where).layers[0]["grad_norm"] for where in kinds)
+    assert seen == pytest.approx(expected, rel=0.02) and len(tries) > 2
+
+
+def test_the_backward_pass_is_outside_autocast(monkeypatch):
+    inside = []
+    real = torch.Tensor.backward
+
+    def backward(self, *args, **options):
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    where = Runtime(torch.device("cpu"), torch.bfloat16)
+    decoder, source = made()
+    look_at_start(decoder, source, 0, BATCH, SEQ, where)
+    update_size(decoder, source, 1, 1e-3, 0, BATCH, SEQ, where)
+    assert inside == [False, False]

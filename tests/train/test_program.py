@@ -5,18 +5,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
-from itertools import cycle, islice, product
+from itertools import product
 from pathlib import Path
 
 import pytest
+from cover import COVER
 from oracles import options
 from program import worst_gap
 
-import archlab
-from archlab.base.errors import UserError
-
 ROOT = Path(__file__).parents[2]
-GROUPS = ("norm", "residual", "pos", "mask", "mixer", "ffn", "head")
 
 SAME = 1e-9
 """Of what is compared, in float64: the pack adds in another order, through two layers of sums."""
@@ -32,40 +29,6 @@ EXCEPTIONS = {
 """What aot_eager has no way to compile with its gradient, each with its reason. A test holds that it is still so."""
 
 
-def admitted(words: list[str]) -> bool:
-    try:
-        archlab.compose("size=nano", "allow_leak=true", *words)
-    except UserError:
-        return False
-    return True
-
-
-def words_of(choice: dict[str, str]) -> list[str]:
-    """Without dropout, whose draws no two ways of computing share."""
-    needs = ["prefix=[0.25,0.75]"] * (choice["mask"] == "prefix") + ["ffn.dropout=0"] * (choice.get("ffn") == "glm")
-    return [f"{group}={name}" for group, name in choice.items()] + needs
-
-
-def every_option_once() -> list[list[str]]:
-    """As few combinations as hold every option of every group; an option that check refuses there gets one of its own."""
-    columns = {group: options(group) for group in GROUPS}
-    rows = max(map(len, columns.values()))
-    table = [
-        dict(zip(GROUPS, row, strict=True))
-        for row in zip(*(islice(cycle(columns[group]), rows) for group in GROUPS), strict=True)
-    ]
-    chosen, seen = [], set()
-    plain = dict(norm="rms", residual="pre", pos="rope", mask="causal", mixer="mha", ffn="swiglu", head="linear")
-    alone = [plain | {group: name} for group in GROUPS for name in columns[group]]
-    for choice in (*table, *alone):
-        if not set(choice.items()) <= seen and admitted(words_of(choice)):
-            seen |= set(choice.items())
-            chosen.append(words_of(choice))
-    assert seen >= {(group, name) for group in GROUPS for name in columns[group]}
-    return chosen
-
-
-COVER = every_option_once()
 OBJECTIVES = [
     "masked mask=full head=mlm",
     "blank mask=prefix prefix=[0.25,0.75] pos=learned_2d",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +19,7 @@ from archlab.train.loop import Outcome, train
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import Runtime, runtime
 
-UNLIKE = ({}, {"lr": 1e-2, "weight_decay": 0.5}, {"clip": 0.1, "warmup": 0}, {"steps": 15})
+UNLIKE: tuple[dict[str, Any], ...] = ({}, {"lr": 1e-2, "weight_decay": 0.5}, {"clip": 0.1, "warmup": 0}, {"steps": 15})
 """Settings in which the members of a pack differ."""
 
 SAME_LOSS = 1e-3

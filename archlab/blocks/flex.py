@@ -1,0 +1,111 @@
+"""Softmax attention by torch's FlexAttention, to which mask and bias are functions of one query and one key.
+
+On CUDA it compiles them into its kernels: it keeps no table of pairs, forward or backward, and leaves out the blocks of pairs
+that the mask leaves empty. Elsewhere it computes the same uncompiled, with tables of all pairs, and without a backward pass.
+Source: arXiv:2412.05496.
+"""
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from archlab.blocks.context import AttentionContext
+from archlab.blocks.contracts import Mask, Position
+from archlab.blocks.softcap import Softcap, leave
+
+LEAST_HEAD_DIM = 16
+"""Features of a head that its compiled kernels take at least."""
+
+ScoreOf = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(score, sequence, head, query, key), one number each, the last four whole -> the score with the bias of this pair."""
+
+
+def flex_kernel(
+    position: Position, mask: Mask, softcap: Softcap = leave
+) -> Callable[[Tensor, Tensor, Tensor, AttentionContext, float], Tensor]:
+    """softcap(q k^T / sqrt(head_dim)) + bias under the mask, as `archlab.blocks.kernel.Kernel` has it; it drops no weights.
+
+    For whole sequences whose positions are the scheme's own: without padding and without cached keys.
+    """
+    biased = no_bias if not position.biases_scores else pointwise_bias if position.pointwise else tabled_bias
+    blocks_of = no_blocks if mask.bidirectional else blocks_of_each_sequence if mask.uses_prefix else blocks_of_all
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
+        with_bias = biased(context, q)
+
+        def score(product: Tensor, sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return with_bias(softcap(product), sequence, head, query, key)
+
+        return attention_for(q)(q, k, v, score_mod=score, block_mask=blocks_of(context, q), enable_gqa=True)
+
+    return kernel
+
+
+def attention_for(q: Tensor) -> Callable[..., Tensor]:
+    """`flex_attention`, compiled on CUDA: for one length where it trains, for any length where it evaluates."""
+    if q.device.type != "cuda" or torch.compiler.is_compiling():
+        return flex_attention
+    return compiled(any_length=not torch.is_grad_enabled())
+
+
+@cache
+def compiled(any_length: bool) -> Callable[..., Tensor]:
+    """`flex_attention`, compiled once a process."""
+    return torch.compile(flex_attention, dynamic=any_length)
+
+
+# ---------------------------------------------------------------- the bias
+
+
+def no_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
+    """Of a scheme that adds nothing to the scores."""
+    return lambda score, sequence, head, query, key: score
+
+
+def pointwise_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
+    """Of a scheme whose bias is a function of one query, one key and the head."""
+    position, tables = context.position, context.position.bias_tables(q.device)
+    return lambda score, sequence, head, query, key: score + position.score(tables, head, query, key)
+
+
+def tabled_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
+    """Of a scheme that is no such function: looked up in the table of all pairs, which the layers share."""
+    table = context.everything.bias.expand(*q.shape[:2], -1, -1).contiguous()
+    return lambda score, sequence, head, query, key: score + table[sequence, head, query, key]
+
+
+# ---------------------------------------------------------------- the mask
+
+
+def no_blocks(context: AttentionContext, q: Tensor) -> BlockMask | None:
+    """Where every query attends to every key."""
+    return None
+
+
+def blocks_of_all(context: AttentionContext, q: Tensor) -> BlockMask | None:
+    """Of a mask that is the same for all sequences."""
+    return blocks_once(context.mask, q.shape[2], q.device)
+
+
+@lru_cache(maxsize=32)
+def blocks_once(mask: Mask, seq_len: int, device: torch.device) -> BlockMask:
+    """The blocks of pairs that a mask leaves, found once for a length."""
+    nothing = torch.zeros(1, dtype=torch.long, device=device)
+    # Lambdas, since torch counts a function's parameters, and sees none of one whose types are checked.
+    of_pair = lambda sequence, head, query, key: mask.can_attend(query, key, nothing[0])  # noqa: E731
+    return create_block_mask(of_pair, None, None, seq_len, seq_len, device)
+
+
+def blocks_of_each_sequence(context: AttentionContext, q: Tensor) -> BlockMask | None:
+    """Of a mask that goes by each sequence's prefix; found once for all layers."""
+    return context.once("blocks", lambda: blocks_by_prefix(context, q.shape[0], q.shape[2]))
+
+
+def blocks_by_prefix(context: AttentionContext, batch: int, seq_len: int) -> BlockMask:
+    """The blocks of pairs that each sequence's prefix leaves."""
+    mask, prefix_len = context.mask, context.token_positions.prefix_len.expand(batch).contiguous()
+    of_pair = lambda sequence, head, query, key: mask.can_attend(query, key, prefix_len[sequence])  # noqa: E731
+    return create_block_mask(of_pair, batch, None, seq_len, seq_len, prefix_len.device)
