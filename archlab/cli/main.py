@@ -42,6 +42,7 @@ from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, 
 from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import CONFIG
 from archlab.runs import experiments
+from archlab.runs.workers import expect_workers
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
     if action is _run:
         words, options = RunOptions.taken_from(words)
         _check_of_sweeps(flags, words, options)
+        if "--multirun" in flags and options.workers != 1 and options.pack == "auto":
+            expect_workers()
         action = partial(_run, options=options)
     words = normalise(words, _own(flags))
     _check_hydras(flags, words)

