@@ -23,8 +23,13 @@ class TokenLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The sum over all scored targets, nats; by a mask, so that no shape depends on how many there are."""
-        return self.nats.where(self.scored, 0).sum()
+        """The sum over all scored targets, nats."""
+        return total(self.nats, self.scored)
+
+
+def total(nats: Float[Tensor, "batch seq"], scored: Bool[Tensor, "batch seq"]) -> Tensor:
+    """The sum over all scored targets; by a mask, so that no shape depends on how many there are."""
+    return nats.where(scored, 0).sum()
 
 
 class LossParts(NamedTuple):
@@ -62,8 +67,8 @@ class Program(nn.Module):
         self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
-        losses, output = losses_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
-        return LossParts(losses.total, losses.scored.sum(), output.losses), output.taps
+        nats, output = nats_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
+        return LossParts(total(nats, scored), scored.sum(), output.losses), output.taps
 
 
 def compute(
@@ -82,7 +87,10 @@ def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
 
 def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
     """The losses of a batch's targets, with the decoder's output."""
-    return losses_of(decoder, placed(decoder, batch), wanted)
+    inputs = placed(decoder, batch)
+    nats, output = nats_of(decoder, inputs, wanted)
+    right = output.logits.detach().argmax(dim=-1) == inputs.targets
+    return TokenLosses(nats, inputs.scored, right), output
 
 
 def placed(decoder: Decoder, batch: Batch) -> Inputs:
@@ -95,16 +103,13 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
     return Inputs(tokens, targets, scored, on_device, positions_for(decoder, batch))
 
 
-def losses_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
-    """The losses of the targets, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
+def nats_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[Tensor, Output]:
+    """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
     output = decoder.compute(inputs.tokens, contexts, wanted)
-    logits = output.logits.float()
-    nats = F.cross_entropy(
-        rearrange(logits, "batch seq vocab -> (batch seq) vocab"), inputs.targets.flatten(), reduction="none"
-    )
-    right = logits.detach().argmax(dim=-1) == inputs.targets
-    return TokenLosses(nats.view_as(inputs.targets), inputs.scored, right), output
+    logits = rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
+    nats = F.cross_entropy(logits, inputs.targets.flatten(), reduction="none")
+    return nats.view_as(inputs.targets), output
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:
