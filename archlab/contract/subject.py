@@ -52,7 +52,8 @@ class Subject:
     def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
         """In evaluation, with the same random weights every time."""
         torch.manual_seed(SEED)
-        return randomise(assemble(self.cfg)).to(self.device, dtype).eval()
+        decoder = randomise(assemble(self.cfg)).to(dtype).eval()
+        return decoder.to(self.device) if self.device != CPU else decoder  # where it was made: the meta device, for shapes
 
     @cached_property
     def tokens(self) -> Tensor:
