@@ -53,7 +53,9 @@ class Subject:
         """In evaluation, with the same random weights every time."""
         torch.manual_seed(SEED)
         decoder = randomise(assemble(self.cfg)).to(dtype).eval()
-        return decoder.to(self.device) if self.device != CPU else decoder  # where it was made: the meta device, for shapes
+        return (
+            decoder.to(self.device) if self.device != CPU else decoder
+        )  # where it was made: the meta device, for shapes
 
     @cached_property
     def tokens(self) -> Tensor:

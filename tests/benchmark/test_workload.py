@@ -15,7 +15,7 @@ from archlab.benchmark.machine import machine_of, processor
 from archlab.benchmark.peak import matrix_product
 from archlab.benchmark.speed import MODES, rates, speed
 from archlab.benchmark.workload import Workload
-from archlab.config.compose import compose
+from archlab.config.compose import compose, in_turn
 from archlab.data.batch import Batch, Source
 from archlab.train.loop import train
 
@@ -217,7 +217,7 @@ def test_the_fullest_moment_is_found_though_it_passed():
 
 def test_training_holds_weights_gradients_two_states_and_activations():
     """With one token nearly no activations: 4 float32 numbers for each parameter."""
-    cfg = compose(*NANO, "train.train_len=2", "train.batch_size=1")
+    cfg = in_turn(*NANO, "train.train_len=2", "train.batch_size=1")
     work = Workload(cfg)
     states = 16 * sum(weight.numel() for weight in work.decoder.parameters())
     few, many = (memory.peak_of_training(one, work.machine) for one in (cfg, compose(*NANO, "train.batch_size=32")))
