@@ -220,6 +220,6 @@ def test_training_holds_weights_gradients_two_states_and_activations():
     cfg = in_turn(*NANO, "train.train_len=2", "train.batch_size=1")
     work = Workload(cfg)
     states = 16 * sum(weight.numel() for weight in work.decoder.parameters())
-    few, many = (memory.peak_of_training(one, work.machine) for one in (cfg, compose(*NANO, "train.batch_size=32")))
+    few, many = (memory.peak_of_training(one, work.machine) for one in (cfg, in_turn(*NANO, "train.batch_size=32")))
     assert states <= few <= 1.2 * states
     assert many > 2 * few
