@@ -237,7 +237,7 @@ def test_a_run_from_before_there_was_a_choice_is_read(tmp_path):
         "eval.tokens=16",
         "eval.lengths=[1]",
     )
-    directory = lab.run(composed(*words, f"output={tmp_path}", "device=cpu"), plots=False)
+    directory = lab.run(composed(*words, f"output={tmp_path}", "device=cpu"), words, plots=False)
     file = directory / "config.yaml"
     lines = file.read_text().splitlines(keepends=True)
     older = [line for line in lines if not line.lstrip().startswith(("kernel:", "deterministic:"))]
