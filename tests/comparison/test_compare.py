@@ -82,7 +82,7 @@ def test_a_run_that_names_no_kernel_is_of_one_arm_with_those_by_default(tmp_path
     write_run(tmp_path, "norm=layer", seed=1, config={"kernel": "auto"})
     assert labels(tmp_path) == ["norm=layer"]
     write_run(tmp_path, "norm=layer", "kernel=dense", seed=1, config={"kernel": "dense"})
-    assert labels(tmp_path) == ["norm=layer", "norm=layer kernel=dense"]
+    assert labels(tmp_path) == ["kernel=auto", "kernel=dense"]
 
 
 def test_the_newest_of_two_runs_with_one_seed_counts(tmp_path):
