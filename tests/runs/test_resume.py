@@ -25,6 +25,7 @@ from archlab.base import files
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.signals import Stop, Stopped
 from archlab.cli import main as cli
+from archlab.evaluate import length
 from archlab.records import checkpoint, logbook
 from archlab.records.directory import being_written, checkpoints, hold, is_finished, same_run, unfinished
 from archlab.records.reader import read_run
@@ -95,7 +96,7 @@ MOMENTS = {
     "before a checkpoint has its name": lambda patch: patch(checkpoint, "digest", at_call(3, checkpoint.digest)),
     "before an old checkpoint goes": lambda patch: patch(checkpoint, "checkpoints", at_call(4, checkpoint.checkpoints)),
     "while validating": lambda patch: patch(lab, "held_out", at_call(2, lab.held_out)),
-    "while validating at the end": lambda patch: patch(lab, "held_out", at_call(4, lab.held_out)),
+    "between two lengths": lambda patch: patch(length, "held_out", at_call(2, length.held_out)),
     "while evaluating by length": lambda patch: patch(lab, "evaluate", at_call(1, lab.evaluate)),
     "while plotting": lambda patch: patch(plots, "_save", at_call(2, plots._save)),
     "while the weights are written": lambda patch: patch(logbook, "save_model", at_call(1, logbook.save_model, lambda model, part: half_a_file(None, part))),
