@@ -23,6 +23,9 @@ from archlab.benchmark.gpu.first_command import first_command
 from archlab.blocks import context, mask
 from archlab.train.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+"""They carry the whole suite out; what they are made of is tested elsewhere, quickly."""
+
 CPU = torch.device("cpu")
 NANO = ("size=nano", "train.train_len=16", "train.batch_size=2")
 FP32 = (torch.float32,)

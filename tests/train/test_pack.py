@@ -84,12 +84,11 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
     "words",
     [
         (),
-        ("embed.tied=true", "train.accumulate=2"),
-        ("mask=prefix", "prefix=[0.2,0.7]", "pos=t5"),
-        ("pos=alibi", "mixer=mqa", "residual=post"),
-        ("ffn=gelu", "norm=layer", "pos=learned", "data=blank"),
-        ("mixer.softcap=20", "mask=window", "mask.window=5"),
-        ("layers[1::2].pos=none", "layers[:1].ffn=relu"),
+        ("embed.tied=true", "train.accumulate=2", "mask=prefix", "prefix=[0.2,0.7]", "pos=t5"),
+        pytest.param(("pos=alibi", "mixer=mqa", "residual=post"), marks=pytest.mark.slow),
+        pytest.param(("ffn=gelu", "norm=layer", "pos=learned", "data=blank"), marks=pytest.mark.slow),
+        pytest.param(("mixer.softcap=20", "mask=window", "mask.window=5"), marks=pytest.mark.slow),
+        pytest.param(("layers[1::2].pos=none", "layers[:1].ffn=relu"), marks=pytest.mark.slow),
     ],
 )
 def test_members_are_what_they_are_alone(words):
@@ -142,7 +141,7 @@ def test_members_stop_early_each_by_its_own_validation():
             assert torch.allclose(weight, same, atol=1e-4)  # a tenth of what one step moves at these rates
 
 
-@pytest.mark.parametrize("held", [1, 2, 3])
+@pytest.mark.parametrize("held", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_where_memory_runs_out_the_pack_is_halved_and_no_member_is_lost(monkeypatch, held):
     step, sizes = packs.Pack.step, []
 
