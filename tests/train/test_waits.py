@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import settings
 
 import archlab
+from archlab.config.compose import in_turn
 from archlab.data.batch import in_one_copy
 from archlab.train.runtime import Runtime
 from archlab.train.state import TrainState
@@ -71,7 +72,7 @@ class OnMeta(Runtime):
 
 def copies_in_a_step(words: list[str], objective: str = "next", **changed) -> int:
     """Copies to the device in the second step, all quantities recorded. Raises where a step waits."""
-    cfg = archlab.compose(*SMALL, *words, config_dir=OWN)
+    cfg = in_turn(*SMALL, *words, config_dir=OWN)
     with META:
         decoder = archlab.build(cfg)
     decoder, machine, plan = decoder.to(META).train(), OnMeta(META, torch.float32), settings(**changed)
