@@ -44,6 +44,7 @@ def test_an_arm_that_takes_other_steps_is_not(words):
     versus.check_apart(plan(), plan(*words), " ".join(words))
 
 
+@pytest.mark.slow
 def test_two_arms_have_ratios_token_for_token():
     found = versus.versus(plan(), plan("train.batch_size=4"), ("two", "four"), rounds=6)
     assert list(found["modes"]) == ["forward", "forward_backward", "step", "decode"]

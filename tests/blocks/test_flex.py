@@ -173,6 +173,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
 def test_decoders_of_all_kernels_are_one():
     """Logits, and gradients of all weights, those of learned biases included."""
     kernels_of = {words: ["auto", "flex"] if "softcap" in words else ["auto", "sdpa", "flex"] for words in WORDS}

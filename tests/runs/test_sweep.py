@@ -62,6 +62,7 @@ def test_side_by_side_and_packed_a_sweep_is_what_it_is_one_after_the_other(tmp_p
         assert [record.keys() for record in run.record.metrics] == [record.keys() for record in twin.record.metrics]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_takes_its_own_run_alone(tmp_path):
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "deadly.yaml").write_text("_target_: deadly.Deadly\n_partial_: true\n")

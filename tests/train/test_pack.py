@@ -181,6 +181,7 @@ def test_what_goes_wrong_with_one_member_ends_that_member_alone():
     assert_same(ends[1], twin.alone(), runs[1], twin)
 
 
+@pytest.mark.slow
 def test_a_member_saved_in_a_pack_goes_on_alone():
     kept: dict = {}
 

@@ -37,6 +37,7 @@ def test_one_architecture_is_measured_and_written_down(command, tmp_path):
     assert (again.status, again.out) == (2, "") and again.err.startswith("archlab: output=out/here: is there already")
 
 
+@pytest.mark.slow
 def test_two_architectures(command, tmp_path):
     answer = command("bench", "+norm=rms", "--vs", "norm=layer pos=alibi", *NANO)
     assert answer.status == 0
