@@ -1,6 +1,5 @@
 """The jobs of one command: how they are carried out, and what is printed of them."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from archlab.cli.arguments import read
 from archlab.config.compose import asked_for, finish
 from archlab.config.messages import explain
 from archlab.config.plan import Plan
+from archlab.records.reader import read_run
 
 Action = Callable[[DictConfig, list[str]], Path | None]
 """What a verb does with a finished configuration and the overrides that made it; returns the run's directory."""
@@ -167,7 +167,7 @@ def outcome(directory: Path | None) -> str:
 
     if directory is None:
         return ": failed"
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary = read_run(directory).summary
     loss, took = nats(summary["val_loss"]), duration(summary["wall_seconds"])
     return f": {summary['status']}, validation loss {loss}, {took}"
 

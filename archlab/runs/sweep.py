@@ -16,7 +16,7 @@ from archlab.config.plan import Plan
 from archlab.records.directory import as_written, same_run
 from archlab.runs import lab
 from archlab.runs.expected import seconds_of_a_run
-from archlab.runs.packs import PackSize, packs_of
+from archlab.runs.packs import PackSize, by_program, packs_of
 from archlab.runs.together import run_together
 from archlab.runs.workers import default_workers, pool_of, unless_stopped
 
@@ -88,6 +88,11 @@ def carry_out(
     jobs are long enough for that to pay, and one in all on a GPU. `pack` is how many runs of one program are trained as
     one (`archlab.runs.packs`). `started` is the time.time() from which the time to the first step of the first job counts.
     """
+    if pack not in ("auto", "off") and all(len(same) < 2 for same in by_program([job.plan for job in jobs]).values()):
+        raise UserError(
+            f"pack={pack}: no two runs of this sweep are of one program, so it would change nothing; sweep over seed or"
+            " train.lr too, or leave it out"
+        )
     new = [number for number, job in enumerate(jobs) if job.existing is None]
     packs = [[new[i] for i in places] for places in packs_of([jobs[number].plan for number in new], pack)]
     packed = [places for places in packs if len(places) > 1]

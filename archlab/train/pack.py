@@ -23,6 +23,7 @@ from archlab.blocks.roles import DECAYING
 from archlab.data.batch import Batch, Source
 from archlab.model.decoder import Decoder
 from archlab.probe.look import EVERY_STEP
+from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
 from archlab.train.loop import Outcome, let_see
 from archlab.train.loop import outcome as outcome_of
 from archlab.train.objective import Inputs, Program, placed
@@ -70,6 +71,14 @@ class Following:
 
     def due(self) -> bool:
         return any(observer.due(self.state) for observer in self.observers)
+
+    def own_view_of(self, step: Seen) -> Seen:
+        """The step with what the member would have recorded by itself, whatever the others of its pack had recorded."""
+        every, last = self.member.probe_every, self.member.settings.steps
+        if falls_on(step.number, every, last):
+            return step
+        kept = RECORDED_EVERY_STEP if every else ()
+        return step._replace(layers={name: layers for name, layers in step.layers.items() if name in kept})
 
     def see(self, seen: list[Seen]) -> None:
         """What goes wrong with one member, as where its disk is full, ends that member alone."""
@@ -177,7 +186,7 @@ class Pack:
         loss, taps = self.backward(inputs, wanted)
         grads = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         if probed:
-            taps["grad_norm"] = [norms([grads[name] for name in names]) for names in self.of_layer]
+            taps["grad_norm"] = [norms([grads[name] for name in names if name in grads]) for names in self.of_layer]
         grad_norm = norms(list(grads.values()))
         finite = loss.isfinite() & grad_norm.isfinite()
         self.broken = self.broken | ~finite
@@ -275,7 +284,7 @@ class Pack:
         self.pending.clear()
         for one, seen in zip(self.following, rows, strict=True):
             if one.running:
-                one.see([step for step in seen if step.number <= one.member.settings.steps])
+                one.see([one.own_view_of(step) for step in seen if step.number <= one.member.settings.steps])
 
 
 def read_packed(results: Sequence[StepResult], n_members: int) -> list[list[Seen]]:

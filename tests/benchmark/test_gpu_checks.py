@@ -287,7 +287,8 @@ def test_the_first_command():
 
 
 def test_results_are_plain_data():
-    json.dumps([one.to_record() for one in carried_out((environment, partial_named(waits.no_waiting)), CPU)])
+    records = [one.to_record() for one in carried_out((environment, partial_named(waits.no_waiting)), CPU)]
+    assert json.loads(json.dumps(records)) == records
 
 
 def partial_named(function):

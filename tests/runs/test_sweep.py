@@ -56,6 +56,8 @@ def test_side_by_side_and_packed_a_sweep_is_what_it_is_one_after_the_other(tmp_p
     assert losses(packed) == pytest.approx(losses(by_turns), rel=1e-5)  # a pack adds in another order, in float32
     assert [run.summary["pack"] for run in by_turns.runs + packed.runs] == [None] * 4 + [2] * 4
     assert [run.summary["threads"] for run in beside.runs] == [max(1, (os.cpu_count() or 1) // 2)] * 4
+    again = archlab.sweep(*words, f"output={tmp_path / 'c'}", pack=2)  # keeps what is there
+    assert [run.directory for run in again.runs] == [run.directory for run in packed.runs]
     for run, twin in zip(packed.runs, by_turns.runs, strict=True):
         names = {file.name.partition(".out.")[0] for file in run.directory.iterdir()}
         assert names == {file.name.partition(".out.")[0] for file in twin.directory.iterdir()}
@@ -156,6 +158,13 @@ def test_a_pack_beyond_memory_is_refused_with_the_size_that_fits(monkeypatch):
         UserError, match=r"pack=6: needs about .* GB, and .* GB are free; use at most pack=3, or pack=auto"
     ):
         packs_of(made, 6)
+
+
+def test_a_pack_of_what_shares_no_program_is_refused():
+    with pytest.raises(
+        UserError, match="pack=2: no two runs of this sweep are of one program, so it would change nothing"
+    ):
+        archlab.sweep(*SMALL, "pos=rope,alibi", pack=2)
 
 
 # ---------------------------------------------------------------- the words

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from program import OWN
 
 import archlab
 from archlab.config.assemble import build
@@ -39,7 +40,7 @@ class Run:
     """One run's parts, made anew each time, and what it reported."""
 
     def __init__(self, seed: int, words: tuple[str, ...] = (), **changes: object):
-        cfg = archlab.compose(*SMALL, *words, f"seed={seed}")
+        cfg = archlab.compose(*SMALL, *words, f"seed={seed}", config_dir=OWN)
         self.records: list[dict] = []
         self.decoder, self.source, self.seed = build(cfg), open_source(cfg), seed
         self.settings = replace(section(cfg, "train", TrainSettings), **changes)
@@ -85,6 +86,13 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
     [
         (),
         ("embed.tied=true", "train.accumulate=2", "mask=prefix", "prefix=[0.2,0.7]", "pos=t5"),
+        (
+            "ffn=two_experts",
+            "mixer=linear",
+            "pos=none",
+            "residual=two_streams",
+            "train.accumulate=2",
+        ),  # what they add to the loss too
         pytest.param(("pos=alibi", "mixer=mqa", "residual=post"), marks=pytest.mark.slow),
         pytest.param(("ffn=gelu", "norm=layer", "pos=learned", "data=blank"), marks=pytest.mark.slow),
         pytest.param(("mixer.softcap=20", "mask=window", "mask.window=5"), marks=pytest.mark.slow),
@@ -96,6 +104,42 @@ def test_members_are_what_they_are_alone(words):
     for one, other, run, twin in zip(together(runs), [run.alone() for run in beside], runs, beside, strict=True):
         assert one.status == "completed"
         assert_same(one, other, run, twin)
+        assert run.validate() == pytest.approx(
+            twin.validate(), rel=1e-4
+        )  # so its weights stayed as they were at its end
+
+
+def test_what_is_recorded_of_a_member_is_its_own_whatever_its_neighbours_record():
+    """Every 4th step all quantities of the first, every 3rd of the second, nothing of the third: as by themselves."""
+
+    def recorded(train_all: bool) -> list[dict[int, set[str]]]:
+        runs, seen = [Run(seed) for seed in range(3)], [{} for _ in range(3)]
+        members = [run.member() for run in runs]
+        for member, every, kept in zip(members, (4, 3, None), seen, strict=True):
+            member.probe_every, member.observers = every, [Layers(kept)]
+        if train_all:
+            train_together(members, HERE, tick=lambda *_: None)
+            return seen
+        for one in members:
+            train(
+                one.decoder, one.source, one.settings, HERE, seed=one.seed, probe_every=one.probe_every,
+                validate=one.validate, report=one.report, tick=lambda *_: None, observers=one.observers,
+            )  # fmt: skip
+        return seen
+
+    alone = recorded(train_all=False)
+    assert recorded(train_all=True) == alone
+    assert len({frozenset(names) for names in alone[0].values()}) == 2 and set().union(*alone[2].values()) == set()
+
+
+class Layers(Observer):
+    """Keeps which quantities of the layers were recorded, by step."""
+
+    def __init__(self, kept: dict[int, set[str]]):
+        self.kept = kept
+
+    def see(self, state, seen):
+        self.kept.update({step.number: set(step.layers) for step in seen})
 
 
 def test_a_member_that_diverges_changes_nothing_in_its_neighbours():

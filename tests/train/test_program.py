@@ -70,6 +70,7 @@ def check(seen: list[dict], cases: list[str], tolerance: float, exceptions: Coll
 CASES = [*(" ".join(["next", *words]) for words in COVER), *OBJECTIVES]
 
 
+@pytest.mark.slow  # that each option compiles forward is one of verify's promises, and tested with those
 @pytest.mark.parametrize("part", range(2))
 def test_a_step_is_one_graph(part):
     """Every option in some combination; float64, so that what the compiler reorders stays far below what it could break."""
