@@ -23,7 +23,7 @@ from archlab.runs.workers import default_workers, pool_of, unless_stopped
 GAIN = 1.4
 """How many times as fast two cores are with a process on each, of one thread, as with one process of two.
 
-Measured by training at d_model 32, 64 and 128: 1.5, 1.2 and 1.2; evaluation and what surrounds a run gain more.
+Measured end to end on two cores, start and comparison taken off (experiments/bench): 1.4 at size=nano.
 """
 
 START = 5.0
