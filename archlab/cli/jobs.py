@@ -168,7 +168,7 @@ def outcome(directory: Path | None) -> str:
     if directory is None:
         return ": failed"
     summary = read_run(directory).summary
-    together = f" for all {summary['pack']} of its pack" if summary.get("pack") else ""
+    together = f" after its pack of {summary['pack']} began" if summary.get("pack") else ""
     loss, took = nats(summary["val_loss"]), duration(summary["wall_seconds"]) + together
     return f": {summary['status']}, validation loss {loss}, {took}"
 

@@ -135,7 +135,7 @@ class Summary:
     wall_seconds: Annotated[Amount | None, Lower("seconds")] = None
 
     pack: Count | None = None
-    """How many runs were trained as one program, whose seconds these are; None: it was trained by itself."""
+    """How many runs were trained as one program, from whose beginning `wall_seconds` counts; None: it was trained by itself."""
 
     # what it ran on
     dtype: str | None = None

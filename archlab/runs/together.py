@@ -25,7 +25,8 @@ def run_together(plans: Sequence["Plan"], plots: bool = False) -> list[Callable[
     """
     from archlab.report.progress import TrainingProgress
 
-    works = [lab.prepared(plan.cfg, time.time(), shown=number == 0) for number, plan in enumerate(plans)]
+    began = time.time()
+    works = [lab.prepared(plan.cfg, began, shown=number == 0) for number, plan in enumerate(plans)]
     with listening() as stop, ExitStack() as books:
         logbooks = [
             books.enter_context(Logbook(w.cfg.output, w.cfg, p.overrides)) for w, p in zip(works, plans, strict=True)
