@@ -78,6 +78,16 @@ class Block(nn.Module):
     starts_within: Mapping[str, tuple[float, float]] = {}
     """By name, the two numbers between which a weight's initial values are drawn evenly."""
 
+    @property
+    def sees_future(self) -> bool:
+        """Whether what it computes at a position depends on later positions, or on other sequences."""
+        return False
+
+    @property
+    def uses_length(self) -> bool:
+        """Whether what it computes at a position depends on how many tokens the whole sequence has."""
+        return False
+
     def weights(self) -> Iterator[Weight]:
         """Every weight once, with its role; names are dotted, as in torch."""
         yield from self._weights_in(self, "")
@@ -310,6 +320,10 @@ class Mask(Block):
 
     uses_prefix: bool = False
     """Whether `can_attend` depends on prefix_len."""
+
+    @property
+    def sees_future(self) -> bool:
+        return self.bidirectional or self.uses_prefix
 
     @abstractmethod
     def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:

@@ -6,7 +6,7 @@ Protocols:
                but the first window's have at least eval_len - stride tokens of context
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from archlab.blocks.token_positions import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
-from archlab.evaluate.validation import HeldOut, held_out
+from archlab.evaluate.validation import HeldOut, Longer, held_out
 from archlab.model.decoder import Decoder
 from archlab.train.runtime import Runtime
 
@@ -33,30 +33,44 @@ LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 def by_length(
     decoder: Decoder, source: Source, machine: Runtime, settings: EvalSettings, train_len: int, multiples: Iterable[int]
 ) -> tuple[list[Record], list[Record]]:
-    """One record per length, and one curve of loss by position per length; where a length has no meaning, a note says so."""
-    lengths: list[Record] = []
-    curves: list[Record] = []
-    at_train_len: HeldOut | None = None
-    n_tokens = held_out_tokens(settings, train_len)
+    """One record per length, and one curve of loss by position per length; where a length has no meaning, a note says so.
+
+    Lengths are scored in the order of `multiples`, and returned from the shortest up. Given from the longest down, a
+    window that a longer one begins with is computed once for both, where the model allows it (`Decoder.begins_alike`).
+    """
+    found: dict[int, HeldOut] = {}
+    notes: dict[int, str] = {}
+    n_tokens, longer = held_out_tokens(settings, train_len), Longer()
     for multiple in multiples:
         eval_len = multiple * train_len
         try:
-            seen = held_out(decoder, source, machine, eval_len, n_tokens, stride(settings, train_len))
+            found[eval_len] = held_out(
+                decoder, source, machine, eval_len, n_tokens, stride(settings, train_len), longer
+            )
         except PositionLimit as refusal:
-            lengths.append(undefined(eval_len, settings, f"not defined beyond {refusal.limit}"))
+            notes[eval_len] = f"not defined beyond {refusal.limit}"
         except TooLong as refusal:
-            lengths.append(undefined(eval_len, settings, f"the data has nothing longer than {refusal.longest}"))
-        else:
-            at_train_len = seen if multiple == 1 else at_train_len
-            lengths.append(measured(eval_len, settings, seen, train_len))
-            if source.exact:
-                lengths[-1] |= {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}
-            elif not source.same_targets:
-                lengths[-1] |= {"late_ratio": None}
-            elif at_train_len is not None:
-                lengths[-1] |= against(at_train_len, seen, train_len)
-            curves.append(curve(eval_len, seen))
-    return lengths, curves
+            notes[eval_len] = f"the data has nothing longer than {refusal.longest}"
+    lengths = [
+        undefined(eval_len, settings, notes[eval_len])
+        if eval_len in notes
+        else record_of(eval_len, found, source, settings, train_len)
+        for eval_len in sorted(found | notes)
+    ]
+    return lengths, [curve(eval_len, found[eval_len]) for eval_len in sorted(found)]
+
+
+def record_of(
+    eval_len: int, found: Mapping[int, HeldOut], source: Source, settings: EvalSettings, train_len: int
+) -> Record:
+    """What is written of a length, given what was found at all of them."""
+    seen, at_train_len = found[eval_len], found.get(train_len)
+    record = measured(eval_len, settings, seen, train_len)
+    if source.exact:
+        return record | {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}
+    if not source.same_targets:
+        return record | {"late_ratio": None}
+    return record if at_train_len is None else record | against(at_train_len, seen, train_len)
 
 
 def held_out_tokens(settings: EvalSettings, train_len: int) -> int:

@@ -1,15 +1,16 @@
 """Held-out loss at one length, and what else can be read off the same pass."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from archlab.data.batch import Source
-from archlab.data.corpus import where_windows_start
+from archlab.data.batch import Batch, Source
+from archlab.data.corpus import slices, where_windows_start
 from archlab.model.decoder import Decoder
-from archlab.train.objective import token_losses
+from archlab.train.objective import scored_targets, token_losses
 from archlab.train.runtime import Runtime
 
 TOKENS_AT_ONCE = 8192
@@ -76,19 +77,90 @@ def mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 
 
+class Longer:
+    """What longer windows came to, for shorter ones that a longer one begins with: these need not be computed again."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple[Int[Tensor, "window seq_plus_1"], HeldOut]] = []
+
+    def add(self, tokens: Int[Tensor, "window seq_plus_1"], seen: HeldOut) -> None:
+        self.known.append((tokens, seen))
+
+    def begin_with(
+        self, tokens: Int[Tensor, "window seq_plus_1"]
+    ) -> tuple[Bool[Tensor, " window"], Float[Tensor, "found seq"], Bool[Tensor, "found seq"]]:
+        """Which of these windows a longer one begins with, and of those the nats and whether the likeliest was right."""
+        seq_len = tokens.shape[1] - 1
+        where = {
+            beginning: (seen, row)
+            for longer, seen in self.known
+            if longer.shape[1] > seq_len
+            for row, beginning in enumerate(rows_of(longer[:, : seq_len + 1]))
+        }
+        found = [where.get(row) for row in rows_of(tokens)]
+        there = [(seen.nats[row, :seq_len], seen.right[row, :seq_len]) for seen, row in filter(None, found)]
+        nats = torch.stack([one for one, _ in there]) if there else torch.empty(0, seq_len)
+        right = torch.stack([one for _, one in there]) if there else torch.empty(0, seq_len, dtype=torch.bool)
+        return torch.tensor([one is not None for one in found]), nats, right
+
+
+def rows_of(tokens: Int[Tensor, "window seq_plus_1"]) -> list[bytes]:
+    """Each window as a key of a table."""
+    return [row.tobytes() for row in tokens.numpy()]
+
+
 @torch.no_grad()
 def held_out(
-    decoder: Decoder, source: Source, machine: Runtime, seq_len: int, n_tokens: int, stride: int | None = None
+    decoder: Decoder,
+    source: Source,
+    machine: Runtime,
+    seq_len: int,
+    n_tokens: int,
+    stride: int | None = None,
+    longer: Longer | None = None,
 ) -> HeldOut:
     """Runs about n_tokens held-out tokens through the model, in windows of seq_len.
 
-    What is found stays on the device until all of it is there, and is read in one copy.
+    What is found stays on the device until all of it is there, and is read in one copy. Windows that `longer` ones begin
+    with are taken from there where the model `begins_alike`, and what is found here is added.
     """
+    at_once = max(1, TOKENS_AT_ONCE // seq_len)
+    batches = source.validation(seq_len, n_tokens, at_once, stride)
+    if longer is None or not source.same_targets or not decoder.begins_alike:
+        return HeldOut(*computed(decoder, machine, batches), stride or seq_len)
+    whole = joined(list(batches))
+    if whole.targets is not None or whole.positions is not None:
+        return HeldOut(*computed(decoder, machine, in_batches(whole, at_once)), stride or seq_len)
+    scored = scored_targets(decoder, whole)
+    found, known_nats, known_right = longer.begin_with(whole.tokens)
+    nats, right = torch.empty(scored.shape), torch.empty(scored.shape, dtype=torch.bool)
+    nats[found], right[found] = known_nats, known_right
+    if not found.all():
+        rest = Batch._make(None if column is None else column[~found] for column in whole)
+        nats[~found], _, right[~found] = computed(decoder, machine, in_batches(rest, at_once))
+    seen = HeldOut(nats, scored, right, stride or seq_len)
+    longer.add(whole.tokens, seen)
+    return seen
+
+
+def computed(
+    decoder: Decoder, machine: Runtime, batches: Iterable[Batch]
+) -> tuple[Float[Tensor, "window seq"], Bool[Tensor, "window seq"], Bool[Tensor, "window seq"]]:
+    """What HeldOut has of each window, by running all of them through the model in evaluation mode."""
     was_training = decoder.training
     decoder.eval()
     with machine.in_force(), machine.autocast():
-        batches = source.validation(seq_len, n_tokens, max(1, TOKENS_AT_ONCE // seq_len), stride)
         pieces = [token_losses(decoder, batch.to(machine.device)) for batch in batches]
     decoder.train(was_training)
     nats, scored, right = torch.stack([torch.cat(column).float() for column in zip(*pieces, strict=True)]).cpu()
-    return HeldOut(nats, scored.bool(), right.bool(), stride or seq_len)
+    return nats, scored.bool(), right.bool()
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """All sequences in one batch."""
+    return Batch._make(None if column[0] is None else torch.cat(column) for column in zip(*batches, strict=True))  # type: ignore[arg-type]
+
+
+def in_batches(batch: Batch, at_once: int) -> Iterable[Batch]:
+    """So many sequences at a time."""
+    return (batch.rows(rows) for rows in slices(len(batch.tokens), at_once))

@@ -202,6 +202,15 @@ class Decoder(Block):
         """Which quantities can be recorded in at least one layer, by name."""
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
 
+    @property
+    def begins_alike(self) -> bool:
+        """Whether the logits at a position are the same in every sequence that has the same tokens up to it.
+
+        Then what a long sequence begins with is predicted, but for rounding, as it is where the sequence ends there.
+        """
+        blocks = [block for block in self.modules() if isinstance(block, Block) and block is not self]
+        return not any(block.sees_future or block.uses_length for block in blocks)
+
     def forward(
         self,
         tokens: Int[Tensor, "batch seq"],

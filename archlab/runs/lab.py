@@ -221,7 +221,11 @@ def watching(work: Work, logbook: Logbook, stop: Stop) -> list[Observer]:
 
 
 def validated(work: Work) -> float | None:
-    return held_out(work.decoder, work.source, work.where, work.settings.train_len, work.cfg.eval.tokens).loss()
+    return validation_loss(work.cfg, work.decoder, work.source, work.where)
+
+
+def validation_loss(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) -> float | None:
+    return held_out(decoder, source, where, cfg.train.train_len, cfg.eval.tokens).loss()
 
 
 def evaluated(work: Work, outcome: Outcome, stop: Stop) -> tuple[float | None, list[Record], list[Record]]:
@@ -348,7 +352,7 @@ def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) 
     from archlab.report.progress import track
 
     settings = section(cfg, "eval", EvalSettings)
-    multiples = track(settings.lengths, "evaluate", len(settings.lengths))
+    multiples = track(settings.lengths[::-1], "evaluate", len(settings.lengths))
     return by_length(decoder, source, where, settings, cfg.train.train_len, multiples)
 
 
@@ -357,8 +361,9 @@ def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
     since, where, source = time.time(), machine_of(cfg), open_source(cfg)
     decoder = load_weights(directory, cfg).to(where.device)
     lengths, _ = evaluate(cfg, decoder, source, where)
+    known = same_as_validation(cfg, lengths)
     return {
-        "val_loss": held_out(decoder, source, where, cfg.train.train_len, cfg.eval.tokens).loss(),
+        "val_loss": known["loss"] if known else validation_loss(cfg, decoder, source, where),
         "length": lengths,
         "seconds": time.time() - since,
     }

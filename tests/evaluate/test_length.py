@@ -118,6 +118,62 @@ def test_memory_is_linear_in_length(pos, mask):
     assert largest[1] <= 2 * largest[0]
 
 
+# ---------------------------------------------------------------- windows that a longer one begins with
+
+APART = {
+    "norm=instance": "allow_leak=true", "norm=batch": "allow_leak=true", "mask=full": "", "mask=prefix": "", "pos.scaling=dynamic": "pos.factor=2 pos.trained_len=10",
+    "mask=full pos=alibi": "",
+}  # fmt: skip
+ALIKE = {
+    "pos=rope": "", "pos=t5": "mixer=mqa", "pos.logn=10": "", "mask=window": "mask.window=7 residual=deep",
+    "norm=layer": "pos=sinusoidal", "pos.scaling=yarn": "pos.factor=2 pos.trained_len=10",
+}  # fmt: skip
+
+
+class Counting:
+    """A decoder's `compute`, and the tokens that went through it."""
+
+    def __init__(self, decoder):
+        self.compute, self.tokens = decoder.compute, 0
+
+    def __call__(self, tokens, *rest):
+        self.tokens += tokens.numel()
+        return self.compute(tokens, *rest)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("row", [*ALIKE, *APART])
+def test_blocks_say_whether_a_sequence_begins_as_a_longer_one_does(row):
+    """In float64, against the decoder itself: a sequence alone, and as the beginning of one twice as long."""
+    decoder = built(*SIZE, *row.split(), *(ALIKE | APART)[row].split()).double().train("norm=batch" in row)
+    tokens = torch.randint(0, 23, (2, 24), generator=torch.Generator().manual_seed(5))
+    prefix = {"prefix_len": 9} if decoder.mask.uses_prefix else {}
+    longer = decoder(tokens, **({"prefix_len": 18} if prefix else {}))[:, :12]
+    away = float((longer - decoder(tokens[:, :12], **prefix)).abs().max())
+    assert decoder.begins_alike == (row in ALIKE)
+    assert away < 1e-12 if row in ALIKE else away > 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("protocol", ["disjoint", "sliding"])
+@pytest.mark.parametrize("row", ["pos=rope", "norm=instance allow_leak=true"])
+def test_windows_that_a_longer_one_begins_with_are_computed_once(row, protocol):
+    """The figures are those of each length by itself. Disjoint: half of the windows of each length but the longest remain."""
+    decoder, tape = built(*SIZE, *row.split()).double().eval(), Tape().tape.numpy()
+    corpus, asked = Corpus(tape, tape, 23, None), settings(tokens=160, protocol=protocol)
+    decoder.compute = counting = Counting(decoder)
+    expected = by_length(decoder, corpus, CPU, asked, 10, [1, 2, 4])
+    every, counting.tokens = counting.tokens, 0
+    for records, theirs in zip(by_length(decoder, corpus, CPU, asked, 10, [4, 2, 1]), expected, strict=True):
+        for ours, its in zip(records, theirs, strict=True):
+            assert ours.pop("protocol", "") == its.pop("protocol", "")
+            assert ours == {name: pytest.approx(value, rel=1e-6) for name, value in its.items()}
+    apart = "instance" in row
+    assert counting.tokens == (
+        every if apart else 160 + 80 + 80 if protocol == "disjoint" else 25 * 40 + 4 * 20 + 2 * 10
+    )
+
+
 # ---------------------------------------------------------------- verdicts
 
 
