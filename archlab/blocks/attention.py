@@ -44,6 +44,7 @@ class Attention(Mixer):
 
     kernel      computes the attention where there is no softcap
     capped_kernel  makes the one that computes it where there is
+    packed_kernel  computes it in a pack of models, where there is none
     qkv_bias    whether the query, key and value projections have a bias
     out_bias    whether the output projection has one
     qk_norm     norms queries and keys before they are rotated: `head` over the features of each head (Qwen3, Gemma 3),
@@ -77,6 +78,7 @@ class Attention(Mixer):
         norm: MakeWidthNorm = RMSNorm,
         inner_norm: MakeWidthNorm = no_norm,
         capped_kernel: Callable[[Softcap], Kernel] = explicit_kernel,
+        packed_kernel: Kernel = explicit_kernel(leave),
     ):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
@@ -96,6 +98,7 @@ class Attention(Mixer):
         self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
         self.cap = make_softcap(softcap)
         self.kernel = capped_kernel(self.cap) if softcap else kernel
+        self.packed_kernel = explicit_kernel(self.cap) if softcap else packed_kernel
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
@@ -132,8 +135,8 @@ class Attention(Mixer):
         return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
 
     def for_packs(self) -> None:
-        """Takes the explicit kernel, since torch 2.13 has no vmap rule for fused attention, forward or backward."""
-        self.kernel = explicit_kernel(self.cap)
+        """Takes a kernel with a rule for `torch.vmap`: fused, but for `kernel=dense` and soft-capped scores."""
+        self.kernel = self.packed_kernel
 
     # ------------------------------------------------------------ what it says of itself
 

@@ -153,6 +153,8 @@ class Mixer(Block):
     kernel      computes softmax attention under the layer's position scheme and mask
     capped_kernel
                 makes one for soft-capped scores, of the function that soft-caps them
+    packed_kernel
+                computes the same as `kernel` under `torch.vmap`, which has no rule for some of torch's kernels
     norm        makes a norm of the width that it is given as `d_model`
     inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream
     """

@@ -6,6 +6,7 @@ kernel chosen when the model is built.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from archlab.base.errors import UserError
 from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Position
 from archlab.blocks.flex import LEAST_HEAD_DIM, flex_kernel
+from archlab.blocks.folded import attend
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.softcap import Softcap, leave
 
@@ -51,36 +53,59 @@ def over_blocks(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def causal_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
+Fused = Callable[..., Tensor]
+"""`F.scaled_dot_product_attention`, or what is called like it."""
+
+
+def causal_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: AttentionContext,
+    dropout: float,
+    fused: Fused = F.scaled_dot_product_attention,
+) -> Tensor:
     """For the plain causal mask and scores without a bias; without padding and cache it needs no table of the mask."""
     if not context.whole:
-        return masked_kernel(q, k, v, context, dropout)
+        return masked_kernel(q, k, v, context, dropout, fused)
     if not shares_heads(q.device, q.dtype):
         k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
+    return fused(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
 
 
-def masked_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
+def masked_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: AttentionContext,
+    dropout: float,
+    fused: Fused = F.scaled_dot_product_attention,
+) -> Tensor:
     """For any mask and scores without a bias."""
     k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
 
     def attend(block: QueryBlock) -> Tensor:
         q_block, k_block, v_block = q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys]
-        return F.scaled_dot_product_attention(
-            q_block, k_block, v_block, attn_mask=block.added_mask(q.dtype), dropout_p=dropout
-        )
+        return fused(q_block, k_block, v_block, attn_mask=block.added_mask(q.dtype), dropout_p=dropout)
 
     return over_blocks(attend, context)
 
 
-def biased_kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
+def biased_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: AttentionContext,
+    dropout: float,
+    fused: Fused = F.scaled_dot_product_attention,
+) -> Tensor:
     """For scores with a bias. In float32, since fused kernels on a GPU take no bias of a wider dtype than the queries."""
     wide_q, wide_k, wide_v = (at_least_float32(x) for x in (q, share_heads(k, q.shape[1]), share_heads(v, q.shape[1])))
 
     def attend(block: QueryBlock) -> Tensor:
         q_block, k_block, v_block = wide_q[:, :, block.queries], wide_k[:, :, block.keys], wide_v[:, :, block.keys]
         bias = block.bias.to(q_block.dtype)
-        return F.scaled_dot_product_attention(q_block, k_block, v_block, attn_mask=bias, dropout_p=dropout)
+        return fused(q_block, k_block, v_block, attn_mask=bias, dropout_p=dropout)
 
     with without_autocast(q.device):
         return over_blocks(attend, context).type_as(q)
@@ -129,20 +154,29 @@ def fused_kernel(position: Position, mask: Mask) -> Kernel:
     return as_wide_as_queries(kernel) if position.widens else kernel
 
 
+def folded_kernel(position: Position, mask: Mask) -> Kernel:
+    """`fused_kernel`, by operations that `torch.vmap` over stacked weights has rules for."""
+    if position.biases_scores:
+        return partial(biased_kernel, fused=attend)
+    kernel = partial(causal_kernel if mask.causal else masked_kernel, fused=attend)
+    return as_wide_as_queries(kernel) if position.widens else kernel
+
+
 # ---------------------------------------------------------------- which of them a layer computes by
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A layer's kernel, and what makes one for scores that are soft-capped."""
+    """A layer's kernel, what makes one for scores that are soft-capped, and the kernel for packs of models."""
 
     plain: Kernel
     capped: Callable[[Softcap], Kernel]
+    packed: Kernel
 
 
 def dense(position: Position, mask: Mask, head_dim: int) -> Kernels:
     """softmax(q k^T + bias) v written out: what the others are held to."""
-    return Kernels(explicit_kernel(leave), explicit_kernel)
+    return Kernels(explicit_kernel(leave), explicit_kernel, explicit_kernel(leave))
 
 
 def sdpa(position: Position, mask: Mask, head_dim: int) -> Kernels:
@@ -154,7 +188,7 @@ def sdpa(position: Position, mask: Mask, head_dim: int) -> Kernels:
             " flex on a CUDA device, or auto"
         )
 
-    return Kernels(fused_kernel(position, mask), refuse)
+    return Kernels(fused_kernel(position, mask), refuse, folded_kernel(position, mask))
 
 
 def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
@@ -163,16 +197,17 @@ def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
     def capped(softcap: Softcap) -> Kernel:
         return by_flex_on_cuda(position, mask, softcap, explicit_kernel(softcap))
 
-    return Kernels(by_flex_on_cuda(position, mask, leave, fused_kernel(position, mask)), capped)
+    plain = by_flex_on_cuda(position, mask, leave, fused_kernel(position, mask))
+    return Kernels(plain, capped, folded_kernel(position, mask))
 
 
 def auto(position: Position, mask: Mask, head_dim: int) -> Kernels:
     """On CUDA FlexAttention where scores are biased, soft-capped or under a mask of its own; else the cheapest fused kernel."""
     by_flex, fused = flex(position, mask, head_dim), fused_kernel(position, mask)
     if head_dim < LEAST_HEAD_DIM or (position.biases_scores and not position.pointwise):
-        return Kernels(fused, explicit_kernel)
+        return Kernels(fused, explicit_kernel, by_flex.packed)
     without_table = not position.biases_scores and (mask.causal or mask.bidirectional)
-    return Kernels(fused if without_table else by_flex.plain, by_flex.capped)
+    return Kernels(fused if without_table else by_flex.plain, by_flex.capped, by_flex.packed)
 
 
 KERNELS: dict[str, Callable[[Position, Mask, int], Kernels]] = {

@@ -336,6 +336,7 @@ def make_layer(
         **heads,
         "kernel": kernels.plain,
         "capped_kernel": kernels.capped,
+        "packed_kernel": kernels.packed,
         "norm": norm,
         **inner,
     }

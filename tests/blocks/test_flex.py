@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import BATCH, BIAS, HEADS, MAY_READ, attend, built, composed, gradients, make_reading, options, randomise
+from oracles import BATCH, BIAS, HEADS, MAY_READ, attend, composed, gradients, make_reading, options, randomise
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention as torchs
 
@@ -151,12 +151,6 @@ def test_where_flex_is_taken(device, dtype, dropout, taken):
     assert kernels.takes_flex(q, context, dropout) is taken
     context.whole = False
     assert not kernels.takes_flex(q, context, dropout)
-
-
-def test_packs_take_the_explicit_kernel():
-    decoder = built("size=nano", "pos=alibi")
-    decoder.for_packs()
-    assert {layer.mixer.kernel.__qualname__ for layer in decoder.layers} == {explicit_kernel(leave).__qualname__}
 
 
 WORDS = [
