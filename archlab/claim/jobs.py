@@ -270,9 +270,7 @@ def work(jobs: Sequence[Job | PackJob], workers: int) -> Iterator[tuple[Job | Pa
             yield job, timed(job)
         return
     numbered = {number: partial(timed, job) for number, job in enumerate(todo)}
-    beside = side_by_side(
-        numbered, workers, lambda number: todo[number].words, lambda number: ready(todo[number])
-    )
+    beside = side_by_side(numbered, workers, lambda number: todo[number].words, lambda number: ready(todo[number]))
     with contextlib.closing(beside):
         for number, result, _ in beside:
             yield todo[number], result()
