@@ -18,7 +18,6 @@ from archlab.claim.reductions import REDUCTIONS
 from archlab.config.compose import in_turn
 from archlab.runs.assembled import scored_at
 
-
 LENGTH = re.compile(r"(\w+)@(\d+)")
 """A number of one length: late_ratio@4."""
 

@@ -58,9 +58,9 @@ def test_packed_a_claims_runs_are_what_they_are_alone_and_each_is_kept_by_itself
 def test_a_run_that_was_begun_is_resumed_and_not_packed(tmp_path):
     begun, *new = runs(tmp_path, rates=(1e-3, 1e-2, 1e-1))
     begun.folder.mkdir(parents=True)
-    with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "trained", lambda *_: 1 / 0)
-        begun.do()
+        pytest.raises(ZeroDivisionError, begun.do)
     assert begun.begun is not None and begun.result is None
     assert in_packs([begun, *new], [begun, *new], "auto") == [begun, *new]  # on a CPU nothing is packed unasked
     assert in_packs([begun, *new], [begun, *new], 3) == [begun, PackJob(tuple(new))]
@@ -157,6 +157,12 @@ def test_a_job_whose_process_is_killed_is_lost_alone():
         except UserError as error:
             lost.append(str(error))
     assert found == {0: 10, 2: 12} and len(lost) == 1 and lost[0].startswith("job 1: its process was killed")
+
+
+def test_long_runs_go_side_by_side_and_what_is_short_stays_in_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "default_workers", lambda: 2)
+    short, long = runs(tmp_path), runs(tmp_path, "train.steps=4000")
+    assert [jobs.worthwhile_workers(some) for some in (short, long, long[:1], [])] == [1, 2, 1, 1]
 
 
 def test_measurements_take_what_their_steps_take(tmp_path):
