@@ -27,7 +27,7 @@ from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
 from archlab.runs.packs import PackSize, by_program, packs_of
-from archlab.runs.workers import GAIN, START, default_workers
+from archlab.runs.workers import default_workers, worth_their_start
 
 Record = dict[str, Any]
 
@@ -247,13 +247,9 @@ def in_packs(jobs: Sequence[Job], missing: Sequence[Job], pack: PackSize) -> lis
 
 
 def worthwhile_workers(jobs: Sequence[Job | PackJob]) -> int:
-    """One for each core where the jobs take longer than workers take to start, and there are several.
-
-    Threads that wait for each other lose far more than processes do where a core is also somebody else's, so even a gain
-    that is small on an idle machine decides for processes.
-    """
+    """One for each core, where the time they save is more than they take to start."""
     workers = default_workers()
-    return workers if len(jobs) > 1 and total(jobs) * (1 - 1 / GAIN) > START else 1
+    return workers if worth_their_start([seconds(job) for job in jobs], workers) else 1
 
 
 def timed(job: Job | PackJob) -> float:

@@ -21,9 +21,6 @@ GAIN = 1.4
 Measured end to end on two cores, start and comparison taken off (experiments/bench): 1.4 at size=nano.
 """
 
-SHARED = 2 - GAIN
-"""Of a step's time on one thread, what several threads share out (Amdahl's law): two of them leave GAIN / 2 of it."""
-
 START = 5.0
 """Seconds until worker processes have imported everything."""
 
@@ -48,17 +45,12 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def worth_their_start(seconds: Sequence[float], workers: int) -> bool:
-    """Whether jobs of so many seconds on one thread are done sooner side by side than one by one on all threads."""
-    if workers < 2 or in_a_worker() or not seconds:
-        return False
-    one_by_one = sum(seconds) * share_of_time(os.cpu_count() or 1)
-    beside = makespan(seconds, min(workers, len(seconds))) * share_of_time(threads_each(min(workers, len(seconds))))
-    return one_by_one - beside > START
+    """Whether several jobs, of so many seconds on one thread, save more time side by side than the workers take to start.
 
-
-def share_of_time(threads: int) -> float:
-    """What a step of a small model takes on so many threads, over what it takes on one."""
-    return 1 - SHARED * (1 - 1 / threads)
+    Where a core is also somebody else's, threads that wait for each other lose far more than processes do, so that few
+    jobs count as many, which on an idle machine would gain less.
+    """
+    return workers > 1 and len(seconds) > 1 and not in_a_worker() and sum(seconds) * (1 - 1 / GAIN) > START
 
 
 @contextmanager
