@@ -17,7 +17,7 @@ from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
-from archlab.runs.packs import PackSize
+from archlab.runs.packs import PackSize, why_not
 from archlab.runs.workers import expect_workers, threads_each
 
 OUR_OWN = Path("experiments/claims")
@@ -53,6 +53,8 @@ def decide_claims(
     if missing:
         writable(runs)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
+    for line in why_not([job.plan for job in missing if isinstance(job, RunJob)], pack):
+        console.print(line, highlight=False, soft_wrap=True)
     workers = max(1, min(workers or worthwhile_workers(todo), len(todo)))
     announce(console, plans, missing, todo, workers, start)
     folders = {planned.claim.name: output or home(planned.claim.name, runs) for planned in plans}

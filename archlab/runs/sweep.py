@@ -14,7 +14,7 @@ from archlab.records.directory import as_written, same_run
 from archlab.runs import lab, tune
 from archlab.runs.beside import Ended, side_by_side
 from archlab.runs.expected import seconds_of_a_run
-from archlab.runs.packs import PackSize, by_program, packs_of
+from archlab.runs.packs import PackSize, by_program, packs_of, why_not
 from archlab.runs.together import run_together
 from archlab.runs.workers import default_workers, worth_their_start
 
@@ -76,6 +76,9 @@ def carry_out(
         )
     new = [number for number, job in enumerate(jobs) if job.existing is None]
     tune.find_rates([jobs[number].plan.cfg for number in new], workers, pack, show_result)
+    if show_result:
+        for line in why_not([jobs[number].plan for number in new], pack):
+            print(line)
     packs = [[new[i] for i in places] for places in packs_of([jobs[number].plan for number in new], pack)]
     packed = [places for places in packs if len(places) > 1]
     left = dict(enumerate(jobs))

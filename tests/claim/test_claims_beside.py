@@ -12,7 +12,7 @@ from oracles import composed
 from archlab.base.errors import UserError
 from archlab.claim import bench, jobs, pace
 from archlab.claim.jobs import LookJob, Measurement, PackJob, RunJob, in_packs
-from archlab.runs import beside, lab
+from archlab.runs import beside, lab, packs
 from archlab.runs.expected import seconds_of_a_step
 from archlab.runs.workers import makespan
 
@@ -60,7 +60,8 @@ def test_a_run_that_was_begun_is_resumed_and_not_packed(tmp_path):
     begun.folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "trained", lambda *_: 1 / 0)
-        pytest.raises(ZeroDivisionError, begun.do)
+        with pytest.raises(ZeroDivisionError):
+            begun.do()
     assert begun.begun is not None and begun.result is None
     assert in_packs([begun, *new], [begun, *new], "auto") == [begun, *new]  # on a CPU nothing is packed unasked
     assert in_packs([begun, *new], [begun, *new], 3) == [begun, PackJob(tuple(new))]
@@ -91,6 +92,16 @@ def test_where_a_member_fails_the_others_of_its_pack_are_kept(tmp_path, monkeypa
     with pytest.raises(UserError, match="the data of this member is damaged"):
         PackJob((first, second)).do()
     assert first.result is None and second.result is not None
+
+
+def test_runs_that_are_not_packed_unasked_say_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(packs, "on_a_gpu", lambda plans: True)
+    dropping, plain = ([run.plan for run in runs(tmp_path, f"dropout={p}")] for p in (0.1, 0.0))
+    why = "2 runs of one architecture are not trained as one pack: dropout draws otherwise in a pack than in a run of its own"
+    assert packs.why_not(dropping + plain, "auto") == [why]
+    assert packs.why_not(dropping[:1], "auto") == packs.why_not(dropping, "off") == []
+    monkeypatch.undo()
+    assert packs.why_not(dropping, "auto") == []  # nothing is, on a CPU
 
 
 # ---------------------------------------------------------------- what is read

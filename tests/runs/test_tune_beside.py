@@ -5,9 +5,10 @@ import pytest
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.runs import tune
+from archlab.runs import sweep, tune
 from archlab.runs.assembled import machine_of, open_source
 from archlab.runs.beside import Ended
+from archlab.runs.packs import by_program
 
 command = commands.archlab  # the fixture
 
@@ -80,3 +81,15 @@ def test_a_single_run_takes_workers_and_pack_for_its_trials(command, tmp_path):
     assert done.status == 0, done.err
     assert "tune=lr: 3 trials, 1 at a time, up to 3 of them as one pack" in done.out
     assert len(list((tmp_path / ".tuned").glob("*.json"))) == 1
+
+
+def test_an_experiment_is_carried_out_as_a_sweep_is(command, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        sweep, "carry_out", lambda jobs, workers, pack, started: asked.append((jobs, workers, pack)) or ()
+    )
+    done = command("experiment=stability_map", "train.lr=1e-3,1e-2,1e-1", "workers=2", "pack=3", f"output={tmp_path}")
+    assert done.status == 0, done.err
+    ((jobs, workers, pack),) = asked
+    programs = by_program([job.plan for job in jobs])
+    assert (workers, pack) == (2, 3) and {len(places) % 3 for places in programs.values()} == {0}
