@@ -16,6 +16,10 @@ from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
 from archlab.config.compose import in_turn
+from archlab.runs.assembled import scored_at
+
+LENGTH = re.compile(r"(\w+)@(\d+)")
+"""A number of one length: late_ratio@4."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,13 @@ def overrides(claim: Claim, label: str, swept: tuple[str, ...], budget: Budget) 
 
 @cache
 def composed(overrides: tuple[str, ...], own: Path | None) -> DictConfig:
-    return in_turn(*overrides, config_dir=own)
+    return in_turn(*overrides, config_dir=own, composed_before=composed_with(own))
+
+
+@cache
+def composed_with(own: Path | None) -> dict[tuple[str, ...], DictConfig]:
+    """What configurations share that differ in numbers alone, such as a swept learning rate."""
+    return {}
 
 
 def seeded(cfg: DictConfig, seed: int) -> DictConfig:
@@ -103,7 +113,15 @@ def job(part: Part, words: tuple[str, ...], then: tuple[str, ...], seed: int, ro
     if part.measure in MEASURES:
         return Measurement(part.measure, (cfg,), root)
     run = RunJob(cfg, root)
-    return LookJob(run, seeded(composed((*words, *then), own), seed)) if then else run
+    if not then:
+        return run
+    return LookJob(run, looked_at(part.measure, seeded(composed((*words, *then), own), seed)))
+
+
+def looked_at(measure: str, cfg: DictConfig) -> DictConfig:
+    """The same without the lengths that the measure does not read."""
+    asked = LENGTH.fullmatch(measure)
+    return scored_at(cfg, {1} if asked is None else {int(asked[2])} | ({1} if asked[1] == "late_ratio" else set()))
 
 
 def measurement(part: Part, cfgs: Sequence[DictConfig], seed: int, root: Path) -> Measurement:
@@ -125,7 +143,7 @@ def value_of(job: Job, measure: str) -> float:
 
 def of_record(record: Record, measure: str, train_len: int) -> float:
     """val_loss, late_ratio@4 (at four times train_len), or a dotted name of the record."""
-    if match := re.fullmatch(r"(\w+)@(\d+)", measure):
+    if match := LENGTH.fullmatch(measure):
         at = [entry for entry in record["length"] if entry["eval_len"] == int(match[2]) * train_len]
         value = at[0].get(match[1]) if at else None
     else:

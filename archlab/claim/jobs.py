@@ -1,16 +1,17 @@
 """What claims need done: runs, looks at trained weights under other options, and measurements of untrained models.
 
 Each job has a file that says it is done, named by everything that decides its outcome, so that claims share what they
-have in common and an interrupted session goes on where it was. Jobs run in worker processes, one thread each.
+have in common and an interrupted session goes on where it was. Jobs run side by side in worker processes, each on its
+share of the threads, where that is faster; runs of one program can be trained as one pack.
 """
 
 import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
+from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
-from archlab.runs.expected import PER_RUN, seconds_of_a_run, seconds_of_an_evaluation
-from archlab.runs.workers import pool_of, unless_stopped
+from archlab.runs.beside import side_by_side
+from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
+from archlab.runs.packs import PackSize, by_program, packs_of
+from archlab.runs.workers import default_workers, worth_their_start
 
 Record = dict[str, Any]
 
@@ -56,17 +60,58 @@ class RunJob:
         """Finishes what an interrupted session left, or makes the run; another session that is at it is waited for."""
         from archlab.runs import lab
 
-        cfg = self.cfg.copy()
-        cfg.output = str(self.folder)
         with alone(self.folder / ".lock"), quietly(self.folder / "log.txt"):
             if self.result:
                 return
-            begun = same_run(self.folder, as_written(plain_dict(cfg, resolve=True)))
-            if begun is not None:
+            if self.begun is not None:
                 with contextlib.suppress(UserError):  # one that cannot go on is left as it is, and made once more
-                    lab.resume(begun, plots=False)
+                    lab.resume(self.begun, plots=False)
                     return
-            lab.run(cfg, plots=False)
+            lab.run(self.plan.cfg, plots=False)
+
+    @property
+    def plan(self) -> Plan:
+        """The run, in a folder of its own."""
+        cfg = self.cfg.copy()
+        cfg.output = str(self.folder)
+        return Plan((), cfg, tuple(layer_plans(cfg)))
+
+    @property
+    def begun(self) -> Path | None:
+        """A run that an interrupted session left."""
+        return same_run(self.folder, as_written(plain_dict(self.plan.cfg, resolve=True)))
+
+    @property
+    def words(self) -> str:
+        """What an error calls it."""
+        return str(self.folder)
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """Trains runs of one program as one pack; each is written down by itself."""
+
+    members: tuple[RunJob, ...]
+
+    def do(self) -> None:
+        """Those that another session has made or begun meanwhile are left out of the pack, and finished by themselves."""
+        from archlab.runs.together import run_together
+
+        with contextlib.ExitStack() as locks:
+            for member in sorted(self.members, key=lambda member: member.folder):
+                locks.enter_context(alone(member.folder / ".lock"))
+            new = [member for member in self.members if not member.result and member.begun is None]
+            locks.enter_context(quietly(self.members[0].folder / "log.txt"))
+            results = run_together([member.plan for member in new]) if len(new) > 1 else []
+        for result in results:
+            result()
+        for member in self.members:
+            member.do()
+
+    @property
+    def words(self) -> str:
+        """What an error calls it."""
+        return f"{self.members[0].words} and {len(self.members) - 1} beside it"
 
 
 @dataclass(frozen=True)
@@ -96,6 +141,11 @@ class LookJob:
         with quietly(self.of.folder / "log.txt"):
             write(self.file, lab.evaluate_again(trained.parent, self.cfg))
 
+    @property
+    def words(self) -> str:
+        """What an error calls it."""
+        return str(self.file)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -123,6 +173,11 @@ class Measurement:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         since = time.perf_counter()
         write(self.file, {"value": MEASURES[self.measure](*self.cfgs), "seconds": time.perf_counter() - since})
+
+    @property
+    def words(self) -> str:
+        """What an error calls it."""
+        return f"measure={self.measure}"
 
 
 Job = RunJob | LookJob | Measurement
@@ -174,42 +229,80 @@ def quietly(log: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- doing them
 
 
-def timed(job: Job) -> float:
+def in_packs(jobs: Sequence[Job], missing: Sequence[Job], pack: PackSize) -> list[Job | PackJob]:
+    """What is missing, with the runs that nobody has begun by pack.
+
+    Raises UserError where a pack is asked for and no two of all the runs are of one program, or memory can't hold it.
+    """
+    runs = [job for job in jobs if isinstance(job, RunJob)]
+    if pack not in ("auto", "off") and all(len(same) < 2 for same in by_program([run.plan for run in runs]).values()):
+        raise UserError(
+            f"pack={pack}: no two runs of these claims are of one program, so it would change nothing; leave it out"
+        )
+    new = [job for job in missing if isinstance(job, RunJob) and job.begun is None]
+    packs = [[new[i] for i in places] for places in packs_of([run.plan for run in new], pack)]
+    packed = {run.folder for members in packs if len(members) > 1 for run in members}
+    alone = [job for job in missing if not (isinstance(job, RunJob) and job.folder in packed)]
+    return [*alone, *(PackJob(tuple(members)) for members in packs if len(members) > 1)]
+
+
+def worthwhile_workers(jobs: Sequence[Job | PackJob]) -> int:
+    """One for each core, where the time they save is more than they take to start."""
+    workers = default_workers()
+    return workers if worth_their_start([seconds(job) for job in jobs], workers) else 1
+
+
+def timed(job: Job | PackJob) -> float:
     since = time.perf_counter()
     job.do()
     return time.perf_counter() - since
 
 
-def work(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, float]]:
+def work(jobs: Sequence[Job | PackJob], workers: int) -> Iterator[tuple[Job | PackJob, float]]:
     """Does the jobs, longest first and looks after the runs they need; yields each with its seconds.
 
-    An interruption lets go of the jobs that had not started, ends the others, which go on another time, and passes on.
+    With one worker they are done in this process. An interruption lets go of the jobs that had not started, ends the
+    others, which go on another time, and passes on.
     """
-    waiting: list[Job] = sorted(jobs, key=lambda job: -seconds(job))
-    with pool_of(workers) as pool:
-        going: dict = {}
-        while waiting or going:
-            for job in [job for job in waiting if ready(job)]:
-                waiting.remove(job)
-                going[pool.submit(unless_stopped, timed, job)] = job
-            done, _ = wait(going, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield going.pop(future), future.result()
+    todo: list[Job | PackJob] = sorted(jobs, key=lambda job: -seconds(job))
+    if workers == 1:
+        for job in sorted(todo, key=lambda job: isinstance(job, LookJob)):
+            yield job, timed(job)
+        return
+    numbered = {number: partial(timed, job) for number, job in enumerate(todo)}
+    beside = side_by_side(numbered, workers, lambda number: todo[number].words, lambda number: ready(todo[number]))
+    with contextlib.closing(beside):
+        for number, result, _ in beside:
+            yield todo[number], result()
 
 
-def ready(job: Job) -> bool:
+def ready(job: Job | PackJob) -> bool:
     return not isinstance(job, LookJob) or job.of.result is not None
 
 
 # ---------------------------------------------------------------- what they will take
 
 
-def seconds(job: Job) -> float:
+STEPS_OF = {"update_size": 7, "last_ffn_gradient": 1}
+"""As many steps of training as a measurement takes, where it takes any."""
+
+PER_MEASUREMENT = 0.15
+"""Seconds to build a model and look at it."""
+
+
+def seconds(job: Job | PackJob) -> float:
     """An estimate for one CPU thread, rough to a factor of two."""
     match job:
         case RunJob(cfg=cfg):
             return seconds_of_a_run(cfg)
+        case PackJob(members=members):
+            return total(members)
         case LookJob(cfg=cfg):
             return seconds_of_an_evaluation(cfg)
-        case Measurement():
-            return PER_RUN
+        case Measurement(measure=measure, cfgs=cfgs):
+            steps = STEPS_OF.get(measure, 0)
+            return sum(PER_MEASUREMENT + steps * seconds_of_a_step(cfg) for cfg in cfgs)
+
+
+def total(jobs: Iterable[Job | PackJob]) -> float:
+    return sum(map(seconds, jobs))

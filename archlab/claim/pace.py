@@ -8,12 +8,20 @@ import torch
 from omegaconf import DictConfig
 
 import archlab
-from archlab.claim.jobs import Job, RunJob, seconds
+from archlab.claim.jobs import Job, PackJob, RunJob, seconds
 from archlab.config.assemble import build
+from archlab.runs.assembled import machine_of, open_source, section
 from archlab.runs.expected import seconds_of_a_step
+from archlab.runs.workers import makespan, pool_of, unless_stopped
+from archlab.train.settings import TrainSettings
+from archlab.train.state import TrainState
+from archlab.train.step import make_step
 
 TRIED = 2
 """Steps that are timed, after one that is not."""
+
+KINDS = 4
+"""Kinds of runs that are tried, those that take most of the time; what small models take is no fixed share of what large ones do."""
 
 LONGEST_START = 30.0
 """Seconds: a process that is older has not only been starting."""
@@ -26,10 +34,9 @@ class Pace:
     start: float
     factor: float
 
-    def estimate(self, jobs: Sequence[Job], workers: int) -> float:
-        """For all of these jobs, so many at a time."""
-        each = [seconds(job) * self.factor for job in jobs]
-        return self.start + max(sum(each) / workers, max(each))
+    def estimate(self, jobs: Sequence[Job | PackJob], workers: int) -> float:
+        """Until the last of these jobs is done, so many at a time: three of a minute each, two at a time, take two."""
+        return self.start + makespan([seconds(job) * self.factor for job in jobs], workers)
 
 
 def since_start() -> float:
@@ -37,29 +44,65 @@ def since_start() -> float:
     return min(time.time() - archlab.STARTED, LONGEST_START)
 
 
-def measured(jobs: Sequence[Job], threads: int, start: float) -> Pace:
-    """The pace at which the cheapest of the runs among these jobs trains here; that of the estimates where there is none."""
-    runs = [job for job in jobs if isinstance(job, RunJob)]
-    if not runs:
+def measured(jobs: Sequence[Job | PackJob], threads: int, start: float, workers: int = 1) -> Pace:
+    """The pace at which runs like these train here; that of the estimates where none are among the jobs.
+
+    With several workers all of them are tried at once, in processes like those that will do the jobs, since cores that
+    share caches and memory are slower together than one of them alone; `start` is then what such a process takes to begin.
+    """
+    tried = kinds(jobs)
+    if not tried:
         return Pace(start, 1.0)
-    cfg = min(runs, key=seconds).cfg
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        took = a_step(cfg)
-    finally:
-        torch.set_num_threads(before)
-    return Pace(start, took / seconds_of_a_step(cfg))
+    cfgs, shares = [cfg for cfg, _ in tried], [share for _, share in tried]
+    if workers > 1:
+        with pool_of(workers) as pool:
+            pool.submit(time.time).result()  # once it answers, everything is imported
+            tries = [pool.submit(unless_stopped, all_of, cfgs) for _ in range(workers)]
+            seen = [one.result() for one in tries]
+        start = sum(whole - sum(steps) * (1 + TRIED) for whole, steps in seen) / workers
+        took = [sum(times) / workers for times in zip(*(steps for _, steps in seen), strict=True)]
+    else:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            took = [a_step(cfg) for cfg in cfgs]
+        finally:
+            torch.set_num_threads(before)
+    slower = [each / seconds_of_a_step(cfg) for each, cfg in zip(took, cfgs, strict=True)]
+    return Pace(max(0.0, start), sum(a * b for a, b in zip(slower, shares, strict=True)) / sum(shares))
+
+
+def kinds(jobs: Sequence[Job | PackJob]) -> list[tuple[DictConfig, float]]:
+    """A configuration for each kind of run that takes much of the time, with the seconds all of its kind are expected to take."""
+    first: dict[float, DictConfig] = {}
+    whole: dict[float, float] = {}
+    for job in jobs:
+        for run in job.members if isinstance(job, PackJob) else (job,):
+            if isinstance(run, RunJob):
+                kind = seconds_of_a_step(run.cfg)
+                first.setdefault(kind, run.cfg)
+                whole[kind] = whole.get(kind, 0.0) + seconds(run)
+    most = sorted(whole, key=lambda kind: -whole[kind])[:KINDS]
+    return [(first[kind], whole[kind]) for kind in most]
+
+
+def all_of(cfgs: Sequence[DictConfig]) -> tuple[float, list[float]]:
+    """The seconds that trying all of them took, and those of a step of each."""
+    since = time.perf_counter()
+    steps = [a_step(cfg) for cfg in cfgs]
+    return time.perf_counter() - since, steps
 
 
 def a_step(cfg: DictConfig) -> float:
-    """Seconds of a forward and a backward pass over one batch, whatever is in it."""
-    decoder, size = build(cfg), (cfg.train.batch_size // cfg.train.accumulate, cfg.train.train_len)
-    tokens = torch.zeros(size, dtype=torch.long)
-    prefix = 1 if decoder.mask.uses_prefix else None
-    for step in range(1 + TRIED):
-        if step == 1:
-            since = time.perf_counter()
-        for _ in range(cfg.train.accumulate):
-            decoder(tokens, prefix).square().mean().backward()
+    """Seconds of a training step: the batch, forward and backward pass, clipping, AdamW and what is probed at every step."""
+    where, settings, source = machine_of(cfg), section(cfg, "train", TrainSettings), open_source(cfg)
+    decoder = build(cfg).to(where.device).train()
+    state = TrainState.begin(decoder, settings, where, cfg.seed)
+    step = make_step(decoder, settings, where, cfg.probe.every)
+    with where.in_force():
+        for number in range(1, 2 + TRIED):
+            if number == 2:
+                since = time.perf_counter()
+            batch = source.train(cfg.seed, number, settings.batch_size, settings.train_len)
+            float(step(state, batch).loss)
     return (time.perf_counter() - since) / TRIED

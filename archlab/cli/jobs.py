@@ -40,7 +40,7 @@ class RunOptions:
     """Whether each run is plotted; None: one run is, and of a sweep only the comparison."""
 
     workers: Count | None = None
-    """How many runs of a sweep go on at a time; None: as many as is fastest here."""
+    """How many runs of a sweep, or trials of tune=lr, go on at a time; None: as many as is fastest here."""
 
     pack: Literal["auto", "off"] | Count = "auto"
     """How many runs of one architecture are trained as one program; auto: on a GPU, as many as its memory holds."""
@@ -106,12 +106,12 @@ class Jobs:
         from archlab.runs import sweep
 
         jobs = [sweep.Job(plan, own, bool(options.plots), options.resume) for plan in plans]
-        for number, result, ended in sweep.carry_out(jobs, options.workers, options.pack, archlab.STARTED):
-            if not ended:
+        for number, result, over in sweep.carry_out(jobs, options.workers, options.pack, archlab.STARTED):
+            if not over:
                 self.announce(number, plans[number].overrides)
             with self.errors_kept():
                 self.note(number, result())
-            if ended:
+            if over:
                 self.announce(number, plans[number].overrides, outcome(self.done.get(number)))
             if self.full:
                 return

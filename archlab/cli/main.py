@@ -31,7 +31,7 @@ from archlab.base import signals
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import check_folder, no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
-from archlab.base.words import key_of
+from archlab.base.words import key_of, sets, value_of
 from archlab.cli import models, results
 from archlab.cli.arguments import show
 from archlab.cli.jobs import Action, Jobs, RunOptions, own_of_job
@@ -213,10 +213,15 @@ def _check_of_sweeps(flags: list[str], words: list[str], options: RunOptions) ->
     for name in ("workers", "pack"):
         if (value := getattr(options, name)) == getattr(RunOptions, name):
             continue
-        if "--multirun" not in flags:
+        if "--multirun" not in flags and not tuned(words):
             raise UserError(f"{name}={value}: a single run has no others beside it; use it with -m, or leave it out")
         if any(map(sets_hydra, words)):
             raise UserError(f"{name}={value}: Hydra's launcher decides how jobs are run; leave one of the two out")
+
+
+def tuned(words: list[str]) -> bool:
+    """Whether even a single run has trials, of which several can go on at a time."""
+    return any(sets(word, "tune") and value_of(word) == "lr" for word in words)
 
 
 def _expanded(
@@ -382,6 +387,7 @@ def _no_job(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, overrides: list[str], options: RunOptions = RunOptions()) -> Path | None:  # noqa: B008
+    from archlab.runs import tune
     from archlab.runs.sweep import Job
 
     _warn_of(cfg)
@@ -389,6 +395,8 @@ def _run(cfg: DictConfig, overrides: list[str], options: RunOptions = RunOptions
     one = HydraConfig.get().mode != RunMode.MULTIRUN
     plan = Plan(tuple(overrides), cfg, tuple(layer_plans(cfg)))
     job = Job(plan, own_of_job(), one if options.plots is None else options.plots, options.resume)
+    if one and job.existing is None:
+        tune.find_rates([cfg], options.workers, options.pack, show=True)
     return job.do(archlab.STARTED if first else None)
 
 

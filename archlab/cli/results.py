@@ -68,6 +68,7 @@ class ClaimsOptions:
     workers: Count | None = None
     runs: str = "experiments/runs/claims"
     output: str | None = None
+    pack: Literal["auto", "off"] | Count = "auto"
 
 
 def claims(arguments: list[str]) -> None:

@@ -38,8 +38,19 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return in_turn(*overrides, config_dir=config_dir)
 
 
-def in_turn(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
-    """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one."""
+def in_turn(
+    *overrides: str,
+    config_dir: str | Path | None = None,
+    composed_before: dict[tuple[str, ...], DictConfig] | None = None,
+) -> DictConfig:
+    """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one.
+
+    Where there are many to compose with one `config_dir`, `composed_before` keeps what they share from call to call.
+    """
+    if composed_before is not None:
+        own = [Path(config_dir)] if config_dir else []
+        refuse_of_the_command_line(overrides)
+        return plan_of(normalise(overrides, own), own, set(Known.within(own).fields), composed_before).cfg
     whole, words = composed(overrides, config_dir)
     return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 

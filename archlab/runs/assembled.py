@@ -1,6 +1,7 @@
 """What a configuration is put together from: its data, its costs, and both as they are printed before a run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -17,6 +18,8 @@ from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import kinds_of_layers
 from archlab.cost import describe, measure
 from archlab.data.batch import Source
+from archlab.evaluate.length import held_out_tokens
+from archlab.evaluate.settings import EvalSettings
 from archlab.model.decoder import Decoder
 from archlab.report import tables
 from archlab.train.runtime import Runtime, runtime
@@ -80,3 +83,13 @@ def options_of(cfg: DictConfig, group: str) -> str:
 def section(cfg: DictConfig, name: str, kind: type) -> Any:
     """A section of the configuration as the dataclass its room knows it by."""
     return kind(**plain_dict(cfg[name]))
+
+
+def scored_at(cfg: DictConfig, multiples: Collection[int]) -> DictConfig:
+    """The configuration with no lengths in `eval` but these; as it is where fewer would change what is scored at each."""
+    whole = section(cfg, "eval", EvalSettings)
+    some = replace(whole, lengths=[multiple for multiple in whole.lengths if multiple in multiples] or whole.lengths)
+    changed = cfg.copy()
+    if held_out_tokens(some, cfg.train.train_len) == held_out_tokens(whole, cfg.train.train_len):
+        changed.eval.lengths = list(some.lengths)
+    return changed

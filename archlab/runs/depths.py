@@ -1,6 +1,7 @@
 """How a model's start changes with its depth, beside what was proved of it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,10 @@ from archlab.config.check import option, target
 from archlab.data.batch import Source
 from archlab.initial.measure import exponent, look_at_start, update_size
 from archlab.initial.settings import PreflightSettings
+from archlab.runs.assembled import machine_of, open_source
+from archlab.runs.beside import side_by_side
+from archlab.runs.expected import seconds_of_a_step
+from archlab.runs.workers import default_workers, worth_their_start
 from archlab.train.runtime import Runtime
 
 PLACEMENTS = {"post": PostNorm, "pre": PreNorm, "deep": DeepNorm}
@@ -59,14 +64,27 @@ class Depths:
 
 
 def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, where: Runtime) -> Iterator[Depths]:
-    """The placements that theory speaks of and the one that was chosen, each at every depth, all else equal."""
+    """The placements that theory speaks of and the one that was chosen, each at every depth, all else equal.
+
+    Side by side in worker processes, where that is sooner done than one after the other.
+    """
+    depths = list(settings.depths or ())
+    looks = [Look(cfg, residual, depth, settings) for residual in placements(cfg).values() for depth in depths]
+    workers = default_workers()
+    if where.device.type == "cpu" and worth_their_start([look.seconds for look in looks], workers):
+        jobs = {number: look.do_alone for number, look in enumerate(looks)}
+        with closing(side_by_side(jobs, workers, lambda number: f"preflight.depths={looks[number].depth}")) as ended:
+            done = {number: result() for number, result, _ in ended}
+        found = iter([done[number] for number in range(len(looks))])
+    else:
+        found = (look.do(source, where) for look in looks)
     for name, residual in placements(cfg).items():
-        seen = [at_depth(cfg, residual, depth, source, settings, where) for depth in settings.depths or ()]
+        seen = [next(found) for _ in depths]
         gradient, rms, update = map(list, zip(*seen, strict=True))
         kind = target(OmegaConf.create({"residual": residual}), "residual")
         standard = kind is not DeepNorm or name == "deep"  # deep_glm has other gains than those of the theorem
         predicted = PREDICTIONS.get(kind, Prediction()) if standard else Prediction()
-        yield Depths(name, list(settings.depths or ()), gradient, rms, update, predicted)
+        yield Depths(name, depths, gradient, rms, update, predicted)
 
 
 def placements(cfg: DictConfig) -> dict[str, dict]:
@@ -80,14 +98,43 @@ def placements(cfg: DictConfig) -> dict[str, dict]:
     return named | chosen
 
 
-def at_depth(
-    cfg: DictConfig, residual: dict, depth: int, source: Source, settings: PreflightSettings, where: Runtime
-) -> tuple[float, float, float]:
-    changed = cfg.copy()
-    OmegaConf.set_struct(changed, False)
-    changed.residual, changed.size.n_layers = residual, depth
-    decoder = build(changed).to(where.device)
-    size = (settings.batch_size, settings.seq_len or cfg.train.train_len)
-    last = look_at_start(decoder, source, cfg.seed, *size, where).layers[-1]
-    moved = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, *size, where)
-    return last["ffn_to_stream"], last["activation_rms"], moved
+@dataclass(frozen=True)
+class Look:
+    """One placement at one depth."""
+
+    cfg: DictConfig
+    residual: dict
+    depth: int
+    settings: PreflightSettings
+
+    @property
+    def changed(self) -> DictConfig:
+        changed = self.cfg.copy()
+        OmegaConf.set_struct(changed, False)
+        changed.residual, changed.size.n_layers = self.residual, self.depth
+        return changed
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Sequences and tokens of a batch."""
+        return self.settings.batch_size, self.settings.seq_len or self.cfg.train.train_len
+
+    @property
+    def seconds(self) -> float:
+        """An estimate for one CPU thread: the steps, and a look before and after them."""
+        cfg = self.changed
+        cfg.train.batch_size, cfg.train.train_len = self.size
+        return (self.settings.steps + 2) * seconds_of_a_step(cfg)
+
+    def do(self, source: Source, where: Runtime) -> tuple[float, float, float]:
+        """The gradient and the stream's size at the last layer, and how far the steps move the model."""
+        decoder, seed = build(self.changed).to(where.device), self.cfg.seed
+        last = look_at_start(decoder, source, seed, *self.size, where).layers[-1]
+        moved = update_size(decoder, source, self.settings.steps, self.settings.lr, seed, *self.size, where)
+        return last["ffn_to_stream"], last["activation_rms"], moved
+
+    def do_alone(self) -> tuple[float, float, float]:
+        """The same in a process of its own."""
+        where = machine_of(self.cfg)
+        with where.in_force():
+            return self.do(open_source(self.cfg), where)

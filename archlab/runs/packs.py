@@ -44,6 +44,15 @@ def packs_of(plans: Sequence[Plan], asked: PackSize) -> list[list[int]]:
     return sorted(packs)
 
 
+def why_not(plans: Sequence[Plan], asked: PackSize) -> list[str]:
+    """With `auto`, where runs are packed: a line for each program that runs share and that is not, with the reason."""
+    if asked != "auto" or not on_a_gpu(plans):
+        return []
+    shared = [[plans[number] for number in numbers] for numbers in by_program(plans).values() if len(numbers) > 1]
+    found = [(len(same), refusal(same[0])) for same in shared]
+    return [f"{n} runs of one architecture are not trained as one pack: {why}" for n, why in found if why]
+
+
 def on_a_gpu(plans: Sequence[Plan]) -> bool:
     return all(runtime(plan.cfg.device, "fp32").device.type == "cuda" for plan in plans)
 

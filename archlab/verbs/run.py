@@ -18,7 +18,7 @@ from archlab.config.overrides import refuse_twice
 from archlab.model.decoder import Decoder
 from archlab.records.reader import Run, read_run
 from archlab.report import tables
-from archlab.runs import lab
+from archlab.runs import lab, tune
 from archlab.runs.load import load_run
 from archlab.runs.sweep import Job, carry_out
 from archlab.verbs.compare import Comparison, compare
@@ -121,7 +121,9 @@ def run(*what: str | DictConfig, config_dir: str | Path | None = None, plots: bo
     Prints the model and a progress bar, as the command does. Raises UserError.
     """
     words = [word for word in what if isinstance(word, str)]
-    directory = lab.run(configuration(*what, config_dir=config_dir), words, plots=plots, show_result=False)
+    cfg = configuration(*what, config_dir=config_dir)
+    tune.find_rates([cfg], show=True)
+    directory = lab.run(cfg, words, plots=plots, show_result=False)
     return load(directory, config_dir=config_dir)
 
 
