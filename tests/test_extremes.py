@@ -86,6 +86,7 @@ def test_every_field_of_the_top():
         "seed",
         "device",
         "precision",
+        "compile",
         "dropout",
         "prefix",
         "allow_leak",

@@ -1,6 +1,7 @@
 """One architecture: tokens per second, share of the machine's peak, memory, and where a step's time goes."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,42 @@ def speed(cfg: DictConfig, rounds: int = ROUNDS, tick: Callable[[], None] = lamb
     """Measures one architecture; `tick` is called after each round."""
     work = Workload(cfg)
     calls = modes_of(work)
+    compiling = compile_seconds(work)
     product, flops = matrix_product(work.machine.device, work.machine.dtype)
-    seconds = in_turns({**calls, "product": product}, rounds, tick)
+    beside = {"eager": work.eager_step} if compiling else {}
+    seconds = in_turns({**calls, **beside, "product": product}, rounds, tick)
     peak = flops / float(np.median(seconds.pop("product")))
     return {
         **setting(work),
         "rounds": rounds,
         "peak_flops": peak,
         "modes": {mode: rates(work, mode, seconds[mode], peak) for mode in calls},
+        "compiled": {**compiling, "times_eager": beside_eager(seconds)} if compiling else None,
         "not_decoded": work.why_not_decoded,
         "kinds": by_kind(work, rounds),
         "memory": memory_of(work),
     }
+
+
+def compile_seconds(work: Workload) -> Record | None:
+    """What the first step takes in which layers are compiled, and how many graphs torch found on disk; None where none are."""
+    if work.machine.compile == "off":
+        return None
+    from torch._dynamo.utils import counters
+
+    work.eager_step()  # so that what a first step takes by itself is not counted
+    before, since = counters["inductor"].copy(), time.perf_counter()
+    work.step()
+    found = {
+        what: counters["inductor"][f"fxgraph_cache_{what}"] - before[f"fxgraph_cache_{what}"]
+        for what in ("hit", "miss")
+    }
+    return {"seconds": time.perf_counter() - since, "on_disk": found["hit"], "made": found["miss"]}
+
+
+def beside_eager(seconds: Mapping[str, list[float]]) -> float:
+    """How many times as long an eager step takes as a compiled one: the median over the rounds."""
+    return float(np.median(np.divide(seconds["eager"], seconds["step"])))
 
 
 def modes_of(work: Workload) -> dict[str, Work]:

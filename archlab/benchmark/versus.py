@@ -35,6 +35,7 @@ def timed(plan: Plan) -> tuple[object, ...]:
     """All that decides which operations are timed; without it are seeds, rates, and what happens after training."""
     machine, cfg = runtime(plan.cfg.device, plan.cfg.precision), plan.cfg.copy()
     cfg.device, cfg.precision = str(machine.device), str(machine.dtype)  # which auto may come to as well
+    cfg.compile = "on" if cfg.compile == "on" else "off"  # as it is timed
     return replace(plan, cfg=cfg).program_key, plan.cfg.probe.every is None
 
 

@@ -9,6 +9,7 @@ from archlab.data.batch import Batch
 from archlab.model.decoder import check_decodable
 from archlab.model.generate import generate
 from archlab.runs.assembled import open_source, section
+from archlab.train.compiling import layer_calls
 from archlab.train.objective import placed
 from archlab.train.runtime import Runtime, runtime
 from archlab.train.settings import TrainSettings
@@ -24,12 +25,13 @@ class Workload:
 
     Every call works on the same batch. A step is a run's own second one or so, at which the learning rate is still
     small, so that the weights hardly move however often it is timed; it records what a run records at every step, and
-    not what it records of all layers at every `probe.every`th.
+    not what it records of all layers at every `probe.every`th. With compile=on its layers are compiled, as a run's are;
+    compile=auto, which goes by the length of a run, compiles nothing here.
     """
 
     def __init__(self, cfg: DictConfig, machine: Runtime | None = None):
         self.cfg = cfg
-        self.machine = machine or runtime(cfg.device, cfg.precision)
+        self.machine = machine or runtime(cfg.device, cfg.precision, compile=cfg.compile)
         if self.machine.device.type == "mps":
             raise UserError(
                 "device=mps: a timing has to wait for the device, and that is done for CUDA alone; use device=cpu"
@@ -41,7 +43,9 @@ class Workload:
         if self.settings.checkpoint:
             self.decoder.recompute_activations()
         self.state = TrainState.begin(self.decoder, self.settings, self.machine, cfg.seed)
-        self._step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every)
+        self.call = layer_calls(self.decoder, self.machine.compile)
+        self._step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every, self.call)
+        self._eager_step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every)
         every, last = cfg.probe.every, self.settings.steps
         self._before = next((number - 1 for number in range(2, 6) if not falls_on(number, every, last)), 1)
         self.prompt = self.batch.inputs[:1, : max(1, self.settings.train_len // 2)].to(self.machine.device)
@@ -61,12 +65,19 @@ class Workload:
     def forward_backward(self) -> torch.Tensor:
         """The batch's loss and all gradients."""
         self.state.optimizer.zero_grad(set_to_none=True)
-        return backward(self.decoder, self.batch, self.settings.accumulate, self.machine, self.state.scaler)[0]
+        return backward(
+            self.decoder, self.batch, self.settings.accumulate, self.machine, self.state.scaler, call=self.call
+        )[0]
 
     def step(self) -> StepResult:
         """A whole training step, as a run takes it."""
         self.state.step = self._before
         return self._step(self.state, self.batch)
+
+    def eager_step(self) -> StepResult:
+        """The same step, nothing compiled."""
+        self.state.step = self._before
+        return self._eager_step(self.state, self.batch)
 
     def decode(self) -> torch.Tensor:
         """`n_decoded` tokens after the first half of a sequence, one at a time from a cache, batch 1."""

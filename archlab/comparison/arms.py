@@ -14,7 +14,7 @@ from archlab.records.reader import COMPARED, Record, Run, find, read_run
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
 
-UNSAID: Mapping[str, Any] = {"kernel": "auto", "train.deterministic": False}
+UNSAID: Mapping[str, Any] = {"kernel": "auto", "compile": "auto", "train.deterministic": False}
 """What older runs, which do not say it, did."""
 
 

@@ -48,6 +48,7 @@ class TopLevel:
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     kernel: Literal["auto", "dense", "sdpa", "flex"]
+    compile: Literal["auto", "on", "off"]
     dropout: Probability
     prefix: list[Fraction] | None
     allow_leak: bool
@@ -192,6 +193,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
     check_kernel(cfg, decoder)
+    check_compile(cfg)
     check_loggers(cfg)
     check_preflight(PreflightSettings(**plain_dict(cfg.preflight)))
 
@@ -228,6 +230,19 @@ def check_kernel(cfg: DictConfig, decoder: Decoder) -> None:
         raise UserError(
             f"kernel=flex: drops no attention weights, and mixer.dropout={dropped[0]}; use kernel=dense, sdpa or auto, or"
             " mixer.dropout=0"
+        )
+
+
+def check_compile(cfg: DictConfig) -> None:
+    """Refuses to compile layers that are run twice.
+
+    The first layer makes what all share, such as the mask's table, and finds it made when it is run again: another program,
+    which saves other tensors, and torch's checkpointing refuses those.
+    """
+    if cfg.compile == "on" and cfg.train.checkpoint:
+        raise UserError(
+            "compile=on: a layer that train.checkpoint=true computes again would be another program than at first; use"
+            " compile=off, or train.checkpoint=false"
         )
 
 

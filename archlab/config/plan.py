@@ -72,7 +72,7 @@ class Plan:
         return json.dumps([keyed, model, step], sort_keys=True)
 
 
-OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel")
+OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel", "compile")
 OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
 
 

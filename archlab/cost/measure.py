@@ -19,7 +19,7 @@ from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.token_positions import at_the_start
-from archlab.model.decoder import Decoder, Layer, run_plainly
+from archlab.model.decoder import Decoder, Layer, LayerCall, run_plainly
 
 LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
@@ -40,9 +40,9 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
         nonlocal total
         by_layer: list[int] = []
 
-        def counted(layer: Layer, *given: Any) -> Any:
+        def counted(call: LayerCall, layer: Layer, *given: Any) -> Any:
             with FlopCounterMode(display=False) as alone:
-                out = run_plainly(layer, *given)
+                out = run_plainly(call, layer, *given)
             by_layer.append(alone.get_total_flops())
             return out
 

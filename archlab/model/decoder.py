@@ -81,6 +81,10 @@ class Layer(Block):
         return x, taps.seen, taps.losses
 
 
+LayerCall = Callable[[Layer, Tensor, AttentionContext, Collection[str]], Watched]
+"""`Layer.watched`, or what computes the same."""
+
+
 def todays_name(weight: str) -> str:
     """A weight's name; files that were written when every mixer was attention call it so."""
     return re.sub(r"^(layers\.\d+)\.attention\.", r"\1.mixer.", weight)
@@ -233,11 +237,15 @@ class Decoder(Block):
         return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache)).logits
 
     def compute(
-        self, tokens: Int[Tensor, "batch seq"], contexts: Sequence[AttentionContext], wanted: Collection[str] = ()
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        contexts: Sequence[AttentionContext],
+        wanted: Collection[str] = (),
+        call: LayerCall = Layer.watched,
     ) -> Output:
         """Logits, the quantities named in `wanted` (`taps`), and what blocks add to the loss; a pure function of its inputs.
 
-        `contexts` are those that `read` returns for these tokens.
+        `contexts` are those that `read` returns for these tokens. `call` is how each layer is called, such as compiled.
         """
         x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
         x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
@@ -245,7 +253,7 @@ class Decoder(Block):
         seen: list[dict[str, Scalar]] = []
         losses: dict[str, Scalar] = {}
         for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added = self.run_layer(layer, x, contexts[pair], wanted)
+            x, in_layer, added = self.run_layer(call, layer, x, contexts[pair], wanted)
             seen.append(in_layer)
             losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
         x = self.layers[-1].residual.leave(x)
@@ -302,14 +310,18 @@ class Decoder(Block):
         self.run_layer = run_again_in_backward
 
 
-def run_plainly(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+def run_plainly(
+    call: LayerCall, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]
+) -> Watched:
     """A layer's call that keeps its activations for the backward pass."""
-    return layer.watched(x, context, wanted)
+    return call(layer, x, context, wanted)
 
 
-def run_again_in_backward(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+def run_again_in_backward(
+    call: LayerCall, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]
+) -> Watched:
     """A layer's call that keeps its inputs alone; the backward pass runs it again."""
-    return checkpoint(layer.watched, x, context, wanted, use_reentrant=False)
+    return checkpoint(call, layer, x, context, wanted, use_reentrant=False)
 
 
 # ---------------------------------------------------------------- how a decoder is put together

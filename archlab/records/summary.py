@@ -144,6 +144,9 @@ class Summary:
     tf32: bool = False
     """Whether float32 products were rounded as precision=tf32 has it."""
 
+    compiled: bool = False
+    """Whether the layers were compiled in training."""
+
     attention: Sequence[str] | None = None
     """On CUDA, torch's implementations in the order in which each layer tries them."""
 

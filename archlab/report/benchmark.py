@@ -44,6 +44,12 @@ def speed(record: Record) -> RenderableType:
     off = kinds["times_plain"] - 1
     note = f"The parts add up to {milliseconds(kinds['step'])}. The hooks that measure them change a step's time by {off:+.0%}."
     wary = [Text(note, style="yellow" if abs(off) > FAR else "")]
+    if compiled := record.get("compiled"):
+        where = f"{compiled['made']} graphs made, {compiled['on_disk']} found on disk"
+        first = f"Compiled: the first step took {duration(compiled['seconds'])} ({where})"
+        wary.append(
+            Text(f"{first}; an eager step takes {compiled['times_eager']:.2f} times as long as a compiled one.")
+        )
     if record["not_decoded"]:
         wary.append(Text(f"Not decoded: {record['not_decoded']}"))
     return spaced([heading(record), table, by_kind, Group(*wary), setting(record)])

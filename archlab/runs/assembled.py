@@ -39,7 +39,7 @@ def open_source(cfg: DictConfig) -> Source:
 
 def machine_of(cfg: DictConfig) -> Runtime:
     """The machine that a configuration asks for. Raises UserError where there is no such machine here."""
-    where = runtime(cfg.device, cfg.precision, cfg.train.deterministic)
+    where = runtime(cfg.device, cfg.precision, cfg.train.deterministic, cfg.compile)
     if cfg.kernel == "flex" and where.device.type != "cuda":
         raise UserError(
             f"kernel=flex: has its backward pass on CUDA devices alone, and this run is on {where.device.type}; use"

@@ -38,6 +38,7 @@ from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
 from archlab.runs.assembled import assembled, costs, machine_of, open_source, section
+from archlab.runs.compiling import whether_compiled
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
 from archlab.train.loop import Outcome, Record, train
@@ -111,7 +112,9 @@ class Work:
     """What a checkpoint says besides the state."""
 
 
-def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True) -> Work:
+def prepared(
+    cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True, packed: bool = False
+) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     where, settings, source = machine_of(cfg), section(cfg, "train", TrainSettings), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
@@ -119,15 +122,18 @@ def prepared(cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, sho
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     decoder = build(cfg)
     price = costs(cfg, where, decoder)
+    compile, why = whether_compiled(cfg, where, len(set(decoder.kinds)), about, packed)
+    where = replace(where, compile=compile)
     if shown:
         Console().print(assembled(cfg, price, decoder))
+        print(why)
     tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
     if settings.checkpoint:
         decoder.recompute_activations()
     made_by = {"archlab": archlab.__version__, "made_with": {"versions": versions(), "git": git_state()}}
-    known = {**made_by, "began": started, "tuned": tuned, **about}
+    known = {**made_by, "began": started, "tuned": tuned, "compile": compile, **about}
     return Work(cfg, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
 
 
@@ -294,6 +300,7 @@ def summary_of(
         first_step_seconds=outcome.first_step_at and outcome.first_step_at - work.about["began"],
         wall_seconds=time.time() - work.started,
         tf32=work.where.tf32,
+        compiled=outcome.compiled,
         attention=work.where.attention,
         device=str(work.where.device),
         threads=torch.get_num_threads(),

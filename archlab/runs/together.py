@@ -26,7 +26,7 @@ def run_together(plans: Sequence["Plan"], plots: bool = False) -> list[Callable[
     from archlab.report.progress import TrainingProgress
 
     began = time.time()
-    works = [lab.prepared(plan.cfg, began, shown=number == 0) for number, plan in enumerate(plans)]
+    works = [lab.prepared(plan.cfg, began, shown=number == 0, packed=True) for number, plan in enumerate(plans)]
     with listening() as stop, ExitStack() as books:
         logbooks = [
             books.enter_context(Logbook(w.cfg.output, w.cfg, p.overrides)) for w, p in zip(works, plans, strict=True)

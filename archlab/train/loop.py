@@ -11,6 +11,7 @@ from archlab.base.signals import Stop
 from archlab.data.batch import Source
 from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
+from archlab.train.compiling import CompiledLayers, layer_calls
 from archlab.train.observers import Divergence, Log, Observer, Record, Recording, Validation
 from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
@@ -48,6 +49,9 @@ class Outcome:
     tokens_per_second: float | None = None
     """Over the steps after the first, without the time spent on validation and checkpoints."""
 
+    compiled: bool = False
+    """Whether the layers were compiled."""
+
 
 def train(
     decoder: Decoder,
@@ -79,7 +83,8 @@ def train(
     state = TrainState.begin(decoder, settings, machine, seed)
     if saved:
         state.load_state_dict(*saved)
-    step = make_step(decoder, settings, machine, probe_every)
+    call = layer_calls(decoder, machine.compile)
+    step = make_step(decoder, settings, machine, probe_every, call)
     validation = Validation(settings.eval_every, validate)
     log = Log(settings, probe_every, validation, report)
     observers = [Divergence(source, settings, machine, seed), Recording(), validation, log, *observers]
@@ -97,7 +102,9 @@ def train(
             stop.asked = getattr(error, "number", signal.SIGINT)
         if state.status == RUNNING:
             show(state, pending, observers)
-    return outcome(state)
+    ended = outcome(state)
+    ended.compiled = isinstance(call, CompiledLayers) and call.in_use
+    return ended
 
 
 def show(state: TrainState, pending: list[StepResult], observers: Sequence[Observer]) -> None:

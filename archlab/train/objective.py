@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from archlab.data.batch import Batch
-from archlab.model.decoder import Decoder, Output
+from archlab.model.decoder import Decoder, Layer, LayerCall, Output
 from archlab.probe.look import Columns, columns
 from archlab.train.runtime import Runtime
 
@@ -59,24 +59,30 @@ class Program(nn.Module):
     weights of several runs, with ordinary autograd outside.
     """
 
-    def __init__(self, decoder: Decoder, wanted: Collection[str] = ()):
+    def __init__(self, decoder: Decoder, wanted: Collection[str] = (), call: LayerCall = Layer.watched):
         super().__init__()
-        self.decoder, self.wanted = decoder, tuple(wanted)
+        self.decoder, self.wanted, self.call = decoder, tuple(wanted), call
 
     def forward(
         self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
-        nats, output = nats_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
+        nats, output = nats_of(
+            self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted, self.call
+        )
         return LossParts(total(nats, scored), scored.sum(), output.losses), output.taps
 
 
 def compute(
-    decoder: Decoder, batch: Batch, machine: Runtime, wanted: Collection[str] = ()
+    decoder: Decoder,
+    batch: Batch,
+    machine: Runtime,
+    wanted: Collection[str] = (),
+    call: LayerCall = Layer.watched,
 ) -> tuple[LossParts, Columns]:
-    """The loss of a batch, and the quantities named in `wanted`, each with a value per layer."""
+    """The loss of a batch, and the quantities named in `wanted`, each with a value per layer; `call` calls each layer."""
     with machine.autocast():
-        parts, taps = Program(decoder, wanted)(*placed(decoder, batch))
+        parts, taps = Program(decoder, wanted, call)(*placed(decoder, batch))
     return parts, columns(taps)
 
 
@@ -103,10 +109,12 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
     return Inputs(tokens, targets, scored, on_device, positions_for(decoder, batch))
 
 
-def nats_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> tuple[Tensor, Output]:
+def nats_of(
+    decoder: Decoder, inputs: Inputs, wanted: Collection[str] = (), call: LayerCall = Layer.watched
+) -> tuple[Tensor, Output]:
     """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
-    output = decoder.compute(inputs.tokens, contexts, wanted)
+    output = decoder.compute(inputs.tokens, contexts, wanted, call)
     logits = rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
     nats = F.cross_entropy(logits, inputs.targets.flatten(), reduction="none")
     return nats.view_as(inputs.targets), output

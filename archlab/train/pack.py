@@ -9,8 +9,9 @@ import copy
 import math
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from archlab.data.batch import Batch, Source
 from archlab.model.decoder import Decoder
 from archlab.probe.look import EVERY_STEP
 from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
+from archlab.train.compiling import compile_errors, compiled
 from archlab.train.loop import Outcome, let_see
 from archlab.train.loop import outcome as outcome_of
 from archlab.train.objective import Inputs, Program, placed
@@ -118,7 +120,7 @@ def train_together(
     for pack in packs:
         pack.show()
         pack.release()
-    return [outcome_of(one.state) for one in following]
+    return [replace(outcome_of(one.state), compiled=machine.compile == "on") for one in following]
 
 
 def stepped(pack: "Pack", machine: Runtime) -> list["Pack"]:
@@ -159,6 +161,7 @@ class Pack:
             [n for n in self.weights if n.startswith(f"layers.{i}.")] for i in range(len(self.base.layers))
         ]
         self.broken = torch.stack([one.state.broken for one in self.following])
+        self.programs: dict[Any, Callable[..., Any]] = {}
         self.pending: list[StepResult] = []
         """Results whose tensors have a value for each member."""
 
@@ -213,22 +216,16 @@ class Pack:
         pieces = self.settings[0].accumulate
         whole = stacked_inputs(inputs)
         n_scored = whole.scored.sum(dim=(1, 2)).clamp(min=1)
-        program = Program(self.base, wanted)
-        buffers = {f"decoder.{name}": buffer for name, buffer in self.base.named_buffers()}
-
-        def of_one(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
-            parts, taps = functional_call(program, {**weights, **buffers}, piece)
-            return parts.total, parts.added, taps
-
+        axes = tuple(None if column is None else 0 for column in whole)
+        program = self.program(tuple(wanted), axes)
         for weight in self.weights.values():
             weight.grad = None
         total = torch.zeros(len(inputs), device=self.machine.device)
         seen: dict[str, Any] = {}
         for i, piece in enumerate(in_pieces(whole, pieces)):
-            axes = tuple(None if column is None else 0 for column in piece)
             weights = {f"decoder.{name}": weight for name, weight in self.weights.items()}
             with self.machine.autocast():
-                sums, added, taps = torch.vmap(of_one, in_dims=(0, *axes))(weights, *piece)
+                sums, added, taps = program(weights, *piece)
             loss = sums / n_scored
             (loss.sum() + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
             total += loss.detach()
@@ -236,6 +233,22 @@ class Pack:
                 names = dict.fromkeys(name for layer in taps for name in layer)
                 seen = {name: [layer.get(name) for layer in taps] for name in names}
         return total, seen
+
+    def program(self, wanted: tuple[str, ...], axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        """(stacked weights, inputs) -> losses, what is added to them, taps; `axes` are the members' axis in each input.
+
+        Where it is compiled it is compiled as a whole, since torch calls nothing compiled under vmap; a step that records
+        all quantities is run as it is.
+        """
+        if (wanted, axes) not in self.programs:
+            of_one = program_of_one(self.base, wanted)
+
+            def of_all(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
+                return torch.vmap(of_one, in_dims=(0, *axes))(weights, *piece)
+
+            as_it_is = self.machine.compile != "on" or wanted == self.base.taps
+            self.programs[wanted, axes] = of_all if as_it_is else compiled_or_refused(of_all)
+        return self.programs[wanted, axes]
 
     @torch.no_grad()
     def update(self, grads: Mapping[str, Tensor], number: int, clipping: Tensor, alive: Tensor) -> None:
@@ -285,6 +298,29 @@ class Pack:
         for one, seen in zip(self.following, rows, strict=True):
             if one.running:
                 one.see([one.own_view_of(step) for step in seen if step.number <= one.member.settings.steps])
+
+
+def program_of_one(base: Decoder, wanted: tuple[str, ...]) -> Callable[..., Any]:
+    """A member's loss, what is added to it, and taps, as a function of its weights and inputs."""
+    program = Program(base, wanted)
+    buffers = {f"decoder.{name}": buffer for name, buffer in base.named_buffers()}
+
+    def of_one(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
+        parts, taps = functional_call(program, {**weights, **buffers}, piece)
+        return parts.total, parts.added, taps
+
+    return of_one
+
+
+def compiled_or_refused(of_all: FunctionType) -> Callable[..., Any]:
+    """A pack's program, compiled. Calls raise UserError where torch cannot do that."""
+    program = compiled(of_all)
+
+    def call(*inputs: Any) -> Any:
+        with compile_errors("this pack"):
+            return program(*inputs)
+
+    return call
 
 
 def read_packed(results: Sequence[StepResult], n_members: int) -> list[list[Seen]]:

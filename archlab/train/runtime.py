@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archlab.base.errors import UserError
+from archlab.train.compiling import Compile, why_not_compiled
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +37,9 @@ class Runtime:
 
     deterministic: bool = False
     """Whether torch may take only algorithms that add in the same order each time."""
+
+    compile: Compile = "off"
+    """How a training step calls its layers: on, compiled; auto, compiled where torch can; off, eagerly."""
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision: matrix products in `dtype`, what needs the range or the digits in float32."""
@@ -86,14 +90,20 @@ def deterministic_algorithms() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def runtime(device: str, precision: str, deterministic: bool = False) -> Runtime:
-    """The machine these options ask for; raises UserError where there is no such machine here."""
+def runtime(device: str, precision: str, deterministic: bool = False, compile: Compile = "off") -> Runtime:
+    """The machine these options ask for; raises UserError where there is no such machine here.
+
+    With compile=auto it compiles nothing: whether that pays is for those to say who know how long it would train.
+    """
     found = find_device(device)
     if deterministic and found.type != "cuda":
         raise UserError(
             f"train.deterministic=true: is for a CUDA device, and on {found.type} it would change nothing; leave it out"
         )
-    return Runtime(found, find_dtype(precision, found), precision == "tf32", deterministic)
+    if compile == "on" and (why := why_not_compiled(found)):
+        raise UserError(f"compile=on: {why}")
+    settled: Compile = "on" if compile == "on" else "off"
+    return Runtime(found, find_dtype(precision, found), precision == "tf32", deterministic, settled)
 
 
 def settled_precision(device: str, precision: str) -> str:

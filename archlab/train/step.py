@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from archlab.data.batch import Batch
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, Layer, LayerCall
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
 from archlab.train.objective import compute, scored_targets
 from archlab.train.runtime import Runtime
@@ -47,12 +47,21 @@ class Seen(NamedTuple):
 Step = Callable[[TrainState, Batch], StepResult]
 
 
-def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None) -> Step:
+def make_step(
+    decoder: Decoder,
+    settings: TrainSettings,
+    machine: Runtime,
+    probe_every: int | None = None,
+    call: LayerCall = Layer.watched,
+) -> Step:
     """A step of this model: forward and backward pass, clipping, AdamW.
 
     With `probe_every` some quantities of the layers are recorded at each step, and all of them at every `probe_every`th. A
     step whose loss or gradient is not finite does not change the weights, and neither does any step after it: training
     reads losses later than it takes steps, and a run that diverged keeps the weights it had before.
+
+    `call` is how layers are called, such as compiled, but for a step that records all quantities: what is computed for
+    those would have to be compiled by itself.
     """
     layers, saved = list(decoder.layers), own_tensors(decoder)
     kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
@@ -66,7 +75,9 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
             group["lr"] = learning_rate(number, settings)
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss, seen = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted)
+        loss, seen = backward(
+            decoder, batch, settings.accumulate, machine, state.scaler, wanted, Layer.watched if closely else call
+        )
         state.scaler.unscale_(state.optimizer)
         if probe_every:
             seen["grad_norm"] = gradient_norms(layers)
@@ -93,6 +104,7 @@ def backward(
     machine: Runtime,
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
+    call: LayerCall = Layer.watched,
 ) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
@@ -104,11 +116,12 @@ def backward(
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
     for i, piece in enumerate(split(batch, pieces)):
-        parts, shown = compute(decoder, piece, machine, wanted if i == 0 else ())
+        # Compiled, all pieces record the same: what another compiles for costs more than a few numbers that nobody reads.
+        parts, shown = compute(decoder, piece, machine, wanted if i == 0 or call is not Layer.watched else (), call)
         loss = parts.total / n_scored
         scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
         total += loss.detach()
-        seen |= shown
+        seen = seen or dict(shown)
     return total, seen
 
 

@@ -1,0 +1,95 @@
+"""A training step whose layers are compiled by torch.compile: one layer is compiled, and called in the place of all like it.
+
+What is compiled is a layer's call and not the whole step, so compiling takes as long for four layers as for forty. What
+torch made of a layer it keeps on disk (TORCHINDUCTOR_CACHE_DIR, a folder of the system's temporary ones by default), where
+the next process finds it. On CUDA no CUDA graphs are recorded: a graph keeps its outputs in memory of its own, which the
+next replay overwrites, and a graph of one layer is replayed for the next layer before the backward pass has read it.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from archlab.base.errors import UserError, shortened
+from archlab.base.messages import one_line
+from archlab.blocks.context import AttentionContext
+from archlab.model.decoder import Decoder, Layer, LayerCall, Watched
+
+Compile = Literal["auto", "on", "off"]
+
+BACKEND = "inductor"
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """What torch.compile lacks to compile for this device, and what to do; None where it lacks nothing."""
+    if device.type == "mps":
+        return "is for CPUs and CUDA devices, and this run is on mps; use compile=off"
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "needs Triton, and torch finds none here; install it, or use compile=off"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # torch has a class of its own for it, whose place has moved between its versions
+        return "needs a C++ compiler such as g++, and torch finds none here; install one, or use compile=off"
+    return None
+
+
+def one_layer(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+    """What is compiled."""
+    return layer.watched(x, context, wanted)
+
+
+class CompiledLayers:
+    """Calls a decoder's layers compiled; layers of one kind share what was compiled.
+
+    Where torch cannot compile a layer, `strict` raises UserError, and otherwise all layers are called eagerly from then on.
+    """
+
+    def __init__(self, decoder: Decoder, strict: bool):
+        self.strict, self.in_use = strict, True
+        kinds = {kind: compiled(one_layer) for kind in decoder.kinds}
+        self.of_layer = {layer: kinds[kind] for layer, kind in zip(decoder.layers, decoder.kinds, strict=True)}
+
+    def __call__(self, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+        if not self.in_use:
+            return layer.watched(x, context, wanted)
+        try:
+            with compile_errors("a layer of this model"):
+                return self.of_layer[layer](layer, x, context, wanted)
+        except UserError as error:  # raised before anything was computed
+            if self.strict:
+                raise
+            print(f"archlab: note: {error}: the layers are called eagerly", file=sys.stderr)
+        self.in_use = False
+        return layer.watched(x, context, wanted)
+
+
+@contextmanager
+def compile_errors(what: str) -> Iterator[None]:
+    """Turns torch's exceptions where it cannot compile something into a UserError."""
+    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        why = shortened(one_line(str(error).partition("\nSet TORCH")[0]), 200)
+        raise UserError(f"compile=on: torch cannot compile {what} ({why}); use compile=off") from None
+
+
+def compiled(function: FunctionType) -> Callable[..., Any]:
+    """The function, compiled anew: torch keeps what it compiled with a function's code, and counts it there for all models."""
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
+    return torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
+
+
+def layer_calls(decoder: Decoder, compile: Compile) -> LayerCall:
+    """How a training step calls the decoder's layers."""
+    return Layer.watched if compile == "off" else CompiledLayers(decoder, strict=compile == "on")

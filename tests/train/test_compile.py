@@ -1,0 +1,114 @@
+"""Training with compiled layers: the same numbers, one layer compiled for all like it, and whether it pays."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import built, composed
+from torch._dynamo.exc import TorchDynamoException
+from training import CPU, SMALL
+
+from archlab.base.errors import UserError
+from archlab.runs.compiling import whether_compiled
+from archlab.train.compiling import CompiledLayers
+from archlab.train.runtime import runtime
+
+ROOT = Path(__file__).parents[2]
+
+SAME = 2e-6
+"""aot_eager runs torch's own kernels, in the backward pass in an order of its own: a few roundings of float32."""
+
+FUSED = 1e-4
+"""Compiled loops also add in another order, and AdamW divides by what may be small."""
+
+
+def told(backend, *cases):
+    """What tests/trained_compiled.py says of each case."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "trained_compiled.py"), backend, *cases]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(seen, tolerance):
+    assert all(all(one["compiled"]) and not any(one["eager"]) for one in seen), seen
+    assert all(one["gap"] <= tolerance for one in seen), seen
+
+
+def test_compiled_training_is_eager_training():
+    """A graph for each kind of layer, and one more: the first layer makes the mask's table for all of them."""
+    seen = told("aot_eager", "size.n_layers=5 mask=prefix layers[2::2].mixer=gqa accumulate=2")
+    check(seen, SAME)
+    assert seen[0]["graphs"] == 3
+
+
+@pytest.mark.slow
+def test_a_compiled_pack_is_an_eager_one():
+    seen = told("aot_eager", "size.n_layers=2 pos=alibi pack")
+    check(seen, SAME)
+    assert seen[0]["graphs"] == 1
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code_it_trains_alike():
+    seen = told("inductor", "size.n_layers=3", "size.n_layers=3 norm=batch allow_leak=true", "size.n_layers=2 pack")
+    check(seen, FUSED)
+
+
+def test_what_torch_cannot_compile_is_refused_or_run_as_it_is(capsys):
+    def cannot(*_):
+        raise TorchDynamoException("no such instruction\n\nSet TORCHDYNAMO_VERBOSE=1 and more")
+
+    decoder = built(*SMALL, "size.n_layers=2")
+    calls = {strict: CompiledLayers(decoder, strict) for strict in (True, False)}
+    for call in calls.values():
+        call.of_layer = dict.fromkeys(decoder.layers, cannot)
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(UserError) as refusal:
+        decoder.compute(tokens, decoder.read(tokens), call=calls[True])
+    assert str(refusal.value) == (
+        "compile=on: torch cannot compile a layer of this model (no such instruction); use compile=off"
+    )
+    logits = decoder.compute(tokens, decoder.read(tokens), call=calls[False]).logits
+    assert logits.equal(decoder(tokens)) and not calls[False].in_use
+    assert capsys.readouterr().err.count("the layers are called eagerly") == 1
+
+
+# --- whether it pays
+
+LONG = ("size=tiny", "train.steps=100000")
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
+    with pytest.raises(UserError, match=r"^compile=on: needs a C\+\+ compiler.*use compile=off$"):
+        runtime("cpu", "fp32", compile="on")
+    assert whether_compiled(composed(*LONG), CPU, 1)[0] == "off"
+
+
+def no_compiler():
+    raise FileNotFoundError("g++")
+
+
+def test_layers_that_are_computed_again_are_not_compiled():
+    with pytest.raises(UserError, match=r"^compile=on: .*train\.checkpoint=true.*use compile=off"):
+        composed("compile=on", "train.checkpoint=true")
+    assert whether_compiled(composed(*LONG, "train.checkpoint=true"), CPU, 1)[0] == "off"
+
+
+def test_a_long_run_is_compiled_and_goes_on_as_it_began(monkeypatch):
+    monkeypatch.setattr("archlab.runs.compiling.why_not_compiled", lambda device: None)
+    long, short = composed(*LONG), composed("size=tiny")
+    assert [whether_compiled(cfg, CPU, 1)[0] for cfg in (long, short)] == ["auto", "off"]
+    assert whether_compiled(long, CPU, 1, {"step": 99990})[0] == "off"
+    assert whether_compiled(long, CPU, 1, {"step": 99990, "compile": "auto"})[0] == "auto"
+    assert whether_compiled(long, CPU, 1, packed=True)[0] == "off"
+    assert whether_compiled(long, replace(CPU, dtype=torch.bfloat16), 1)[0] == "off"
+    assert whether_compiled(composed(*LONG, "compile=on"), replace(CPU, compile="on"), 1)[0] == "on"
+    assert all("\n" not in whether_compiled(cfg, CPU, 1)[1] for cfg in (long, short))
