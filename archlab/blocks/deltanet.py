@@ -26,6 +26,7 @@ from archlab.blocks.recurrent import (
     joined,
     look_at_decay,
     look_at_state,
+    of_heads,
     unit,
 )
 from archlab.blocks.roles import Role
@@ -62,7 +63,7 @@ class DeltaRule(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         projected = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        beta, log_decay = at_least_float32(self.b_proj(x)).sigmoid().mT, self.log_decay(x)
+        beta, log_decay = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x)
         to_convolve = torch.cat(projected, dim=-1)
         no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
         state, tail = context.decode_state(self, no_state, self.conv.no_tail(to_convolve))
@@ -177,7 +178,7 @@ class GatedDeltaNet(DeltaRule):
 
     def log_decay(self, x: Stream) -> OfTokens:
         rate = at_least_float32(self.A_log).exp()
-        return -(rate * F.softplus(at_least_float32(self.a_proj(x)) + self.dt_bias)).mT
+        return -rate[:, None] * F.softplus(of_heads(self.a_proj(x)) + self.dt_bias[:, None])
 
     def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
         return out * F.silu(at_least_float32(self.g_proj(x)))

@@ -25,6 +25,7 @@ from archlab.blocks.recurrent import (
     joined,
     look_at_decay,
     look_at_state,
+    of_heads,
 )
 from archlab.blocks.roles import Role
 
@@ -104,9 +105,9 @@ class Mamba2(Recurrent):
         mixed, tail = self.conv(to_mix, tail)
         mixed = context.without_padding(F.silu(mixed))  # the convolution's bias is there at padding too
         with without_autocast(x.device):
-            gate, mixed, dt = (at_least_float32(part) for part in (gate, mixed, dt))
+            gate, mixed = at_least_float32(gate), at_least_float32(mixed)
             v, k, q = (heads_of(part, n) for part, n in zip(mixed.split(self.inner_widths, dim=-1), (self.n_heads, self.n_groups, self.n_groups), strict=True))  # fmt: skip
-            dt = F.softplus(dt + self.dt_bias).mT  # (batch, heads, seq)
+            dt = F.softplus(of_heads(dt) + self.dt_bias[:, None])
             log_decay = -at_least_float32(self.A_log).exp()[:, None] * dt
             out, state = gated_sum(q, k, dt[..., None] * v, log_decay, state)
             context.keep(self, state, tail)

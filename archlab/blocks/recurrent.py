@@ -28,6 +28,7 @@ from archlab.base.quantities import Count
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, Mixer, Stream
 from archlab.blocks.norm import MakeWidthNorm
+from archlab.blocks.precision import at_least_float32
 from archlab.blocks.roles import Role
 
 CHUNK = 64
@@ -179,6 +180,15 @@ def heads_of(x: Float[Tensor, "batch seq width"], n_heads: int) -> Float[Tensor,
 def joined(x: Float[Tensor, "batch heads seq dim"]) -> Float[Tensor, "batch seq width"]:
     """Undoes `heads_of`."""
     return rearrange(x, "batch heads seq dim -> batch seq (heads dim)")
+
+
+def of_heads(x: Float[Tensor, "batch seq heads"]) -> Float[Tensor, "batch heads seq"]:
+    """One number for each head and token, float32 or wider.
+
+    Copied before anything is done to it: torch 2.13 traces the gradient of a softplus, where what it is given and the gradient lie
+    differently in memory, with other strides than it has.
+    """
+    return at_least_float32(x).mT.contiguous()
 
 
 def unit(x: Float[Tensor, "*batch dim"], eps: float = 1e-6) -> Float[Tensor, "*batch dim"]:
