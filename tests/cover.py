@@ -2,7 +2,7 @@
 
 from itertools import cycle, islice
 
-from oracles import options
+from oracles import admits, attentions, options
 
 import archlab
 from archlab.base.errors import UserError
@@ -27,6 +27,7 @@ def words_of(choice: dict[str, str]) -> list[str]:
 def every_option_once() -> list[list[str]]:
     """As few combinations as hold every option of every group; an option that check refuses there gets one of its own."""
     columns = {group: options(group) for group in GROUPS}
+    others, columns["mixer"] = [name for name in columns["mixer"] if name not in attentions()], attentions()
     rows = max(map(len, columns.values()))
     table = [
         dict(zip(GROUPS, row, strict=True))
@@ -35,6 +36,8 @@ def every_option_once() -> list[list[str]]:
     chosen, seen = [], set()
     plain = dict(norm="rms", residual="pre", pos="rope", mask="causal", mixer="mha", ffn="swiglu", head="linear")
     alone = [plain | {group: name} for group in GROUPS for name in columns[group]]
+    columns["mixer"] += others
+    alone += [plain | {"mixer": name, "pos": "rope" if admits("rope", "causal", name) else "none"} for name in others]
     for choice in (*table, *alone):
         if not set(choice.items()) <= seen and admitted(words_of(choice)):
             seen |= set(choice.items())

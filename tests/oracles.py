@@ -46,6 +46,12 @@ def attentions() -> list[str]:
     return [name for name in options("mixer") if hasattr(block_and_options("mixer", name)[0], "scores")]
 
 
+def admits(pos: str, mask: str, mixer: str) -> bool:
+    """Whether a position scheme and a mask have an effect on a mixer: others are refused."""
+    honours = block_and_options("mixer", mixer)[0].honours
+    return block_and_options("pos", pos)[0].acts_by() <= honours and (mask == "causal" or "mask" in honours)
+
+
 def every_option(*groups: str) -> list[tuple[str, str]]:
     return [(group, name) for group in groups for name in options(group)]
 

@@ -20,6 +20,7 @@ from oracles import (
     HEADS,
     KV_HEADS,
     VOCAB,
+    admits,
     build,
     draw_tokens,
     embeddings_of,
@@ -595,7 +596,8 @@ def test_refused_are_what_leaks_and_what_is_another_option_under_a_new_name(norm
 
 
 def built() -> list[tuple[str, ...]]:
-    return [choice for choice in product(*PARTS) if not refusal(choice[0], choice[1], choice[4])]
+    honoured = {row for row in product(*PARTS[3:]) if admits(*row)}
+    return [choice for choice in product(*PARTS) if choice[3:] in honoured and not refusal(choice[0], choice[1], choice[4])]  # fmt: skip
 
 
 def pairwise() -> list[tuple[str, ...]]:
@@ -651,6 +653,8 @@ def test_all(norm, residual, mask):
     if refusal(norm, residual, mask):
         pytest.skip("refused")
     for ffn, pos, attn in product(options("ffn"), options("pos"), options("mixer")):
+        if not admits(pos, mask, attn):
+            continue
         check_combination((norm, residual, ffn, pos, mask, attn))
 
 

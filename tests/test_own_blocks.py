@@ -50,7 +50,7 @@ NANO = (
     "eval.tokens=88",
     "eval.lengths=[1,2]",
 )
-BLOCKS = {"mixer": ("mixer=linear", "pos=none"), "ffn": ("ffn=two_experts",), "residual": ("residual=two_streams",)}
+BLOCKS = {"mixer": ("mixer=my_linear", "pos=none"), "ffn": ("ffn=two_experts",), "residual": ("residual=two_streams",)}
 each_block = pytest.mark.parametrize("words", BLOCKS.values(), ids=BLOCKS)
 
 
@@ -91,7 +91,7 @@ def test_linear_attention_is_its_formula_position_by_position():
 
 
 def test_its_state_is_as_large_however_long_the_sequence_is():
-    model, tokens = build("mixer=linear", "pos=none").eval(), draw_tokens(seq=SEQ)
+    model, tokens = build("mixer=my_linear", "pos=none").eval(), draw_tokens(seq=SEQ)
     cache = Cache()
     sizes = []
     for position in range(SEQ):
@@ -99,12 +99,14 @@ def test_its_state_is_as_large_however_long_the_sequence_is():
         sizes.append(sum(kept.numel() for state in cache.states.values() for kept in state))
     assert sizes == [4 * BATCH * HEADS * HEAD_DIM * (HEAD_DIM + 1)] * SEQ  # four layers
     with torch.device("meta"):
-        state = decode_state(archlab.build(*SMALL, "mixer=linear", "pos=none", config_dir=str(OWN / "my")).to("meta"))
+        state = decode_state(
+            archlab.build(*SMALL, "mixer=my_linear", "pos=none", config_dir=str(OWN / "my")).to("meta")
+        )
     assert (state.per_token, state.fixed) == (0, 4 * HEADS * HEAD_DIM * (HEAD_DIM + 1))
 
 
 def test_layers_with_and_without_scores_take_turns_and_decode_together():
-    model = build("mixer=linear", "pos=none", "layers[1::2].mixer=mha", "layers[1::2].pos=rope").eval()
+    model = build("mixer=my_linear", "pos=none", "layers[1::2].mixer=mha", "layers[1::2].pos=rope").eval()
     tokens, cache = draw_tokens(seq=SEQ), Cache()
     pieces = [model(tokens[:, i : i + 1], cache=cache) for i in range(SEQ)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), **EXACT)
@@ -215,7 +217,7 @@ ONE_LAYER = (*(word for word in SMALL if not word.startswith("size.n_layers")), 
 
 
 def test_flops_are_those_of_the_products_that_are_made():
-    words = ("mixer=linear", "pos=none", "ffn=two_experts")
+    words = ("mixer=my_linear", "pos=none", "ffn=two_experts")
     model = archlab.build(*ONE_LAYER, *words, config_dir=str(OWN / "my")).to("meta")
     seq, width = 31, HEADS * HEAD_DIM
     products = 4 * D_MODEL * width + 2 * D_MODEL + 2 * 2 * D_MODEL * D_FF + D_MODEL * 61  # the last is the head's
@@ -277,10 +279,10 @@ def test_show_draw_diff_and_preflight(words, capsys):
     assert run("show", *NANO, *words) == 0
     shown = capsys.readouterr().out
     assert "memory to train" in shown and "Token budget" in shown
-    assert ("recurrent state" in shown) == ("mixer=linear" in words)
+    assert ("recurrent state" in shown) == ("mixer=my_linear" in words)
     assert run("draw", *NANO, *words, "output=mine.svg") == 0
     drawing = Path("mine.svg").read_text()
-    assert ("softmax" in drawing) == (words[0] != "mixer=linear")
+    assert ("softmax" in drawing) == (words[0] != "mixer=my_linear")
     assert run("diff", " ".join(NANO), " ".join((*NANO, *words))) == 0
     assert words[0].partition("=")[2] in capsys.readouterr().out
     assert run("preflight", *NANO, *words, "preflight.steps=1", "preflight.depths=null") == 0
@@ -302,9 +304,9 @@ def test_run_generate_and_compare(words, capsys):
         for record in map(json.loads, (mine / "metrics.jsonl").read_text().splitlines())
         if "layers" in record
     ]
-    assert ("max_score" in layers[0][0]) == (words[0] != "mixer=linear")
+    assert ("max_score" in layers[0][0]) == (words[0] != "mixer=my_linear")
     assert ("share_of_first" in layers[0][0]) == (words[0] == "ffn=two_experts")
-    assert ("none: no mixer here has a softmax" in out) == (words[0] == "mixer=linear")
+    assert ("none: no mixer here has a softmax" in out) == (words[0] == "mixer=my_linear")
     assert run("generate", str(mine), "prompt=In the beginning", "max_new_tokens=3") == 0
     assert run("compare", str(mine), str(plain)) == 0
     assert words[0].partition("=")[2] in capsys.readouterr().out
@@ -316,12 +318,12 @@ def test_run_generate_and_compare(words, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["mixer=linear"], "pos: RoPE rotates queries and keys, and LinearAttention has none that it could act on; use pos=none, a scheme that adds to the embeddings such as pos=sinusoidal, or another mixer"),
-        (["mixer=linear", "pos=alibi"], "pos: ALiBi adds to scores, and LinearAttention has none that it could act on; use pos=none, a scheme that adds to the embeddings such as pos=sinusoidal, or another mixer"),
-        (["mixer=linear", "pos=none", "mask=window"], "mask: there is no such thing as LinearAttention under a Window mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
-        (["mixer=linear", "pos=none", "mask=prefix"], "mask: there is no such thing as LinearAttention under a Prefix mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
-        (["mixer=linear", "pos=none", "size.n_kv_heads=1"], "size.n_kv_heads=1: mixer=linear with size.n_heads=6 has 6 of them; leave it null, or use mixer=gqa with a divisor of size.n_heads"),
-        (["mixer=linear", "pos=none", "kernel=dense"], "kernel=dense: is how softmax attention is computed, and mixer=linear has none, so it would change nothing; leave it out"),
+        (["mixer=my_linear", "pos=rope"], "pos: RoPE rotates queries and keys, and LinearAttention has none that it could act on; use pos=none, a scheme that adds to the embeddings such as pos=sinusoidal, or another mixer"),
+        (["mixer=my_linear", "pos=alibi"], "pos: ALiBi adds to scores, and LinearAttention has none that it could act on; use pos=none, a scheme that adds to the embeddings such as pos=sinusoidal, or another mixer"),
+        (["mixer=my_linear", "pos=none", "mask=window"], "mask: there is no such thing as LinearAttention under a Window mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
+        (["mixer=my_linear", "pos=none", "mask=prefix"], "mask: there is no such thing as LinearAttention under a Prefix mask: it is causal by nature and has no scores to mask; use mask=causal, or another mixer"),
+        (["mixer=my_linear", "pos=none", "size.n_kv_heads=1"], "size.n_kv_heads=1: mixer=my_linear with size.n_heads=6 has 6 of them; leave it null, or use mixer=gqa with a divisor of size.n_heads"),
+        (["mixer=my_linear", "pos=none", "kernel=dense"], "kernel=dense: is how softmax attention is computed, and mixer=my_linear has none, so it would change nothing; leave it out"),
         (["ffn=two_experts", "residual=sub"], "ffn: SubNorm norms what each branch projects back to the stream, and TwoExperts takes no inner_norm; use another residual scheme, or give its constructor one"),
         (["residual=two_streams", "layers[1].residual=pre"], "layers: residual schemes of 2 and 1 streams follow each other, and a stream cannot change its width between two layers; use schemes of as many streams in all of them"),
     ],
@@ -333,7 +335,7 @@ def test_one_line_says_what_there_is_no_such_thing_as(words, line):
 
 
 def test_blocks_of_ones_own_in_some_layers():
-    model = build("mixer=linear", "pos=none", "layers[::3].mixer=mqa", "layers[1].ffn=two_experts")
+    model = build("mixer=my_linear", "pos=none", "layers[::3].mixer=mqa", "layers[1].ffn=two_experts")
     assert [type(layer.mixer).__name__ for layer in model.layers] == [
         "MultiQuery",
         "LinearAttention",
@@ -363,14 +365,14 @@ def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, mo
 
 
 def test_positions_are_verified_under_a_mixer_that_admits_no_prefix():
-    cfg = archlab.compose(*SMALL, "pos=none", "mixer=linear", config_dir=str(OWN / "my"))
+    cfg = archlab.compose(*SMALL, "pos=none", "mixer=my_linear", config_dir=str(OWN / "my"))
     assert "changes something" in every_option_counts("pos", Prefix)(Subject(cfg))
 
 
 @pytest.mark.parametrize("word", ["memory.attention=flash", "memory.checkpointing=selective"])
 def test_how_scores_are_kept_is_no_question_where_there_are_none(word):
-    cfg = ("size=nano", "mixer=linear", "pos=none")
-    with pytest.raises(UserError, match=f"{word}: mixer=linear keeps nothing for each query and key"):
+    cfg = ("size=nano", "mixer=my_linear", "pos=none")
+    with pytest.raises(UserError, match=f"{word}: mixer=my_linear keeps nothing for each query and key"):
         archlab.compose(*cfg, word, config_dir=str(OWN / "my"))
     bill = str(archlab.memory(*cfg, config_dir=str(OWN / "my")))
     assert "attention" not in bill and "checkpointing=full" in bill

@@ -78,6 +78,12 @@ class Block(nn.Module):
     starts_within: Mapping[str, tuple[float, float]] = {}
     """By name, the two numbers between which a weight's initial values are drawn evenly."""
 
+    starts_through: Mapping[str, Callable[[Tensor], Tensor]] = {}
+    """By name, the function that these draws go through, where the values themselves are not even: a logarithm, say."""
+
+    chunk: int = 1
+    """Tokens that it takes together: what it keeps for the backward pass grows evenly by so many."""
+
     @property
     def sees_future(self) -> bool:
         """Whether what it computes at a position depends on later positions, or on other sequences."""
@@ -112,6 +118,7 @@ class Block(nn.Module):
             branch_gain=is_named(name, self.gained),
             writes_to_stream=to_stream and tensor.ndim > 1,
             starts_within=self.starts_within.get(name),
+            starts_through=self.starts_through.get(name),
         )
 
     def saved_activations(self, rules: Accounting) -> Iterable[Term] | None:
@@ -267,7 +274,13 @@ class Position(Block):
     @property
     def rotates(self) -> bool:
         """Whether it rotates queries and keys."""
-        return type(self).rotate_queries is not Position.rotate_queries
+        return "rotation" in self.acts_by()
+
+    @classmethod
+    def acts_by(cls) -> frozenset[str]:
+        """What a mixer must honour for the scheme to act on it, in the words of `Mixer.honours`."""
+        rotates = {"rotation"} if cls.rotate_queries is not Position.rotate_queries else set[str]()
+        return frozenset(rotates | ({"bias"} if cls.biases_scores else set()))
 
     def default_positions(self, index: Int[Tensor, "#batch seq"], prefix_len: Int[Tensor, " #batch"]) -> Positions:
         """The positions of tokens that were given none, from their index in the sequence."""

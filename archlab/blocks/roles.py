@@ -1,10 +1,10 @@
 """What a weight is for: how it starts, whether it decays and what may be adapted follow from this, never from its name."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Role(Enum):
@@ -65,6 +65,9 @@ class Weight:
 
     starts_within: tuple[float, float] | None = None
     """Two numbers between which its initial values are drawn evenly, if its block says so."""
+
+    starts_through: Callable[[Tensor], Tensor] | None = None
+    """The function that these draws go through, if there is one."""
 
     @property
     def fan_in(self) -> int:

@@ -1,6 +1,7 @@
 """A run as data: what was asked for, what it settled to, and what the model is made of, layer by layer."""
 
 import json
+import pydoc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from archlab.base.configuration import plain_dict
 from archlab.base.words import layers_in
+from archlab.blocks.position import NoPosition
 
 IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
 """The groups that a rule can choose from for some layers; the other groups apply to the whole model."""
@@ -76,6 +78,12 @@ OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precisi
 OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
 
 
+NO_POSITION = Choice.of(
+    "pos", "none", {"_target_": f"{NoPosition.__module__}.{NoPosition.__qualname__}", "_partial_": True}
+)
+"""What layers have whose mixer does not honour the model's scheme: conf/pos/none.yaml."""
+
+
 def layer_plans(cfg: DictConfig) -> list[LayerPlan]:
     """The layers of a settled configuration, one entry each, in order."""
     plain = plain_dict(cfg)
@@ -83,7 +91,38 @@ def layer_plans(cfg: DictConfig) -> list[LayerPlan]:
 
 
 def plans_of(cfg: Mapping[str, Any]) -> list[LayerPlan]:
-    """The same for a configuration as plain data."""
+    """The same for a configuration as plain data.
+
+    The model's position scheme acts in the layers whose mixer honours it, and the others have none; where there are no such layers,
+    and where a rule names a scheme, it stays, and is refused when the model is built.
+    """
+    plans = plans_as_asked(cfg)
+    fitting = [honours(plan.mixer.node, plan.pos.node) for plan in plans]
+    asked = {depth for rule in cfg.get("layers") or [] if "pos" in rule for depth in layers_in(rule["at"], len(plans))}
+    if any(fits and depth not in asked for depth, fits in enumerate(fitting)):
+        plans = [
+            plan if fits or depth in asked else replace(plan, pos=NO_POSITION)
+            for depth, (plan, fits) in enumerate(zip(plans, fitting, strict=True))
+        ]
+    return plans
+
+
+def positions_act(cfg: Mapping[str, Any]) -> bool:
+    """Whether there is a layer whose mixer honours the model's position scheme."""
+    asked = [rule["at"] for rule in cfg.get("layers") or [] if "pos" in rule]
+    plans = plans_as_asked(cfg)
+    ruled = {depth for at in asked for depth in layers_in(at, len(plans))}
+    return any(honours(plan.mixer.node, plan.pos.node) for depth, plan in enumerate(plans) if depth not in ruled)
+
+
+def honours(mixer: Mapping[str, Any], pos: Mapping[str, Any]) -> bool:
+    """Whether a mixer honours what a position scheme acts by, both as options; true of what is no block, which is refused elsewhere."""
+    mixer_class, pos_class = (pydoc.locate(node["_target_"]) for node in (mixer, pos))
+    return getattr(pos_class, "acts_by", frozenset)() <= getattr(mixer_class, "honours", frozenset())
+
+
+def plans_as_asked(cfg: Mapping[str, Any]) -> list[LayerPlan]:
+    """The layers as the model's choices and the rules say, whatever their mixers honour."""
     size, names = cfg["size"], cfg.get("choices", {})
     parts: dict[str, Any] = {group: Choice.of(group, names.get(group, group), cfg[group]) for group in IN_LAYERS}
     base = LayerPlan(**parts, **{name: size[name] for name in SIZES_IN_LAYERS})

@@ -1,6 +1,6 @@
 """Rules for some of the layers: what was typed, `layers[3::4].pos=none`, becomes complete choices."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from archlab.base.words import layers_in, slice_of
 from archlab.config.assemble import default_d_ff, default_kv_heads, kv_heads_of
 from archlab.config.check import check_block
 from archlab.config.overrides import groups, option_node
-from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, plans_of
+from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, plans_of, positions_act
 
 Rule = dict[str, Any]
 
@@ -29,6 +29,18 @@ def settle_layers(cfg: DictConfig, folders: Sequence[Path]) -> None:
     rules = [settled(slice_of(at), rule, cfg, folders) for at, rule in plain_dict(cfg.layers).items()]
     with open_dict(cfg):
         cfg.layers = rules
+
+
+def settle_positions(cfg: DictConfig, explicit: Collection[str], folders: Sequence[Path]) -> None:
+    """Without a layer whose mixer honours the default position scheme, pos is none; a scheme that somebody chose stays.
+
+    It then is refused when the model is built.
+    """
+    if any(name.partition(".")[0] == "pos" for name in explicit) or positions_act(plain_dict(cfg)):
+        return
+    with open_dict(cfg):
+        cfg.pos = option_in("pos", "none", cfg, folders, ":")
+        cfg.choices.pos = "none"
 
 
 FOLLOW = "follow"

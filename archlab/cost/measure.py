@@ -5,6 +5,7 @@ on values, is run on the CPU instead, with random weights, one layer of each kin
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,15 @@ LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
 
 
+def flops_of_solving(matrix: tuple[int, ...], wanted: tuple[int, ...], **_: Any) -> int:
+    """n (n - 1) for each column: a multiply-add for each entry below the diagonal, which is ones."""
+    return math.prod(wanted) * (matrix[-1] - 1)
+
+
+SOLVING = {torch.ops.aten.linalg_solve_triangular: flops_of_solving}
+"""What torch's counter leaves out: the delta rule solves for all tokens of a chunk at once."""
+
+
 def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
     """Floating-point operations of the matrix products of one forward pass, per token.
 
@@ -41,13 +51,13 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
         by_layer: list[int] = []
 
         def counted(call: LayerCall, layer: Layer, *given: Any) -> Any:
-            with FlopCounterMode(display=False) as alone:
+            with FlopCounterMode(display=False, custom_mapping=SOLVING) as alone:
                 out = run_plainly(call, layer, *given)
             by_layer.append(alone.get_total_flops())
             return out
 
         decoder.run_layer = counted
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=SOLVING) as counter:
             decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
         more = sum((n - 1) * flops for n, flops in zip(times, by_layer, strict=True))
         total = counter.get_total_flops() + more
@@ -130,9 +140,15 @@ def kept_by_branches(decoder: Decoder, depth: int, rules: Accounting) -> Iterato
 
 
 def measured(decoder: Decoder, depth: int, name: str, rules: Accounting) -> tuple[Term, ...]:
-    """The input, once, and everything else that autograd saves in a forward pass, weights left out."""
-    saved = np.array([bytes_saved(decoder, depth, name, seq_len, rules.e) for seq_len in LENGTHS])
-    sequence, token, pair = np.linalg.solve(np.vander(LENGTHS, increasing=True), saved).clip(min=0).tolist()
+    """The input, once, and everything else that autograd saves in a forward pass, weights left out.
+
+    A block that takes several tokens together is measured at whole chunks, two of them or more, by which alone it grows
+    evenly; a shorter sequence keeps less than what is said of it.
+    """
+    chunk = getattr(decoder.layers[depth], name).chunk
+    lengths = LENGTHS if chunk == 1 else (2 * chunk, 3 * chunk, 4 * chunk)
+    saved = np.array([bytes_saved(decoder, depth, name, seq_len, rules.e) for seq_len in lengths])
+    sequence, token, pair = np.linalg.solve(np.vander(lengths, increasing=True), saved).clip(min=0).tolist()
     return (
         Term(f"{name}: input", rules.e * decoder.d_model, branch_input=True),
         Term(f"{name}: what autograd keeps, as measured", token, pair, sequence),

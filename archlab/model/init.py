@@ -9,6 +9,7 @@ from the same weights everywhere else.
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,14 @@ class Init(ABC):
     """How a decoder's weights are drawn, by their roles.
 
     Matrices and tables are drawn from a normal distribution, biases are zero, gains and scalars stay as their blocks
-    made them, and weights with `starts_within` are drawn evenly between its two numbers.
+    made them, and weights with `starts_within` are drawn evenly between its two numbers, and go through `starts_through`.
     """
 
     def __call__(self, decoder: Decoder, seed: int) -> None:
         """Sets all weights in place."""
         for weight in decoder.weights():
             if weight.starts_within is not None:
-                draw_within(weight.tensor, *weight.starts_within, seed, drawn_as(weight.name))
+                draw_within(weight.tensor, *weight.starts_within, seed, drawn_as(weight.name), weight.starts_through)
             elif weight.role in MATRICES | TABLES:
                 name = drawn_as(weight.name.removesuffix(".weight"))
                 draw(weight.tensor, self.std_of(weight, decoder), seed, name)
@@ -138,9 +139,12 @@ def draw(weight: Tensor, std: float, seed: int, name: str) -> None:
 
 
 @torch.no_grad()
-def draw_within(weight: Tensor, low: float, high: float, seed: int, name: str) -> None:
-    """Sets a weight to even draws between two numbers."""
-    weight.copy_(low + (high - low) * torch.rand(weight.shape, generator=generator_of(seed, name)))
+def draw_within(
+    weight: Tensor, low: float, high: float, seed: int, name: str, through: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Sets a weight to even draws between two numbers, or to a function of them."""
+    drawn = low + (high - low) * torch.rand(weight.shape, generator=generator_of(seed, name))
+    weight.copy_(drawn if through is None else through(drawn))
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, build, draw_tokens, make, make_reading, options
+from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, admits, build, draw_tokens, make, make_reading, options
 
 from archlab.base.errors import UserError
 from archlab.blocks import context as contexts
@@ -20,7 +20,9 @@ EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order;
 
 DECODABLE = [mask for mask in options("mask") if not make("mask", mask)().bidirectional]
 MATRIX = [
-    row for row in product(options("pos"), DECODABLE, options("mixer")) if not make("pos", row[0]).func.uses_length
+    row
+    for row in product(options("pos"), DECODABLE, options("mixer"))
+    if not make("pos", row[0]).func.uses_length and admits(*row)
 ]
 
 

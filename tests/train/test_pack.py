@@ -88,7 +88,7 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
         ("embed.tied=true", "train.accumulate=2", "mask=prefix", "prefix=[0.2,0.7]", "pos=t5"),
         (
             "ffn=two_experts",
-            "mixer=linear",
+            "mixer=my_linear",
             "pos=none",
             "residual=two_streams",
             "train.accumulate=2",

@@ -33,7 +33,7 @@ OBJECTIVES = [
     "masked mask=full head=mlm",
     "blank mask=prefix prefix=[0.25,0.75] pos=learned_2d",
     "blank mask=prefix prefix=[0.25,0.75] pos=rope_2d residual=deep_glm",
-    "next mixer=linear pos=none",
+    "next mixer=my_linear pos=none",
     "next ffn=two_experts",
     "next residual=two_streams",
     "next size.n_layers=4 mask=window layers[1::2].mask=causal layers[1::2].pos=alibi layers[0].ffn=gelu",

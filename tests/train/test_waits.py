@@ -101,7 +101,7 @@ def test_a_step_waits_for_nothing(words):
         "next pos.scaling=dynamic pos.factor=2 pos.trained_len=11",
         "next pos.logn=11 dropout=0.1",
         "next size.n_layers=4 mask=window layers[1::2].mask=causal layers[1::2].pos=alibi",
-        "next mixer=linear pos=none",
+        "next mixer=my_linear pos=none",
         "next ffn=two_experts",
         "next residual=two_streams",
     ],

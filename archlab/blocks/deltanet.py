@@ -1,0 +1,189 @@
+"""Mixers that write by the delta rule: a token replaces what the state holds under its key, instead of adding to it."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from archlab.base.errors import UserError
+from archlab.base.quantities import Count, Positive, Probability
+from archlab.blocks.context import AttentionContext
+from archlab.blocks.contracts import Stream
+from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
+from archlab.blocks.precision import at_least_float32, without_autocast
+from archlab.blocks.recurrent import (
+    LOG_STEPS,
+    CausalConv,
+    OfTokens,
+    Recurrent,
+    bias_of_step,
+    delta_rule,
+    heads_of,
+    joined,
+    look_at_decay,
+    look_at_state,
+    of_heads,
+    unit,
+)
+from archlab.blocks.roles import Role
+
+
+class DeltaRule(Recurrent):
+    """o_t = q_t S_t with S_t = a_t (I - b_t k_t k_t^T) S_(t-1) + b_t k_t v_t^T, b_t = sigmoid(b_proj(x_t)), for each head.
+
+    Queries, keys and values go through a causal convolution over a few tokens and a silu; then queries and keys are
+    scaled to length 1, and queries by 1 / sqrt(key_dim), as flash-linear-attention does, which a norm of the output takes away
+    but for its eps. Several consecutive heads share a key head where there are fewer of these.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        key_heads: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        conv_size: int,
+        eps: float,
+        dropout: float,
+        inner_norm: MakeWidthNorm,
+    ):
+        super().__init__(heads * value_dim, d_model, False, dropout, inner_norm)
+        self.key_heads, self.heads, self.key_dim, self.value_dim = key_heads, heads, key_dim, value_dim
+        self.q_proj = nn.Linear(d_model, key_heads * key_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, key_heads * key_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, heads * value_dim, bias=False)
+        self.b_proj = nn.Linear(d_model, heads, bias=False)
+        self.conv = CausalConv(2 * key_heads * key_dim + heads * value_dim, conv_size, bias=False)
+        self.norm = RMSNorm(value_dim, eps)
+
+    def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
+        projected = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        beta, log_decay = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x)
+        to_convolve = torch.cat(projected, dim=-1)
+        no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
+        state, tail = context.decode_state(self, no_state, self.conv.no_tail(to_convolve))
+        convolved, tail = self.conv(to_convolve, tail)
+        with without_autocast(x.device):
+            parts = at_least_float32(F.silu(convolved)).split([part.shape[-1] for part in projected], dim=-1)
+            q, k, v = (heads_of(part, n) for part, n in zip(parts, (self.key_heads, self.key_heads, self.heads), strict=True))  # fmt: skip
+            out, state = delta_rule(unit(q) * self.key_dim**-0.5, unit(k), v, beta, log_decay, state)
+            context.keep(self, state, tail)
+            context.tap(self.taps, partial(self.look, state, log_decay))
+            return self.gated(joined(self.norm(out)), x)
+
+    @abstractmethod
+    def log_decay(self, x: Stream) -> OfTokens:
+        """The logarithms of a_t, float32."""
+
+    @abstractmethod
+    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
+        """The normed output, as `out_proj` projects it."""
+
+    @staticmethod
+    def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:
+        """The root mean square of the last state."""
+        return look_at_state(state)
+
+
+class DeltaNet(DeltaRule):
+    """The delta rule without a decay: a_t is 1, so that S changes only under the keys that are written.
+
+    S_t = (I - b_t k_t k_t^T) S_(t-1) + b_t k_t v_t^T, and each head's output is normed by its root mean square.
+
+    Options:
+
+    conv_size  tokens that the convolution spans
+    eps        in the norm
+
+    Source: arXiv:2406.06484, sec. 2 (the rule) and 3 (the block); arXiv:2102.11174.
+    """
+
+    taps = ("state_rms",)
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        head_dim: int,
+        conv_size: Count = 4,
+        eps: Positive = 1e-5,
+        dropout: Probability = 0.0,
+        inner_norm: MakeWidthNorm = no_norm,
+    ):
+        super().__init__(d_model, n_heads, n_heads, head_dim, head_dim, conv_size, eps, dropout, inner_norm)
+
+    def log_decay(self, x: Stream) -> OfTokens:
+        return at_least_float32(x.new_zeros(1, self.heads, x.shape[1]))
+
+    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
+        return out
+
+
+class GatedDeltaNet(DeltaRule):
+    """The delta rule with a decay, a_t = exp(-exp(A_log) softplus(a_proj(x_t) + dt_bias)), and a gate, silu(g_proj(x_t)).
+
+    The gate multiplies the normed output. Qwen3-Next has this block in three of four layers, with two heads to a key head.
+    The paper's equations have no 1 / sqrt(key_dim), which changes nothing but the weight of the norm's eps. The decay rates exp(A_log) start evenly between 0 and 16, and the steps between 0.001 and
+    0.1, evenly in their logarithm, as in flash-linear-attention; Hugging Face's Qwen3-Next starts dt_bias at 1.
+
+    Options:
+
+    key_heads  query and key heads; null: size.n_heads
+    heads      value heads, a multiple of the key heads; null: as many
+    key_dim    features of a query and of a key; null: size.head_dim
+    value_dim  features of a value; null: size.head_dim, where the paper has twice the key's
+    conv_size  tokens that the convolution spans
+    eps        in the norm
+
+    Source: arXiv:2412.06464, sec. 3 (the rule and the block); arXiv:2405.21060, sec. 7 (the decay's form).
+    """
+
+    taps = ("state_rms", "mean_decay")
+    roles = {"A_log": Role.SCALAR, "dt_bias": Role.SCALAR}
+    starts_within = {"A_log": (0.0, 16.0), "dt_bias": LOG_STEPS}
+    starts_through = {"A_log": torch.log, "dt_bias": bias_of_step}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        head_dim: int,
+        key_heads: Count | None = None,
+        heads: Count | None = None,
+        key_dim: Count | None = None,
+        value_dim: Count | None = None,
+        conv_size: Count = 4,
+        eps: Positive = 1e-6,
+        dropout: Probability = 0.0,
+        inner_norm: MakeWidthNorm = no_norm,
+    ):
+        key_heads = key_heads or n_heads
+        heads = heads or key_heads
+        if heads % key_heads:
+            raise UserError(
+                f"mixer.heads={heads}: is no multiple of the {key_heads} key heads, which several heads share evenly; use a"
+                " multiple, or another mixer.key_heads"
+            )
+        key_dim, value_dim = key_dim or head_dim, value_dim or head_dim
+        super().__init__(d_model, key_heads, heads, key_dim, value_dim, conv_size, eps, dropout, inner_norm)
+        self.a_proj = nn.Linear(d_model, heads, bias=False)
+        self.g_proj = nn.Linear(d_model, heads * value_dim, bias=False)
+        self.A_log = nn.Parameter(torch.linspace(1.0, 16.0, heads).log())
+        self.dt_bias = nn.Parameter(bias_of_step(torch.linspace(*LOG_STEPS, heads)))
+
+    def log_decay(self, x: Stream) -> OfTokens:
+        rate = at_least_float32(self.A_log).exp()
+        return -rate[:, None] * F.softplus(of_heads(self.a_proj(x)) + self.dt_bias[:, None])
+
+    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
+        return out * F.silu(at_least_float32(self.g_proj(x)))
+
+    @staticmethod
+    def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:
+        """The root mean square of the last state, and the mean share of a state that a token leaves."""
+        return {**look_at_state(state), **look_at_decay(log_decay)}

@@ -1,0 +1,46 @@
+"""A gated convolution over a few tokens, in the place of attention in most layers of a small model."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from archlab.base.quantities import Count, Probability
+from archlab.blocks.context import AttentionContext
+from archlab.blocks.contracts import Stream
+from archlab.blocks.norm import MakeWidthNorm, no_norm
+from archlab.blocks.recurrent import CausalConv, Recurrent
+
+
+class GatedShortConv(Recurrent):
+    """out_proj(C * conv(B * x)), with B, C and x one projection, in this order, and conv over a few tokens of each channel.
+
+    A token sees conv_size - 1 tokens before it and no more, which are all that decoding keeps.
+
+    Options:
+
+    conv_size  tokens that the convolution spans
+    bias       whether the projections and the convolution have a bias
+
+    Source: arXiv:2511.23404 (LFM2); Hugging Face's Lfm2ShortConv.
+    """
+
+    chunk = 1
+
+    def __init__(
+        self,
+        d_model: int,
+        conv_size: Count = 3,
+        bias: bool = False,
+        dropout: Probability = 0.0,
+        inner_norm: MakeWidthNorm = no_norm,
+    ):
+        super().__init__(d_model, d_model, bias, dropout, inner_norm)
+        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.conv = CausalConv(d_model, conv_size, bias)
+
+    def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
+        before, after, to_convolve = self.in_proj(x).chunk(3, dim=-1)
+        gated = context.without_padding(before * to_convolve)  # a projection's bias is there at padding too
+        (tail,) = context.decode_state(self, self.conv.no_tail(gated))
+        convolved, tail = self.conv(gated, tail)
+        context.keep(self, tail)
+        return after * convolved
