@@ -102,7 +102,7 @@ class Attention(Mixer):
     """
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
-    taps = ("attention_entropy", "max_score")
+    taps: tuple[str, ...] = ("attention_entropy", "max_score")
     decodes = True
 
     def __init__(

@@ -27,6 +27,7 @@ from archlab.blocks.roles import Role
 from archlab.config.assemble import assemble_without_weights
 from archlab.contract.subject import SMALL
 from archlab.cost.measure import decode_state, measured
+from archlab.hub.writing import everything
 
 HEAD_DIM, RANK, Q_RANK, NOPE, V_DIM = 10, 13, 7, 8, 5
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order
@@ -168,3 +169,9 @@ def test_they_keep_what_autograd_keeps(words, norms):
     ours, theirs = list(decoder.layers[1].mixer.saved_activations(rules)), measured(decoder, 1, "mixer", rules)
     assert sum(t.pair for t in theirs) == pytest.approx(sum(t.pair for t in ours))
     assert sum(t.token for t in theirs) == pytest.approx(sum(t.token for t in ours) + 4 * norms)
+
+
+def test_a_released_familys_fields_can_be_asked_for_of_them():
+    """So that writing such a model is refused by what differs from each family, as any other is."""
+    fields = everything(composed(*SMALL, "mixer=mla"))
+    assert fields["num_attention_heads"] == HEADS and "attention_bias" not in fields
