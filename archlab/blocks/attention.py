@@ -281,15 +281,19 @@ class Attention(Mixer):
             return len(steps)
 
         if self.conv:
-            q, k, v = (then(DrawnStep("part", f"{name}_conv", path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
-        if isinstance(self.mix_values, ValueResidual):
-            v = then(DrawnStep("part", "mix_values", path="mix_values", reads=(v,)))
-        if not isinstance(self.q_norm, nn.Identity):
+            q, k, v = (then(DrawnStep("op", f"conv {self.conv}", path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
+        if self.mix_values is not without_context:
+            v = then(DrawnStep("op", "+ layer 0's", reads=(v,)))
+        if isinstance(self.q_norm, PerHeadNorm):
+            q, k = (
+                then(DrawnStep("norm", "by head", path=f"{name}_norm", reads=(n,))) for name, n in (("q", q), ("k", k))
+            )
+        elif isinstance(self.q_norm, Norm):
             q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
         if position.rotates:
             q = k = then(DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
         if isinstance(self.sharpen, LogLength):
-            q = then(DrawnStep("part", "sharpen", path="sharpen", reads=(q,)))
+            q = then(DrawnStep("op", "× s ln n", path="sharpen", reads=(q,)))
         factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
         scores = then(DrawnStep("op", f"scores  q · k {factor}", reads=(q, k)))
         if self.softcap:
@@ -297,13 +301,13 @@ class Attention(Mixer):
         if position.biases_scores:
             scores = then(DrawnStep("position", f"+ {type(position).__name__} bias", reads=(scores,)))
         if isinstance(self.own_bias, ForgetGate):
-            scores = then(DrawnStep("part", "own_bias", path="own_bias", reads=(scores, 0)))
+            scores = then(DrawnStep("op", "+ sums of log forget gates", path="own_bias", reads=(scores, 0)))
         scores = then(DrawnStep("mask", f"mask: {type(mask).__name__}", reads=(scores,)))
         weighed = "softmax, with a sink" if isinstance(self.weigh, SinkSoftmax) else self.weigh.__name__
         weights = then(DrawnStep("op", weighed, reads=(scores,)))
         gathered = then(DrawnStep("op", "weights · v", reads=(weights, v)))
         if isinstance(self.gate, OutputGate):
-            gathered = then(DrawnStep("part", "gate", path="gate", reads=(gathered, 0)))
+            gathered = then(DrawnStep("op", "× sigmoid gate", path="gate", reads=(gathered, 0)))
         for part in ("inner_norm", "out_proj", "out_dropout"):
             gathered = then(DrawnStep("part", part, path=part, reads=(gathered,)))
         return steps

@@ -135,9 +135,9 @@ class Latent(Mixer):
 
     @property
     def summary(self) -> str:
-        queries = f", q_lora_rank {self.q_lora_rank}" if self.q_lora_rank else ""
-        widths = f"nope {self.nope_dim}, rope {self.rope_dim}, v {self.v_dim}"
-        return f"{type(self).__name__}, heads {self.n_heads}, kv_lora_rank {self.rank}{queries}, {widths}"
+        ranks = f"{self.rank}, queries {self.q_lora_rank}" if self.q_lora_rank else f"{self.rank}"
+        widths = f"head_dim {self.nope_dim} + {self.rope_dim}, v {self.v_dim}"
+        return f"{type(self).__name__} {ranks}, heads {self.n_heads}, {widths}"
 
     def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         """As attention's: latent vectors before and after their norms, queries, keys, values, and what the scores keep."""

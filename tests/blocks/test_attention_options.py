@@ -41,6 +41,7 @@ from archlab.config.assemble import assemble_without_weights
 from archlab.contract import decoder as contract
 from archlab.contract.subject import SMALL, Subject
 from archlab.cost.measure import decode_state, measured
+from archlab.report.preflight import start_figure
 
 PREFIXES = (3, 5)
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order
@@ -369,3 +370,18 @@ def test_what_goes_together(words, part):
     with pytest.raises(UserError, match=part) as refusal:
         archlab.build("size=nano", *words)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_picture_of_the_start_leaves_out_what_sigmoid_weights_have_not():
+    seen = {"layers": [{"activation_rms": 1.0, "grad_norm": 2.0}] * 2}
+    lines = [axes.lines[0].get_ydata() for axes in start_figure(seen).axes]
+    assert (lines[0] == 1).all() and (lines[1] == 2).all() and all(math.isnan(value) for value in lines[2])
+
+
+def test_a_drawing_has_every_option_in_its_place():
+    decoder = assemble_without_weights(composed(*SMALL, *MANY["softmax"]))
+    attention = decoder.layers[1].mixer
+    labels = [step.label for step in attention.steps(decoder.position, decoder.mask)]
+    in_order = ["conv 3", "+ layer 0's", "by head", "RoPE rotates q, k", "× s ln n", "scores  q · k / √10", "+ sums of log forget gates",
+                "mask: Causal", "softmax, with a sink", "weights · v", "× sigmoid gate", "out_proj"]  # fmt: skip
+    assert sorted(in_order, key=labels.index) == in_order
