@@ -2,20 +2,45 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
-import torch
+from annotated_types import Ge
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.base.quantities import Literal, Positive, Probability
+from archlab.base.errors import UserError
+from archlab.base.quantities import Count, Literal, Positive, Probability
 from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
+from archlab.blocks.attention_parts import (
+    FIRST_VALUES,
+    ON_REQUEST,
+    ForgetGate,
+    LogLength,
+    OutputGate,
+    PerHeadNorm,
+    ValueResidual,
+    leave_values,
+    multiply,
+    seen_of,
+    without_context,
+    without_gate,
+    without_own_bias,
+)
 from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
-from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
-from archlab.blocks.norm import MakeWidthNorm, RMSNorm, check_width_norm, no_norm
+from archlab.blocks.kernel import (
+    Kernel,
+    MakeWeighingKernel,
+    explicit_kernel,
+    explicit_scores,
+    explicit_whatever_asks,
+)
+from archlab.blocks.norm import LayerNorm, MakeWidthNorm, RMSNorm, check_width_norm, no_norm
+from archlab.blocks.short_conv import ShortConv
 from archlab.blocks.softcap import Softcap, leave, make_softcap
 from archlab.blocks.steps import DrawnStep
+from archlab.blocks.weighing import SinkSoftmax, Weigh, sigmoid, softmax
 
 Split = Callable[[Tensor], Tensor]
 
@@ -30,9 +55,16 @@ def split_then_norm(norm: nn.Module, split: Split, x: Tensor) -> Tensor:
     return norm(split(x))
 
 
-def multiply(x: Tensor, by: float) -> Tensor:
-    """by * x."""
-    return by * x
+QK_NORM_KINDS: dict[str, MakeWidthNorm] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "layer_no_shift": partial(LayerNorm, shift=False),
+}
+"""Norms of queries and keys, by what `qk_norm_kind` says where they are not of the model's own kind."""
+
+
+PLAIN_KERNEL = explicit_kernel(leave)
+"""The explicit kernel of scores that are not soft-capped."""
 
 
 class Attention(Mixer):
@@ -47,19 +79,35 @@ class Attention(Mixer):
     packed_kernel  computes it in a pack of models, where there is none
     qkv_bias    whether the query, key and value projections have a bias
     out_bias    whether the output projection has one
-    qk_norm     norms queries and keys before they are rotated: `head` over the features of each head (Qwen3, Gemma 3),
-                `width` over those of all heads together (OLMo 2)
+    qk_norm     norms queries and keys before they are rotated: `head` over the features of each head, with one gain that
+                the heads share (Qwen3, Gemma 3, Phi); `each_head` the same with a gain of its own for each head (Command R+,
+                StableLM 2); `width` over the features of all heads together (OLMo 2)
+    qk_norm_kind
+                which norm that is: the `model`'s own, or `rms`, `layer`, `layer_no_shift` with the eps of its class
+    gate        multiplies what the heads gathered by a sigmoid of a projection of the input: `elementwise` a factor for each
+                feature (Qwen3-Next), `head` one for each head; the projection has a bias where `qkv_bias` says so
+    sinks       adds a learned sink for each head to the softmax's denominator (gpt-oss)
+    weighting   makes weights of scores: `softmax`; `scalable_softmax`, of scores times s log n with a learned s for each
+                head; `sigmoid`, of each score alone, less log n. n is the number of keys the query may attend to
+    forget      adds to a score the sum of the log forget gates between key and query, one gate for each head
+    value_residual
+                adds the first layer's values to those of every later layer, by two learned factors
+    conv        width of a causal convolution of each channel of queries, keys and values along the sequence
     scale       the factor on q k^T, in the place of 1 / sqrt(head_dim) (Gemma 2)
     softcap     soft-caps the scores to within +-softcap, before the bias (Gemma 2)
     dropout     a probability, of the weights and of the output
     norm        makes the norms of `qk_norm`
     inner_norm  makes a norm of the input of `out_proj`, where the residual scheme asks for one
+    weighing_kernel
+                makes the kernel where sinks, sigmoid weights or forget gates are asked for, which no fused kernel computes
+    depth       which layer it is in; of `value_residual` the first layer leaves values and the later ones add them
 
     Source: arXiv:1706.03762, eq. 1; arXiv:2302.05442, "QK Normalization" (qk_norm); arXiv:2408.00118, sec. 2 (softcap).
+    `archlab.blocks.attention_parts` and `archlab.blocks.weighing` have the sources of the others.
     """
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
-    taps = ("attention_entropy", "max_score")
+    taps: tuple[str, ...] = ("attention_entropy", "max_score")
     decodes = True
 
     def __init__(
@@ -71,16 +119,26 @@ class Attention(Mixer):
         kernel: Kernel,
         qkv_bias: bool = False,
         out_bias: bool = False,
-        qk_norm: Literal["none", "head", "width"] = "none",
+        qk_norm: Literal["none", "head", "each_head", "width"] = "none",
+        qk_norm_kind: Literal["model", "rms", "layer", "layer_no_shift"] = "model",
+        gate: Literal["none", "elementwise", "head"] = "none",
+        sinks: bool = False,
+        weighting: Literal["softmax", "scalable_softmax", "sigmoid"] = "softmax",
+        forget: bool = False,
+        value_residual: bool = False,
+        conv: Annotated[Count, Ge(2)] | None = None,
         scale: Positive | None = None,
         softcap: Positive | None = None,
         dropout: Probability = 0.0,
         norm: MakeWidthNorm = RMSNorm,
         inner_norm: MakeWidthNorm = no_norm,
         capped_kernel: Callable[[Softcap], Kernel] = explicit_kernel,
-        packed_kernel: Kernel = explicit_kernel(leave),
+        packed_kernel: Kernel = PLAIN_KERNEL,
+        weighing_kernel: MakeWeighingKernel = explicit_whatever_asks,
+        depth: int = 0,
     ):
         super().__init__()
+        check_options(qk_norm, qk_norm_kind, sinks, weighting)
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.dropout = dropout
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)
@@ -89,16 +147,46 @@ class Attention(Mixer):
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=out_bias)
         self.out_dropout = nn.Dropout(dropout)
         self.inner_norm = inner_norm(d_model=n_heads * head_dim)
-        make_norm, per_head = no_norm if qk_norm == "none" else norm, qk_norm == "head"
+        per_head = qk_norm in ("head", "each_head")
+        make_norm = no_norm if qk_norm == "none" else norm if qk_norm_kind == "model" else QK_NORM_KINDS[qk_norm_kind]
         check_width_norm(f"mixer.qk_norm={qk_norm}", make_norm(d_model=head_dim))
-        self.q_norm = make_norm(d_model=head_dim if per_head else n_heads * head_dim)
-        self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
+        if qk_norm == "each_head":
+            self.q_norm: nn.Module = PerHeadNorm(make_norm, n_heads, head_dim)
+            self.k_norm: nn.Module = PerHeadNorm(make_norm, n_kv_heads, head_dim)
+        else:
+            self.q_norm = make_norm(d_model=head_dim if per_head else n_heads * head_dim)
+            self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
         self.norm_and_split = split_then_norm if per_head else norm_then_split
         self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
-        self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
+        self.scale, self.softcap, self.conv, self.weighting = (
+            head_dim**-0.5 if scale is None else scale, softcap, conv, weighting
+        )  # fmt: skip
+        widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
+        self.q_conv, self.k_conv, self.v_conv = (ShortConv(w, conv) if conv else without_context for w in widths)
+        per_gate = {"none": 0, "elementwise": head_dim, "head": 1}[gate]
+        self.gate = OutputGate(d_model, n_heads, per_gate, qkv_bias) if per_gate else without_gate
+        self.own_bias = ForgetGate(d_model, n_heads) if forget else without_own_bias
+        self.sharpen = LogLength(n_heads) if weighting == "scalable_softmax" else without_context
+        self.mix_values: Callable[[Tensor, AttentionContext], Tensor] = without_context
+        if value_residual:
+            shared = {FIRST_VALUES: (n_kv_heads, head_dim)}
+            self.gives, self.needs = ({}, shared) if depth else (shared, {})
+            self.mix_values = ValueResidual() if depth else leave_values
+        self.weigh: Weigh = SinkSoftmax(n_heads) if sinks else sigmoid if weighting == "sigmoid" else softmax
         self.cap = make_softcap(softcap)
-        self.kernel = capped_kernel(self.cap) if softcap else kernel
-        self.packed_kernel = explicit_kernel(self.cap) if softcap else packed_kernel
+        asked = {
+            "mixer.sinks=true": sinks,
+            "mixer.weighting=sigmoid": weighting == "sigmoid",
+            "mixer.forget=true": forget,
+        }
+        beyond_fused = next((option for option, there in asked.items() if there), None)
+        if beyond_fused:
+            self.kernel = weighing_kernel(self.cap, self.weigh, beyond_fused)
+        else:
+            self.kernel = capped_kernel(self.cap) if softcap else kernel
+        self.packed_kernel = explicit_kernel(self.cap, self.weigh) if softcap or beyond_fused else packed_kernel
+        if weighting == "sigmoid":
+            self.taps = ("max_score",)
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
@@ -106,36 +194,37 @@ class Attention(Mixer):
 
     def forward(self, x: Stream, context: AttentionContext) -> Stream:
         q, k = self.queries_and_keys(x, context)
-        context.tap(self.taps, partial(self.look, q, k, context))
-        k, v = context.with_cached(self, k, self.heads(self.v_proj(x)))
-        gathered = self.kernel(q, k, v, context, self.dropout * self.training)
+        v = self.mix_values(self.heads(self.v_conv(self.v_proj(x), context)), context)
+        biased = self.own_bias(x, context)
+        context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, k, biased))
+        k, v = context.with_cached(self, k, v)
+        gathered = self.kernel(q, k, v, biased, self.dropout * self.training)
         joined = rearrange(gathered, "batch heads seq head_dim -> batch seq (heads head_dim)")
-        return self.out_dropout(self.out_proj(self.inner_norm(joined)))
+        return self.out_dropout(self.out_proj(self.inner_norm(self.gate(joined, x))))
 
     def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and rotated."""
-        q = self.norm_and_split(self.q_norm, self.heads, self.q_proj(x))
-        k = self.norm_and_split(self.k_norm, self.heads, self.k_proj(x))
-        return self.rescale(context.rotate_queries(q)), context.rotate_keys(k)
+        q = self.norm_and_split(self.q_norm, self.heads, self.q_conv(self.q_proj(x), context))
+        k = self.norm_and_split(self.k_norm, self.heads, self.k_conv(self.k_proj(x), context))
+        return self.sharpen(self.rescale(context.rotate_queries(q)), context), context.rotate_keys(k)
 
     def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
-        """The scores of a block of queries, bias included, as the softmax takes them; float32, -inf where a key is masked."""
+        """The scores of a block of queries, biases included, before they become weights; float32, -inf where a key is masked."""
         q, k = self.queries_and_keys(x, context)
-        return explicit_scores(q, k, block, self.cap)
+        return explicit_scores(q, k, self.own_bias(x, context).of(block), self.cap)
 
     def look(self, q: Tensor, k: Tensor, context: AttentionContext) -> Mapping[str, Tensor]:
-        """The mean entropy of the weights, nats, and the largest score: of the first sequence's last block of queries."""
+        """What `seen_of` says of the first sequence's last block of queries."""
         *_, block = context.of_first().blocks()
         scores = explicit_scores(q[:1], k[:1], block, self.cap)
-        entropy = torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1).mean()
-        return {"attention_entropy": entropy, "max_score": scores.amax()}
+        return seen_of(scores, self.weigh(scores, block), block)
 
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)."""
         return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
 
     def for_packs(self) -> None:
-        """Takes a kernel with a rule for `torch.vmap`: fused, but for `kernel=dense` and soft-capped scores."""
+        """Takes a kernel with a rule for `torch.vmap`: fused, but for `kernel=dense` and what no fused kernel computes."""
         self.kernel = self.packed_kernel
 
     # ------------------------------------------------------------ what it says of itself
@@ -150,8 +239,16 @@ class Attention(Mixer):
         e, d_model = rules.e, self.out_proj.out_features
         q_width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         yield Term("attention: input", e * d_model, needed_by=("q_proj", "k_proj", "v_proj"), branch_input=True)
-        if any(isinstance(norm, Norm) for norm in (self.q_norm, self.k_norm)):
+        if self.conv:
+            yield Term("attention: queries, keys, values before their convolution", e * (q_width + 2 * kv_width))
+        if any(isinstance(norm, (Norm, PerHeadNorm)) for norm in (self.q_norm, self.k_norm)):
             yield Term("attention: queries and keys before their norm", e * (q_width + kv_width))
+        if isinstance(self.sharpen, LogLength):
+            yield Term("attention: queries before s log n", e * q_width)
+        if isinstance(self.mix_values, ValueResidual):
+            yield Term("attention: values before the first layer's are added", e * kv_width)
+        if isinstance(self.own_bias, ForgetGate):
+            yield Term("attention: forget gates", FLOAT32 * self.n_heads)
         if rules.flash:
             yield Term("attention: queries, keys, values", e * (q_width + 2 * kv_width))
             yield Term("attention: sums of exponentials", FLOAT32 * self.n_heads)
@@ -160,7 +257,11 @@ class Attention(Mixer):
             # Each head's products are made with its own copy of the keys and values that it shares with others.
             yield Term("attention: queries, keys, values", e * 3 * q_width)
             yield from self._kept_of_scores(rules)
-            yield Term("attention: what the heads gather", e * q_width, needed_by=("out_proj",))
+            needed_by = None if isinstance(self.gate, OutputGate) else ("out_proj",)
+            yield Term("attention: what the heads gather", e * q_width, needed_by=needed_by)
+        if isinstance(self.gate, OutputGate):
+            yield Term("attention: output gate", e * self.gate.proj.out_features)
+            yield Term("attention: what the heads gather, gated", e * q_width, needed_by=("out_proj",))
         if rules.drops(self.out_dropout.p):
             yield Term("attention: dropout mask", MASK * d_model)
 
@@ -168,7 +269,10 @@ class Attention(Mixer):
         """What unfused attention keeps for each query and key."""
         if self.softcap:
             yield Term("attention: scores under the cap", pair=rules.e * self.n_heads)
-        yield Term("attention: weights", pair=rules.e * self.n_heads)
+        if isinstance(self.own_bias, ForgetGate):
+            yield Term("attention: sums of log forget gates", pair=FLOAT32 * self.n_heads)
+        sink = rules.e * self.n_heads if isinstance(self.weigh, SinkSoftmax) else 0
+        yield Term("attention: weights", token=sink, pair=rules.e * self.n_heads)
         if rules.drops(self.dropout):
             yield Term("attention: dropout mask of the weights", pair=MASK * self.n_heads)
             yield Term("attention: weights after dropout", pair=rules.e * self.n_heads)
@@ -183,25 +287,54 @@ class Attention(Mixer):
             steps.append(step)
             return len(steps)
 
-        if isinstance(self.q_norm, Norm):
+        if self.conv:
+            q, k, v = (then(DrawnStep("op", f"conv {self.conv}", path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
+        if self.mix_values is not without_context:
+            v = then(DrawnStep("op", "+ layer 0's", reads=(v,)))
+        if isinstance(self.q_norm, PerHeadNorm):
+            q, k = (
+                then(DrawnStep("norm", "by head", path=f"{name}_norm", reads=(n,))) for name, n in (("q", q), ("k", k))
+            )
+        elif isinstance(self.q_norm, Norm):
             q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
         if position.rotates:
             q = k = then(DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
+        if isinstance(self.sharpen, LogLength):
+            q = then(DrawnStep("op", "× s ln n", path="sharpen", reads=(q,)))
         factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
         scores = then(DrawnStep("op", f"scores  q · k {factor}", reads=(q, k)))
         if self.softcap:
             scores = then(DrawnStep("op", f"softcap ±{self.softcap:g}", reads=(scores,)))
         if position.biases_scores:
             scores = then(DrawnStep("position", f"+ {type(position).__name__} bias", reads=(scores,)))
+        if isinstance(self.own_bias, ForgetGate):
+            scores = then(DrawnStep("op", "+ sums of log forget gates", path="own_bias", reads=(scores, 0)))
         scores = then(DrawnStep("mask", f"mask: {type(mask).__name__}", reads=(scores,)))
-        weights = then(DrawnStep("op", "softmax", reads=(scores,)))
+        weighed = "softmax, with a sink" if isinstance(self.weigh, SinkSoftmax) else self.weigh.__name__
+        weights = then(DrawnStep("op", weighed, reads=(scores,)))
         gathered = then(DrawnStep("op", "weights · v", reads=(weights, v)))
+        if isinstance(self.gate, OutputGate):
+            gathered = then(DrawnStep("op", "× sigmoid gate", path="gate", reads=(gathered, 0)))
         for part in ("inner_norm", "out_proj", "out_dropout"):
             gathered = then(DrawnStep("part", part, path=part, reads=(gathered,)))
         return steps
 
     def _projected(self, name: str, n_heads: int) -> DrawnStep:
         return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
+
+
+def check_options(qk_norm: str, qk_norm_kind: str, sinks: bool, weighting: str) -> None:
+    """Raises UserError where an option asks for what another leaves out."""
+    if qk_norm == "none" and qk_norm_kind != "model":
+        raise UserError(
+            f"mixer.qk_norm_kind={qk_norm_kind}: changes nothing under mixer.qk_norm=none, which norms no queries and keys;"
+            " leave it out, or use mixer.qk_norm=head, each_head or width"
+        )
+    if sinks and weighting == "sigmoid":
+        raise UserError(
+            "mixer.sinks=true: a sink is a term of a softmax's denominator, and mixer.weighting=sigmoid has none; use one of"
+            " the two"
+        )
 
 
 class MultiHead(Attention):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from archlab.blocks.token_positions import TokenPositions
 
-New = Float[Tensor, "batch kv_heads seq head_dim"]
-Cached = Float[Tensor, "batch kv_heads key head_dim"]
+New = Float[Tensor, "batch kv_heads seq _"]
+Cached = Float[Tensor, "batch kv_heads key _"]
 
 
 class Cache:

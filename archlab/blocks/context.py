@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from archlab.blocks.cache import Cache
@@ -52,13 +52,23 @@ class computed_once:  # noqa: N801 (a decorator)
 class AttentionContext:
     """What all layers of one position scheme and mask share in one forward pass: positions, mask, bias, cache."""
 
-    def __init__(self, position: Position, mask: Mask, token_positions: TokenPositions, cache: Cache | None = None):
+    def __init__(
+        self,
+        position: Position,
+        mask: Mask,
+        token_positions: TokenPositions,
+        cache: Cache | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ):
         self.position = position
         self.mask = mask
         self.token_positions = token_positions
         self.cache = cache
         self.taps: Taps = NOBODY_LOOKS
         self.kept: dict[str, Any] = {}
+        self.shared: dict[str, Tensor] = {} if shared is None else shared
+        """What a layer leaves for later ones, whatever their position schemes and masks: what `Mixer.gives` names."""
+
         self.query_block = QUERY_BLOCK
         self.rotation = position.rotation(token_positions.query_positions)
         self.whole = not token_positions.padded and not token_positions.n_cached
@@ -90,6 +100,11 @@ class AttentionContext:
             self.kept[name] = make()
         return self.kept[name]
 
+    @computed_once
+    def n_attended(self) -> Int[Tensor, "#batch query"]:
+        """How many keys each query may attend to."""
+        return torch.cat([block.n_attended for block in self.blocks()], dim=-1)
+
     def tap(self, names: Collection[str], look: Callable[[], Mapping[str, Tensor]]) -> None:
         """As `Taps.tap`, for the layer that is being called."""
         self.taps.tap(names, look)
@@ -110,6 +125,10 @@ class AttentionContext:
     def without_padding(self, x: Stream) -> Stream:
         """Zeros at the tokens that are padding."""
         return self.token_positions.without_padding(x)
+
+    def of(self, block: "QueryBlock") -> "QueryBlock":
+        """A block of queries as this context's `blocks` have it."""
+        return block
 
     def of_first(self) -> "AttentionContext":
         """The context of the first sequence alone."""
@@ -145,7 +164,7 @@ class QueryBlock:
         self.keys = keys
         self.added: dict[torch.dtype, Tensor] = {}
 
-    def pairs(self, of_keys: Int[Tensor, "#batch *axes key"]) -> tuple[Tensor, Tensor]:
+    def pairs(self, of_keys: Num[Tensor, "#batch *axes key"]) -> tuple[Tensor, Tensor]:
         """The entries of these queries, (..., query, 1), and of these keys, (..., 1, key): they broadcast to a table."""
         of_queries = of_keys[..., self.context.token_positions.n_cached :]
         return of_queries[..., self.queries, None], of_keys[..., None, self.keys]
@@ -156,6 +175,11 @@ class QueryBlock:
         query, key = self.pairs(self.context.token_positions.index)
         can_attend = self.context.mask.can_attend(query, key, self.context.token_positions.prefix_len.view(-1, 1, 1))
         return self.context.token_positions.mask_padding(can_attend, query, key)
+
+    @computed_once
+    def n_attended(self) -> Int[Tensor, "#batch query"]:
+        """How many keys each of these queries may attend to."""
+        return self.can_attend.sum(dim=-1)
 
     def added_mask(self, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
         """`can_attend` as what is added to scores of this dtype: 0, and -inf where a key is masked; the same for all layers."""
@@ -173,3 +197,47 @@ class QueryBlock:
         """The position scheme's bias, and -inf where a key is masked; float32."""
         bias = self.context.position.bias(*self.pairs(self.context.token_positions.positions))
         return aligned(torch.where(self.can_attend[:, None], bias, float("-inf")))
+
+
+class BiasedContext(AttentionContext):
+    """The context of one layer's call, with a bias of that layer's own on its scores; the rest is the shared context's.
+
+    `bias_of` returns the bias of a block of queries, (batch, heads, query, key).
+    """
+
+    def __init__(self, context: AttentionContext, bias_of: Callable[[QueryBlock], Tensor]):
+        self.position, self.mask, self.token_positions = context.position, context.mask, context.token_positions
+        self.cache, self.taps, self.kept, self.shared = context.cache, context.taps, context.kept, context.shared
+        self.query_block, self.rotation, self.whole = context.query_block, context.rotation, context.whole
+        self.everything = context.everything
+        self.of_all_layers, self.bias_of = context, bias_of
+
+    def blocks(self) -> Iterator[QueryBlock]:
+        """Blocks of queries that include every query once, in order."""
+        yield from map(self.of, self.of_all_layers.blocks())
+
+    def of(self, block: QueryBlock) -> QueryBlock:
+        """The block with the layer's bias."""
+        return BiasedBlock(block, self.bias_of)
+
+    def of_first(self) -> AttentionContext:
+        """The context of the first sequence alone."""
+        return BiasedContext(self.of_all_layers.of_first(), lambda block: self.bias_of(block)[:1])
+
+
+class BiasedBlock(QueryBlock):
+    """A block of queries whose bias includes one that a layer adds."""
+
+    def __init__(self, block: QueryBlock, bias_of: Callable[[QueryBlock], Tensor]):
+        super().__init__(block.context, block.queries, block.keys)
+        self.of_all_layers, self.bias_of = block, bias_of
+
+    @computed_once
+    def can_attend(self) -> Bool[Tensor, "#batch query key"]:
+        """That of all layers."""
+        return self.of_all_layers.can_attend
+
+    @computed_once
+    def bias(self) -> Float[Tensor, "#batch #heads query key"]:
+        """The position scheme's bias and the layer's, and -inf where a key is masked; float32 or wider."""
+        return self.of_all_layers.bias + self.bias_of(self.of_all_layers)

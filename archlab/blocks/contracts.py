@@ -162,6 +162,10 @@ class Mixer(Block):
                 makes one for soft-capped scores, of the function that soft-caps them
     packed_kernel
                 computes the same as `kernel` under `torch.vmap`, which has no rule for some of torch's kernels
+    weighing_kernel
+                makes one for scores or weights that no fused kernel computes, of that function, of what makes weights of
+                scores, and of the option that asks for it, as in mixer.sinks=true
+    depth       which layer it is in, counted from 0
     norm        makes a norm of the width that it is given as `d_model`
     inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream
     """
@@ -181,6 +185,12 @@ class Mixer(Block):
 
     decodes: bool = False
     """Whether it can decode token by token, by `context.decode_state` and `context.keep`, or by `context.with_cached`."""
+
+    gives: Mapping[str, tuple[int, ...]] = {}
+    """What it leaves in `context.shared` for later layers, by name, with the sizes that have to agree."""
+
+    needs: Mapping[str, tuple[int, ...]] = {}
+    """What an earlier layer has to leave there for it."""
 
     @staticmethod
     def default_kv_heads(n_heads: int) -> int:

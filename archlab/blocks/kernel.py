@@ -21,6 +21,7 @@ from archlab.blocks.flex import LEAST_HEAD_DIM, flex_kernel
 from archlab.blocks.folded import attend
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.softcap import Softcap, leave
+from archlab.blocks.weighing import Weigh, softmax
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionContext, float], Tensor]
 """(queries, keys, values, context, dropout) -> weights @ values.
@@ -121,14 +122,14 @@ def explicit_scores(
         return softcap(products * q.shape[-1] ** -0.5) + block.bias
 
 
-def explicit_kernel(softcap: Softcap) -> Kernel:
-    """For scores that are soft-capped before the bias is added, which no fused kernel does."""
+def explicit_kernel(softcap: Softcap, weigh: Weigh = softmax) -> Kernel:
+    """For what no fused kernel does: scores that are soft-capped before the bias is added, weights of another kind."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         v = share_heads(v, q.shape[1])
 
         def attend(block: QueryBlock) -> Tensor:
-            weights = F.dropout(explicit_scores(q, k, block, softcap).softmax(dim=-1), dropout)
+            weights = F.dropout(weigh(explicit_scores(q, k, block, softcap), block), dropout)
             return weights.type_as(v) @ v[:, :, block.keys]
 
         return over_blocks(attend, context)
@@ -165,13 +166,23 @@ def folded_kernel(position: Position, mask: Mask) -> Kernel:
 # ---------------------------------------------------------------- which of them a layer computes by
 
 
+MakeWeighingKernel = Callable[[Softcap, Weigh, str], Kernel]
+"""(what soft-caps the scores, what makes weights of them, the option that asks for it) -> a kernel."""
+
+
+def explicit_whatever_asks(softcap: Softcap, weigh: Weigh, asked: str) -> Kernel:
+    """The explicit kernel."""
+    return explicit_kernel(softcap, weigh)
+
+
 @dataclass(frozen=True)
 class Kernels:
-    """A layer's kernel, what makes one for scores that are soft-capped, and the kernel for packs of models."""
+    """A layer's kernel, what makes one for scores that are soft-capped, the kernel for packs of models, and one for what no fused kernel computes."""
 
     plain: Kernel
     capped: Callable[[Softcap], Kernel]
     packed: Kernel
+    weighing: MakeWeighingKernel = explicit_whatever_asks
 
 
 def dense(position: Position, mask: Mask, head_dim: int) -> Kernels:
@@ -188,7 +199,12 @@ def sdpa(position: Position, mask: Mask, head_dim: int) -> Kernels:
             " flex on a CUDA device, or auto"
         )
 
-    return Kernels(fused_kernel(position, mask), refuse, folded_kernel(position, mask))
+    def refuse_weights(softcap: Softcap, weigh: Weigh, asked: str) -> Kernel:
+        raise UserError(
+            f"kernel=sdpa: torch's scaled_dot_product_attention does not compute what {asked} asks for; use kernel=dense or auto"
+        )
+
+    return Kernels(fused_kernel(position, mask), refuse, folded_kernel(position, mask), refuse_weights)
 
 
 def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
@@ -197,8 +213,11 @@ def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
     def capped(softcap: Softcap) -> Kernel:
         return by_flex_on_cuda(position, mask, softcap, explicit_kernel(softcap))
 
+    def refuse_weights(softcap: Softcap, weigh: Weigh, asked: str) -> Kernel:
+        raise UserError(f"kernel=flex: it does not compute what {asked} asks for; use kernel=dense or auto")
+
     plain = by_flex_on_cuda(position, mask, leave, fused_kernel(position, mask))
-    return Kernels(plain, capped, folded_kernel(position, mask))
+    return Kernels(plain, capped, folded_kernel(position, mask), refuse_weights)
 
 
 def auto(position: Position, mask: Mask, head_dim: int) -> Kernels:

@@ -117,7 +117,10 @@ def numbers_held(decoder: Decoder, seq_len: int) -> int:
         contexts = [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
         with torch.no_grad():
             decoder.eval().compute(tokens, contexts)
-        kept = [sum(tensor.numel() for tensor in cache.states.get(layer.mixer, ())) for layer in decoder.layers]
+        kept = [
+            sum(tensor.numel() for part in layer.mixer.modules() for tensor in cache.states.get(part, ()))
+            for layer in decoder.layers
+        ]
         total = sum(n * numbers for n, numbers in zip(times, kept, strict=True))
 
     training = decoder.training

@@ -175,12 +175,13 @@ class Decoder(Block):
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
         layers_made = (
-            make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim, kernel)
-            for part, pair in zip(parts, of_layers, strict=True)
+            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel)
+            for depth, (part, pair) in enumerate(zip(parts, of_layers, strict=True))
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
         check_streams([layer.residual for layer in self.layers])
+        check_given([layer.mixer for layer in self.layers])
         self.final_norm = make_norm() if self.layers[-1].residual.needs_final_norm else nn.Identity()
         self.head_proj = make_projection(d_model, width)
         self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
@@ -278,7 +279,8 @@ class Decoder(Block):
             token_positions = at_the_start(tokens, self.position, prefix_len, positions, padding)
         else:
             token_positions = cache.token_positions = self.continued(cache, tokens, prefix_len, positions, padding)
-        return [AttentionContext(position, mask, token_positions, cache) for position, mask in self.pairs]
+        shared: dict[str, Tensor] = {}
+        return [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
 
     def continued(
         self,
@@ -332,6 +334,7 @@ def make_layer(
     pair: tuple[Position, Mask],
     norm: Callable[..., Norm],
     d_model: int,
+    depth: int,
     n_layers: int,
     n_heads: int,
     head_dim: int,
@@ -349,6 +352,8 @@ def make_layer(
         "kernel": kernels.plain,
         "capped_kernel": kernels.capped,
         "packed_kernel": kernels.packed,
+        "weighing_kernel": kernels.weighing,
+        "depth": depth,
         "norm": norm,
         **inner,
     }
@@ -455,6 +460,26 @@ def check_streams(schemes: Sequence[Residual]) -> None:
             f"layers: residual schemes of {' and '.join(map(str, counts))} streams follow each other, and a stream cannot"
             " change its width between two layers; use schemes of as many streams in all of them"
         )
+
+
+def check_given(mixers: Sequence[Mixer]) -> None:
+    """Raises UserError where a mixer needs what no earlier layer leaves for it, or leaves what no later layer needs."""
+    given: dict[str, tuple[int, ...]] = {}
+    for depth, mixer in enumerate(mixers):
+        for what, sizes in mixer.needs.items():
+            if given.get(what) != sizes:
+                there = f"those left for it have {given[what]}" if what in given else "no layer before it leaves them"
+                raise UserError(
+                    f"mixer: layer {depth} needs the {what}, of sizes {sizes}, and {there}; use the same option and sizes"
+                    " in all layers, the first included"
+                )
+        given |= mixer.gives
+    for what in given:
+        if not any(what in mixer.needs for mixer in mixers):
+            raise UserError(
+                f"mixer: no layer uses the {what} that the first one leaves for others, so it would change nothing; use"
+                " the option in later layers too, or leave it out"
+            )
 
 
 # ---------------------------------------------------------------- decoding

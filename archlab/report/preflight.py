@@ -1,5 +1,6 @@
 """What was measured at a model's initial weights, as tables and a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def _one_quantity(quantity: str, heading: str, rows: Sequence[Mapping[str, Any]]
 
 
 def start_figure(seen: Mapping[str, Any]) -> "Figure":
-    """Activation RMS, gradient norm and attention entropy by layer."""
+    """Activation RMS, gradient norm and attention entropy by layer; nothing where a mixer has no entropy."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -82,7 +83,7 @@ def start_figure(seen: Mapping[str, Any]) -> "Figure":
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.4), layout="constrained")
         for axes, key in zip(figure.subplots(1, 3), ("activation_rms", "grad_norm", "attention_entropy"), strict=True):
-            axes.plot([layer[key] for layer in seen["layers"]], marker="o", color=BLUE)
+            axes.plot([layer.get(key, math.nan) for layer in seen["layers"]], marker="o", color=BLUE)
             axes.set(title=key.replace("_", " "), xlabel="layer", ylim=(0, None))
         figure.suptitle("At initialisation")
     return figure
