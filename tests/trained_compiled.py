@@ -45,7 +45,7 @@ def trained(machine, words):
                 validate=lambda: None,
                 report=report,
                 tick=tick,
-            )  # fmt: skip
+            )
         ]
     numbers = [number for one in outcomes for number in (*one.losses, *one.grad_norms)]
     numbers += [value for one in seen for layer in one.get("layers", ()) for value in layer.values()]
