@@ -236,6 +236,7 @@ def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:
 
 def _setting(summary: Record) -> list[tuple[str, str]]:
     dtype = f"{summary.get('dtype', 'n/a')}{' with products in TF32' if summary.get('tf32') else ''}"
+    dtype += ", compiled" if summary.get("compiled") else ""
     rows = [
         ("trained on", _in("tokens a sequence", f"{summary.get('train_len', 'n/a')}")),
         ("ran on", f"{summary.get('device', 'n/a')}, {dtype}, seed {summary.get('seed', 'n/a')}"),

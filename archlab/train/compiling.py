@@ -84,8 +84,9 @@ def compile_errors(what: str) -> Iterator[None]:
         raise UserError(f"compile=on: torch cannot compile {what} ({why}); use compile=off") from None
 
 
-def compiled(function: FunctionType) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled anew: torch keeps what it compiled with a function's code, and counts it there for all models."""
+    assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
     return torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
 

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -312,7 +311,7 @@ def program_of_one(base: Decoder, wanted: tuple[str, ...]) -> Callable[..., Any]
     return of_one
 
 
-def compiled_or_refused(of_all: FunctionType) -> Callable[..., Any]:
+def compiled_or_refused(of_all: Callable[..., Any]) -> Callable[..., Any]:
     """A pack's program, compiled. Calls raise UserError where torch cannot do that."""
     program = compiled(of_all)
 
