@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 import archlab
-from archlab.claim.jobs import Job, PackJob, RunJob, seconds
+from archlab.claim.jobs import STEPS_OF, Job, Measurement, PackJob, RunJob, seconds
 from archlab.config.assemble import build
 from archlab.runs.assembled import machine_of, open_source, section
 from archlab.runs.expected import seconds_of_a_step
@@ -77,13 +77,23 @@ def kinds(jobs: Sequence[Job | PackJob]) -> list[tuple[DictConfig, float]]:
     first: dict[float, DictConfig] = {}
     whole: dict[float, float] = {}
     for job in jobs:
-        for run in job.members if isinstance(job, PackJob) else (job,):
-            if isinstance(run, RunJob):
-                kind = seconds_of_a_step(run.cfg)
-                first.setdefault(kind, run.cfg)
-                whole[kind] = whole.get(kind, 0.0) + seconds(run)
+        for one in job.members if isinstance(job, PackJob) else (job,):
+            for cfg in stepping(one):
+                kind = seconds_of_a_step(cfg)
+                first.setdefault(kind, cfg)
+                whole[kind] = whole.get(kind, 0.0) + seconds(one)
     most = sorted(whole, key=lambda kind: -whole[kind])[:KINDS]
     return [(first[kind], whole[kind]) for kind in most]
+
+
+def stepping(job: Job) -> tuple[DictConfig, ...]:
+    """What a job takes steps of training with; of a model that is only described, which may be too large to build, nothing."""
+    match job:
+        case RunJob(cfg=cfg):
+            return (cfg,)
+        case Measurement(measure=measure, cfgs=cfgs) if measure in STEPS_OF:
+            return cfgs
+    return ()
 
 
 def all_of(cfgs: Sequence[DictConfig]) -> tuple[float, list[float]]:

@@ -71,8 +71,8 @@ def decide_claims(
 
     with Counted("claims", sum(map(seconds, missing)), console) as progress:
         settle()
-        for job, _ in work(todo, workers):
-            progress.add(seconds(job))
+        for done, _ in work(todo, workers):
+            progress.add(seconds(done))
             settle()
     for folder in dict.fromkeys(folders.values()):
         keep_index(folder)

@@ -1,6 +1,6 @@
 """Jobs side by side in worker processes, whatever they are: as they end, each with what came of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -28,7 +28,7 @@ def side_by_side(
     workers: int,
     words: Callable[[int], str],
     ready: Callable[[int], bool] = lambda number: True,
-) -> Iterator[Ended]:
+) -> Generator[Ended, None, None]:
     """Does the jobs in their order, so many at a time, each as soon as it is `ready`; what never is, is left.
 
     A worker that the system kills, as where memory runs out, takes the pool with it: what was not done by then is done
@@ -43,7 +43,7 @@ def side_by_side(
                     going[pool.submit(unless_stopped, jobs[number])] = number
                     waiting.remove(number)
                 if not going:
-                    return
+                    break
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
                     number = going.pop(future)
                     if not isinstance(future.exception(), BrokenProcessPool):
@@ -51,9 +51,8 @@ def side_by_side(
                         yield Ended(number, future.result, True)
         except BrokenProcessPool:  # of submit, where the pool broke before all were handed over
             pass
-    for number, job in left.items():
-        if ready(number):
-            yield Ended(number, partial(in_a_pool_of_its_own, job, words(number)), False)
+    while (number := next(filter(ready, left), None)) is not None:
+        yield Ended(number, partial(in_a_pool_of_its_own, left.pop(number), words(number)), False)
 
 
 def in_a_pool_of_its_own(job: Callable[[], Any], words: str) -> Any:

@@ -1,17 +1,24 @@
 """Claims as packs, what their looks read, what they are said to take, and a process that is lost."""
 
+import operator
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from oracles import composed
 
 from archlab.base.errors import UserError
 from archlab.claim import bench, jobs, pace
-from archlab.claim.jobs import LookJob, Measurement, PackJob, RunJob, in_packs
+from archlab.claim.jobs import LookJob, PackJob, RunJob, in_packs
+from archlab.records.checkpoint import newest
+from archlab.records.directory import is_finished
 from archlab.runs import beside, lab, packs
 from archlab.runs.expected import seconds_of_a_step
 from archlab.runs.workers import makespan
@@ -149,33 +156,50 @@ def test_a_step_that_is_tried_is_a_whole_one(tmp_path):
 # ---------------------------------------------------------------- a process that is lost
 
 
-def told(number: int) -> int:
-    return number + 10
-
-
-def killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_job_whose_process_is_killed_is_lost_alone():
-    todo = {0: partial(told, 0), 1: killed, 2: partial(told, 2), 3: partial(told, 3)}
+    todo = {number: partial(operator.add, number, 10) for number in range(5)}
+    todo[1] = partial(signal.raise_signal, signal.SIGKILL)
     found, lost = {}, []
-    for number, result, _ in beside.side_by_side(todo, 2, lambda number: f"job {number}", lambda number: number != 3):
+    ready = {0: lambda: 4 in found, 3: lambda: False}  # as a look at a run, and one at a run that failed
+    for number, result, _ in beside.side_by_side(
+        todo, 2, lambda number: f"job {number}", lambda number: ready.get(number, lambda: True)()
+    ):
         try:
             found[number] = result()
         except UserError as error:
             lost.append(str(error))
-    assert found == {0: 10, 2: 12} and len(lost) == 1 and lost[0].startswith("job 1: its process was killed")
+    assert found == {0: 10, 2: 12, 4: 14}
+    assert len(lost) == 1 and lost[0].startswith("job 1: its process was killed")
 
 
-def test_long_runs_go_side_by_side_and_what_is_short_stays_in_this_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "default_workers", lambda: 2)
-    short, long = runs(tmp_path), runs(tmp_path, "train.steps=4000")
-    assert [jobs.worthwhile_workers(some) for some in (short, long, long[:1], [])] == [1, 2, 1, 1]
+# ---------------------------------------------------------------- being stopped
 
 
-def test_measurements_take_what_their_steps_take(tmp_path):
-    (run,) = runs(tmp_path, rates=(1e-2,))
-    of = lambda measure: jobs.seconds(Measurement(measure, (run.cfg,), tmp_path))  # noqa: E731
-    assert of("update_size") > of("last_ffn_gradient") > of("parameters") > 0
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["workers=2", "pack=2"])
+def test_claims_that_are_stopped_go_on_where_they_were(tmp_path, how):
+    (tmp_path / "my" / "claim").mkdir(parents=True)
+    small = [word for word in SMALL if "steps" not in word]
+    part = {"says": "lower", "measure": "val_loss", "difference": ["a", "b"], "expect": "below", "by": 0.1}
+    claim = {
+        "sentence": "A is lower.", "source": "nobody", "common": [*small, "train.steps=900"], "parts": [part],
+        "arms": {"a": ["train.lr=1e-3"], "b": ["train.lr=1e-2"]}, "quick": {"seeds": 1}, "full": "too long",
+    }  # fmt: skip
+    (tmp_path / "my" / "claim" / "mine.yaml").write_text(yaml.safe_dump(claim))
+    words = ["claims", "mine", how, "runs=runs", "output=out", "--config-dir", "my"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "archlab", *words]
+    begun, process = time.monotonic(), subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while len(list(tmp_path.glob("runs/*/*/metrics.jsonl"))) < 2 and time.monotonic() - begun < 200:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=200) == 128 + signal.SIGTERM
+    stopped = sorted(file.parent for file in tmp_path.glob("runs/*/*/config.yaml"))
+    assert len(stopped) == 2 and not any(map(is_finished, stopped))
+    assert all(newest(run, []) is not None for run in stopped)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert sorted(file.parent for file in (tmp_path / "runs").glob("*/*/summary.json")) == stopped
+    assert all(map(is_finished, stopped)) and (tmp_path / "out" / "mine" / "README.md").is_file()
