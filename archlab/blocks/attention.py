@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -78,7 +77,7 @@ class Attention(Mixer):
         norm: MakeWidthNorm = RMSNorm,
         inner_norm: MakeWidthNorm = no_norm,
         capped_kernel: Callable[[Softcap], Kernel] = explicit_kernel,
-        packed_kernel: Kernel = explicit_kernel(leave),
+        packed_kernel: Kernel | None = None,
     ):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
@@ -98,7 +97,7 @@ class Attention(Mixer):
         self.scale, self.softcap = head_dim**-0.5 if scale is None else scale, softcap
         self.cap = make_softcap(softcap)
         self.kernel = capped_kernel(self.cap) if softcap else kernel
-        self.packed_kernel = explicit_kernel(self.cap) if softcap else packed_kernel
+        self.packed_kernel = explicit_kernel(self.cap) if softcap or packed_kernel is None else packed_kernel
 
     @staticmethod
     def admits(n_heads: int, n_kv_heads: int) -> bool:
@@ -109,7 +108,9 @@ class Attention(Mixer):
         context.tap(self.taps, partial(self.look, q, k, context))
         k, v = context.with_cached(self, k, self.heads(self.v_proj(x)))
         gathered = self.kernel(q, k, v, context, self.dropout * self.training)
-        joined = rearrange(gathered, "batch heads seq head_dim -> batch seq (heads head_dim)")
+        joined = gathered.transpose(1, 2).flatten(
+            2
+        )  # batch seq (heads head_dim); as torch has it, since einops is slower
         return self.out_dropout(self.out_proj(self.inner_norm(joined)))
 
     def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class Attention(Mixer):
 
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)."""
-        return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def for_packs(self) -> None:
         """Takes a kernel with a rule for `torch.vmap`: fused, but for `kernel=dense` and soft-capped scores."""
