@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -61,10 +61,6 @@ QK_NORM_KINDS: dict[str, MakeWidthNorm] = {
     "layer_no_shift": partial(LayerNorm, shift=False),
 }
 """Norms of queries and keys, by what `qk_norm_kind` says where they are not of the model's own kind."""
-
-
-PLAIN_KERNEL = explicit_kernel(leave)
-"""The explicit kernel of scores that are not soft-capped."""
 
 
 class Attention(Mixer):
@@ -133,7 +129,7 @@ class Attention(Mixer):
         norm: MakeWidthNorm = RMSNorm,
         inner_norm: MakeWidthNorm = no_norm,
         capped_kernel: Callable[[Softcap], Kernel] = explicit_kernel,
-        packed_kernel: Kernel = PLAIN_KERNEL,
+        packed_kernel: Kernel | None = None,
         weighing_kernel: MakeWeighingKernel = explicit_whatever_asks,
         depth: int = 0,
     ):
@@ -184,7 +180,8 @@ class Attention(Mixer):
             self.kernel = weighing_kernel(self.cap, self.weigh, beyond_fused)
         else:
             self.kernel = capped_kernel(self.cap) if softcap else kernel
-        self.packed_kernel = explicit_kernel(self.cap, self.weigh) if softcap or beyond_fused else packed_kernel
+        explicit = softcap or beyond_fused or packed_kernel is None
+        self.packed_kernel = explicit_kernel(self.cap, self.weigh) if explicit else packed_kernel
         if weighting == "sigmoid":
             self.taps = ("max_score",)
 
@@ -199,7 +196,8 @@ class Attention(Mixer):
         context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, k, biased))
         k, v = context.with_cached(self, k, v)
         gathered = self.kernel(q, k, v, biased, self.dropout * self.training)
-        joined = rearrange(gathered, "batch heads seq head_dim -> batch seq (heads head_dim)")
+        # batch seq (heads head_dim); as torch has it, since einops is slower
+        joined = gathered.transpose(1, 2).flatten(2)
         return self.out_dropout(self.out_proj(self.inner_norm(self.gate(joined, x))))
 
     def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
@@ -221,7 +219,7 @@ class Attention(Mixer):
 
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)."""
-        return rearrange(x, "batch seq (heads head_dim) -> batch heads seq head_dim", head_dim=self.head_dim)
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def for_packs(self) -> None:
         """Takes a kernel with a rule for `torch.vmap`: fused, but for `kernel=dense` and what no fused kernel computes."""

@@ -1,5 +1,7 @@
 """What a decoder keeps of the tokens it was given, so that only the next ones need to go through it."""
 
+from collections import defaultdict
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ class Cache:
         self.states: dict[nn.Module, tuple[Tensor, ...]] = {}
         """By mixer, such as (keys, values); every tensor's first axis is the batch."""
 
+        self.rooms: dict[tuple[nn.Module, int], Room] = defaultdict(Room)
+
     def __len__(self) -> int:
         """Cached tokens, padding included."""
         return 0 if self.token_positions is None else self.token_positions.n_keys
@@ -32,7 +36,33 @@ class Cache:
     def extend(self, attention: nn.Module, k: New, v: New) -> tuple[Cached, Cached]:
         """Caches new keys and values of this attention; returns all that are cached for it."""
         if attention in self.states:
-            cached_k, cached_v = self.states[attention]
-            k, v = torch.cat((cached_k, k), dim=2), torch.cat((cached_v, v), dim=2)
+            k, v = (
+                self.rooms[attention, i].after(*both)
+                for i, both in enumerate(zip(self.states[attention], (k, v), strict=True))
+            )
         self.states[attention] = k, v
         return k, v
+
+
+class Room:
+    """A tensor with room behind what is cached, so that the next keys are written there and the cached ones are not moved."""
+
+    LEAST = 64
+    """Keys that there is room for at least, where it is made."""
+
+    def __init__(self) -> None:
+        self.whole: Tensor | None = None
+        self.cached: Tensor | None = None
+
+    def after(self, cached: Cached, new: New) -> Float[Tensor, "batch kv_heads all_keys head_dim"]:
+        """torch.cat((cached, new), dim=2); where gradients are kept, by that very call."""
+        if torch.is_grad_enabled():
+            return torch.cat((cached, new), dim=2)
+        batch, heads, n_cached, head_dim = cached.shape
+        n_keys = n_cached + new.shape[2]
+        if self.whole is None or self.cached is not cached or n_keys > self.whole.shape[2]:
+            self.whole = cached.new_empty(batch, heads, n_keys + max(self.LEAST, n_keys // 2), head_dim)
+            self.whole[:, :, :n_cached] = cached
+        self.whole[:, :, n_cached:n_keys] = new
+        self.cached = self.whole[:, :, :n_keys]
+        return self.cached

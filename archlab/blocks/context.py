@@ -72,6 +72,8 @@ class AttentionContext:
         self.query_block = QUERY_BLOCK
         self.rotation = position.rotation(token_positions.query_positions)
         self.whole = not token_positions.padded and not token_positions.n_cached
+        self.newest_alone = not token_positions.padded and token_positions.n_queries == 1
+        """Whether the one query follows all keys, so that the causal mask masks none."""
         self.everything = QueryBlock(self, slice(0, token_positions.n_queries), slice(0, token_positions.n_keys))
         if position.biases_scores and token_positions.n_keys <= QUERY_BLOCK:
             # Here and not in the first layer that asks: a layer may be run twice to save memory, and must do the same twice.

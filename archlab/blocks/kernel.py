@@ -34,6 +34,8 @@ def share_heads(
     x: Float[Tensor, "batch kv_heads seq head_dim"], n_heads: int
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """Repeats each key-value head for the consecutive query heads that share it."""
+    if x.shape[1] == n_heads:
+        return x
     return repeat(x, "batch kv_heads seq head_dim -> batch (kv_heads group) seq head_dim", group=n_heads // x.shape[1])
 
 
@@ -66,12 +68,12 @@ def causal_kernel(
     dropout: float,
     fused: Fused = F.scaled_dot_product_attention,
 ) -> Tensor:
-    """For the plain causal mask and scores without a bias; without padding and cache it needs no table of the mask."""
-    if not context.whole:
+    """For the plain causal mask and scores without a bias; without padding it needs no table for whole sequences and for one new token."""
+    if not (context.whole or context.newest_alone):
         return masked_kernel(q, k, v, context, dropout, fused)
     if not shares_heads(q.device, q.dtype):
         k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
-    return fused(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
+    return fused(q, k, v, is_causal=context.whole, dropout_p=dropout, enable_gqa=True)
 
 
 def masked_kernel(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Share
 from archlab.blocks.contracts import Norm, Stream
-from archlab.blocks.precision import at_least_float32
+from archlab.blocks.precision import at_least_float32, in_dtype_of
 
 
 class LayerNorm(Norm):
@@ -43,6 +43,16 @@ class LayerNorm(Norm):
         return (self.gain * normed + self.shift).type_as(x)
 
 
+def one_more(gain: Tensor) -> Tensor:
+    """1 + gain."""
+    return 1.0 + gain
+
+
+def as_it_is(gain: Tensor) -> Tensor:
+    """gain."""
+    return gain
+
+
 class RMSNorm(Norm):
     """Over the features of one position, by their root mean square; no mean is subtracted.
 
@@ -55,10 +65,11 @@ class RMSNorm(Norm):
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
         self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset))
+        self.whole_gain = one_more if unit_offset else as_it_is
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        gain = self.offset + at_least_float32(self.gain)
-        return F.rms_norm(at_least_float32(x), x.shape[-1:], gain, self.eps).type_as(x)
+        gain = self.whole_gain(at_least_float32(self.gain))
+        return in_dtype_of(F.rms_norm(at_least_float32(x), x.shape[-1:], gain, self.eps), x)
 
 
 class NoNorm(Norm):

@@ -5,10 +5,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+WIDE = (torch.float32, torch.float64)
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """The same numbers in float32, or untouched where they are already float32 or float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in WIDE else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_dtype_of(x: Tensor, like: Tensor) -> Tensor:
+    """`x.type_as(like)`, without a call of torch where the two are of one dtype: decoding a token is mostly calls."""
+    return x if x.dtype == like.dtype else x.type_as(like)
 
 
 def in_range_of_float32(x: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Position, Rotation, SomeHeads
-from archlab.blocks.precision import at_least_float32, in_range_of_float32
+from archlab.blocks.precision import at_least_float32, in_dtype_of, in_range_of_float32
 from archlab.blocks.rope_scaling import make_scaling, powers
 from archlab.blocks.two_axes import two_axes
 
@@ -22,9 +22,9 @@ def split_half(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def join_half(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+def join_half(first: Tensor, second: Tensor, *rest: Tensor) -> Tensor:
     """Undoes `split_half`, and appends the features that are not rotated."""
-    return torch.cat((first, second, rest), dim=-1)
+    return torch.cat((first, second, *rest), dim=-1)
 
 
 def split_interleaved(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,12 +32,12 @@ def split_interleaved(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 0::2], x[..., 1::2]
 
 
-def join_interleaved(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+def join_interleaved(first: Tensor, second: Tensor, *rest: Tensor) -> Tensor:
     """Undoes `split_interleaved`, and appends the features that are not rotated."""
-    return torch.cat((rearrange([first, second], "two ... pairs -> ... (pairs two)"), rest), dim=-1)
+    return torch.cat((rearrange([first, second], "two ... pairs -> ... (pairs two)"), *rest), dim=-1)
 
 
-Layout = tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[[Tensor, Tensor, Tensor], Tensor]]
+Layout = tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[..., Tensor]]
 HALF: Layout = (split_half, join_half)
 INTERLEAVED: Layout = (split_interleaved, join_interleaved)
 LAYOUTS = {"half": HALF, "interleaved": INTERLEAVED}
@@ -45,7 +45,7 @@ LAYOUTS = {"half": HALF, "interleaved": INTERLEAVED}
 
 def rotate(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
     """Rotates two features per angle, as many as there are angles for; the other features stay as they are."""
-    return rotate_wide(x, cos_sin, layout).type_as(x)
+    return in_dtype_of(rotate_wide(x, cos_sin, layout), x)
 
 
 def rotate_wide(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
@@ -53,8 +53,9 @@ def rotate_wide(x: SomeHeads, cos_sin: Rotation, layout: Layout) -> SomeHeads:
     split, join = layout
     cos, sin = cos_sin[:, :, None].unbind(dim=1)  # broadcast over heads
     rotated = 2 * cos.shape[-1]
-    first, second = split(at_least_float32(x[..., :rotated]))
-    return join(first * cos - second * sin, second * cos + first * sin, x[..., rotated:])
+    turned, *rest = (x,) if rotated == x.shape[-1] else (x[..., :rotated], x[..., rotated:])
+    first, second = split(at_least_float32(turned))
+    return join(first * cos - second * sin, second * cos + first * sin, *rest)
 
 
 def waves(angles: Float[Tensor, "#batch seq pairs"]) -> Float[Tensor, "#batch 2 seq pairs"]:

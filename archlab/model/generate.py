@@ -1,5 +1,8 @@
 """Text from a decoder: one token after the other, each the likeliest or drawn from the likely ones."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,7 +14,6 @@ from archlab.model.decoder import Decoder
 Logits = Float[Tensor, "batch vocab"]
 
 
-@torch.no_grad()
 def generate(
     decoder: Decoder,
     tokens: Int[Tensor, "batch seq"],
@@ -45,21 +47,36 @@ def generate(
     check_options(max_new_tokens, temperature, top_k, top_p, eos, seed)
     check_tokens(tokens, eos, decoder.embedding.num_embeddings)
     check_table(decoder, tokens, max_new_tokens, padding)
-    generator, cache, was_training = torch.Generator(tokens.device).manual_seed(seed), Cache(), decoder.training
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    generator, was_training = torch.Generator(tokens.device).manual_seed(seed), decoder.training
     decoder.eval()
     try:
-        logits = decoder(tokens, prefix_len, padding=padding, cache=cache)[:, -1]
-        for step in range(max_new_tokens):
-            new = choose(logits, temperature, top_k, top_p, generator)
-            new, ended = keep_ended(new, ended, eos)
-            tokens = torch.cat((tokens, new[:, None]), dim=1)
-            if ended.all() or step + 1 == max_new_tokens:
-                break
-            logits = decoder(new[:, None], cache=cache)[:, -1]
+        with torch.inference_mode():
+            first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
+            said = go_on(
+                decoder,
+                first,
+                cache,
+                max_new_tokens,
+                partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator),
+                eos,
+            )
     finally:
         decoder.train(was_training)
-    return tokens
+    return torch.cat((tokens, *said), dim=1)  # outside of inference mode, so that a model can be trained on them
+
+
+def go_on(
+    decoder: Decoder, logits: Logits, cache: Cache, n: int, choose: Callable[[Logits], Tensor], eos: int | None
+) -> list[Int[Tensor, "batch 1"]]:
+    """Up to n tokens after the cached ones, given the logits of the first."""
+    ended, said = torch.zeros(len(logits), dtype=torch.bool, device=logits.device), []
+    for step in range(n):
+        new, ended = keep_ended(choose(logits), ended, eos)
+        said.append(new[:, None])
+        if step + 1 == n or (eos is not None and ended.all()):
+            break
+        logits = decoder(new[:, None], cache=cache)[:, -1]
+    return said
 
 
 def choose(
