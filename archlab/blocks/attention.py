@@ -154,8 +154,8 @@ class Attention(Mixer):
             self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
         self.norm_and_split = split_then_norm if per_head else norm_then_split
         self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
-        self.scale, self.softcap, self.conv, self.weighting = (
-            head_dim**-0.5 if scale is None else scale, softcap, conv, weighting
+        self.scale, self.softcap, self.conv = (
+            head_dim**-0.5 if scale is None else scale, softcap, conv
         )  # fmt: skip
         widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
         self.q_conv, self.k_conv, self.v_conv = (ShortConv(w, conv) if conv else without_context for w in widths)

@@ -15,9 +15,10 @@ Cached = Float[Tensor, "batch kv_heads key _"]
 class Cache:
     """What each mixer continues from: for attention the rotated keys and the values, for each key-value head once.
 
-    A recurrent mixer keeps its state instead. Keys and values grow by the tokens of each forward pass; under a window
-    those that are out of reach are kept as well. A cache belongs to one decoder and one batch of sequences, and cannot
-    be used again after a forward pass that raised an error.
+    Latent attention keeps what keys and values are projected from, and a recurrent mixer its state. A part of a mixer,
+    such as a convolution, keeps what it continues from under itself. Keys and values grow by the tokens of each forward
+    pass; under a window those that are out of reach are kept as well. A cache belongs to one decoder and one batch of
+    sequences, and cannot be used again after a forward pass that raised an error.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class Cache:
         """Index and positions of the cached tokens; None before the first forward pass."""
 
         self.states: dict[nn.Module, tuple[Tensor, ...]] = {}
-        """By mixer, such as (keys, values); every tensor's first axis is the batch."""
+        """By mixer, or part of one, such as (keys, values); every tensor's first axis is the batch."""
 
         self.rooms: dict[tuple[nn.Module, int], Room] = defaultdict(Room)
 

@@ -31,7 +31,7 @@ class Lambda(Block):
     """lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, of four learned vectors; a number.
 
     lambda_init = 0.8 - 0.6 exp(-0.3 depth), depth counted from 0. The vectors start evenly drawn with the standard
-    deviation of 0.1 that the paper's normal ones have.
+    deviation of 0.1 that `DiffLlamaAttention`'s normal ones have.
     """
 
     vectors = Role.SCALAR
@@ -63,8 +63,8 @@ class Differential(Mixer):
     inner_norm  makes a norm of the input of `out_proj`, where the residual scheme asks for one
     depth       which layer it is in, counted from 0
 
-    Source: arXiv:2410.05258, eq. 1 to 3; pairs, the norm without a gain and its eps as `DiffLlamaAttention` of
-    transformers has them.
+    Source: arXiv:2410.05258; which heads are a pair, and the norm without a gain, as `DiffLlamaAttention` of transformers
+    has them.
     """
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
@@ -191,4 +191,4 @@ class Differential(Mixer):
 
 
 EPS = 1e-5
-"""Of the norm, as the paper's code has it."""
+"""Of the norm, as DiffLlama's configuration has it."""
