@@ -197,7 +197,7 @@ class FeedForward(Block):
     gated: bool = False
     """Whether it has three matrices of d_model x d_ff where a plain network has two."""
 
-    to_stream = ("down_proj",)
+    to_stream: tuple[str, ...] = ("down_proj",)
     taps: tuple[str, ...] = ()
     """Which quantities can be recorded, by name."""
 
@@ -206,6 +206,18 @@ class FeedForward(Block):
         """A network with `taps`, or one that adds to the loss as a router does, has a second parameter, `taps`.
 
         A layer gives it an `archlab.blocks.taps.Taps`. Outside a layer it is left out, so its default is NOBODY_LOOKS.
+        """
+
+    @classmethod
+    def has_gate(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it is gated with these options; `gated` says it for all of them where none makes a difference."""
+        return cls.gated
+
+    def after_step(self, counted: Mapping[str, Tensor]) -> None:
+        """Called after each step of training, with the sums of what it handed out by `taps.count` in the step.
+
+        It may change its own buffers, in place, as one that evens out the load of experts does. It must not wait for the
+        device. A buffer that is so changed is saved, so that a run goes on from it.
         """
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:

@@ -66,6 +66,9 @@ class Weight:
     starts_within: tuple[float, float] | None = None
     """Two numbers between which its initial values are drawn evenly, if its block says so."""
 
+    used: float = 1.0
+    """The share of its numbers that one token's forward pass uses: of experts' matrices, top_k / n_experts."""
+
     @property
     def fan_in(self) -> int:
         """The width of a matrix's input."""

@@ -378,11 +378,16 @@ def traces_of(subject: Subject) -> Traces:
     evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
     torch.manual_seed(SEED)
     trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
+    decoder.after_step(trained.counts)
     return shapes, [*evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
 
 
 def same(one: Traces, other: Traces) -> bool:
-    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    return (
+        one[0] == other[0]
+        and len(one[1]) == len(other[1])
+        and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    )
 
 
 OF_KIND: Mapping[str, tuple[Check, ...]] = {

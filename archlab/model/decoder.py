@@ -23,8 +23,8 @@ from archlab.blocks.roles import Role, Weight
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
 
-Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar]]
-"""A layer's output, what was seen in it, and what it adds to the loss."""
+Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar], dict[str, Tensor]]
+"""A layer's output, what was seen in it, what it adds to the loss, and what it counted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Output(NamedTuple):
     taps: tuple[dict[str, Scalar], ...]
     """By layer, what was asked for and the layer has."""
 
+    counts: tuple[dict[str, Tensor], ...] = ()
+    """By layer, what its feed-forward network counted for its `after_step`."""
+
 
 class Layer(Block):
     """A mixer and a feed-forward network, joined to the residual stream by a residual scheme."""
@@ -75,10 +78,10 @@ class Layer(Block):
         return x
 
     def watched(self, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
-        """The layer's output with what was seen and added to the loss on the way, so that all of it leaves together."""
+        """The layer's output with what was seen, added to the loss and counted on the way, so that all of it leaves together."""
         taps = Taps(wanted)
         x = self(x, context, taps)
-        return x, taps.seen, taps.losses
+        return x, taps.seen, taps.losses, taps.counts
 
 
 def todays_name(weight: str) -> str:
@@ -234,13 +237,15 @@ class Decoder(Block):
         x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
         x = self.layers[0].residual.enter(x)
         seen: list[dict[str, Scalar]] = []
+        counts: list[dict[str, Tensor]] = []
         losses: dict[str, Scalar] = {}
         for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added = self.run_layer(layer, x, contexts[pair], wanted)
+            x, in_layer, added, counted = self.run_layer(layer, x, contexts[pair], wanted)
             seen.append(in_layer)
+            counts.append(counted)
             losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
         x = self.layers[-1].residual.leave(x)
-        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen))
+        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen), tuple(counts))
 
     def read(
         self,
@@ -282,6 +287,11 @@ class Decoder(Block):
                 f"prefix_len={prefix_len}: a prefix is cached whole, so the first tokens should include all of it"
             )
         return at_the_start(tokens, self.position, prefix_len, positions, padding)
+
+    def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Hands each layer's network what it counted in a step, by layer; called after the step's update."""
+        for layer, counted in zip(self.layers, counts, strict=True):
+            layer.ffn.after_step(counted)
 
     def for_packs(self) -> None:
         """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""

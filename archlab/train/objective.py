@@ -41,6 +41,9 @@ class LossParts(NamedTuple):
     added: dict[str, Tensor]
     """What is minimised besides it, by name, such as a router's balance: a mean over the batch."""
 
+    counts: tuple[dict[str, Tensor], ...] = ()
+    """By layer, what its network's `after_step` is given: sums over the batch."""
+
 
 class Inputs(NamedTuple):
     """A batch as the model is given it, on the model's device."""
@@ -68,7 +71,7 @@ class Program(nn.Module):
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
         nats, output = nats_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
-        return LossParts(total(nats, scored), scored.sum(), output.losses), output.taps
+        return LossParts(total(nats, scored), scored.sum(), output.losses, output.counts), output.taps
 
 
 def compute(

@@ -66,7 +66,7 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
             group["lr"] = learning_rate(number, settings)
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss, seen = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted)
+        loss, seen, counts = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted)
         state.scaler.unscale_(state.optimizer)
         if probe_every:
             seen["grad_norm"] = gradient_norms(layers)
@@ -76,6 +76,7 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
 
         update = Update(layers) if closely else None
         apply(state, ~grad_norm.isfinite())
+        decoder.after_step(counts)
         if update:
             seen["update_ratio"] = update.ratios()
         for buffer, before in zip(kept_beside, buffers, strict=True):
@@ -93,23 +94,27 @@ def backward(
     machine: Runtime,
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
-) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
+) -> tuple[Tensor, dict[str, Sequence[Tensor | None]], list[dict[str, Tensor]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
     What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
-    that loss, in nats per token, and the quantities recorded in the layers on the first piece.
+    that loss, in nats per token, the quantities recorded in the layers on the first piece, and by layer what they counted
+    in all of them.
     """
     batch = batch.to(machine.device)
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
+    counts: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
     for i, piece in enumerate(split(batch, pieces)):
         parts, shown = compute(decoder, piece, machine, wanted if i == 0 else ())
         loss = parts.total / n_scored
         scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
         total += loss.detach()
         seen |= shown
-    return total, seen
+        for so_far, counted in zip(counts, parts.counts, strict=True):
+            so_far |= {name: so_far.get(name, 0) + value for name, value in counted.items()}
+    return total, seen, counts
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
