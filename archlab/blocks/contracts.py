@@ -28,7 +28,7 @@ by running it (`archlab.cost.measure`).
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +122,9 @@ class Norm(Block):
     """
 
     reduces: tuple[str, ...] = ("d_model",)
+
+    acts: bool = True
+    """Whether it changes anything; one that takes no statistics may."""
 
     @property
     def sees_future(self) -> bool:
@@ -341,8 +344,15 @@ class Mask(Block):
 class Residual(Block):
     """One layer's way of adding its branches to the residual stream, and where the norms sit.
 
-    Constructor: `norm`, which makes a fresh norm of width d_model at each call, `n_layers`, and its own options.
+    Constructor: `norm`, which makes a fresh norm of width d_model at each call, `n_layers`, its own options, and by keyword
+    those of the following that it has a parameter for.
+
+    layer       the layer's number, counted from 0
+    d_model     the width of a stream
     """
+
+    variant: Hashable = None
+    """What sets it apart from the same scheme with the same options in other layers, as a drawing should show it."""
 
     branch_gain: float = 1.0
     """The factor on the initial weights of the feed-forward, value and output projections."""

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -174,12 +174,15 @@ class Decoder(Block):
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
         layers_made = (
-            make_layer(part, pair, norm, d_model, len(parts), n_heads, head_dim, kernel)
-            for part, pair in zip(parts, of_layers, strict=True)
+            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel)
+            for depth, (part, pair) in enumerate(zip(parts, of_layers, strict=True))
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
         check_streams([layer.residual for layer in self.layers])
+        self.kinds = numbered(
+            [(kind, layer.residual.variant) for kind, layer in zip(self.kinds, self.layers, strict=True)]
+        )
         self.final_norm = make_norm() if self.layers[-1].residual.needs_final_norm else nn.Identity()
         self.head_proj = make_projection(d_model, width)
         self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
@@ -321,13 +324,19 @@ def make_layer(
     pair: tuple[Position, Mask],
     norm: Callable[..., Norm],
     d_model: int,
+    depth: int,
     n_layers: int,
     n_heads: int,
     head_dim: int,
     kernel: str,
 ) -> Layer:
     """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
-    scheme = part.residual(norm=partial(norm, d_model=d_model), n_layers=n_layers)
+    place = {"layer": depth, "d_model": d_model}
+    scheme = part.residual(
+        norm=partial(norm, d_model=d_model),
+        n_layers=n_layers,
+        **{name: value for name, value in place.items() if name in parameters_of(part.residual)},
+    )
     inner = {"inner_norm": norm} if scheme.inner_norms else {}
     check_takes_inner_norm(scheme, part)
     heads = {"n_heads": n_heads, "n_kv_heads": part.n_kv_heads, "head_dim": head_dim}
@@ -372,6 +381,12 @@ def kinds_of(parts: Sequence[LayerParts]) -> list[int]:
             firsts.append(part)
         kinds.append(next(kind for kind, first in enumerate(firsts) if built_alike(part, first)))
     return kinds
+
+
+def numbered(things: Sequence[Hashable]) -> list[int]:
+    """A number for each, the same for equal ones; counted from 0 in order of appearance."""
+    places = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
+    return [places[thing] for thing in things]
 
 
 def built_alike(one: LayerParts, other: LayerParts) -> bool:

@@ -26,8 +26,14 @@ NORMS_A_LAYER = {
     "sandwich": 4,
     "parallel": 1,
     "sub": 4,
+    "scaled": 2,
+    "mix": 4,
+    "rezero": 0,
+    "layer_scale": 2,
+    "hyper": 2,
+    "mhc": 2,
 }
-"""Of each residual scheme, from the papers; sub-LN has one before each branch and one inside."""
+"""Of each residual scheme, from the papers; sub-LN has one before each branch and one inside, Mix-LN two in each of two kinds of layer."""
 
 
 def texts(decoder, title: str = "") -> list[str]:
