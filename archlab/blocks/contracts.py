@@ -211,6 +211,10 @@ class FeedForward(Block):
         A layer gives it an `archlab.blocks.taps.Taps`. Outside a layer it is left out, so its default is NOBODY_LOOKS.
         """
 
+    def steps(self) -> Sequence[DrawnStep] | None:
+        """What it does, step by step, for a drawing; None where its calls are to be traced instead."""
+        return None
+
     @classmethod
     def has_gate(cls, options: Mapping[str, Any]) -> bool:
         """Whether it is gated with these options; `gated` says it for all of them where none makes a difference."""

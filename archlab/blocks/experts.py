@@ -4,13 +4,12 @@ Every token gets all the experts that were picked for it, however many others pi
 one tensor for each kind of matrix, (n_experts, fan_out, fan_in), and are computed for the tokens that picked them alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from archlab.blocks.grouped import grouped_linear
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32, dtype_of_products, without_autocast
 from archlab.blocks.roles import Role, Weight
+from archlab.blocks.steps import DrawnStep
 from archlab.blocks.taps import NOBODY_LOOKS, Taps
 
 Network = Literal[
@@ -143,9 +143,10 @@ class RoutedExperts(FeedForward):
         check_choice(n_experts, top_k, normalise, balance_rate)
         check_groups(n_experts, top_k, groups, top_groups)
         check_shared(network, shared, shared_gate)
-        self.n_experts, self.top_k, self.d_ff = n_experts, top_k, d_ff
+        self.n_experts, self.top_k, self.d_ff, self.n_shared = n_experts, top_k, d_ff, shared
+        self.network, self.scores = network, scores
         self.gated = network not in PLAIN
-        self.router = nn.Linear(d_model, n_experts, bias=router_bias)
+        self.router = Router(d_model, n_experts, bias=router_bias)
         self.score = SCORES[scores]
         self.biased = Unbiased() if balance_rate is None else BalancingBias(n_experts, balance_rate)
         self.within_groups = nn.Identity() if groups == 1 else WithinGroups(groups, top_groups)
@@ -163,8 +164,11 @@ class RoutedExperts(FeedForward):
         self.hidden = make_hidden(network)
         self.inner_norm = inner_norm(d_model=d_ff)
         self.norm_hidden = leave if isinstance(self.inner_norm, nn.Identity) else norm_by_sequence
-        self.shared = make_shared(network, d_model, shared * d_ff, bias, inner_norm)
-        self.shared_gate = OneNumberGate(d_model) if shared_gate else AlwaysOpen()
+        if shared:
+            self.shared = make_shared(network, d_model, shared * d_ff, bias, inner_norm)
+        if shared_gate:
+            self.shared_gate = OneNumberGate(d_model)
+        self.add_shared = add_gated_shared if shared_gate else add_shared if shared else add_no_shared
         self.dropout = nn.Dropout(dropout)
 
     @classmethod
@@ -173,13 +177,13 @@ class RoutedExperts(FeedForward):
 
     def forward(self, x: Stream, taps: Taps = NOBODY_LOOKS) -> Stream:
         tokens = rearrange(x, "batch seq d_model -> (batch seq) d_model")
-        logits = router_logits(self.router, tokens)
+        logits = self.router(tokens)
         scores = self.score(logits)
         chosen = self.choose(scores)
         load = torch.zeros_like(scores).scatter(-1, chosen, 1.0).sum(dim=0)
         self.hand_out(logits, scores, load, taps)
         y = self.routed(x, chosen, self.weigh(scores.gather(-1, chosen)), load)
-        return self.dropout(y + self.shared_gate(x) * self.shared(x))
+        return self.dropout(self.add_shared(self, x, y))
 
     def choose(self, scores: Scores) -> Chosen:
         """The experts of each token, the one of the largest score first."""
@@ -216,7 +220,33 @@ class RoutedExperts(FeedForward):
 
     @property
     def summary(self) -> str:
-        return f"{type(self).__name__}, {self.top_k} of {self.n_experts}, d_ff {self.d_ff}"
+        shared = f" and {self.n_shared} shared" if self.n_shared else ""
+        return f"{type(self).__name__}, {self.top_k} of {self.n_experts}{shared}, d_ff {self.d_ff}"
+
+    def steps(self) -> Sequence[DrawnStep]:
+        """The router and what it picks, the experts' matrices, and the shared ones."""
+        n, d_model = self.n_experts, self.router.in_features
+        wide, back = f"{n} × ({d_model} → {self.d_ff})", f"{n} × ({self.d_ff} → {d_model})"
+        steps = [
+            DrawnStep("part", "router", path="router"),
+            DrawnStep("op", f"top {self.top_k} of {n}", self.scores, reads=(1,)),
+            *(DrawnStep("linear", f"{name}_proj", wide, path=f"{name}_proj") for name in self.read_by),
+        ]
+        steps.append(DrawnStep("activation", self.network, reads=tuple(range(3, len(steps) + 1))))
+        steps.append(DrawnStep("linear", "down_proj", back, path="down_proj", reads=(len(steps),)))
+        steps.append(DrawnStep("mul", "weighted sum", reads=(len(steps), 2)))
+        if self.n_shared:
+            routed = len(steps)
+            steps.append(
+                DrawnStep(
+                    "linear",
+                    f"{self.n_shared} shared",
+                    f"{d_model} → {self.n_shared * self.d_ff} → {d_model}",
+                    "shared",
+                )
+            )
+            steps.append(DrawnStep("add", "+", reads=(routed, len(steps))))
+        return [*steps, DrawnStep("part", "dropout", path="dropout", reads=(len(steps),))]
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
         """One token uses top_k of the experts' matrices."""
@@ -228,11 +258,26 @@ class RoutedExperts(FeedForward):
 # ---------------------------------------------------------------- the router
 
 
-def router_logits(router: nn.Linear, tokens: Tokens) -> Scores:
-    """The router's logits, float32 at least: two experts whose scores are near each other are told apart by these."""
-    with without_autocast(tokens.device):
-        shift = None if router.bias is None else at_least_float32(router.bias)
-        return F.linear(at_least_float32(tokens), at_least_float32(router.weight), shift)
+class Router(nn.Linear):
+    """Logits of the experts, float32 at least: two whose scores are near each other are told apart by these."""
+
+    def __init__(self, d_model: int, n_experts: int, bias: bool):
+        super().__init__(d_model, n_experts, bias=bias)
+        self.with_bias = plus_bias if bias else without_bias
+
+    def forward(self, tokens: Tokens) -> Scores:
+        with without_autocast(tokens.device):
+            return self.with_bias(at_least_float32(tokens) @ at_least_float32(self.weight).T, self.bias)
+
+
+def plus_bias(logits: Scores, bias: Load) -> Scores:
+    """Logits with a bias of each expert."""
+    return logits + bias
+
+
+def without_bias(logits: Scores, bias: None) -> Scores:
+    """Logits as they are."""
+    return logits
 
 
 def largest(scores: Float[Tensor, "*axes options"], k: int) -> Int[Tensor, "*axes k"]:
@@ -368,13 +413,6 @@ def add_nothing(y: Float[Tensor, "rows width"], bias: None, assigned: Assigned) 
     return y
 
 
-class Nothing(nn.Module):
-    """Zero, in the place of shared experts."""
-
-    def forward(self, x: Stream) -> float:
-        return 0.0
-
-
 def leave(norm: nn.Module, hidden: Float[Tensor, "rows d_ff"], order: Tensor, batch: int) -> Float[Tensor, "rows d_ff"]:
     """Hidden features as they are."""
     return hidden
@@ -389,8 +427,6 @@ def norm_by_sequence(
 
 def make_shared(network: str, d_model: int, d_ff: int, bias: bool, inner_norm: MakeWidthNorm) -> nn.Module:
     """One network as wide as all shared experts together."""
-    if not d_ff:
-        return Nothing()
     form, activation = (Gated, GATED[network]) if network in GATED else (Plain, PLAIN[network])
     return form(d_model, d_ff, activation, bias, inner_norm=inner_norm)
 
@@ -405,11 +441,19 @@ class OneNumberGate(nn.Linear):
         return torch.sigmoid(super().forward(x))
 
 
-class AlwaysOpen(nn.Module):
-    """1."""
+def add_no_shared(ffn: RoutedExperts, x: Stream, y: Stream) -> Stream:
+    """What the chosen experts make of x."""
+    return y
 
-    def forward(self, x: Stream) -> float:
-        return 1.0
+
+def add_shared(ffn: RoutedExperts, x: Stream, y: Stream) -> Stream:
+    """That, and what the shared ones make of x."""
+    return y + ffn.shared(x)
+
+
+def add_gated_shared(ffn: RoutedExperts, x: Stream, y: Stream) -> Stream:
+    """That, and what the shared ones make of x, by a number for each token."""
+    return y + ffn.shared_gate(x) * ffn.shared(x)
 
 
 # ---------------------------------------------------------------- what there is no such thing as

@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -19,7 +20,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Norm, Residual, Stream
 from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.blocks.roles import Role, Weight
+from archlab.blocks.roles import Role, Weight, is_named
 
 Branch = Callable[[Tensor], Tensor]
 MakeNorm = Callable[[], Norm]
@@ -211,8 +212,19 @@ class ReZero(Residual):
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for branch in branches:
-            x = x + self.alpha.type_as(x) * branch(x)
+            x = x + self.alpha * branch(x)
         return x
+
+
+class FeatureScale(nn.Module):
+    """scale * x, with a learned number for each feature."""
+
+    def __init__(self, d_model: int, start: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((d_model,), start))
+
+    def forward(self, x: Stream) -> Stream:
+        return self.scale * x
 
 
 class LayerScale(Residual):
@@ -225,19 +237,17 @@ class LayerScale(Residual):
     def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
-        self.scale = nn.Parameter(torch.full((BRANCHES, d_model), start))
+        self.scales = nn.ModuleList(FeatureScale(d_model, start) for _ in range(BRANCHES))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
-        for norm, scale, branch in zip(self.norms, self.scale, branches, strict=True):
-            x = x + scale.type_as(x) * branch(norm(x))
+        for norm, scale, branch in zip(self.norms, self.scales, branches, strict=True):
+            x = x + scale(branch(norm(x)))
         return x
 
 
 Streams = Float[Tensor, "batch seq streams d_model"]
-Mixing = tuple[
-    Float[Tensor, "*batch streams"], Float[Tensor, "*batch streams streams"], Float[Tensor, "*batch streams"]
-]
-"""By which numbers a branch's input is made of the streams, the streams of each other, and its output added to each."""
+Mixing = Float[Tensor, "*batch numbers"]
+"""By which numbers a branch reads the streams, streams keep each other, and the branch is written to each: n, n^2 and n."""
 
 
 class ManyStreams(Residual):
@@ -245,10 +255,10 @@ class ManyStreams(Residual):
 
     H_j <- sum_i keep_ij H_i + write_j f(norm(sum_i read_i H_i))
 
-    All start as copies of the embeddings; what leaves is their sum. `mixing` says by which numbers.
+    All start as copies of the embeddings; what leaves is their sum. `mixings` say by which numbers, a module for each branch.
     """
 
-    def __init__(self, norm: MakeNorm, streams: int):
+    def __init__(self, norm: MakeNorm, streams: int, mixings: Sequence[nn.Module]):
         super().__init__()
         if streams < 2:
             raise UserError(
@@ -256,6 +266,7 @@ class ManyStreams(Residual):
             )
         self.streams = streams
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+        self.mixings = nn.ModuleList(mixings)
 
     def enter(self, x: Stream) -> Streams:
         return repeat(x, "batch seq d_model -> batch seq streams d_model", streams=self.streams)
@@ -264,25 +275,53 @@ class ManyStreams(Residual):
         return x.sum(dim=-2)
 
     def forward(self, x: Streams, branches: Sequence[Branch]) -> Streams:
-        for which, (norm, branch) in enumerate(zip(self.norms, branches, strict=True)):
+        n = self.streams
+        for norm, mixing, branch in zip(self.norms, self.mixings, branches, strict=True):
             with without_autocast(x.device):
-                read, keep, write = (numbers.type_as(x) for numbers in self.mixing(which, at_least_float32(x)))
+                read, keep, write = mixing(x).type_as(x).split((n, n * n, n), dim=-1)
                 given = (read[..., None] * x).sum(dim=-2)
-                kept = keep.mT @ x
+                kept = keep.unflatten(-1, (n, n)).mT @ x
             x = kept + write[..., None] * branch(norm(given)).type_as(x)[:, :, None]
         return x
 
-    @abstractmethod
-    def mixing(self, which: int, x: Streams) -> Mixing:
-        """By which numbers the first or the second branch reads, keeps and writes these streams; float32 at least."""
+
+class LearnedMixing(nn.Module):
+    """Numbers that are learned; at first `number` is the one stream that is read, each is kept, and each is written to."""
+
+    def __init__(self, streams: int, number: int):
+        super().__init__()
+        self.read = nn.Parameter(torch.eye(streams)[number])
+        self.keep = nn.Parameter(torch.eye(streams))
+        self.write = nn.Parameter(torch.ones(streams))
+
+    def forward(self, x: Streams) -> Mixing:
+        return torch.cat((self.read, self.keep.flatten(), self.write))
+
+
+class DynamicMixing(LearnedMixing):
+    """Those, with what each stream adds to its own: a tanh of linear maps of it, at first 0."""
+
+    def __init__(self, streams: int, number: int, d_model: int):
+        super().__init__(streams, number)
+        # For each stream 1 + streams + 1 numbers: how it is read, what it is for each of them, how it is written to.
+        self.maps = nn.Parameter(torch.zeros(streams + 2, d_model))
+        self.read_scale = nn.Parameter(torch.full((1,), 0.01))
+        self.write_scale = nn.Parameter(torch.full((1,), 0.01))
+
+    def forward(self, x: Streams) -> Mixing:
+        wide = at_least_float32(x)
+        seen = torch.tanh(F.linear(F.layer_norm(wide, wide.shape[-1:]), self.maps.type_as(wide)))
+        mixed = self.read_scale * seen[..., :-1]
+        added = (mixed[..., 0], mixed[..., 1:].flatten(-2), self.write_scale * seen[..., -1])
+        return super().forward(x) + torch.cat(added, dim=-1)
 
 
 class HyperConnections(ManyStreams):
     """Several streams, mixed by learned numbers (static), or by those and a tanh of the streams themselves (dynamic).
 
-    dynamic: read = a + s_a tanh(n(H) W_a), and keep and write likewise, n being a LayerNorm without gain and shift, which
-    W and a have anyway. They start where the scheme is pre-norm: W = 0, s = 0.01, keep = 1 on the diagonal, write = 1, and a
-    branch reads one stream alone, its number being that of the branch among those of all layers, modulo `streams`.
+    dynamic: read = a + s tanh(n(H) W), and keep and write likewise, n being a LayerNorm without gain and shift. They start
+    where the scheme is pre-norm: W = 0, s = 0.01, keep = 1 on the diagonal, write = 1, and a branch reads one stream alone,
+    its number being that of the branch among those of all layers, modulo `streams`.
 
     Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), and the dynamic form of its published code.
     """
@@ -296,30 +335,42 @@ class HyperConnections(ManyStreams):
         streams: Count = 4,
         dynamic: bool = True,
     ):
-        super().__init__(norm, streams)
         numbers = [(BRANCHES * layer + which) % streams for which in range(BRANCHES)]
-        self.read = nn.Parameter(torch.eye(streams)[numbers])
-        self.keep = nn.Parameter(torch.eye(streams).repeat(BRANCHES, 1, 1))
-        self.write = nn.Parameter(torch.ones(BRANCHES, streams))
-        if dynamic:
-            # By branch: streams + 2 numbers for each stream. The first is added to read, the last to write.
-            self.by_stream = nn.Parameter(torch.zeros(BRANCHES, streams + 2, d_model))
-            self.by_stream_scale = nn.Parameter(torch.full((BRANCHES, 2), 0.01))
-        self.added = self.by_streams if dynamic else self.nothing
+        mixing = partial(DynamicMixing, d_model=d_model) if dynamic else LearnedMixing
+        super().__init__(norm, streams, [mixing(streams, number) for number in numbers])
 
-    def mixing(self, which: int, x: Streams) -> Mixing:
-        read, keep, write = self.added(which, x)
-        return self.read[which] + read, self.keep[which] + keep, self.write[which] + write
 
-    def by_streams(self, which: int, x: Streams) -> Mixing:
-        """What each stream adds to the numbers that it is read and kept by, and a branch written to it."""
-        seen = torch.tanh(F.linear(F.layer_norm(x, x.shape[-1:]), self.by_stream[which].type_as(x)))
-        to_mix, to_write = self.by_stream_scale[which].type_as(x)
-        return to_mix * seen[..., 0], to_mix * seen[..., 1:-1], to_write * seen[..., -1]
+class DoublyStochasticMixing(nn.Module):
+    """Numbers computed from all streams together, those of `keep` such that its rows and columns add up to 1."""
 
-    def nothing(self, which: int, x: Streams) -> tuple[float, float, float]:
-        """Nothing is added."""
-        return 0.0, 0.0, 0.0
+    EPS = 1e-6
+
+    def __init__(self, streams: int, d_model: int, rounds: int):
+        super().__init__()
+        self.streams, self.rounds = streams, rounds
+        self.mix = nn.Parameter(torch.empty((2 + streams) * streams, streams * d_model))
+        self.base = nn.Parameter(torch.zeros((2 + streams) * streams))
+        self.scale = nn.Parameter(torch.full((3,), 0.01))
+        nn.init.normal_(self.mix, std=0.02)
+
+    def forward(self, x: Streams) -> Mixing:
+        n, flat = self.streams, at_least_float32(x).flatten(-2)
+        seen = F.linear(F.rms_norm(flat, flat.shape[-1:], eps=self.EPS), self.mix.type_as(flat))
+        parts = zip(self.scale, seen.split((n, n, n * n), dim=-1), self.base.split((n, n, n * n)), strict=True)
+        read, write, keep = (scale * one + base for scale, one, base in parts)
+        keep = self.doubly_stochastic(keep.unflatten(-1, (n, n))).flatten(-2)
+        return torch.cat((torch.sigmoid(read) + self.EPS, keep, 2 * torch.sigmoid(write)), dim=-1)
+
+    def doubly_stochastic(
+        self, keep: Float[Tensor, "*batch streams streams"]
+    ) -> Float[Tensor, "*batch streams streams"]:
+        """Positive numbers whose columns add up to 1, and whose rows nearly do."""
+        keep = keep.softmax(dim=-1) + self.EPS
+        keep = keep / (keep.sum(dim=-2, keepdim=True) + self.EPS)
+        for _ in range(self.rounds - 1):
+            keep = keep / (keep.sum(dim=-1, keepdim=True) + self.EPS)
+            keep = keep / (keep.sum(dim=-2, keepdim=True) + self.EPS)
+        return keep
 
 
 class ManifoldHyperConnections(ManyStreams):
@@ -332,37 +383,10 @@ class ManifoldHyperConnections(ManyStreams):
     Source: arXiv:2512.24880; eps, and how rows and columns take turns, as DeepSeek-V4's published code has it.
     """
 
-    EPS = 1e-6
-
     def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, streams: Count = 4, rounds: Count = 20):
-        super().__init__(norm, streams)
-        self.rounds = rounds
-        self.mix = nn.Parameter(torch.empty(BRANCHES, (2 + streams) * streams, streams * d_model))
-        self.base = nn.Parameter(torch.zeros(BRANCHES, (2 + streams) * streams))
-        self.scale = nn.Parameter(torch.full((BRANCHES, 3), 0.01))
-        nn.init.normal_(self.mix, std=0.02)
+        super().__init__(norm, streams, [DoublyStochasticMixing(streams, d_model, rounds) for _ in range(BRANCHES)])
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
         """Of equal streams none would ever differ from the others, so the matrix that looks at them is drawn."""
         weight = super()._weight(module, name, tensor)
-        return replace(weight, role=Role.HIDDEN) if name == "mix" else weight
-
-    def mixing(self, which: int, x: Streams) -> Mixing:
-        n = self.streams
-        looked = F.rms_norm(flat := x.flatten(-2), flat.shape[-1:], eps=self.EPS)
-        seen = F.linear(looked, self.mix[which].type_as(x)).split((n, n, n * n), dim=-1)
-        bases, scales = self.base[which].type_as(x).split((n, n, n * n)), self.scale[which].type_as(x)
-        read, write, keep = (scale * one + base for scale, one, base in zip(scales, seen, bases, strict=True))
-        keep = self.doubly_stochastic(keep.unflatten(-1, (n, n)))
-        return torch.sigmoid(read) + self.EPS, keep, 2 * torch.sigmoid(write)
-
-    def doubly_stochastic(
-        self, keep: Float[Tensor, "*batch streams streams"]
-    ) -> Float[Tensor, "*batch streams streams"]:
-        """Positive numbers whose columns add up to 1, and whose rows nearly do."""
-        keep = keep.softmax(dim=-1) + self.EPS
-        keep = keep / (keep.sum(dim=-2, keepdim=True) + self.EPS)
-        for _ in range(self.rounds - 1):
-            keep = keep / (keep.sum(dim=-1, keepdim=True) + self.EPS)
-            keep = keep / (keep.sum(dim=-2, keepdim=True) + self.EPS)
-        return keep
+        return replace(weight, role=Role.HIDDEN) if is_named(name, ("mix",)) else weight

@@ -80,10 +80,12 @@ def test_rezero_has_one_number_for_both_branches_and_starts_as_the_identity():
 def test_layer_scale_has_a_number_for_each_feature_and_branch():
     residual, x, (f, g) = scheme("layer_scale"), draw_stream(), toy_branches()
     first, second = residual.norms
-    middle = x + f(first(x)) @ residual.scale[0].diag()
-    torch.testing.assert_close(residual(x, (f, g)), middle + g(second(middle)) @ residual.scale[1].diag(), **EXACT)
+    middle = x + f(first(x)) @ residual.scales[0].scale.diag()
+    torch.testing.assert_close(
+        residual(x, (f, g)), middle + g(second(middle)) @ residual.scales[1].scale.diag(), **EXACT
+    )
     fresh = make_scheme("layer_scale", nn.Identity, start=1e-5)
-    assert torch.equal(fresh.scale, torch.full((2, D_MODEL), 1e-5))
+    assert all(torch.equal(each.scale, torch.full((D_MODEL,), 1e-5)) for each in fresh.scales)
 
 
 def test_peri_ln_is_sandwich_with_a_norm_on_the_embeddings():
@@ -123,11 +125,12 @@ def test_hyper_connections_are_the_papers_matrix_for_each_token(dynamic):
             streams = list(x[b, i])
             for which, (norm, branch) in enumerate(zip(residual.norms, branches, strict=True)):
                 hc = torch.zeros(n + 1, n + 1, dtype=torch.float64)
-                hc[1:, 0], hc[1:, 1:], hc[0, 1:] = residual.read[which], residual.keep[which], residual.write[which]
+                m = residual.mixings[which]
+                hc[1:, 0], hc[1:, 1:], hc[0, 1:] = m.read, m.keep, m.write
                 if dynamic:
                     h = torch.stack(streams)
                     h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-                    w, (s_a, s_b) = residual.by_stream[which], residual.by_stream_scale[which]
+                    w, s_a, s_b = m.maps, m.read_scale, m.write_scale
                     hc[1:, 0] = hc[1:, 0] + s_a * torch.tanh(h @ w[0])
                     hc[1:, 1:] = hc[1:, 1:] + s_a * torch.tanh(h @ w[1:-1].T)
                     hc[0, 1:] = hc[0, 1:] + s_b * torch.tanh(h @ w[-1])
@@ -147,7 +150,12 @@ def test_fresh_hyper_connections_are_pre_norm(dynamic):
     plain.load_state_dict({n: w for n, w in fresh.state_dict().items() if n in plain.state_dict()})
     plain.final_norm.eps /= 9  # of a sum three times as long
     torch.testing.assert_close(fresh(tokens), plain(tokens), **MANY_LAYERS)
-    assert [layer.residual.read.argmax(-1).tolist() for layer in fresh.layers] == [[0, 1], [2, 0], [1, 2], [0, 1]]
+    assert [[m.read.argmax().item() for m in layer.residual.mixings] for layer in fresh.layers] == [
+        [0, 1],
+        [2, 0],
+        [1, 2],
+        [0, 1],
+    ]
 
 
 def test_manifold_constrained_hyper_connections_are_deepseek_v4s(monkeypatch):
@@ -160,15 +168,15 @@ def test_manifold_constrained_hyper_connections_are_deepseek_v4s(monkeypatch):
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # written in their code
         for which, (norm, branch) in enumerate(zip(residual.norms, branches, strict=True)):
             theirs = DeepseekV4HyperConnection(config).double()
-            theirs.fn.data, theirs.base.data = residual.mix[which].data, residual.base[which].data
-            theirs.scale.data = residual.scale[which].data
+            ours = residual.mixings[which]
+            theirs.fn.data, theirs.base.data, theirs.scale.data = ours.mix.data, ours.base.data, ours.scale.data
             post, comb, collapsed = theirs(streams)
             # as their decoder layer has it
             streams = post[..., None] * branch(norm(collapsed))[:, :, None] + comb.transpose(-1, -2) @ streams
     out = residual(x, branches)
     torch.testing.assert_close(out, streams, **EXACT)
     torch.testing.assert_close(gradients(out, [x]), gradients(streams, [x]), **MANY_LAYERS)
-    _, keep, _ = residual.mixing(0, x)
+    keep = residual.mixings[0](x)[..., n:-n].unflatten(-1, (n, n))
     ones = torch.ones_like(keep[..., 0])
     torch.testing.assert_close(keep.sum(-2), ones, rtol=0, atol=1e-5)  # up to eps, and 20 rounds
     torch.testing.assert_close(keep.sum(-1), ones, rtol=0, atol=1e-3)
@@ -176,7 +184,7 @@ def test_manifold_constrained_hyper_connections_are_deepseek_v4s(monkeypatch):
 
 def test_what_looks_at_the_streams_is_drawn_and_all_else_of_a_scheme_starts_as_made():
     weights = {weight.name: weight.role for weight in scheme("mhc").weights()}
-    assert {name for name, role in weights.items() if role is Role.HIDDEN} == {"mix"}
+    assert {name for name, role in weights.items() if role is Role.HIDDEN} == {"mixings.0.mix", "mixings.1.mix"}
     assert {weight.role for weight in scheme("hyper").weights()} == {Role.SCALAR, Role.GAIN, Role.BIAS}
 
 
