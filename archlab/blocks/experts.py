@@ -263,7 +263,7 @@ class Router(nn.Linear):
 
     def __init__(self, d_model: int, n_experts: int, bias: bool):
         super().__init__(d_model, n_experts, bias=bias)
-        self.with_bias = plus_bias if bias else without_bias
+        self.with_bias: Callable[..., Tensor] = plus_bias if bias else without_bias
 
     def forward(self, tokens: Tokens) -> Scores:
         with without_autocast(tokens.device):

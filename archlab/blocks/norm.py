@@ -61,7 +61,7 @@ class RMSNorm(Norm):
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
         self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset)) if affine else None
-        self.factor = partial(offset_gain, self.offset) if affine else no_gain
+        self.factor: Callable[..., Tensor | None] = partial(offset_gain, self.offset) if affine else no_gain
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return F.rms_norm(at_least_float32(x), x.shape[-1:], self.factor(self.gain), self.eps).type_as(x)

@@ -46,7 +46,7 @@ def test_every_residual_scheme_is_drawn_with_its_norms_and_its_final_one(scheme)
     drawn = texts(assemble_without_weights(archlab.compose("size=nano", f"residual={scheme}", "norm=layer")))
     final = scheme not in ("post", "deep", "deep_glm")
     assert drawn.count("LayerNorm") == NORMS_A_LAYER[scheme] + final
-    assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm"))
+    assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm", "rezero"))
 
 
 @pytest.mark.parametrize("group", ["norm", "ffn", "pos", "mask", "mixer"])
