@@ -133,6 +133,13 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
     return (decoder if fresh else randomise(decoder)).to(dtype)
 
 
+def make_scheme(name: str, norm, n_layers: int = LAYERS, **options) -> nn.Module:
+    """A residual scheme, given what it has a parameter for."""
+    part = make("residual", name, **options)
+    width = {"d_model": D_MODEL} if "d_model" in inspect.signature(part.func).parameters else {}
+    return part(norm=norm, n_layers=n_layers, **width)
+
+
 def make_reading(
     pos: str | partial, mask: str | partial, seq_len: int, prefix_len=0, n_heads: int = HEADS
 ) -> AttentionContext:

@@ -574,7 +574,8 @@ def indistinct(norm: str, residual: str) -> bool:
             "head": "linear",
         }
         decoder = Decoder(**TINY, n_kv_heads=2, **{group: part(group, name) for group, name in blocks.items()})
-        return decoder.layers[0](x, decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0])
+        layer, context = decoder.layers[0], decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0]
+        return layer.residual.leave(layer(layer.residual.enter(x), context))
 
     return residual != "pre" and torch.equal(run(residual), run("pre"))
 

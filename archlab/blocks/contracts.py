@@ -28,7 +28,7 @@ by running it (`archlab.cost.measure`).
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -140,6 +140,9 @@ class Norm(Block):
 
     reduces: tuple[str, ...] = ("d_model",)
 
+    acts: bool = True
+    """Whether it changes anything; one that takes no statistics may."""
+
     @property
     def sees_future(self) -> bool:
         """Whether a position's output depends on later positions, or on other sequences."""
@@ -226,7 +229,7 @@ class FeedForward(Block):
     gated: bool = False
     """Whether it has three matrices of d_model x d_ff where a plain network has two."""
 
-    to_stream = ("down_proj",)
+    to_stream: tuple[str, ...] = ("down_proj",)
     taps: tuple[str, ...] = ()
     """Which quantities can be recorded, by name."""
 
@@ -235,6 +238,22 @@ class FeedForward(Block):
         """A network with `taps`, or one that adds to the loss as a router does, has a second parameter, `taps`.
 
         A layer gives it an `archlab.blocks.taps.Taps`. Outside a layer it is left out, so its default is NOBODY_LOOKS.
+        """
+
+    def steps(self) -> Sequence[DrawnStep] | None:
+        """What it does, step by step, for a drawing; None where its calls are to be traced instead."""
+        return None
+
+    @classmethod
+    def has_gate(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it is gated with these options; `gated` says it for all of them where none makes a difference."""
+        return cls.gated
+
+    def after_step(self, counted: Mapping[str, Tensor]) -> None:
+        """Called after each step of training, with the sums of what it handed out by `taps.count` in the step.
+
+        It may change its own buffers, in place, as one that evens out the load of experts does. It must not wait for the
+        device. A buffer that is so changed is saved, so that a run goes on from it.
         """
 
     def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
@@ -368,8 +387,15 @@ class Mask(Block):
 class Residual(Block):
     """One layer's way of adding its branches to the residual stream, and where the norms sit.
 
-    Constructor: `norm`, which makes a fresh norm of width d_model at each call, `n_layers`, and its own options.
+    Constructor: `norm`, which makes a fresh norm of width d_model at each call, `n_layers`, its own options, and by keyword
+    those of the following that it has a parameter for.
+
+    layer       the layer's number, counted from 0
+    d_model     the width of a stream
     """
+
+    variant: Hashable = None
+    """What sets it apart from the same scheme with the same options in other layers, as a drawing should show it."""
 
     branch_gain: float = 1.0
     """The factor on the initial weights of the feed-forward, value and output projections."""

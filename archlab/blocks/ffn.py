@@ -3,16 +3,20 @@
 There are two forms, plain and gated; the activation is given to the constructor.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.base.quantities import Probability
+from archlab.base.errors import UserError
+from archlab.base.quantities import Positive, Probability
 from archlab.blocks.activations import MASK, Accounting, Activation, Term, saved_by
 from archlab.blocks.contracts import FeedForward, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
+from archlab.blocks.precision import at_least_float32
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -110,3 +114,29 @@ class SquaredReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         return torch.relu(x).square()
+
+
+class XIELU(nn.Module):
+    """a x^2 + b x where x > 0, c (exp(x) - 1 - x) + b x elsewhere; a = softplus(alpha_p) and c = b + softplus(alpha_n) are learned.
+
+    b is 1/2; a and c start at `start_p` and `start_n`. Source: arXiv:2411.13010, as Apertus' published code has it,
+    where the exponent is kept below -1e-6.
+    """
+
+    keeps = Activation(input=True)
+    B, BELOW = 0.5, -1e-6
+
+    def __init__(self, start_p: Positive = 0.8, start_n: Positive = 0.8):
+        super().__init__()
+        if start_n <= self.B:
+            raise UserError(
+                f"ffn.activation.start_n={start_n}: the slope that is learned is more than {self.B}; use more"
+            )
+        self.alpha_p = nn.Parameter(torch.full((1,), math.log(math.expm1(start_p))))
+        self.alpha_n = nn.Parameter(torch.full((1,), math.log(math.expm1(start_n - self.B))))
+
+    def forward(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
+        wide = at_least_float32(x)
+        a, c = F.softplus(self.alpha_p), self.B + F.softplus(self.alpha_n)
+        below = (torch.expm1(wide.clamp(max=self.BELOW)) - wide) * c
+        return (torch.where(wide > 0, a * wide.square(), below) + self.B * wide).type_as(x)

@@ -6,6 +6,7 @@ alone are allowed: by statistics over seq or batch a position depends on later t
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,38 +45,85 @@ class LayerNorm(Norm):
 
 
 def one_more(gain: Tensor) -> Tensor:
-    """1 + gain."""
-    return 1.0 + gain
+    """1 + gain, float32 at least."""
+    return 1.0 + at_least_float32(gain)
 
 
-def as_it_is(gain: Tensor) -> Tensor:
-    """gain."""
-    return gain
+def no_gain(gain: None) -> None:
+    """Nothing is multiplied by a gain."""
 
 
 class RMSNorm(Norm):
     """Over the features of one position, by their root mean square; no mean is subtracted.
 
-    y = gain * x / sqrt(mean(x^2) + eps). With `unit_offset` the factor is 1 + gain, and gain starts at zero.
+    y = gain * x / sqrt(mean(x^2) + eps). With `unit_offset` the factor is 1 + gain, and gain starts at zero; without
+    `affine` there is no gain.
     Source: arXiv:1910.07467, eq. 4; eps inside the root, as LLaMA has it; unit_offset as Gemma's published code has it.
     """
 
-    def __init__(self, d_model: int, eps: Positive = 1e-6, unit_offset: bool = False):
+    def __init__(self, d_model: int, eps: Positive = 1e-6, unit_offset: bool = False, affine: bool = True):
         super().__init__()
+        if unit_offset and not affine:
+            raise UserError(
+                "norm.unit_offset=true: changes nothing under norm.affine=false, which has no gain; leave one of them out"
+            )
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
-        self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset))
-        self.whole_gain = one_more if unit_offset else as_it_is
+        self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset)) if affine else None
+        self.whole_gain: Callable[..., Tensor | None] = (
+            no_gain if not affine else one_more if unit_offset else at_least_float32
+        )
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        gain = self.whole_gain(at_least_float32(self.gain))
+        gain = self.whole_gain(self.gain)
         return in_dtype_of(F.rms_norm(at_least_float32(x), x.shape[-1:], gain, self.eps), x)
+
+
+class L2Norm(Norm):
+    """Over the features of one position, by their length.
+
+    y = x / sqrt(sum(x^2) + eps), of length 1. With `scaled` times one learned number, which starts at sqrt(d_model).
+    Source: arXiv:2410.01131 (nGPT); scaled: arXiv:1910.05895, eq. 5 (ScaleNorm); eps inside the root.
+    """
+
+    def __init__(self, d_model: int, eps: Positive = 1e-6, scaled: bool = False):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.full((1,), d_model**0.5)) if scaled else 1.0
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        wide = at_least_float32(x)
+        length = (wide.square().sum(dim=-1, keepdim=True) + self.eps).sqrt()
+        return (self.gain * wide / length).type_as(x)
+
+
+class DynamicTanh(Norm):
+    """y = gain * tanh(alpha * x) + shift: in the place of a norm, and without any statistics; alpha is one learned number.
+
+    Options:
+
+    start   what alpha starts at
+
+    Source: arXiv:2503.10622 (DyT), as its published code has it.
+    """
+
+    reduces = ()
+
+    def __init__(self, d_model: int, start: Positive = 0.5):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), start))
+        self.gain = nn.Parameter(torch.ones(d_model))
+        self.shift = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return (self.gain * torch.tanh(self.alpha * at_least_float32(x)) + self.shift).type_as(x)
 
 
 class NoNorm(Norm):
     """y = x."""
 
     reduces = ()
+    acts = False
 
     def __init__(self, d_model: int):
         super().__init__()

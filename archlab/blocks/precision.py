@@ -28,3 +28,10 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """The dtype that a matrix product with x has: autocast's where it is on, x's own elsewhere."""
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype

@@ -69,6 +69,9 @@ class Weight:
     starts_through: Callable[[Tensor], Tensor] | None = None
     """The function that these draws go through, if there is one."""
 
+    used: float = 1.0
+    """The share of its numbers that one token's forward pass uses: of experts' matrices, top_k / n_experts."""
+
     @property
     def fan_in(self) -> int:
         """The width of a matrix's input."""

@@ -162,4 +162,4 @@ def default_d_ff(node: Mapping[str, Any], d_model: int) -> int:
     Source: arXiv:2002.05202, sec. 2.
     """
     plain = 4 * d_model
-    return -(-plain * 2 // 3 // 8) * 8 if locate("ffn", node["_target_"]).gated else plain
+    return -(-plain * 2 // 3 // 8) * 8 if locate("ffn", node["_target_"]).has_gate(node) else plain

@@ -285,7 +285,7 @@ def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
         raise UserError(
             f"norm.shift={cfg.norm.shift}: changes nothing under norm.affine=false, which has no shift; leave one of them out"
         )
-    if target(cfg, "norm").reduces:
+    if target(cfg, "norm").acts:
         return
     if target(cfg, "residual").told_apart_by_norms:
         raise UserError(

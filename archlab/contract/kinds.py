@@ -1,5 +1,6 @@
 """What each kind of block must hold by itself, beside what every decoder of it must."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -95,7 +96,10 @@ def gate_declared(subject: Subject) -> str:
 
 def scheme(subject: Subject, norm: Any = None) -> Any:
     size = subject.cfg.size
-    return made("residual", subject, norm=norm or partial(RMSNorm, d_model=size.d_model), n_layers=size.n_layers)
+    takes = inspect.signature(instantiate(subject.cfg.residual).func).parameters
+    width = {"d_model": size.d_model} if "d_model" in takes else {}
+    norm = norm or partial(RMSNorm, d_model=size.d_model)
+    return made("residual", subject, norm=norm, n_layers=size.n_layers, **width)
 
 
 def both_branches(subject: Subject) -> str:
@@ -368,21 +372,27 @@ def attempt(subject: Subject) -> Traces | None:
 
 @torch.no_grad()
 def traces_of(subject: Subject) -> Traces:
-    """The names and shapes of all weights, the logits in training and in evaluation, and what training leaves behind.
+    """The names and shapes of all weights, what gains and scalars start at, the logits in training and in evaluation, and what training leaves behind.
 
     Evaluated is also a long sequence, for what acts from a distance.
     """
     decoder = subject.decoder()
     shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
+    begun = subject.starts()
     long = subject.tokens.repeat(1, LONG)
     evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
     torch.manual_seed(SEED)
     trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
-    return shapes, [*evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
+    decoder.after_step(trained.counts)
+    return shapes, [*begun, *evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
 
 
 def same(one: Traces, other: Traces) -> bool:
-    return one[0] == other[0] and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    return (
+        one[0] == other[0]
+        and len(one[1]) == len(other[1])
+        and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    )
 
 
 OF_KIND: Mapping[str, tuple[Check, ...]] = {

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from archlab.blocks.roles import Role
 from archlab.config.assemble import assemble
 from archlab.model.decoder import Decoder
 
@@ -56,6 +57,11 @@ class Subject:
         return (
             decoder.to(self.device) if self.device != CPU else decoder
         )  # where it was made: the meta device, for shapes
+
+    def starts(self) -> list[Tensor]:
+        """What the decoder's blocks start their gains, biases and scalars at; all else is drawn."""
+        kept = (Role.GAIN, Role.BIAS, Role.SCALAR)
+        return [weight.tensor.detach() for weight in assemble(self.cfg).weights() if weight.role in kept]
 
     @cached_property
     def tokens(self) -> Tensor:

@@ -34,7 +34,7 @@ def layer_terms(decoder: Decoder, depth: int, rules: Accounting) -> list[Term]:
     mixer, ffn = kept_by_branches(decoder, depth, rules)
     if branch_inputs(layer.residual, decoder.d_model) == 1:  # the same tensor, which is kept once
         ffn = tuple(term for term in ffn if not term.branch_input)
-    n_norms = sum(isinstance(module, Norm) and bool(module.reduces) for module in layer.residual.modules())
+    n_norms = sum(isinstance(module, Norm) and module.acts for module in layer.residual.modules())
     return [
         *mixer,
         *ffn,

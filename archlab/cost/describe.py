@@ -20,6 +20,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_active_parameters(decoder: Decoder) -> int:
+    """Of the same count, what one token's forward pass uses: of experts those that are picked for it."""
+    return round(sum(weight.used * weight.tensor.numel() for weight in decoder.weights()))
+
+
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     """The same count, part by part; a tied head has none of its own. Parts without parameters are left out."""
     parts = dict.fromkeys(("embedding", "positions", "mixer", "ffn", "norms", "head", "other"), 0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Mask, Mixer, Position
+from archlab.blocks.contracts import FeedForward, Mask, Mixer, Position
 from archlab.blocks.steps import DrawnStep
 from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
@@ -66,7 +66,7 @@ def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
         trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
         (
             DrawnBranch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
-            DrawnBranch("ffn", layer.ffn.summary, trace.branch(layer.ffn, decoder.d_model, "ffn")),
+            DrawnBranch("ffn", layer.ffn.summary, ffn(layer.ffn, decoder)),
         ),
     )
 
@@ -75,30 +75,36 @@ def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Grap
     """The steps that a mixer itself lists, or its traced graph where it lists none."""
     steps = part.steps(position, mask)
     if steps is not None:
-        return drawn(steps, part, {"position": position, "mask": mask})
+        return drawn(steps, part, "mixer", {"position": position, "mask": mask})
     with torch.device("meta"):
         token_positions = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
         context = AttentionContext(copy.deepcopy(position).to("meta"), mask, token_positions)
     return trace.branch(part, decoder.d_model, "mixer", context)
 
 
-def drawn(steps: Sequence[DrawnStep], part: Mixer, by_kind: Mapping[str, nn.Module]) -> Graph:
-    """Steps as boxes. A step whose part changes nothing has no box: lines go from its input to the steps after it."""
+def ffn(part: FeedForward, decoder: Decoder) -> Graph:
+    """The steps that a feed-forward network itself lists, or its traced graph where it lists none."""
+    steps = part.steps()
+    return trace.branch(part, decoder.d_model, "ffn") if steps is None else drawn(steps, part, "ffn", {})
+
+
+def drawn(steps: Sequence[DrawnStep], part: nn.Module, branch: str, by_kind: Mapping[str, nn.Module]) -> Graph:
+    """Steps of a branch as boxes. A step whose part changes nothing has no box: lines go from its input to the steps after it."""
     nodes, place = list(chain()), [0]
     for step in steps:
         reads = tuple(dict.fromkeys(place[read] for read in step.reads))
-        box = box_of_step(step, part, by_kind)
+        box = box_of_step(step, part, branch, by_kind)
         if box is not None:
             nodes.append(Node(box, reads))
         place.append(reads[0] if box is None else len(nodes) - 1)
     return tuple(nodes)
 
 
-def box_of_step(step: DrawnStep, part: Mixer, by_kind: Mapping[str, nn.Module]) -> Box | None:
+def box_of_step(step: DrawnStep, part: nn.Module, branch: str, by_kind: Mapping[str, nn.Module]) -> Box | None:
     if step.kind == "part":
         inside = part.get_submodule(step.path)
-        path = f"mixer.{step.path}"
+        path = f"{branch}.{step.path}"
         return linear(inside, path, step.detail) if isinstance(inside, nn.Linear) else box_of(inside, path)
     if step.kind in by_kind:
         return Box(step.kind, step.label, details(by_kind[step.kind]), step.kind)
-    return Box(step.kind, step.label, step.detail, f"mixer.{step.path}" if step.path else "")
+    return Box(step.kind, step.label, step.detail, f"{branch}.{step.path}" if step.path else "")

@@ -19,7 +19,7 @@ def box_of(part: nn.Module, path: str) -> Box | None:
         case nn.Dropout(p=share):
             return Box("op", f"dropout {share:g}", path=path) if share else None
         case Norm():
-            return Box("norm", name, path=path) if part.reduces else None
+            return Box("norm", name, path=path) if part.acts else None
         case nn.Linear():
             return linear(part, path)
         case _ if type(part).__module__ == ACTIVATIONS or not list(part.parameters()):

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -23,8 +23,8 @@ from archlab.blocks.roles import Role, Weight
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
 
-Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar]]
-"""A layer's output, what was seen in it, and what it adds to the loss."""
+Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar], dict[str, Tensor]]
+"""A layer's output, what was seen in it, what it adds to the loss, and what it counted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Output(NamedTuple):
     taps: tuple[dict[str, Scalar], ...]
     """By layer, what was asked for and the layer has."""
 
+    counts: tuple[dict[str, Tensor], ...] = ()
+    """By layer, what its feed-forward network counted for its `after_step`."""
+
 
 class Layer(Block):
     """A mixer and a feed-forward network, joined to the residual stream by a residual scheme."""
@@ -75,10 +78,10 @@ class Layer(Block):
         return x
 
     def watched(self, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
-        """The layer's output with what was seen and added to the loss on the way, so that all of it leaves together."""
+        """The layer's output with what was seen, added to the loss and counted on the way, so that all of it leaves together."""
         taps = Taps(wanted)
         x = self(x, context, taps)
-        return x, taps.seen, taps.losses
+        return x, taps.seen, taps.losses, taps.counts
 
 
 LayerCall = Callable[[Layer, Tensor, AttentionContext, Collection[str]], Watched]
@@ -182,6 +185,9 @@ class Decoder(Block):
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
         check_streams([layer.residual for layer in self.layers])
         check_given([layer.mixer for layer in self.layers])
+        self.kinds = numbered(
+            [(kind, layer.residual.variant) for kind, layer in zip(self.kinds, self.layers, strict=True)]
+        )
         self.final_norm = make_norm() if self.layers[-1].residual.needs_final_norm else nn.Identity()
         self.head_proj = make_projection(d_model, width)
         self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
@@ -252,13 +258,15 @@ class Decoder(Block):
         x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
         x = self.layers[0].residual.enter(x)
         seen: list[dict[str, Scalar]] = []
+        counts: list[dict[str, Tensor]] = []
         losses: dict[str, Scalar] = {}
         for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added = self.run_layer(call, layer, x, contexts[pair], wanted)
+            x, in_layer, added, counted = self.run_layer(call, layer, x, contexts[pair], wanted)
             seen.append(in_layer)
+            counts.append(counted)
             losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
         x = self.layers[-1].residual.leave(x)
-        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen))
+        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen), tuple(counts))
 
     def read(
         self,
@@ -302,6 +310,11 @@ class Decoder(Block):
             )
         return at_the_start(tokens, self.position, prefix_len, positions, padding)
 
+    def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Hands each layer's network what it counted in a step, by layer; called after the step's update."""
+        for layer, counted in zip(self.layers, counts, strict=True):
+            layer.ffn.after_step(counted)
+
     def for_packs(self) -> None:
         """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""
         for layer in self.layers:
@@ -341,7 +354,12 @@ def make_layer(
     kernel: str,
 ) -> Layer:
     """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
-    scheme = part.residual(norm=partial(norm, d_model=d_model), n_layers=n_layers)
+    place = {"layer": depth, "d_model": d_model}
+    scheme = part.residual(
+        norm=partial(norm, d_model=d_model),
+        n_layers=n_layers,
+        **{name: value for name, value in place.items() if name in parameters_of(part.residual)},
+    )
     inner = {"inner_norm": norm} if scheme.inner_norms else {}
     check_takes_inner_norm(scheme, part)
     heads = {"n_heads": n_heads, "n_kv_heads": part.n_kv_heads, "head_dim": head_dim}
@@ -389,6 +407,12 @@ def kinds_of(parts: Sequence[LayerParts]) -> list[int]:
             firsts.append(part)
         kinds.append(next(kind for kind, first in enumerate(firsts) if built_alike(part, first)))
     return kinds
+
+
+def numbered(things: Sequence[Hashable]) -> list[int]:
+    """A number for each, the same for equal ones; counted from 0 in order of appearance."""
+    places = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
+    return [places[thing] for thing in things]
 
 
 def built_alike(one: LayerParts, other: LayerParts) -> bool:

@@ -124,6 +124,9 @@ class Summary:
 
     # what it costs
     n_params: Annotated[Amount | None, Lower("parameters")] = None
+    n_active_params: Annotated[Amount | None, Lower("parameters")] = None
+    """Those that one token uses; None where it uses all."""
+
     flops_per_token: Annotated[Amount | None, Lower("FLOPs per token")] = None
     """Of the forward pass; a multiply-add is two."""
 

@@ -217,10 +217,17 @@ def _costs(record: Record) -> list[tuple[str, str]]:
     cached = f" in {record['dtype']}" if record.get("dtype") else ""
     return [
         ("parameters", count(record.get("n_params"))),
+        *_active_parameters(record),
         ("forward pass", _in("per token", flop(record.get("flops_per_token")))),
         ("forward + backward", _in("per token", flop(record.get("train_flops_per_token")))),
         *_decode_state(record, cached),
     ]
+
+
+def _active_parameters(record: Record) -> Iterable[tuple[str, str]]:
+    """What one token uses of the parameters, where it does not use all."""
+    if active := record.get("n_active_params"):
+        yield "active parameters", _in("per token", count(active))
 
 
 def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:

@@ -49,9 +49,11 @@ def machine_of(cfg: DictConfig) -> Runtime:
 
 
 def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
-    """What the model costs, by its shapes alone. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
+    """What the model costs, by its shapes alone; parameters that a token uses where it does not use all. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
+    n_params, active = describe.count_parameters(decoder), describe.count_active_parameters(decoder)
     return {
-        "n_params": describe.count_parameters(decoder),
+        "n_params": n_params,
+        **({"n_active_params": active} if active != n_params else {}),
         **measure.costs(decoder, cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),
     }

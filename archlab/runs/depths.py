@@ -90,7 +90,7 @@ def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, 
 def placements(cfg: DictConfig) -> dict[str, dict]:
     """By name, the nodes of the schemes to compare; without norms the chosen one alone."""
     chosen = {option(cfg, "residual"): plain_dict(cfg.residual)}
-    if not target(cfg, "norm").reduces:
+    if not target(cfg, "norm").acts:
         return chosen
     named = {
         name: {"_target_": f"{kind.__module__}.{kind.__name__}", "_partial_": True} for name, kind in PLACEMENTS.items()

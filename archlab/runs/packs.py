@@ -75,7 +75,10 @@ def refusal(plan: Plan) -> str | None:
     if runtime(cfg.device, cfg.precision).dtype == torch.float16:
         return "precision=fp16 scales each run's loss by itself, which a pack does not"
     learned = {name for name, _ in decoder.named_parameters(remove_duplicate=False)}
-    if decoder.state_dict().keys() - learned:
+    kept = decoder.state_dict().keys() - learned
+    if any(".ffn." in name for name in kept):
+        return f"ffn={cfg.choices.ffn} keeps what it counted in earlier steps, which a pack does not"
+    if kept:
         return f"norm={cfg.choices.norm} keeps running statistics, which a pack does not"
     return None
 

@@ -41,6 +41,9 @@ class LossParts(NamedTuple):
     added: dict[str, Tensor]
     """What is minimised besides it, by name, such as a router's balance: a mean over the batch."""
 
+    counts: tuple[dict[str, Tensor], ...] = ()
+    """By layer, what its network's `after_step` is given: sums over the batch."""
+
 
 class Inputs(NamedTuple):
     """A batch as the model is given it, on the model's device."""
@@ -70,7 +73,7 @@ class Program(nn.Module):
         nats, output = nats_of(
             self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted, self.call
         )
-        return LossParts(total(nats, scored), scored.sum(), output.losses), output.taps
+        return LossParts(total(nats, scored), scored.sum(), output.losses, output.counts), output.taps
 
 
 def compute(

@@ -75,7 +75,7 @@ def make_step(
             group["lr"] = learning_rate(number, settings)
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss, seen = backward(
+        loss, seen, counts = backward(
             decoder, batch, settings.accumulate, machine, state.scaler, wanted, Layer.watched if closely else call
         )
         state.scaler.unscale_(state.optimizer)
@@ -87,6 +87,7 @@ def make_step(
 
         update = Update(layers) if closely else None
         apply(state, ~grad_norm.isfinite())
+        decoder.after_step(counts)
         if update:
             seen["update_ratio"] = update.ratios()
         for buffer, before in zip(kept_beside, buffers, strict=True):
@@ -105,16 +106,18 @@ def backward(
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
     call: LayerCall = Layer.watched,
-) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
+) -> tuple[Tensor, dict[str, Sequence[Tensor | None]], list[dict[str, Tensor]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
     What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
-    that loss, in nats per token, and the quantities recorded in the layers on the first piece.
+    that loss, in nats per token, the quantities recorded in the layers on the first piece, and by layer what they counted
+    in all of them.
     """
     batch = batch.to(machine.device)
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
+    counts: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
     for i, piece in enumerate(split(batch, pieces)):
         # Compiled, all pieces record the same: what another compiles for costs more than a few numbers that nobody reads.
         parts, shown = compute(decoder, piece, machine, wanted if i == 0 or call is not Layer.watched else (), call)
@@ -122,7 +125,9 @@ def backward(
         scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
         total += loss.detach()
         seen = seen or dict(shown)
-    return total, seen
+        for so_far, counted in zip(counts, parts.counts, strict=True):
+            so_far |= {name: so_far.get(name, 0) + value for name, value in counted.items()}
+    return total, seen, counts
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:

@@ -12,7 +12,6 @@ from oracles import (
     D_MODEL,
     HEAD_DIM,
     HEADS,
-    LAYERS,
     SEQ,
     VOCAB,
     build,
@@ -22,6 +21,7 @@ from oracles import (
     make,
     make_attention,
     make_reading,
+    make_scheme,
     node,
     options,
     randomise,
@@ -91,8 +91,8 @@ def run_ffn(name, dtype):
 
 
 def run_residual(name, dtype):
-    scheme = make("residual", name)(norm=partial(make("norm", "rms"), d_model=D_MODEL), n_layers=LAYERS).to(dtype)
-    return lambda x: scheme(x, (torch.tanh, torch.sin))
+    scheme = make_scheme(name, partial(make("norm", "rms"), d_model=D_MODEL)).to(dtype)
+    return lambda x: scheme.leave(scheme(scheme.enter(x), (torch.tanh, torch.sin)))
 
 
 def run_mixer(name, dtype):
@@ -277,8 +277,8 @@ def test_a_bias_is_float32_and_announced(name):
 @pytest.mark.parametrize("name", options("residual"))
 def test_a_scheme_that_says_norms_alone_tell_it_from_pre_is_pre_without_them(name):
     def run(scheme):
-        residual = make("residual", scheme)(norm=nn.Identity, n_layers=LAYERS)
-        return residual(torch.linspace(-1, 1, D_MODEL).view(1, 1, -1), (torch.tanh, torch.cos))
+        residual, x = make_scheme(scheme, nn.Identity), torch.linspace(-1, 1, D_MODEL).view(1, 1, -1)
+        return residual.leave(residual(residual.enter(x), (torch.tanh, torch.cos)))
 
     same = torch.equal(run(name), run("pre"))
     assert make("residual", name).func.told_apart_by_norms == (same and name != "pre")

@@ -26,8 +26,14 @@ NORMS_A_LAYER = {
     "sandwich": 4,
     "parallel": 1,
     "sub": 4,
+    "scaled": 2,
+    "mix": 4,
+    "rezero": 0,
+    "layer_scale": 2,
+    "hyper": 2,
+    "mhc": 2,
 }
-"""Of each residual scheme, from the papers; sub-LN has one before each branch and one inside."""
+"""Of each residual scheme, from the papers; sub-LN has one before each branch and one inside, Mix-LN two in each of two kinds of layer."""
 
 
 def texts(decoder, title: str = "") -> list[str]:
@@ -40,7 +46,7 @@ def test_every_residual_scheme_is_drawn_with_its_norms_and_its_final_one(scheme)
     drawn = texts(assemble_without_weights(archlab.compose("size=nano", f"residual={scheme}", "norm=layer")))
     final = scheme not in ("post", "deep", "deep_glm")
     assert drawn.count("LayerNorm") == NORMS_A_LAYER[scheme] + final
-    assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm"))
+    assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm", "rezero"))
 
 
 @pytest.mark.parametrize("group", ["norm", "ffn", "pos", "mask", "mixer"])
