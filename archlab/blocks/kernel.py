@@ -7,6 +7,7 @@ kernel chosen when the model is built.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,13 +61,18 @@ Fused = Callable[..., Tensor]
 """`F.scaled_dot_product_attention`, or what is called like it."""
 
 
+def torchs_own(*of_qkv: Tensor, **options: Any) -> Tensor:
+    """`F.scaled_dot_product_attention`."""
+    return F.scaled_dot_product_attention(*of_qkv, **options)
+
+
 def causal_kernel(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     context: AttentionContext,
     dropout: float,
-    fused: Fused = F.scaled_dot_product_attention,
+    fused: Fused = torchs_own,
 ) -> Tensor:
     """For the plain causal mask and scores without a bias; without padding it needs no table for whole sequences and for one new token."""
     if not (context.whole or context.newest_alone):
@@ -82,7 +88,7 @@ def masked_kernel(
     v: Tensor,
     context: AttentionContext,
     dropout: float,
-    fused: Fused = F.scaled_dot_product_attention,
+    fused: Fused = torchs_own,
 ) -> Tensor:
     """For any mask and scores without a bias."""
     k, v = share_heads(k, q.shape[1]), share_heads(v, q.shape[1])
@@ -100,7 +106,7 @@ def biased_kernel(
     v: Tensor,
     context: AttentionContext,
     dropout: float,
-    fused: Fused = F.scaled_dot_product_attention,
+    fused: Fused = torchs_own,
 ) -> Tensor:
     """For scores with a bias. In float32, since fused kernels on a GPU take no bias of a wider dtype than the queries."""
     wide_q, wide_k, wide_v = (at_least_float32(x) for x in (q, share_heads(k, q.shape[1]), share_heads(v, q.shape[1])))

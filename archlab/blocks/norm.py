@@ -6,7 +6,6 @@ alone are allowed: by statistics over seq or batch a position depends on later t
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F

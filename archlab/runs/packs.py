@@ -86,7 +86,7 @@ def refusal(plan: Plan) -> str | None:
 def bytes_each(plan: Plan) -> float:
     """Of memory that a member takes: weights, gradients, AdamW's states and what the backward pass needs.
 
-    A pack's attention keeps its weights for every query and key, as unfused attention does.
+    Attention is counted as unfused, which is the most that it takes: its weights for every query and key.
     """
     cfg = plan.cfg
     where = runtime(cfg.device, cfg.precision)

@@ -8,7 +8,7 @@ from oracles import BATCH, HEADS, KV_HEADS, LAYERS, VOCAB, admits, build, draw_t
 
 from archlab.base.errors import UserError
 from archlab.blocks import context as contexts
-from archlab.blocks.cache import Cache
+from archlab.blocks.cache import Cache, Room
 from archlab.blocks.contracts import Position
 from archlab.blocks.token_positions import PositionLimit, check_padding, check_prefix, shaped
 from archlab.model.decoder import Decoder
@@ -356,7 +356,7 @@ def test_arguments_of_the_wrong_length_are_named():
         shaped(torch.zeros(1, 6, dtype=torch.long), build().position, draw_tokens(seq=7))
 
 
-def test_without_cache_or_padding_the_fused_causal_kernel_gets_no_table(monkeypatch):
+def test_without_padding_the_fused_causal_kernel_gets_a_table_for_several_cached_tokens_alone(monkeypatch):
     decoder, tables = build(), []
     fused = torch.nn.functional.scaled_dot_product_attention
 
@@ -370,7 +370,25 @@ def test_without_cache_or_padding_the_fused_causal_kernel_gets_no_table(monkeypa
     decoder(draw_tokens(), cache=(cache := Cache()))
     assert tables == [None] * 2 * LAYERS
     decoder(draw_tokens(seq=1), cache=cache)
-    assert all(table.shape[-2:] == (1, 8) for table in tables[2 * LAYERS :])
+    assert tables == [None] * 3 * LAYERS
+    decoder(draw_tokens(seq=2), cache=cache)
+    assert all(table.shape[-2:] == (2, 10) for table in tables[3 * LAYERS :])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_cache_grows_by_what_it_is_given_and_leaves_what_it_gave(gradients, monkeypatch):
+    """Against torch.cat, beyond the room there is, several keys at a time, and from a state that was put in its place."""
+    monkeypatch.setattr(Room, "LEAST", 2)
+    attention, cache, expected, given = torch.nn.Identity(), Cache(), [torch.empty(2, 3, 0, 5)] * 2, []
+    with torch.set_grad_enabled(gradients):
+        for n, n_new in enumerate((3, 1, 1, 4, 1, 1, 1)):
+            new = [torch.randn(2, 3, n_new, 5, requires_grad=gradients) for _ in "kv"]
+            if n == 5:  # as a search that keeps the better sequences would
+                cache.states[attention] = tuple(one.flip(0) for one in cache.states[attention])
+                expected = [one.flip(0) for one in expected]
+            expected = [torch.cat(both, dim=2) for both in zip(expected, new, strict=True)]
+            given += zip(cache.extend(attention, *new), expected, strict=True)
+    assert all(torch.equal(ours, theirs) and ours.requires_grad is gradients for ours, theirs in given)
 
 
 def test_the_rotation_is_computed_once_a_forward_pass(monkeypatch):
