@@ -28,15 +28,20 @@ from archlab.initial.settings import PreflightSettings, check_preflight
 from archlab.model.decoder import Decoder
 from archlab.model.init import Init
 from archlab.records.loggers import check_installed
-from archlab.train.settings import TrainSettings
+from archlab.train.average import Average
+from archlab.train.optimizer import UpdateRule, check_library
+from archlab.train.options import LossOptions, TrainOptions
+from archlab.train.schedules import Schedule
 
 MOST_TOKENS = 2**28
 """The largest number of tokens in one step or in one sequence."""
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
-GROUPS = (*BLOCKS, "init", "size", "data")
+OF_TRAINING = ("optimizer", "schedule", "average")
+GROUPS = (*BLOCKS, "init", "size", "data", *OF_TRAINING)
 KINDS: dict[str, type] = {
-    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source
+    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source,
+    "optimizer": UpdateRule, "schedule": Schedule, "average": Average,
 }  # fmt: skip
 
 
@@ -87,7 +92,8 @@ SECTIONS = {
     "": TopLevel,
     "size": Size,
     "embed": Embed,
-    "train": TrainSettings,
+    "train": TrainOptions,
+    "loss": LossOptions,
     "probe": Probe,
     "eval": EvalSettings,
     "memory": MemorySettings,
@@ -100,7 +106,7 @@ def check_types(cfg: DictConfig) -> None:
     plain = plain_dict(cfg, resolve=True)
     for section, kind in SECTIONS.items():
         check_fields(section, plain[section] if section else plain, {f.name: f.type for f in fields(kind)})
-    for group in (*BLOCKS, "init", "data"):
+    for group in (*BLOCKS, "init", "data", *OF_TRAINING):
         check_block(group, plain[group])
 
 
@@ -188,6 +194,9 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
+    check_numbers_used(cfg, explicit)
+    check_schedule(cfg)
+    check_averages(cfg, decoder)
     check_evaluation(cfg)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
@@ -397,6 +406,56 @@ def check_training(cfg: DictConfig) -> None:
             f"train.patience={train.patience}: counts validations, and there are none while training;"
             " set train.eval_every, such as train.eval_every=50"
         )
+
+
+def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses numbers of `train` that the optimizer or the schedule never looks at."""
+    for group, numbers in (("optimizer", ("beta1", "beta2")), ("schedule", ("min_lr",))):
+        for name in numbers:
+            if f"train.{name}" in explicit and name not in target(cfg, group).uses:
+                instead = f"set {group}.{name}" if name in cfg[group] else "leave it out"
+                raise UserError(
+                    f"train.{name}={cfg.train[name]}: {group}={option(cfg, group)} does not use it, so it would change nothing;"
+                    f" {instead}"
+                )
+
+
+def check_schedule(cfg: DictConfig) -> None:
+    made(cfg, "schedule").check(TrainOptions(**plain_dict(cfg.train)))
+    if target(cfg, "optimizer").constant_schedule and option(cfg, "schedule") != "constant":
+        raise UserError(
+            f"optimizer={option(cfg, 'optimizer')}: is for a learning rate that stays as it is, and schedule={option(cfg, 'schedule')}"
+            " lowers it; add schedule=constant"
+        )
+
+
+def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses two averages of the weights, and one where statistics are kept of the weights that are averaged."""
+    by_rule, by_average = target(cfg, "optimizer").averages, option(cfg, "average") != "none"
+    asked = f"average={option(cfg, 'average')}" if by_average else f"optimizer={option(cfg, 'optimizer')}"
+    if by_rule and by_average:
+        raise UserError(
+            f"{asked}: optimizer={option(cfg, 'optimizer')} evaluates an average of the weights already; use average=none, or"
+            " another optimizer"
+        )
+    learned = {name for name, _ in decoder.named_parameters(remove_duplicate=False)}
+    if (by_rule or by_average) and decoder.state_dict().keys() - learned:
+        raise UserError(
+            f"{asked}: norm={option(cfg, 'norm')} keeps running statistics of weights that are not those evaluated; use another"
+            " norm, or no average"
+        )
+
+
+def made(cfg: DictConfig, group: str) -> Any:
+    """The part of training that a group's option makes."""
+    node = plain_dict(cfg[group])
+    return target(cfg, group)(**{name: value for name, value in node.items() if not name.startswith("_")})
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Raises UserError where the optimizer's library is not installed, or its options do not go together."""
+    check_library(target(cfg, "optimizer"), option(cfg, "optimizer"))
+    made(cfg, "optimizer")
 
 
 def check_evaluation(cfg: DictConfig) -> None:

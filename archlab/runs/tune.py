@@ -19,9 +19,9 @@ from archlab.base.signals import Stop, Stopped
 from archlab.config.assemble import build
 from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
+from archlab.runs.assembled import settings_of
 from archlab.train.loop import train
 from archlab.train.runtime import Runtime, settled_precision
-from archlab.train.settings import TrainSettings
 
 MULTIPLES = (1 / 3, 1, 3)
 """Of train.lr."""
@@ -69,7 +69,7 @@ def key(cfg: DictConfig) -> str:
 def loss_at(rate: float, cfg: DictConfig, source: Source, where: Runtime) -> float:
     trial = cfg.copy()
     trial.train.lr, trial.seed = rate, SEED
-    settings = TrainSettings(**plain_dict(trial.train))
+    settings = settings_of(trial)
     decoder = build(trial).to(where.device)
     if settings.checkpoint:
         decoder.recompute_activations()

@@ -1,6 +1,8 @@
 """What is minimised: the cross-entropy of the targets that count."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder, Output
 from archlab.probe.look import Columns, columns
+from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime
 
 
@@ -41,6 +44,38 @@ class LossParts(NamedTuple):
     added: dict[str, Tensor]
     """What is minimised besides it, by name, such as a router's balance: a mean over the batch."""
 
+    terms: dict[str, Tensor]
+    """What `loss` adds to every scored target, by name: a sum over them, like the total."""
+
+
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (n, vocab), targets (n), their losses (n)) -> what is added to the loss of each."""
+
+NO_TERMS: Mapping[str, Term] = MappingProxyType({})
+
+
+def terms_of(options: LossOptions) -> dict[str, Term]:
+    """What these options add to each target's cross-entropy while training; validation never does."""
+    terms: dict[str, Term] = {}
+    if options.z:
+        terms["z"] = partial(z_term, options.z)
+    if options.label_smoothing:
+        terms["label_smoothing"] = partial(smoothing_term, options.label_smoothing)
+    return terms
+
+
+def z_term(share: float, logits: Tensor, targets: Tensor, nats: Tensor) -> Tensor:
+    """share * log(Z)^2, where Z is the sum of exp(logits): keeps logits from drifting.
+
+    Source: arXiv:2204.02311, sec. 5; arXiv:2309.14322, sec. 3.1.2.
+    """
+    return share * logits.logsumexp(dim=-1).square()
+
+
+def smoothing_term(share: float, logits: Tensor, targets: Tensor, nats: Tensor) -> Tensor:
+    """What the loss has more where `share` of each target is spread evenly over the vocabulary. Source: arXiv:1512.00567, sec. 7."""
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=share) - nats
+
 
 class Inputs(NamedTuple):
     """A batch as the model is given it, on the model's device."""
@@ -59,24 +94,30 @@ class Program(nn.Module):
     weights of several runs, with ordinary autograd outside.
     """
 
-    def __init__(self, decoder: Decoder, wanted: Collection[str] = ()):
+    def __init__(self, decoder: Decoder, wanted: Collection[str] = (), terms: Mapping[str, Term] = NO_TERMS):
         super().__init__()
-        self.decoder, self.wanted = decoder, tuple(wanted)
+        self.decoder, self.wanted, self.terms = decoder, tuple(wanted), dict(terms)
 
     def forward(
         self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
         nats, output = nats_of(self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted)
-        return LossParts(total(nats, scored), scored.sum(), output.losses), output.taps
+        flat = flat_logits(output), targets.flatten(), nats.flatten()
+        terms = {name: total(term(*flat).view_as(targets), scored) for name, term in self.terms.items()}
+        return LossParts(total(nats, scored), scored.sum(), output.losses, terms), output.taps
 
 
 def compute(
-    decoder: Decoder, batch: Batch, machine: Runtime, wanted: Collection[str] = ()
+    decoder: Decoder,
+    batch: Batch,
+    machine: Runtime,
+    wanted: Collection[str] = (),
+    terms: Mapping[str, Term] = NO_TERMS,
 ) -> tuple[LossParts, Columns]:
     """The loss of a batch, and the quantities named in `wanted`, each with a value per layer."""
     with machine.autocast():
-        parts, taps = Program(decoder, wanted)(*placed(decoder, batch))
+        parts, taps = Program(decoder, wanted, terms)(*placed(decoder, batch))
     return parts, columns(taps)
 
 
@@ -107,9 +148,13 @@ def nats_of(decoder: Decoder, inputs: Inputs, wanted: Collection[str] = ()) -> t
     """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
     output = decoder.compute(inputs.tokens, contexts, wanted)
-    logits = rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
-    nats = F.cross_entropy(logits, inputs.targets.flatten(), reduction="none")
+    nats = F.cross_entropy(flat_logits(output), inputs.targets.flatten(), reduction="none")
     return nats.view_as(inputs.targets), output
+
+
+def flat_logits(output: Output) -> Float[Tensor, "targets vocab"]:
+    """float32, one row for each target."""
+    return rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

@@ -26,7 +26,7 @@ from archlab.probe.look import EVERY_STEP
 from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
 from archlab.train.loop import Outcome, let_see
 from archlab.train.loop import outcome as outcome_of
-from archlab.train.objective import Inputs, Program, placed
+from archlab.train.objective import Inputs, Program, placed, terms_of
 from archlab.train.observers import Divergence, Log, Observer, Record, Recording, Validation
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
@@ -153,6 +153,11 @@ class Pack:
         decaying = {weight.name for weight in self.base.weights() if weight.role in DECAYING}
         device = machine.device
         self.decay = {name: self.of_each("weight_decay", device) * (name in decaying) for name in self.weights}
+        self.rates = {
+            name: torch.tensor([d.rates.get(name, 1.0) for d in decoders], dtype=torch.float64, device=device)
+            for name in self.weights
+        }
+        self.terms = terms_of(self.settings[0].loss)
         self.beta1, self.beta2 = self.of_each("beta1", device), self.of_each("beta2", device)
         self.clip = torch.tensor([s.clip or math.inf for s in self.settings], device=device)
         self.of_layer = [
@@ -213,12 +218,12 @@ class Pack:
         pieces = self.settings[0].accumulate
         whole = stacked_inputs(inputs)
         n_scored = whole.scored.sum(dim=(1, 2)).clamp(min=1)
-        program = Program(self.base, wanted)
+        program = Program(self.base, wanted, self.terms)
         buffers = {f"decoder.{name}": buffer for name, buffer in self.base.named_buffers()}
 
         def of_one(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
             parts, taps = functional_call(program, {**weights, **buffers}, piece)
-            return parts.total, parts.added, taps
+            return parts.total, parts.added, parts.terms, taps
 
         for weight in self.weights.values():
             weight.grad = None
@@ -228,9 +233,10 @@ class Pack:
             axes = tuple(None if column is None else 0 for column in piece)
             weights = {f"decoder.{name}": weight for name, weight in self.weights.items()}
             with self.machine.autocast():
-                sums, added, taps = torch.vmap(of_one, in_dims=(0, *axes))(weights, *piece)
+                sums, added, terms, taps = torch.vmap(of_one, in_dims=(0, *axes))(weights, *piece)
             loss = sums / n_scored
-            (loss.sum() + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
+            beside = sum(((one / n_scored).sum() for one in terms.values()), start=0.0)
+            (loss.sum() + beside + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
             total += loss.detach()
             if i == 0:
                 names = dict.fromkeys(name for layer in taps for name in layer)
@@ -253,11 +259,11 @@ class Pack:
                 return numbers.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
             grad = (grad * each(clipping)).where(each(alive.to(grad.dtype)) > 0, 0.0)
-            weight.mul_(each(1 - rates * self.decay[name]))
+            weight.mul_(each(1 - rates * self.rates[name] * self.decay[name]))
             mean.lerp_(grad, each(1 - self.beta1))
             square.mul_(each(self.beta2)).addcmul_(grad * each(1 - self.beta2), grad)
             denominator = (square.sqrt() / each(second.sqrt())).add_(EPS)
-            weight.sub_(mean / denominator * each(rates / first))
+            weight.sub_(mean / denominator * each(rates * self.rates[name] / first))
 
     # ------------------------------------------------------------ what is seen of a step
 

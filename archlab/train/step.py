@@ -1,7 +1,7 @@
 """One step of training. All that it uses and returns are tensors, so nothing waits for the device."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
-from archlab.train.objective import compute, scored_targets
+from archlab.train.objective import NO_TERMS, Term, compute, scored_targets, terms_of
+from archlab.train.optimizer import step_unless
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
@@ -48,13 +49,14 @@ Step = Callable[[TrainState, Batch], StepResult]
 
 
 def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe_every: int | None = None) -> Step:
-    """A step of this model: forward and backward pass, clipping, AdamW.
+    """A step of this model: forward and backward pass, clipping, the optimizer's update.
 
     With `probe_every` some quantities of the layers are recorded at each step, and all of them at every `probe_every`th. A
     step whose loss or gradient is not finite does not change the weights, and neither does any step after it: training
     reads losses later than it takes steps, and a run that diverged keeps the weights it had before.
     """
-    layers, saved = list(decoder.layers), own_tensors(decoder)
+    layers, saved, terms = list(decoder.layers), own_tensors(decoder), terms_of(settings.loss)
+    average_after = settings.average.after(settings.steps)
     kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
 
     def step(state: TrainState, batch: Batch) -> StepResult:
@@ -63,10 +65,10 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
         wanted = decoder.taps if closely else EVERY_STEP if probe_every else ()
         buffers = [buffer.clone() for buffer in kept_beside]
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(number, settings)
+            group["lr"] = learning_rate(number, settings) * group.get("rate", 1.0)
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss, seen = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted)
+        loss, seen = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted, terms)
         state.scaler.unscale_(state.optimizer)
         if probe_every:
             seen["grad_norm"] = gradient_norms(layers)
@@ -80,6 +82,8 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
             seen["update_ratio"] = update.ratios()
         for buffer, before in zip(kept_beside, buffers, strict=True):
             buffer.copy_(before.where(was_broken, buffer))
+        if state.averaged is not None and number > average_after:
+            state.averaged.update_parameters(decoder)
         state.step = number
         return StepResult(number, loss, grad_norm.detach(), finite, seen)
 
@@ -93,10 +97,11 @@ def backward(
     machine: Runtime,
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
+    terms: Mapping[str, Term] = NO_TERMS,
 ) -> tuple[Tensor, dict[str, Sequence[Tensor | None]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
-    What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
+    What blocks and `terms` add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
     that loss, in nats per token, and the quantities recorded in the layers on the first piece.
     """
     batch = batch.to(machine.device)
@@ -104,9 +109,10 @@ def backward(
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
     for i, piece in enumerate(split(batch, pieces)):
-        parts, shown = compute(decoder, piece, machine, wanted if i == 0 else ())
+        parts, shown = compute(decoder, piece, machine, wanted if i == 0 else (), terms)
         loss = parts.total / n_scored
-        scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
+        beside = sum(term / n_scored for term in parts.terms.values())
+        scaler.scale(loss + beside + sum(parts.added.values()) / pieces).backward()
         total += loss.detach()
         seen |= shown
     return total, seen
@@ -129,11 +135,8 @@ def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) ->
 
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
-    """AdamW's update. Where `found_inf` is 1 its kernel skips it, on the device, as GradScaler does."""
-    # What AdamW's kernel reads, and torch declares nowhere; torch's own GradScaler sets both.
-    state.optimizer.grad_scale = None  # type: ignore[attr-defined]
-    state.optimizer.found_inf = (state.broken | overflowed).float()  # type: ignore[attr-defined]
-    state.optimizer.step()
+    """The optimizer's update, which is skipped where a loss or gradient is not finite."""
+    step_unless(state.optimizer, state.broken | overflowed)
     state.scaler.update()
 
 

@@ -1,0 +1,61 @@
+"""Averages of a run's weights, by which it is validated and evaluated in place of the last ones."""
+
+from abc import ABC, abstractmethod
+
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from archlab.base.quantities import Probability, Share
+from archlab.model.decoder import Decoder
+
+
+class Average(ABC):
+    """Which of a run's weights are averaged, and how."""
+
+    packed = False
+    """Whether runs that are averaged so can be trained as one pack."""
+
+    @abstractmethod
+    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+        """What keeps the average of a decoder's weights; None where the last weights are what counts."""
+
+    def after(self, steps: int) -> int:
+        """Of so many steps, after which one the average begins."""
+        return 0
+
+
+class NoAverage(Average):
+    """The last weights."""
+
+    packed = True
+
+    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+        return None
+
+
+class Exponential(Average):
+    """average <- decay * average + (1 - decay) * weights after every step, from those of the first step on.
+
+    Source: arXiv:1803.05407, sec. 3.2, as torch.optim.swa_utils has it.
+    """
+
+    def __init__(self, decay: Probability = 0.99):
+        self.decay = decay
+
+    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+        return AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+
+
+class Tail(Average):
+    """The mean of the weights after each of the last steps, a `share` of all.
+
+    Source: arXiv:1803.05407, alg. 1, with a cycle of one step.
+    """
+
+    def __init__(self, share: Share = 0.2):
+        self.share = share
+
+    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+        return AveragedModel(decoder, multi_avg_fn=get_swa_multi_avg_fn())
+
+    def after(self, steps: int) -> int:
+        return steps - max(1, round(self.share * steps))
