@@ -197,6 +197,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_numbers_used(cfg, explicit)
     check_schedule(cfg)
     check_averages(cfg, decoder)
+    check_init(cfg, decoder, explicit)
     check_evaluation(cfg)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
@@ -444,6 +445,21 @@ def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
             f"{asked}: norm={option(cfg, 'norm')} keeps running statistics of weights that are not those evaluated; use another"
             " norm, or no average"
         )
+
+
+def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    made(cfg, "init").check(decoder)
+    if target(cfg, "init").scales_rates and not target(cfg, "optimizer").adaptive:
+        raise UserError(
+            f"init={option(cfg, 'init')}: its learning rates by width are for optimizers whose step does not depend on the"
+            f" gradient's size, and that of optimizer={option(cfg, 'optimizer')} does; use optimizer=adamw, or another init"
+        )
+    for name in ("depth_scaled", "wang"):
+        if f"init.{name}" in explicit and cfg.init[name] and cfg.init.get("zero") in ("branches", "all"):
+            raise UserError(
+                f"init.{name}=true: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
+                " leave it out"
+            )
 
 
 def made(cfg: DictConfig, group: str) -> Any:
