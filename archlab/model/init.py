@@ -20,7 +20,6 @@ from archlab.blocks.embedding import EMBED_SCALES
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
 from archlab.model.decoder import Decoder
 
-
 Zero = Literal["none", "branches", "head", "all"]
 """Which matrices start at zero: none, those that write to the residual stream, the head, or both."""
 

@@ -123,7 +123,10 @@ class Muon(UpdateRule):
             )
         return SideBySide(
             [
-                (groups(decoder, matrices, options), lambda of: torch.optim.Muon(of, lr=options.lr, **self.of_matrices)),
+                (
+                    groups(decoder, matrices, options),
+                    lambda of: torch.optim.Muon(of, lr=options.lr, **self.of_matrices),
+                ),
                 (groups(decoder, others, options), lambda of: _adamw(of, options)),
             ]
         )

@@ -1,6 +1,6 @@
 """All that a training run is told: its options, and the parts it is put together from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from archlab.train.average import Average, NoAverage
 from archlab.train.optimizer import AdamW, UpdateRule
@@ -12,7 +12,7 @@ from archlab.train.schedules import Cosine, Schedule
 class TrainSettings(TrainOptions):
     """The options of `train`, with one part for each group that is about training."""
 
-    optimizer: UpdateRule = AdamW()
-    schedule: Schedule = Cosine()
-    average: Average = NoAverage()
-    loss: LossOptions = LossOptions()
+    optimizer: UpdateRule = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Cosine)
+    average: Average = field(default_factory=NoAverage)
+    loss: LossOptions = field(default_factory=LossOptions)
