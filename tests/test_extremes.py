@@ -70,7 +70,7 @@ def check(cfg: DictConfig, field: str, values: tuple = (*NUMBERS, *OTHERS)) -> N
             assert line is not None and len(line) < 600, field
 
 
-SECTIONS = ("embed", "train", "probe", "eval", "memory", "preflight", "size")
+SECTIONS = ("embed", "train", "loss", "probe", "eval", "memory", "preflight", "size")
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -423,7 +423,7 @@ def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
 
 def check_schedule(cfg: DictConfig) -> None:
     made(cfg, "schedule").check(TrainOptions(**plain_dict(cfg.train)))
-    if target(cfg, "optimizer").constant_schedule and option(cfg, "schedule") != "constant":
+    if target(cfg, "optimizer").constant_schedule and not target(cfg, "schedule").stays:
         raise UserError(
             f"optimizer={option(cfg, 'optimizer')}: is for a learning rate that stays as it is, and schedule={option(cfg, 'schedule')}"
             " lowers it; add schedule=constant"
@@ -432,7 +432,7 @@ def check_schedule(cfg: DictConfig) -> None:
 
 def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
     """Refuses two averages of the weights, and one where statistics are kept of the weights that are averaged."""
-    by_rule, by_average = target(cfg, "optimizer").averages, option(cfg, "average") != "none"
+    by_rule, by_average = target(cfg, "optimizer").averages, target(cfg, "average").averages
     asked = f"average={option(cfg, 'average')}" if by_average else f"optimizer={option(cfg, 'optimizer')}"
     if by_rule and by_average:
         raise UserError(

@@ -11,6 +11,9 @@ from archlab.model.decoder import Decoder
 class Average(ABC):
     """Which of a run's weights are averaged, and how."""
 
+    averages = True
+    """Whether a model is to be evaluated with other weights than those it is trained with."""
+
     packed = False
     """Whether runs that are averaged so can be trained as one pack."""
 
@@ -26,6 +29,7 @@ class Average(ABC):
 class NoAverage(Average):
     """The last weights."""
 
+    averages = False
     packed = True
 
     def __call__(self, decoder: Decoder) -> AveragedModel | None:

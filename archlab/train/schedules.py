@@ -16,6 +16,9 @@ class Schedule(ABC):
     uses: Collection[str] = ()
     """Which of `train`'s numbers it uses beside steps, lr and warmup."""
 
+    stays = False
+    """Whether the rate stays as it is after the warm-up."""
+
     @abstractmethod
     def share(self, step: int, options: TrainOptions) -> float:
         """Of `lr`, at a step after the warm-up and up to `options.steps`."""
@@ -103,6 +106,8 @@ class InverseSqrt(Schedule):
 
 class Constant(Schedule):
     """1 after the warm-up."""
+
+    stays = True
 
     def share(self, step: int, options: TrainOptions) -> float:
         return 1.0
