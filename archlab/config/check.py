@@ -449,10 +449,10 @@ def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
 
 def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
     made(cfg, "init").check(decoder)
-    if target(cfg, "init").scales_rates and not target(cfg, "optimizer").adaptive:
+    if target(cfg, "init").scales_rates and not target(cfg, "optimizer").by_entry:
         raise UserError(
-            f"init={option(cfg, 'init')}: its learning rates by width are for optimizers whose step does not depend on the"
-            f" gradient's size, and that of optimizer={option(cfg, 'optimizer')} does; use optimizer=adamw, or another init"
+            f"init={option(cfg, 'init')}: its learning rates by width are for optimizers that move each number of a weight by"
+            f" itself, as Adam does, and optimizer={option(cfg, 'optimizer')} does not; use optimizer=adamw, or another init"
         )
     for name in ("depth_scaled", "wang"):
         if f"init.{name}" in explicit and cfg.init[name] and cfg.init.get("zero") in ("branches", "all"):

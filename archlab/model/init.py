@@ -187,7 +187,8 @@ class MaximalUpdate(Init):
 
     A head so drawn and so slowed is one with the output multiplier 1 / m, in another form (sec. B). Scores: where wider
     models have more heads of the same size, their scale is the same; where they have larger heads, mixer.scale has to be
-    sqrt(head_dim of the base) / head_dim. For optimizers whose step does not depend on the gradient's size.
+    sqrt(head_dim of the base) / head_dim. For optimizers that move each number of a weight by about lr,
+    as Adam does.
 
     Source: arXiv:2203.03466, table 3 and definition 4.1.
     """

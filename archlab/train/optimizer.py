@@ -38,8 +38,8 @@ class UpdateRule(ABC):
     constant_schedule = False
     """Whether it is defined for a learning rate that stays as it is after the warm-up."""
 
-    adaptive = True
-    """Whether the size of a step does not depend on the gradient's: what muP's rates are for."""
+    by_entry = True
+    """Whether each number of a weight moves by about lr, however large its gradient: what muP's rates are for."""
 
     @abstractmethod
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
@@ -96,6 +96,7 @@ class Muon(UpdateRule):
     """
 
     uses = ("beta1", "beta2")
+    by_entry = False
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ class SGD(UpdateRule):
     Source: torch.optim.SGD, with no dampening.
     """
 
-    adaptive = False
+    by_entry = False
 
     def __init__(self, momentum: Probability = 0.9, nesterov: bool = False):
         check_nesterov(nesterov, momentum)
