@@ -1,11 +1,36 @@
 """Averages of a run's weights, by which it is validated and evaluated in place of the last ones."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from archlab.base.quantities import Probability, Share
 from archlab.model.decoder import Decoder
+
+
+class Averaged:
+    """A copy of a decoder that holds an average of its weights, by one of torch's rules.
+
+    As torch's own AveragedModel, whose update waits for the device at every step.
+    """
+
+    def __init__(self, decoder: Decoder, rule: Callable[[list[Tensor], list[Tensor], int], None]):
+        self.module, self.rule = copy.deepcopy(decoder), rule
+        self.n_averaged = 0
+
+    @torch.no_grad()
+    def update(self, decoder: Decoder) -> None:
+        """Takes a decoder's weights in; the first are the average so far."""
+        own, its = list(self.module.parameters()), list(decoder.parameters())
+        if self.n_averaged:
+            self.rule(own, its, self.n_averaged)
+        else:
+            torch._foreach_copy_(own, its)
+        self.n_averaged += 1
 
 
 class Average(ABC):
@@ -18,7 +43,7 @@ class Average(ABC):
     """Whether runs that are averaged so can be trained as one pack."""
 
     @abstractmethod
-    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+    def __call__(self, decoder: Decoder) -> Averaged | None:
         """What keeps the average of a decoder's weights; None where the last weights are what counts."""
 
     def after(self, steps: int) -> int:
@@ -32,7 +57,7 @@ class NoAverage(Average):
     averages = False
     packed = True
 
-    def __call__(self, decoder: Decoder) -> AveragedModel | None:
+    def __call__(self, decoder: Decoder) -> Averaged | None:
         return None
 
 
@@ -45,8 +70,8 @@ class Exponential(Average):
     def __init__(self, decay: Probability = 0.99):
         self.decay = decay
 
-    def __call__(self, decoder: Decoder) -> AveragedModel | None:
-        return AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+    def __call__(self, decoder: Decoder) -> Averaged | None:
+        return Averaged(decoder, get_ema_multi_avg_fn(self.decay))
 
 
 class Tail(Average):
@@ -58,8 +83,8 @@ class Tail(Average):
     def __init__(self, share: Share = 0.2):
         self.share = share
 
-    def __call__(self, decoder: Decoder) -> AveragedModel | None:
-        return AveragedModel(decoder, multi_avg_fn=get_swa_multi_avg_fn())
+    def __call__(self, decoder: Decoder) -> Averaged | None:
+        return Averaged(decoder, get_swa_multi_avg_fn())
 
     def after(self, steps: int) -> int:
         return steps - max(1, round(self.share * steps))

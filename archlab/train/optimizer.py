@@ -106,7 +106,7 @@ class Muon(UpdateRule):
         adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
     ):
         check_nesterov(nesterov, momentum)
-        self.of_matrices = {
+        self.of_matrices: dict[str, Any] = {
             "momentum": momentum,
             "nesterov": nesterov,
             "ns_steps": ns_steps,

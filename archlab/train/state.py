@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
 from archlab.probe.recorder import Recorder
+from archlab.train.average import Averaged
 from archlab.train.clock import Clock
 from archlab.train.optimizer import UpdateRule
 from archlab.train.patience import Patience
@@ -44,7 +44,7 @@ class TrainState:
     rule: UpdateRule
     """What made the optimizer."""
 
-    averaged: AveragedModel | None = None
+    averaged: Averaged | None = None
     """The average of the weights that is evaluated in their place, where there is one."""
 
     recorder: Recorder = field(default_factory=Recorder)
@@ -95,7 +95,7 @@ class TrainState:
             "clock": self.clock.state_dict(),
             "scaler": self.scaler.state_dict(),
             "optimizer": [numbers_of(group) for group in self.optimizer.param_groups],
-            "averaged": int(self.averaged.n_averaged) if self.averaged else 0,
+            "averaged": self.averaged.n_averaged if self.averaged else 0,
         }
         return tensors, rest
 
@@ -114,7 +114,7 @@ class TrainState:
             group.update(numbers)
         if self.averaged:
             put_into(self.averaged.module, of("average", tensors))
-            self.averaged.n_averaged.fill_(rest["averaged"])
+            self.averaged.n_averaged = rest["averaged"]
         self.patience.load_state_dict(
             {name: value.to(device, copy=True) for name, value in of("best", tensors).items()}, rest["patience"]
         )

@@ -83,7 +83,7 @@ def make_step(decoder: Decoder, settings: TrainSettings, machine: Runtime, probe
         for buffer, before in zip(kept_beside, buffers, strict=True):
             buffer.copy_(before.where(was_broken, buffer))
         if state.averaged is not None and number > average_after:
-            state.averaged.update_parameters(decoder)
+            state.averaged.update(decoder)
         state.step = number
         return StepResult(number, loss, grad_norm.detach(), finite, seen)
 

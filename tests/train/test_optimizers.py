@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
 from oracles import built, options
 from program import OWN
-from test_pack import Run, assert_same, together
 from torch import Tensor, nn
 from training import CPU, SMALL, Counting, settings
 from transformers import get_inverse_sqrt_schedule, get_linear_schedule_with_warmup, get_wsd_schedule
@@ -342,21 +340,6 @@ def test_a_weight_moves_by_the_rate_its_init_gives_it():
 
 
 # ---------------------------------------------------------------- packs
-
-
-def test_members_of_a_pack_have_schedules_rates_and_terms_of_their_own_or_of_all():
-    def runs() -> list[Run]:
-        made = [
-            Run(0, ("init=mup", "init.base_width=8"), schedule=Constant()),
-            Run(1, (), schedule=WarmupStableDecay(0.4, "linear")),
-        ]
-        for one in made:
-            one.settings = replace(one.settings, loss=LossOptions(z=0.01, label_smoothing=0.1))
-        return made
-
-    packed, beside = runs(), runs()
-    for one, other, run, twin in zip(together(packed), [run.alone() for run in beside], packed, beside, strict=True):
-        assert_same(one, other, run, twin)
 
 
 @pytest.mark.parametrize("word", ["optimizer=muon", "optimizer=sgd", "average=ema"])
