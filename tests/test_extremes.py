@@ -25,6 +25,7 @@ OTHERS = ("", "x", [10**23], [math.nan], [[1]], {"a": 1}, True, None)
 NEEDS = {
     **{f"norm={name}": ("mask=full",) for name in ("batch", "instance", "sequence")},
     "pos=rope_2d": ("mask=prefix",), "pos=learned_2d": ("mask=prefix",), "data=masked": ("mask=full",), "norm=none": ("residual=pre",),
+    "optimizer=schedule_free": ("schedule=constant",),
 }  # fmt: skip
 OPTIONS = [f"{group}={name}" for group, name in every_option(*GROUPS) if group != "size"]
 
@@ -69,7 +70,7 @@ def check(cfg: DictConfig, field: str, values: tuple = (*NUMBERS, *OTHERS)) -> N
             assert line is not None and len(line) < 600, field
 
 
-SECTIONS = ("embed", "train", "probe", "eval", "memory", "preflight", "size")
+SECTIONS = ("embed", "train", "loss", "probe", "eval", "memory", "preflight", "size")
 
 
 @pytest.mark.parametrize("section", SECTIONS)

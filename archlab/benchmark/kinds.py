@@ -15,7 +15,7 @@ to launch the next kernel, the wait counts for the kind that is to be launched.
     head        from what the final norm returns to the logits
     loss        cross-entropy, and all else between the head's forward and its backward pass
     gradients   their norms, clipping, and the test that they are finite
-    optimizer   AdamW's update
+    optimizer   its update
     rest        embeddings, residual additions, the batch on its way to the device, positions, bookkeeping
 """
 

@@ -8,7 +8,7 @@ from archlab.config.assemble import build
 from archlab.data.batch import Batch
 from archlab.model.decoder import check_decodable
 from archlab.model.generate import generate
-from archlab.runs.assembled import open_source, section
+from archlab.runs.assembled import open_source, settings_of
 from archlab.train.compiling import layer_calls
 from archlab.train.objective import placed
 from archlab.train.runtime import Runtime, runtime
@@ -36,7 +36,7 @@ class Workload:
             raise UserError(
                 "device=mps: a timing has to wait for the device, and that is done for CUDA alone; use device=cpu"
             )
-        self.settings: TrainSettings = section(cfg, "train", TrainSettings)
+        self.settings: TrainSettings = settings_of(cfg)
         self.source = open_source(cfg)
         self.batch: Batch = self.source.train(cfg.seed, 1, self.settings.batch_size, self.settings.train_len)
         self.decoder = build(cfg).to(self.machine.device).train()

@@ -179,8 +179,8 @@ class Attention(Mixer):
             self.kernel = weighing_kernel(self.cap, self.weigh, beyond_fused)
         else:
             self.kernel = capped_kernel(self.cap) if softcap else kernel
-        explicit = softcap or beyond_fused or packed_kernel is None
-        self.packed_kernel = explicit_kernel(self.cap, self.weigh) if explicit else packed_kernel
+        fused = None if softcap or beyond_fused else packed_kernel
+        self.packed_kernel = fused or explicit_kernel(self.cap, self.weigh)
         if weighting == "sigmoid":
             self.taps = ("max_score",)
 

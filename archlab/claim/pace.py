@@ -10,10 +10,9 @@ from omegaconf import DictConfig
 import archlab
 from archlab.claim.jobs import STEPS_OF, Job, Measurement, PackJob, RunJob, seconds
 from archlab.config.assemble import build
-from archlab.runs.assembled import machine_of, open_source, section
+from archlab.runs.assembled import machine_of, open_source, settings_of
 from archlab.runs.expected import seconds_of_a_step
 from archlab.runs.workers import makespan, pool_of, unless_stopped
-from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
 from archlab.train.step import make_step
 
@@ -105,7 +104,7 @@ def all_of(cfgs: Sequence[DictConfig]) -> tuple[float, list[float]]:
 
 def a_step(cfg: DictConfig) -> float:
     """Seconds of a training step: the batch, forward and backward pass, clipping, AdamW and what is probed at every step."""
-    where, settings, source = machine_of(cfg), section(cfg, "train", TrainSettings), open_source(cfg)
+    where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     decoder = build(cfg).to(where.device).train()
     state = TrainState.begin(decoder, settings, where, cfg.seed)
     step = make_step(decoder, settings, where, cfg.probe.every)

@@ -14,7 +14,11 @@ from archlab.records.reader import COMPARED, Record, Run, find, read_run
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
 """What may differ between two runs of one arm."""
 
-UNSAID: Mapping[str, Any] = {"kernel": "auto", "compile": "auto", "train.deterministic": False}
+UNSAID: Mapping[str, Any] = {
+    "kernel": "auto", "compile": "auto", "train.deterministic": False,
+    "choices.optimizer": "adamw", "choices.schedule": "cosine", "choices.average": "none",
+    "loss.z": 0.0, "loss.label_smoothing": 0.0, "init.zero": "none",
+}  # fmt: skip
 """What older runs, which do not say it, did."""
 
 

@@ -28,15 +28,20 @@ from archlab.initial.settings import PreflightSettings, check_preflight
 from archlab.model.decoder import Decoder
 from archlab.model.init import Init
 from archlab.records.loggers import check_installed
-from archlab.train.settings import TrainSettings
+from archlab.train.average import Average
+from archlab.train.optimizer import UpdateRule, check_library
+from archlab.train.options import LossOptions, TrainOptions
+from archlab.train.schedules import Schedule
 
 MOST_TOKENS = 2**28
 """The largest number of tokens in one step or in one sequence."""
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
-GROUPS = (*BLOCKS, "init", "size", "data")
+OF_TRAINING = ("optimizer", "schedule", "average")
+GROUPS = (*BLOCKS, "init", "size", "data", *OF_TRAINING)
 KINDS: dict[str, type] = {
-    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source
+    "norm": Norm, "residual": Residual, "ffn": FeedForward, "pos": Position, "mask": Mask, "mixer": Mixer, "head": Head, "init": Init, "data": Source,
+    "optimizer": UpdateRule, "schedule": Schedule, "average": Average,
 }  # fmt: skip
 
 
@@ -88,7 +93,8 @@ SECTIONS = {
     "": TopLevel,
     "size": Size,
     "embed": Embed,
-    "train": TrainSettings,
+    "train": TrainOptions,
+    "loss": LossOptions,
     "probe": Probe,
     "eval": EvalSettings,
     "memory": MemorySettings,
@@ -101,7 +107,7 @@ def check_types(cfg: DictConfig) -> None:
     plain = plain_dict(cfg, resolve=True)
     for section, kind in SECTIONS.items():
         check_fields(section, plain[section] if section else plain, {f.name: f.type for f in fields(kind)})
-    for group in (*BLOCKS, "init", "data"):
+    for group in (*BLOCKS, "init", "data", *OF_TRAINING):
         check_block(group, plain[group])
 
 
@@ -189,6 +195,10 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
+    check_numbers_used(cfg, explicit)
+    check_schedule(cfg)
+    check_averages(cfg, decoder)
+    check_init(cfg, decoder, explicit)
     check_evaluation(cfg)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
@@ -412,6 +422,71 @@ def check_training(cfg: DictConfig) -> None:
             f"train.patience={train.patience}: counts validations, and there are none while training;"
             " set train.eval_every, such as train.eval_every=50"
         )
+
+
+def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses numbers of `train` that the optimizer or the schedule never looks at."""
+    for group, numbers in (("optimizer", ("beta1", "beta2")), ("schedule", ("min_lr",))):
+        for name in numbers:
+            if f"train.{name}" in explicit and name not in target(cfg, group).uses:
+                instead = f"set {group}.{name}" if name in cfg[group] else "leave it out"
+                raise UserError(
+                    f"train.{name}={cfg.train[name]}: {group}={option(cfg, group)} does not use it, so it would change nothing;"
+                    f" {instead}"
+                )
+
+
+def check_schedule(cfg: DictConfig) -> None:
+    made(cfg, "schedule").check(TrainOptions(**plain_dict(cfg.train)))
+    if target(cfg, "optimizer").constant_schedule and not target(cfg, "schedule").stays:
+        raise UserError(
+            f"optimizer={option(cfg, 'optimizer')}: is for a learning rate that stays as it is, and schedule={option(cfg, 'schedule')}"
+            " lowers it; add schedule=constant"
+        )
+
+
+def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses two averages of the weights, and one where statistics are kept of the weights that are averaged."""
+    by_rule, by_average = target(cfg, "optimizer").averages, target(cfg, "average").averages
+    asked = f"average={option(cfg, 'average')}" if by_average else f"optimizer={option(cfg, 'optimizer')}"
+    if by_rule and by_average:
+        raise UserError(
+            f"{asked}: optimizer={option(cfg, 'optimizer')} evaluates an average of the weights already; use average=none, or"
+            " another optimizer"
+        )
+    learned = {name for name, _ in decoder.named_parameters(remove_duplicate=False)}
+    if (by_rule or by_average) and decoder.state_dict().keys() - learned:
+        raise UserError(
+            f"{asked}: norm={option(cfg, 'norm')} keeps running statistics of weights that are not those evaluated; use another"
+            " norm, or no average"
+        )
+
+
+def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    made(cfg, "init").check(decoder)
+    if target(cfg, "init").scales_rates and not target(cfg, "optimizer").by_entry:
+        raise UserError(
+            f"init={option(cfg, 'init')}: its learning rates by width are for optimizers that move each number of a weight by"
+            f" itself, as Adam does, and optimizer={option(cfg, 'optimizer')} does not; use optimizer=adamw, or another init"
+        )
+    for name in ("depth_scaled", "wang"):
+        if f"init.{name}" in explicit and cfg.init[name] and cfg.init.get("zero") in ("branches", "all"):
+            raise UserError(
+                f"init.{name}=true: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
+                " leave it out"
+            )
+
+
+def made(cfg: DictConfig, group: str) -> Any:
+    """The part of training that a group's option makes."""
+    node = plain_dict(cfg[group])
+    return target(cfg, group)(**{name: value for name, value in node.items() if not name.startswith("_")})
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Raises UserError where the optimizer's library is not installed, or its options do not go together."""
+    check_library(target(cfg, "optimizer"), option(cfg, "optimizer"))
+    made(cfg, "optimizer")
 
 
 def check_evaluation(cfg: DictConfig) -> None:

@@ -153,7 +153,7 @@ def finish(
     folders of the user's own options. Raises UserError.
     """
     from archlab.config.assemble import assemble_without_weights, settle_size
-    from archlab.config.check import GROUPS, check_match, check_together, check_types
+    from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
     from archlab.config.match import settle_match
     from archlab.config.rules import check_rules, settle_layers, settle_positions
     from archlab.cost.describe import count_parameters
@@ -177,6 +177,7 @@ def finish(
         raise beyond_the_machine(error) or error from error
     settle_steps(settled, count_parameters(decoder))
     check_together(settled, decoder, explicit)
+    check_optimizer(settled)
     OmegaConf.set_struct(settled, True)
     return settled
 

@@ -64,10 +64,10 @@ class Plan:
         """Everything that decides a training step's operations and their shapes, as a text; equal plans have equal keys.
 
         Plans with one key can be trained as one pack. They may differ in everything else: the seed and with it the
-        order of the data, the initial weights, the optimizer's numbers, the length of training, and what is probed.
+        order of the data, the initial weights, the numbers of `train`, the schedule, the length of training, and what is probed.
         """
         whole = plain_dict(self.cfg)
-        model = {group: whole[group] for group in (*OF_THE_MODEL, "data", "size")}
+        model = {group: whole[group] for group in (*OF_THE_MODEL, *OF_ITS_TRAINING, "data", "size")}
         step = {name: whole["train"][name] for name in OF_A_STEP}
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
         keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
@@ -75,6 +75,7 @@ class Plan:
 
 
 OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel", "compile")
+OF_ITS_TRAINING = ("optimizer", "average", "loss")
 OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
 
 

@@ -194,6 +194,8 @@ class Decoder(Block):
         if tied:
             self.head.weight = self.embedding.weight
         self.run_layer: Callable[..., Watched] = run_plainly
+        self.rates: dict[str, float] = {}
+        """What the learning rate of some weights is multiplied by, by name, as the init has it."""
 
     @property
     def heads_of_positions(self) -> dict[str, int]:

@@ -10,13 +10,19 @@ from the same weights everywhere else.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from archlab.base.quantities import Positive
+from archlab.base.errors import UserError
+from archlab.base.quantities import Positive, Width
+from archlab.blocks.embedding import EMBED_SCALES
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
 from archlab.model.decoder import Decoder
+
+Zero = Literal["none", "branches", "head", "all"]
+"""Which matrices start at zero: none, those that write to the residual stream, the head, or both."""
 
 
 class Init(ABC):
@@ -24,18 +30,48 @@ class Init(ABC):
 
     Matrices and tables are drawn from a normal distribution, biases are zero, gains and scalars stay as their blocks
     made them, and weights with `starts_within` are drawn evenly between its two numbers, and go through `starts_through`.
+    What `zero` names starts at zero: a model whose branches do starts as its embeddings and its head alone, and one whose
+    head does at a loss of log(vocab_size).
+    Source: arXiv:2003.04887, sec. 3 (branches); arXiv:2203.03466, app. D.2 (head).
     """
 
+    zero: Zero = "none"
+
+    scales_rates = False
+    """Whether weights have learning rates of their own."""
+
     def __call__(self, decoder: Decoder, seed: int) -> None:
-        """Sets all weights in place."""
+        """Sets all weights in place, and the rates of those whose learning rate is not `train.lr`."""
+        self.check(decoder)
+        rates = {weight.name: self.rate(weight, decoder) for weight in decoder.weights()}
+        decoder.rates = {name: rate for name, rate in rates.items() if rate != 1.0}
         for weight in decoder.weights():
-            if weight.starts_within is not None:
+            if self.starts_at_zero(weight):
+                nn.init.zeros_(weight.tensor)
+            elif weight.starts_within is not None:
                 draw_within(weight.tensor, *weight.starts_within, seed, drawn_as(weight.name), weight.starts_through)
             elif weight.role in MATRICES | TABLES:
                 name = drawn_as(weight.name.removesuffix(".weight"))
                 draw(weight.tensor, self.std_of(weight, decoder), seed, name)
             elif weight.role is Role.BIAS:
                 nn.init.zeros_(weight.tensor)
+
+    def check(self, decoder: Decoder) -> None:
+        """Raises UserError where a decoder cannot start so."""
+        if self.zero in ("head", "all") and decoder.head.weight is decoder.embedding.weight:
+            raise UserError(
+                f"init.zero={self.zero}: the head of embed.tied=true is the table of the embeddings, which would all be zero; use"
+                " init.zero=branches, or embed.tied=false"
+            )
+
+    def rate(self, weight: Weight, decoder: Decoder) -> float:
+        """What a weight's learning rate is multiplied by."""
+        return 1.0
+
+    def starts_at_zero(self, weight: Weight) -> bool:
+        return (self.zero in ("branches", "all") and weight.writes_to_stream and weight.role in MATRICES) or (
+            self.zero in ("head", "all") and weight.role is Role.HEAD
+        )
 
     def std_of(self, weight: Weight, decoder: Decoder) -> float:
         """The standard deviation of a matrix or a table."""
@@ -75,8 +111,8 @@ class Normal(Init):
     Source: GPT-2's report (Radford et al. 2019), sec. 2.3; its released code has the std of 0.02.
     """
 
-    def __init__(self, std: Positive = 0.02, depth_scaled: bool = True):
-        self.std = std
+    def __init__(self, std: Positive = 0.02, depth_scaled: bool = True, zero: Zero = "none"):
+        self.std, self.zero = std, zero
         self.depth_scaled = depth_scaled
 
     def back_to_stream(self, n_layers: int) -> float:
@@ -100,8 +136,8 @@ class Xavier(Init):
     (arXiv:2203.00555, fig. 2).
     """
 
-    def __init__(self, gain: Positive = 1.0):
-        self.gain = gain
+    def __init__(self, gain: Positive = 1.0, zero: Zero = "none"):
+        self.gain, self.zero = gain, zero
 
     def matrix_std(self, fan_out: int, fan_in: int) -> float:
         return self.gain * (2 / (fan_in + fan_out)) ** 0.5
@@ -111,6 +147,90 @@ class Xavier(Init):
 
     def scale_of_tied(self, decoder: Decoder) -> float:
         return decoder.embed_scale
+
+
+class Small(Init):
+    """N(0, 2 / (5 d_model)) for every matrix and table, whatever its own widths.
+
+    With `wang` a projection back to the stream has the standard deviation 2 / (n_layers sqrt(d_model)).
+    A table that embedding and head share has rows of N(0, 1 / d_model^2), so that a token's own logit, and the loss with it,
+    starts no larger than another's.
+
+    Source: arXiv:1910.05895, sec. 2.2; arXiv:2204.06745, sec. 2.1.3 (`wang`); arXiv:2203.03466, table 3 (a shared table).
+    """
+
+    def __init__(self, wang: bool = False, zero: Zero = "none"):
+        self.wang, self.zero = wang, zero
+
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        small = (2 / (5 * decoder.d_model)) ** 0.5
+        if weight.role in TABLES:
+            return 1 / decoder.d_model if weight.tensor is decoder.head.weight else small
+        narrow = 2 / (len(decoder.layers) * decoder.d_model**0.5)
+        return branch_gain(weight, decoder) * (narrow if self.wang and weight.writes_to_stream else small)
+
+    def matrix_std(self, fan_out: int, fan_in: int) -> float:
+        raise NotImplementedError("a standard deviation here depends on d_model alone")
+
+    def table_std(self, d_model: int) -> float:
+        raise NotImplementedError("a standard deviation here depends on d_model alone")
+
+
+class MaximalUpdate(Init):
+    """muP: what is best for a model `base_width` wide stays so for a wider one, the learning rate too.
+
+    With m = d_model / base_width, of a weight by its role:
+
+    hidden matrix  N(0, gain^2 / fan_in), its learning rate divided by m
+    head, router   N(0, gain^2 / (m fan_in)), its learning rate divided by m
+    embedding      such that it is N(0, 1) after its scale, and moves by as much at every width
+    other table    N(0, 1 / base_width)
+    gain, bias     as at any width
+
+    A head so drawn and so slowed is one with the output multiplier 1 / m, in another form (sec. B). Scores: where wider
+    models have more heads of the same size, their scale is the same; where they have larger heads, mixer.scale has to be
+    sqrt(head_dim of the base) / head_dim. For optimizers that move each number of a weight by about lr,
+    as Adam does.
+
+    Source: arXiv:2203.03466, table 3 and definition 4.1.
+    """
+
+    scales_rates = True
+
+    def __init__(self, base_width: Width = 64, gain: Positive = 1.0, zero: Zero = "none"):
+        self.base_width, self.gain, self.zero = base_width, gain, zero
+
+    def check(self, decoder: Decoder) -> None:
+        super().check(decoder)
+        if decoder.head.weight is decoder.embedding.weight:
+            raise UserError(
+                "init=mup: a head and an embedding of one table (embed.tied=true) would need two learning rates; use"
+                " embed.tied=false, or another init"
+            )
+
+    def wider(self, decoder: Decoder) -> float:
+        return decoder.d_model / self.base_width
+
+    def rate(self, weight: Weight, decoder: Decoder) -> float:
+        if weight.role in MATRICES:
+            return 1 / self.wider(decoder)
+        if weight.role is Role.EMBEDDING:
+            scale = next(f for f in EMBED_SCALES.values() if f(decoder.d_model) == decoder.embed_scale)
+            return scale(self.base_width) / decoder.embed_scale
+        return 1.0
+
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        if weight.role is Role.EMBEDDING:
+            return 1 / decoder.embed_scale
+        if weight.role in (Role.HEAD, Role.ROUTER):
+            return super().std_of(weight, decoder) * self.wider(decoder) ** -0.5
+        return super().std_of(weight, decoder)
+
+    def matrix_std(self, fan_out: int, fan_in: int) -> float:
+        return self.gain * fan_in**-0.5
+
+    def table_std(self, d_model: int) -> float:
+        return self.base_width**-0.5
 
 
 def branch_gain(weight: Weight, decoder: Decoder) -> float:

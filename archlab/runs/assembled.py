@@ -12,7 +12,7 @@ from rich.text import Text
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import in_the_users_words
-from archlab.config.check import GROUPS
+from archlab.config.check import GROUPS, OF_TRAINING
 from archlab.config.match import describe_match
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import kinds_of_layers
@@ -22,7 +22,9 @@ from archlab.evaluate.length import held_out_tokens
 from archlab.evaluate.settings import EvalSettings
 from archlab.model.decoder import Decoder
 from archlab.report import tables
+from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime, runtime
+from archlab.train.settings import TrainSettings
 
 
 def open_source(cfg: DictConfig) -> Source:
@@ -80,6 +82,13 @@ def options_of(cfg: DictConfig, group: str) -> str:
     return ", ".join(
         f"{name}={value}" for name, value in node.items() if not name.startswith("_") and not isinstance(value, dict)
     )
+
+
+def settings_of(cfg: DictConfig) -> TrainSettings:
+    """All that a configuration says of training: the options of `train`, and the parts that go with them."""
+    with in_the_users_words():
+        parts = {group: instantiate(cfg[group]) for group in OF_TRAINING}
+    return TrainSettings(**plain_dict(cfg.train), **parts, loss=section(cfg, "loss", LossOptions))
 
 
 def section(cfg: DictConfig, name: str, kind: type) -> Any:

@@ -37,7 +37,7 @@ from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
-from archlab.runs.assembled import assembled, costs, machine_of, open_source, section
+from archlab.runs.assembled import assembled, costs, machine_of, open_source, section, settings_of
 from archlab.runs.compiling import whether_compiled
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
@@ -116,7 +116,7 @@ def prepared(
     cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True, packed: bool = False
 ) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
-    where, settings, source = machine_of(cfg), section(cfg, "train", TrainSettings), open_source(cfg)
+    where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)

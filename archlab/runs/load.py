@@ -27,6 +27,9 @@ from archlab.records.directory import unfinished
 from archlab.records.reader import asked_words
 from archlab.runs.weights import load_weights
 
+BEFORE_THERE_WERE_OTHERS = {"optimizer": "adamw", "schedule": "cosine", "average": "none"}
+"""The options of groups that older runs' files do not name, as those runs were trained."""
+
 MATCHED: dict[str, type | tuple[type, ...]] = {"to": str, "reference": (int, float), "d_ff_before": int, "d_ff": int}
 """What a run says of the width that match gave it."""
 
@@ -90,6 +93,7 @@ def said_in(file: Path) -> dict[str, Any]:
 def in_todays_words(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What an older run's file says, with today's names of groups, and layers by turns as the rules they are now."""
     choices = {RENAMED.get(name, name): choice for name, choice in saved["choices"].items()}
+    choices = {**BEFORE_THERE_WERE_OTHERS, **choices}
     said = {RENAMED.get(name, name): value for name, value in saved.items()} | {"choices": choices}
     rules: dict[str, dict[str, Any]] = {}
     for group, option, local, there in (

@@ -8,6 +8,7 @@ import torch
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
+from archlab.config.check import made
 from archlab.config.plan import Plan
 from archlab.cost.estimate import estimate
 from archlab.cost.settings import MemorySettings
@@ -70,6 +71,10 @@ def refusal(plan: Plan) -> str | None:
     cfg, decoder = plan.cfg, assemble_without_weights(plan.cfg)
     if any(getattr(module, "p", 0) for module in decoder.modules()):
         return "dropout draws otherwise in a pack than in a run of its own"
+    if not made(cfg, "optimizer").packed:
+        return f"optimizer={cfg.choices.optimizer} moves one run's weights at a time; a pack is trained by adamw"
+    if not made(cfg, "average").packed:
+        return f"average={cfg.choices.average} is kept of one run's weights, which a pack does not"
     if cfg.train.checkpoint:
         return "train.checkpoint=true computes layers again, which a pack does not"
     if runtime(cfg.device, cfg.precision).dtype == torch.float16:

@@ -25,7 +25,7 @@ from archlab.config.plan import Plan, layer_plans
 from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
 from archlab.model.decoder import Decoder
-from archlab.runs.assembled import machine_of, open_source
+from archlab.runs.assembled import machine_of, open_source, settings_of
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_run
 from archlab.runs.packs import PackSize, packs_of
@@ -33,7 +33,6 @@ from archlab.runs.workers import default_workers, worth_their_start
 from archlab.train.loop import train
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import Runtime, settled_precision
-from archlab.train.settings import TrainSettings
 
 MULTIPLES = (1 / 3, 1, 3)
 """Of train.lr."""
@@ -125,7 +124,7 @@ class Trial:
 
     def member(self, source: Source, where: Runtime) -> Member:
         cfg = self.plan.cfg
-        settings = TrainSettings(**plain_dict(cfg.train))
+        settings = settings_of(cfg)
         decoder = build(cfg).to(where.device)
         if settings.checkpoint:
             decoder.recompute_activations()

@@ -124,6 +124,8 @@ def let_see(state: TrainState, seen: list[Seen], observers: Sequence[Observer]) 
 def outcome(state: TrainState) -> Outcome:
     """How the run ended; the decoder is left with the weights to be evaluated."""
     diverged, interrupted = state.status == "diverged", state.status == RUNNING
+    if not diverged:
+        state.settle()
     return Outcome(
         status="stopped" if interrupted else state.status,
         losses=state.losses,

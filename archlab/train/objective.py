@@ -1,6 +1,8 @@
 """What is minimised: the cross-entropy of the targets that count."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder, Layer, LayerCall, Output
 from archlab.probe.look import Columns, columns
+from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime
 
 
@@ -41,8 +44,40 @@ class LossParts(NamedTuple):
     added: dict[str, Tensor]
     """What is minimised besides it, by name, such as a router's balance: a mean over the batch."""
 
+    terms: dict[str, Tensor]
+    """What `loss` adds to every scored target, by name: a sum over them, like the total."""
+
     counts: tuple[dict[str, Tensor], ...] = ()
     """By layer, what its network's `after_step` is given: sums over the batch."""
+
+
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (n, vocab), targets (n), their losses (n)) -> what is added to the loss of each."""
+
+NO_TERMS: Mapping[str, Term] = MappingProxyType({})
+
+
+def terms_of(options: LossOptions) -> dict[str, Term]:
+    """What these options add to each target's cross-entropy while training; validation never does."""
+    terms: dict[str, Term] = {}
+    if options.z:
+        terms["z"] = partial(z_term, options.z)
+    if options.label_smoothing:
+        terms["label_smoothing"] = partial(smoothing_term, options.label_smoothing)
+    return terms
+
+
+def z_term(share: float, logits: Tensor, targets: Tensor, nats: Tensor) -> Tensor:
+    """share * log(Z)^2, where Z is the sum of exp(logits): keeps logits from drifting.
+
+    Source: arXiv:2204.02311, sec. 5; arXiv:2309.14322, sec. 3.1.2.
+    """
+    return share * logits.logsumexp(dim=-1).square()
+
+
+def smoothing_term(share: float, logits: Tensor, targets: Tensor, nats: Tensor) -> Tensor:
+    """What the loss has more where `share` of each target is spread evenly over the vocabulary. Source: arXiv:1512.00567, sec. 7."""
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=share) - nats
 
 
 class Inputs(NamedTuple):
@@ -62,18 +97,25 @@ class Program(nn.Module):
     weights of several runs, with ordinary autograd outside.
     """
 
-    def __init__(self, decoder: Decoder, wanted: Collection[str] = (), call: LayerCall = Layer.watched):
+    def __init__(
+        self,
+        decoder: Decoder,
+        wanted: Collection[str] = (),
+        call: LayerCall = Layer.watched,
+        terms: Mapping[str, Term] = NO_TERMS,
+    ):
         super().__init__()
-        self.decoder, self.wanted, self.call = decoder, tuple(wanted), call
+        self.decoder, self.wanted, self.call, self.terms = decoder, tuple(wanted), call, dict(terms)
 
     def forward(
         self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
-        nats, output = nats_of(
-            self.decoder, Inputs(tokens, targets, scored, prefix_len, positions), self.wanted, self.call
-        )
-        return LossParts(total(nats, scored), scored.sum(), output.losses, output.counts), output.taps
+        inputs = Inputs(tokens, targets, scored, prefix_len, positions)
+        nats, output = nats_of(self.decoder, inputs, self.wanted, self.call)
+        flat = flat_logits(output), targets.flatten(), nats.flatten()
+        terms = {name: total(term(*flat).view_as(targets), scored) for name, term in self.terms.items()}
+        return LossParts(total(nats, scored), scored.sum(), output.losses, terms, output.counts), output.taps
 
 
 def compute(
@@ -82,10 +124,11 @@ def compute(
     machine: Runtime,
     wanted: Collection[str] = (),
     call: LayerCall = Layer.watched,
+    terms: Mapping[str, Term] = NO_TERMS,
 ) -> tuple[LossParts, Columns]:
     """The loss of a batch, and the quantities named in `wanted`, each with a value per layer; `call` calls each layer."""
     with machine.autocast():
-        parts, taps = Program(decoder, wanted, call)(*placed(decoder, batch))
+        parts, taps = Program(decoder, wanted, call, terms)(*placed(decoder, batch))
     return parts, columns(taps)
 
 
@@ -118,9 +161,13 @@ def nats_of(
     """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
     output = decoder.compute(inputs.tokens, contexts, wanted, call)
-    logits = rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
-    nats = F.cross_entropy(logits, inputs.targets.flatten(), reduction="none")
+    nats = F.cross_entropy(flat_logits(output), inputs.targets.flatten(), reduction="none")
     return nats.view_as(inputs.targets), output
+
+
+def flat_logits(output: Output) -> Float[Tensor, "targets vocab"]:
+    """float32, one row for each target."""
+    return rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

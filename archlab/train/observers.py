@@ -88,10 +88,10 @@ class Validation(Observer):
 
     def see(self, state: TrainState, seen: list[Seen]) -> None:
         if seen and self.due(state) and state.status != "diverged":
-            with state.clock.paused():
+            with state.clock.paused(), state.evaluated():
                 loss = self.validate()
+                state.patience.see(state.step, loss, state.decoder)
             self.latest = state.step, loss
-            state.patience.see(state.step, loss, state.decoder)
             if state.patience.over:
                 state.status = "stopped"
 

@@ -27,7 +27,7 @@ from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
 from archlab.train.compiling import compile_errors, compiled
 from archlab.train.loop import Outcome, let_see
 from archlab.train.loop import outcome as outcome_of
-from archlab.train.objective import Inputs, Program, placed
+from archlab.train.objective import Inputs, Program, Term, placed, terms_of
 from archlab.train.observers import Divergence, Log, Observer, Record, Recording, Validation
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
@@ -154,6 +154,11 @@ class Pack:
         decaying = {weight.name for weight in self.base.weights() if weight.role in DECAYING}
         device = machine.device
         self.decay = {name: self.of_each("weight_decay", device) * (name in decaying) for name in self.weights}
+        self.rates = {
+            name: torch.tensor([d.rates.get(name, 1.0) for d in decoders], dtype=torch.float64, device=device)
+            for name in self.weights
+        }
+        self.terms = terms_of(self.settings[0].loss)
         self.beta1, self.beta2 = self.of_each("beta1", device), self.of_each("beta2", device)
         self.clip = torch.tensor([s.clip or math.inf for s in self.settings], device=device)
         self.of_layer = [
@@ -224,9 +229,10 @@ class Pack:
         for i, piece in enumerate(in_pieces(whole, pieces)):
             weights = {f"decoder.{name}": weight for name, weight in self.weights.items()}
             with self.machine.autocast():
-                sums, added, taps = program(weights, *piece)
+                sums, added, terms, taps = program(weights, *piece)
             loss = sums / n_scored
-            (loss.sum() + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
+            beside = sum(((one / n_scored).sum() for one in terms.values()), start=0.0)
+            (loss.sum() + beside + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
             total += loss.detach()
             if i == 0:
                 names = dict.fromkeys(name for layer in taps for name in layer)
@@ -234,13 +240,13 @@ class Pack:
         return total, seen
 
     def program(self, wanted: tuple[str, ...], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        """(stacked weights, inputs) -> losses, what is added to them, taps; `axes` are the members' axis in each input.
+        """(stacked weights, inputs) -> losses, what blocks and terms add to them, taps; `axes` are the members' axis in each input.
 
         Where it is compiled it is compiled as a whole, since torch calls nothing compiled under vmap; a step that records
         all quantities is run as it is.
         """
         if (wanted, axes) not in self.programs:
-            of_one = program_of_one(self.base, wanted)
+            of_one = program_of_one(self.base, wanted, self.terms)
 
             def of_all(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
                 return torch.vmap(of_one, in_dims=(0, *axes))(weights, *piece)
@@ -265,11 +271,11 @@ class Pack:
                 return numbers.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
             grad = (grad * each(clipping)).where(each(alive.to(grad.dtype)) > 0, 0.0)
-            weight.mul_(each(1 - rates * self.decay[name]))
+            weight.mul_(each(1 - rates * self.rates[name] * self.decay[name]))
             mean.lerp_(grad, each(1 - self.beta1))
             square.mul_(each(self.beta2)).addcmul_(grad * each(1 - self.beta2), grad)
             denominator = (square.sqrt() / each(second.sqrt())).add_(EPS)
-            weight.sub_(mean / denominator * each(rates / first))
+            weight.sub_(mean / denominator * each(rates * self.rates[name] / first))
 
     # ------------------------------------------------------------ what is seen of a step
 
@@ -299,14 +305,14 @@ class Pack:
                 one.see([one.own_view_of(step) for step in seen if step.number <= one.member.settings.steps])
 
 
-def program_of_one(base: Decoder, wanted: tuple[str, ...]) -> Callable[..., Any]:
-    """A member's loss, what is added to it, and taps, as a function of its weights and inputs."""
-    program = Program(base, wanted)
+def program_of_one(base: Decoder, wanted: tuple[str, ...], terms: Mapping[str, Term]) -> Callable[..., Any]:
+    """A member's loss, what is added to it by blocks and by terms, and taps, as a function of its weights and inputs."""
+    program = Program(base, wanted, terms=terms)
     buffers = {f"decoder.{name}": buffer for name, buffer in base.named_buffers()}
 
     def of_one(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
         parts, taps = functional_call(program, {**weights, **buffers}, piece)
-        return parts.total, parts.added, taps
+        return parts.total, parts.added, parts.terms, taps
 
     return of_one
 

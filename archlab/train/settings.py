@@ -1,41 +1,18 @@
-"""What can be set about a training run, with its units."""
+"""All that a training run is told: its options, and the parts it is put together from."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
 
-from annotated_types import Interval
-
-from archlab.base.quantities import Count, Fraction, Natural, NonNegative, Positive, Probability, Tokens
+from archlab.train.average import Average, NoAverage
+from archlab.train.optimizer import AdamW, UpdateRule
+from archlab.train.options import LossOptions, TrainOptions
+from archlab.train.schedules import Cosine, Schedule
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """One field for each option of `train`; conf/config.yaml says what each means."""
+class TrainSettings(TrainOptions):
+    """The options of `train`, with one part for each group that is about training."""
 
-    steps: Count
-    tokens: Tokens | None
-    train_len: Annotated[int, Interval(ge=2, le=2**28)]
-    batch_size: Count
-    accumulate: Count
-    lr: Positive
-    min_lr: Fraction
-    warmup: Natural | None
-    weight_decay: NonNegative
-    beta1: Probability
-    beta2: Probability
-    clip: Positive | None
-    checkpoint: bool
-    eval_every: Count | None
-    patience: Count | None
-    log_every: Count
-    save_every: Count | None = None
-    deterministic: bool = False
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.train_len
-
-    @property
-    def warmup_steps(self) -> int:
-        """A tenth of the steps where nothing else is said."""
-        return self.steps // 10 if self.warmup is None else self.warmup
+    optimizer: UpdateRule = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Cosine)
+    average: Average = field(default_factory=NoAverage)
+    loss: LossOptions = field(default_factory=LossOptions)

@@ -1,6 +1,7 @@
 """All that changes while a run trains, in one place: a checkpoint consists of this and nothing else."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from archlab.model.decoder import Decoder
 from archlab.probe.nonfinite import NonFinite
 from archlab.probe.recorder import Recorder
+from archlab.train.average import Averaged
 from archlab.train.clock import Clock
-from archlab.train.optimizer import adamw
+from archlab.train.optimizer import UpdateRule
 from archlab.train.patience import Patience
 from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
@@ -39,6 +41,12 @@ class TrainState:
     broken: Tensor
     """Bool, on the device: whether a loss or gradient was not finite. From then on no step changes the weights."""
 
+    rule: UpdateRule
+    """What made the optimizer."""
+
+    averaged: Averaged | None = None
+    """The average of the weights that is evaluated in their place, where there is one."""
+
     recorder: Recorder = field(default_factory=Recorder)
     step: int = 0
     """Steps taken."""
@@ -54,11 +62,13 @@ class TrainState:
         torch.manual_seed(seed)
         return cls(
             decoder,
-            adamw(decoder, settings),
+            settings.optimizer(decoder, settings),
             machine.scaler(),
             Patience(settings.patience),
             Clock(settings.tokens_per_step),
             torch.zeros((), dtype=torch.bool, device=machine.device),
+            settings.optimizer,
+            settings.average(decoder),
         )
 
     def state_dict(self) -> tuple[Tensors, PlainData]:
@@ -68,6 +78,7 @@ class TrainState:
         tensors = {
             **under("weights", own_tensors(self.decoder)),
             **under("optimizer", dict(self.moments())),
+            **under("average", own_tensors(self.averaged.module) if self.averaged else {}),
             **under("best", best),
             **under("recorder", recorded),
             **under("rng", draws(self.broken.device)),
@@ -83,6 +94,8 @@ class TrainState:
             "recorder": recorder,
             "clock": self.clock.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "optimizer": [numbers_of(group) for group in self.optimizer.param_groups],
+            "averaged": self.averaged.n_averaged if self.averaged else 0,
         }
         return tensors, rest
 
@@ -92,7 +105,16 @@ class TrainState:
         put_into(self.decoder, of("weights", tensors))
         for name, value in of("optimizer", tensors).items():
             quantity, _, parameter = name.partition("/")
-            self.optimizer.state[self.decoder.get_parameter(parameter)][quantity] = value.to(device, copy=True)
+            kept = self.optimizer.state[self.decoder.get_parameter(parameter)]
+            if quantity in kept:  # of which there may be views
+                kept[quantity].copy_(value)
+            else:
+                kept[quantity] = value.to(device, copy=True)
+        for group, numbers in zip(self.optimizer.param_groups, rest.get("optimizer", ()), strict=False):
+            group.update(numbers)
+        if self.averaged:
+            put_into(self.averaged.module, of("average", tensors))
+            self.averaged.n_averaged = rest["averaged"]
         self.patience.load_state_dict(
             {name: value.to(device, copy=True) for name, value in of("best", tensors).items()}, rest["patience"]
         )
@@ -109,7 +131,34 @@ class TrainState:
         """What the optimiser keeps of each parameter, under the parameter's name."""
         for name, parameter in self.decoder.named_parameters():
             for quantity, value in self.optimizer.state[parameter].items():
-                yield f"{quantity}/{name}", value
+                if isinstance(value, Tensor):
+                    yield f"{quantity}/{name}", value
+
+    # ------------------------------------------------------------ the weights that are evaluated
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Inside, the decoder has the weights it is evaluated with; after it, exactly those it is trained with."""
+        if self.averaged is None and not self.rule.averages:
+            yield
+            return
+        trained = {name: tensor.clone() for name, tensor in own_tensors(self.decoder).items()}
+        self.settle()
+        try:
+            yield
+        finally:
+            put_into(self.decoder, trained)
+
+    def settle(self) -> None:
+        """Leaves the decoder with the weights it is evaluated with: the average's, where one has begun."""
+        self.rule.evaluate(self.optimizer)
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            put_into(self.decoder, own_tensors(self.averaged.module))
+
+
+def numbers_of(group: Mapping[str, Any]) -> PlainData:
+    """The plain numbers of one of torch's parameter groups; some optimizers count their steps there."""
+    return {name: value for name, value in group.items() if isinstance(value, bool | int | float)}
 
 
 def draws(device: torch.device) -> Tensors:

@@ -1,7 +1,7 @@
 """One step of training. All that it uses and returns are tensors, so nothing waits for the device."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 from archlab.data.batch import Batch
 from archlab.model.decoder import Decoder, Layer, LayerCall
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
-from archlab.train.objective import compute, scored_targets
+from archlab.train.objective import NO_TERMS, Term, compute, scored_targets, terms_of
+from archlab.train.optimizer import step_unless
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
@@ -54,7 +55,7 @@ def make_step(
     probe_every: int | None = None,
     call: LayerCall = Layer.watched,
 ) -> Step:
-    """A step of this model: forward and backward pass, clipping, AdamW.
+    """A step of this model: forward and backward pass, clipping, the optimizer's update.
 
     With `probe_every` some quantities of the layers are recorded at each step, and all of them at every `probe_every`th. A
     step whose loss or gradient is not finite does not change the weights, and neither does any step after it: training
@@ -63,7 +64,8 @@ def make_step(
     `call` is how layers are called, such as compiled, but for a step that records all quantities: what is computed for
     those would have to be compiled by itself.
     """
-    layers, saved = list(decoder.layers), own_tensors(decoder)
+    layers, saved, terms = list(decoder.layers), own_tensors(decoder), terms_of(settings.loss)
+    average_after = settings.average.after(settings.steps)
     kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
 
     def step(state: TrainState, batch: Batch) -> StepResult:
@@ -72,12 +74,11 @@ def make_step(
         wanted = decoder.taps if closely else EVERY_STEP if probe_every else ()
         buffers = [buffer.clone() for buffer in kept_beside]
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(number, settings)
+            group["lr"] = learning_rate(number, settings) * group.get("rate", 1.0)
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss, seen, counts = backward(
-            decoder, batch, settings.accumulate, machine, state.scaler, wanted, Layer.watched if closely else call
-        )
+        called = Layer.watched if closely else call
+        loss, seen, counts = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted, called, terms)
         state.scaler.unscale_(state.optimizer)
         if probe_every:
             seen["grad_norm"] = gradient_norms(layers)
@@ -92,6 +93,8 @@ def make_step(
             seen["update_ratio"] = update.ratios()
         for buffer, before in zip(kept_beside, buffers, strict=True):
             buffer.copy_(before.where(was_broken, buffer))
+        if state.averaged is not None and number > average_after:
+            state.averaged.update(decoder)
         state.step = number
         return StepResult(number, loss, grad_norm.detach(), finite, seen)
 
@@ -106,10 +109,11 @@ def backward(
     scaler: torch.amp.GradScaler,
     wanted: Collection[str] = (),
     call: LayerCall = Layer.watched,
+    terms: Mapping[str, Term] = NO_TERMS,
 ) -> tuple[Tensor, dict[str, Sequence[Tensor | None]], list[dict[str, Tensor]]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
-    What blocks add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
+    What blocks and `terms` add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
     that loss, in nats per token, the quantities recorded in the layers on the first piece, and by layer what they counted
     in all of them.
     """
@@ -120,9 +124,11 @@ def backward(
     counts: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
     for i, piece in enumerate(split(batch, pieces)):
         # Compiled, all pieces record the same: what another compiles for costs more than a few numbers that nobody reads.
-        parts, shown = compute(decoder, piece, machine, wanted if i == 0 or call is not Layer.watched else (), call)
+        shown_here = wanted if i == 0 or call is not Layer.watched else ()
+        parts, shown = compute(decoder, piece, machine, shown_here, call, terms)
         loss = parts.total / n_scored
-        scaler.scale(loss + sum(parts.added.values()) / pieces).backward()
+        beside = sum(term / n_scored for term in parts.terms.values())
+        scaler.scale(loss + beside + sum(parts.added.values()) / pieces).backward()
         total += loss.detach()
         seen = seen or dict(shown)
         for so_far, counted in zip(counts, parts.counts, strict=True):
@@ -147,11 +153,8 @@ def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) ->
 
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
-    """AdamW's update. Where `found_inf` is 1 its kernel skips it, on the device, as GradScaler does."""
-    # What AdamW's kernel reads, and torch declares nowhere; torch's own GradScaler sets both.
-    state.optimizer.grad_scale = None  # type: ignore[attr-defined]
-    state.optimizer.found_inf = (state.broken | overflowed).float()  # type: ignore[attr-defined]
-    state.optimizer.step()
+    """The optimizer's update, which is skipped where a loss or gradient is not finite."""
+    step_unless(state.optimizer, state.broken | overflowed)
     state.scaler.update()
 
 

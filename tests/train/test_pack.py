@@ -13,8 +13,10 @@ from archlab.runs.assembled import open_source, section
 from archlab.train import pack as packs
 from archlab.train.loop import Outcome, train
 from archlab.train.observers import Observer
+from archlab.train.options import LossOptions
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import runtime
+from archlab.train.schedules import Constant, WarmupStableDecay
 from archlab.train.settings import TrainSettings
 
 SMALL = (
@@ -107,6 +109,21 @@ def test_members_are_what_they_are_alone(words):
         assert run.validate() == pytest.approx(
             twin.validate(), rel=1e-4
         )  # so its weights stayed as they were at its end
+
+
+def test_members_of_a_pack_have_schedules_rates_and_terms_of_their_own_or_of_all():
+    def runs() -> list[Run]:
+        made = [
+            Run(0, ("init=mup", "init.base_width=8"), schedule=Constant()),
+            Run(1, (), schedule=WarmupStableDecay(0.4, "linear")),
+        ]
+        for one in made:
+            one.settings = replace(one.settings, loss=LossOptions(z=0.01, label_smoothing=0.1))
+        return made
+
+    packed, beside = runs(), runs()
+    for one, other, run, twin in zip(together(packed), [run.alone() for run in beside], packed, beside, strict=True):
+        assert_same(one, other, run, twin)
 
 
 def test_what_is_recorded_of_a_member_is_its_own_whatever_its_neighbours_record():

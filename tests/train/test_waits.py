@@ -18,6 +18,9 @@ from training import settings
 import archlab
 from archlab.config.compose import in_turn
 from archlab.data.batch import in_one_copy
+from archlab.train.average import Exponential
+from archlab.train.optimizer import SGD, Lion, Muon, ScheduleFree
+from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime
 from archlab.train.state import TrainState
 from archlab.train.step import make_step
@@ -113,6 +116,14 @@ def test_nor_does_one_of_other_objectives_and_blocks(case):
 
 def test_nor_do_micro_batches_and_recomputed_layers():
     assert copies_in_a_step(["train.accumulate=2", "pos=t5", "train.checkpoint=true"], accumulate=2, clip=None) == 1
+
+
+@pytest.mark.parametrize("rule", [Muon, Lion, ScheduleFree, SGD])
+def test_nor_do_other_optimizers_averages_and_terms_of_the_loss(rule):
+    if rule.library:
+        pytest.importorskip(rule.library)
+    told = dict(optimizer=rule(), average=Exponential(0.9), loss=LossOptions(z=1e-4, label_smoothing=0.1))
+    assert copies_in_a_step(["ffn=two_experts"], **told) == 1
 
 
 # --- that it would be seen
