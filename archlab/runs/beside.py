@@ -51,7 +51,8 @@ def side_by_side(
                         yield Ended(number, future.result, True)
         except BrokenProcessPool:  # of submit, where the pool broke before all were handed over
             pass
-    while (number := next(filter(ready, left), None)) is not None:
+    while again := [number for number in left if ready(number)]:
+        number = again[0]
         yield Ended(number, partial(in_a_pool_of_its_own, left.pop(number), words(number)), False)
 
 
