@@ -1,7 +1,7 @@
 """Mixers that write by the delta rule: a token replaces what the state holds under its key, instead of adding to it."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Positive, Probability
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Stream
+from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.recurrent import (
@@ -22,14 +22,18 @@ from archlab.blocks.recurrent import (
     Recurrent,
     bias_of_step,
     delta_rule,
+    drawn_op,
+    drawn_part,
     heads_of,
     joined,
     look_at_decay,
     look_at_state,
+    no_tail,
     of_heads,
     unit,
 )
 from archlab.blocks.roles import Role
+from archlab.blocks.steps import DrawnStep
 
 
 class DeltaRule(Recurrent):
@@ -58,6 +62,7 @@ class DeltaRule(Recurrent):
         self.k_proj = nn.Linear(d_model, key_heads * key_dim, bias=False)
         self.v_proj = nn.Linear(d_model, heads * value_dim, bias=False)
         self.b_proj = nn.Linear(d_model, heads, bias=False)
+        self.conv_size = conv_size
         self.conv = CausalConv(2 * key_heads * key_dim + heads * value_dim, conv_size, bias=False)
         self.norm = RMSNorm(value_dim, eps)
 
@@ -66,7 +71,7 @@ class DeltaRule(Recurrent):
         beta, log_decay = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x)
         to_convolve = torch.cat(projected, dim=-1)
         no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
-        state, tail = context.decode_state(self, no_state, self.conv.no_tail(to_convolve))
+        state, tail = context.decode_state(self, no_state, no_tail(to_convolve, self.conv_size))
         convolved, tail = self.conv(to_convolve, tail)
         with without_autocast(x.device):
             parts = at_least_float32(F.silu(convolved)).split([part.shape[-1] for part in projected], dim=-1)
@@ -83,6 +88,17 @@ class DeltaRule(Recurrent):
     @abstractmethod
     def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
         """The normed output, as `out_proj` projects it."""
+
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        yield from map(drawn_part, ("q_proj", "k_proj", "v_proj", "b_proj"))
+        yield drawn_op(f"conv over {self.conv_size} tokens", 1, 2, 3)
+        yield drawn_op("SiLU; q, k of length 1", 5)
+        yield drawn_op("β = sigmoid", 4)
+        yield from self.drawn_rule()
+
+    @abstractmethod
+    def drawn_rule(self) -> Iterator[DrawnStep]:
+        """From the sixth step, queries, keys and values, and the seventh, β."""
 
     @staticmethod
     def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:
@@ -122,6 +138,11 @@ class DeltaNet(DeltaRule):
 
     def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
         return out
+
+    def drawn_rule(self) -> Iterator[DrawnStep]:
+        yield drawn_op("S += β k (v - Sᵀ k)ᵀ", 6, 7)
+        yield drawn_op("q S", 6, 8)
+        yield drawn_part("norm", 9)
 
 
 class GatedDeltaNet(DeltaRule):
@@ -182,6 +203,16 @@ class GatedDeltaNet(DeltaRule):
 
     def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
         return out * F.silu(at_least_float32(self.g_proj(x)))
+
+    def drawn_rule(self) -> Iterator[DrawnStep]:
+        yield drawn_part("a_proj")
+        yield drawn_op("decay = exp(-A softplus(a + bias))", 8)
+        yield drawn_op("S = decay S; S += β k (v - Sᵀ k)ᵀ", 6, 7, 9)
+        yield drawn_op("q S", 6, 10)
+        yield drawn_part("norm", 11)
+        yield drawn_part("g_proj")
+        yield drawn_op("SiLU", 13)
+        yield DrawnStep("mul", "×", reads=(12, 14))
 
     @staticmethod
     def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:

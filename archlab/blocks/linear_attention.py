@@ -1,6 +1,7 @@
 """Attention without a softmax, as a sum that each token adds to: linear attention, and retention, which decays."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from archlab.base.quantities import Count, Positive, Probability
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Stream
+from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import LayerNorm, MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.blocks.recurrent import Recurrent, gated_sum, heads_of, joined, look_at_state
+from archlab.blocks.recurrent import Recurrent, drawn_op, drawn_part, gated_sum, heads_of, joined, look_at_state
+from archlab.blocks.steps import DrawnStep
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
@@ -58,6 +60,12 @@ class LinearAttention(Recurrent):
             context.keep(self, state)
             context.tap(self.taps, partial(look_at_state, state))
             return joined(out[..., :-1] / (out[..., -1:] + self.eps))
+
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        yield from map(drawn_part, ("q_proj", "k_proj", "v_proj"))
+        yield drawn_op("φ = elu + 1, of q and k", 1, 2)
+        yield drawn_op("S += φ(k) vᵀ, z += φ(k)", 4, 3)
+        yield drawn_op("φ(q) S / φ(q) z", 4, 5)
 
 
 class RetNet(Recurrent):
@@ -113,3 +121,15 @@ class RetNet(Recurrent):
             context.keep(self, state)
             context.tap(self.taps, partial(look_at_state, state))
             return gate * joined(self.norm(out))
+
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        yield from map(drawn_part, ("q_proj", "k_proj", "v_proj", "g_proj"))
+        q, k, last = 1, 2, 4
+        if position.rotates:
+            yield DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k))
+            q = k = last = 5
+        yield drawn_op("S = decay S + k vᵀ", k, 3)
+        yield drawn_op("q S", q, last + 1)
+        yield drawn_part("norm", last + 2)
+        yield drawn_op("SiLU", 4)
+        yield DrawnStep("mul", "×", reads=(last + 3, last + 4))

@@ -1,6 +1,6 @@
 """Mamba 2: a state space model whose step, input and output depend on the token."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Positive, Probability
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Stream
+from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.recurrent import (
@@ -20,14 +20,18 @@ from archlab.blocks.recurrent import (
     CausalConv,
     Recurrent,
     bias_of_step,
+    drawn_op,
+    drawn_part,
     gated_sum,
     heads_of,
     joined,
     look_at_decay,
     look_at_state,
+    no_tail,
     of_heads,
 )
 from archlab.blocks.roles import Role
+from archlab.blocks.steps import DrawnStep
 
 
 class GroupedGatedNorm(nn.Module):
@@ -93,6 +97,7 @@ class Mamba2(Recurrent):
         self.n_heads, self.n_groups = heads, n_groups
         self.widths, self.inner_widths = (width, width + 2 * shared, heads), (width, shared, shared)
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.conv_size = conv_size
         self.conv = CausalConv(width + 2 * shared, conv_size, bias=True)
         self.A_log = nn.Parameter(torch.linspace(1.0, 16.0, heads).log())
         self.dt_bias = nn.Parameter(bias_of_step(torch.linspace(*LOG_STEPS, heads)))
@@ -101,7 +106,7 @@ class Mamba2(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         gate, to_mix, dt = self.in_proj(x).split(self.widths, dim=-1)
-        state, tail = context.decode_state(self, self.no_state(x), self.conv.no_tail(to_mix))
+        state, tail = context.decode_state(self, self.no_state(x), no_tail(to_mix, self.conv_size))
         mixed, tail = self.conv(to_mix, tail)
         mixed = context.without_padding(F.silu(mixed))  # the convolution's bias is there at padding too
         with without_autocast(x.device):
@@ -119,6 +124,15 @@ class Mamba2(Recurrent):
         width, shared, _ = self.inner_widths
         zeros = x.new_zeros(x.shape[0], self.n_heads, shared // self.n_groups, width // self.n_heads)
         return at_least_float32(zeros)
+
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        yield drawn_part("in_proj")
+        yield drawn_op(f"conv of x, B, C over {self.conv_size} tokens", 1)
+        yield drawn_op("SiLU", 2)
+        yield drawn_op("Δ = softplus(dt + bias)", 1)
+        yield drawn_op("S = exp(-Δ A) S + Δ B xᵀ", 3, 4)
+        yield drawn_op("C S + D x", 5, 3)
+        yield drawn_op("× SiLU(z), RMS norm", 6, 1)
 
     @staticmethod
     def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:

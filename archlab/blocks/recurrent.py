@@ -15,7 +15,7 @@ Everything is float32 or wider. Source: arXiv:2405.21060, sec. 6 and listing 1 (
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from archlab.base.quantities import Count
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Block, Mixer, Stream
+from archlab.blocks.contracts import Block, Mask, Mixer, Position, Stream
 from archlab.blocks.norm import MakeWidthNorm
 from archlab.blocks.precision import at_least_float32
 from archlab.blocks.roles import Role
+from archlab.blocks.steps import DrawnStep
 
 CHUNK = 64
 """Tokens that are taken together; a shorter sequence is one chunk."""
@@ -149,6 +150,7 @@ class CausalConv(Block):
     """
 
     roles = {"weight": Role.GAIN}
+    bias: nn.Parameter | None
 
     def __init__(self, channels: int, size: Count, bias: bool):
         super().__init__()
@@ -156,11 +158,6 @@ class CausalConv(Block):
         self.weight = nn.Parameter(torch.empty(channels, 1, size).uniform_(-within, within))
         self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if bias else None)
         self.starts_within = {"weight": (-within, within)}
-
-    def no_tail(self, x: Float[Tensor, "batch seq channels"]) -> Float[Tensor, "batch tail channels"]:
-        """The tail before the first token."""
-        channels, _, size = self.weight.shape
-        return x.new_zeros(x.shape[0], size - 1, channels)
 
     def forward(
         self, x: Float[Tensor, "batch seq channels"], tail: Float[Tensor, "batch tail channels"]
@@ -170,6 +167,11 @@ class CausalConv(Block):
         whole = torch.cat((tail, x), dim=1)
         out = F.conv1d(whole.mT, self.weight, self.bias, groups=channels).mT
         return out, whole[:, whole.shape[1] - (size - 1) :].clone()  # the rest of it need not be kept
+
+
+def no_tail(x: Float[Tensor, "batch seq channels"], size: int) -> Float[Tensor, "batch tail channels"]:
+    """The tail of a convolution over `size` tokens before the first one."""
+    return x.new_zeros(x.shape[0], size - 1, x.shape[2])
 
 
 def heads_of(x: Float[Tensor, "batch seq width"], n_heads: int) -> Float[Tensor, "batch heads seq dim"]:
@@ -230,9 +232,30 @@ class Recurrent(Mixer):
         mixed = self.mix(context.without_padding(x), context)
         return self.out_dropout(self.out_proj(self.inner_norm(mixed.type_as(x))))
 
+    def steps(self, position: Position, mask: Mask) -> Sequence[DrawnStep]:
+        """What it says of itself, and then the way back to the stream."""
+        steps = list(self.drawn(position))
+        for part in ("inner_norm", "out_proj", "out_dropout"):
+            steps.append(DrawnStep("part", part, path=part, reads=(len(steps),)))
+        return steps
+
+    @abstractmethod
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        """The steps before `inner_norm`, the last of which that reads."""
+
     @abstractmethod
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         """What `out_proj` projects, of an input that is zero at padding."""
+
+
+def drawn_part(name: str, *reads: int) -> DrawnStep:
+    """A part of the mixer's, in a drawing; without `reads`, of its input."""
+    return DrawnStep("part", name, path=name, reads=reads or (0,))
+
+
+def drawn_op(label: str, *reads: int) -> DrawnStep:
+    """What is computed of earlier steps, in a drawing."""
+    return DrawnStep("op", label, reads=reads)
 
 
 def look_at_state(state: State) -> Mapping[str, Tensor]:

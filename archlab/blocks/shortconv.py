@@ -1,13 +1,16 @@
 """A gated convolution over a few tokens, in the place of attention in most layers of a small model."""
 
+from collections.abc import Iterator
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.base.quantities import Count, Probability
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Stream
+from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
-from archlab.blocks.recurrent import CausalConv, Recurrent
+from archlab.blocks.recurrent import CausalConv, Recurrent, drawn_op, drawn_part, no_tail
+from archlab.blocks.steps import DrawnStep
 
 
 class GatedShortConv(Recurrent):
@@ -35,12 +38,19 @@ class GatedShortConv(Recurrent):
     ):
         super().__init__(d_model, d_model, bias, dropout, inner_norm)
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.conv_size = conv_size
         self.conv = CausalConv(d_model, conv_size, bias)
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         before, after, to_convolve = self.in_proj(x).chunk(3, dim=-1)
         gated = context.without_padding(before * to_convolve)  # a projection's bias is there at padding too
-        (tail,) = context.decode_state(self, self.conv.no_tail(gated))
+        (tail,) = context.decode_state(self, no_tail(gated, self.conv_size))
         convolved, tail = self.conv(gated, tail)
         context.keep(self, tail)
         return after * convolved
+
+    def drawn(self, position: Position) -> Iterator[DrawnStep]:
+        yield drawn_part("in_proj")
+        yield drawn_op("B × x", 1)
+        yield drawn_op(f"conv over {self.conv_size} tokens", 2)
+        yield drawn_op("C ×", 1, 3)

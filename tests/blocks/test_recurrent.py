@@ -353,6 +353,18 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(name):
     assert kept.requires_grad and measured.bytes(1, seq) == pytest.approx(sum(saved.values()), rel=1e-6)
 
 
+@each_mixer
+def test_is_drawn_by_its_own_steps(name):
+    """Every part of it that has weights is in the drawing, or is spoken of; without a softmax."""
+    mixer = build(mixer=name, n_layers=1).layers[0].mixer
+    position = make("pos", "rope" if name == "retnet" else "none")(d_model=D_MODEL, n_heads=HEADS, head_dim=HEAD_DIM)
+    steps = mixer.steps(position, make("mask", "causal")())
+    assert all(number < place + 1 for place, step in enumerate(steps) for number in step.reads)
+    shown = " ".join(step.label for step in steps)
+    assert all(child in shown for child, part in mixer.named_children() if isinstance(part, nn.Linear))
+    assert ("conv" in shown) == hasattr(mixer, "conv") and "softmax" not in shown
+
+
 def test_states_can_be_looked_at():
     mixer, x = mixer_of("gdn"), x_of()
     taps, cache_of = Taps(mixer.taps), context()
