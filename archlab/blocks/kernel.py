@@ -61,9 +61,9 @@ Fused = Callable[..., Tensor]
 """`F.scaled_dot_product_attention`, or what is called like it."""
 
 
-def torchs_own(*of_qkv: Tensor, **options: Any) -> Tensor:
+def torchs_own(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """`F.scaled_dot_product_attention`."""
-    return F.scaled_dot_product_attention(*of_qkv, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def causal_kernel(

@@ -158,7 +158,7 @@ def computed(
 
 def joined(batches: list[Batch]) -> Batch:
     """All sequences in one batch."""
-    return Batch._make(None if column[0] is None else torch.cat(column) for column in zip(*batches, strict=True))  # type: ignore[arg-type]
+    return Batch._make(None if column[0] is None else torch.cat(column) for column in zip(*batches, strict=True))
 
 
 def in_batches(batch: Batch, at_once: int) -> Iterable[Batch]:
