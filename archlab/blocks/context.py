@@ -154,8 +154,10 @@ class QueryBlock:
     def can_attend(self) -> Bool[Tensor, "#batch query key"]:
         """True where the mask lets the query attend to the key; keys that are padding are masked."""
         query, key = self.pairs(self.context.token_positions.index)
-        can_attend = self.context.mask.can_attend(query, key, self.context.token_positions.prefix_len.view(-1, 1, 1))
-        return self.context.token_positions.mask_padding(can_attend, query, key)
+        where = self.context.token_positions
+        start = where.document_start(self.queries)
+        can_attend = self.context.mask.can_attend_within(query, key, where.prefix_len.view(-1, 1, 1), start)
+        return where.mask_padding(can_attend, query, key)
 
     def added_mask(self, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
         """`can_attend` as what is added to scores of this dtype: 0, and -inf where a key is masked; the same for all layers."""

@@ -50,6 +50,7 @@ class TopLevel:
     kernel: Literal["auto", "dense", "sdpa", "flex"]
     dropout: Probability
     prefix: list[Fraction] | None
+    documents: bool
     allow_leak: bool
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
@@ -185,6 +186,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
     check_prefix(cfg, explicit)
+    check_documents(cfg, decoder)
     check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
@@ -233,12 +235,14 @@ def check_kernel(cfg: DictConfig, decoder: Decoder) -> None:
 
 def without_effect(cfg: DictConfig) -> Iterator[str]:
     """Options without effect in this run that are not a mistake: a preset's window is meant for longer texts."""
-    window, longest = cfg.mask.get("window"), cfg.train.train_len * max(cfg.eval.lengths)
-    if isinstance(window, int) and window >= longest:
-        yield (
-            f"mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
-            " window, or longer eval.lengths"
-        )
+    longest = cfg.train.train_len * max(cfg.eval.lengths)
+    for name in ("window", "chunk"):
+        width = cfg.mask.get(name)
+        if isinstance(width, int) and width >= longest:
+            yield (
+                f"mask.{name}={width}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
+                f" {name}, or longer eval.lengths"
+            )
 
 
 def target(cfg: DictConfig, group: str) -> Any:
@@ -333,6 +337,23 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     if target(cfg, "mask").bidirectional:
         raise UserError(
             f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores only the last target; leave it out"
+        )
+
+
+def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses documents that the data does not have, and a mask that keeps documents apart where there are none."""
+    if target(cfg, "data").marks_documents:
+        return
+    if cfg.documents and "documents" not in cfg.data:
+        who = f"mask={option(cfg, 'mask')} asks for them" if target(cfg, "mask").uses_documents else "leave it out"
+        raise UserError(
+            f"documents=true: data={option(cfg, 'data')} does not say where documents start, and {who}; use data=text, python,"
+            " file or hf"
+        )
+    if decoder.mask.uses_documents and not cfg.documents:
+        raise UserError(
+            "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
+            " another mask than mask=document"
         )
 
 
