@@ -163,6 +163,7 @@ class AnyOf(Mask):
         self.bidirectional = any(mask.bidirectional for mask in masks)
         self.uses_prefix = any(mask.uses_prefix for mask in masks)
         self.uses_documents = any(mask.uses_documents for mask in masks)
+        self.resets_positions = any(mask.resets_positions for mask in masks)
 
     def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         return reduce(torch.logical_or, (mask.can_attend(query, key, prefix_len) for mask in self.masks))
