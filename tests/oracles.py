@@ -60,7 +60,7 @@ def every_option(*groups: str) -> list[tuple[str, str]]:
 def read(group: str, name: str) -> DictConfig:
     loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
     own = loaded[group] if group in loaded else loaded  # an option that speaks of the whole configuration
-    whole = OmegaConf.create({"dropout": 0.0, "train": {"train_len": WINDOW}, group: own})
+    whole = OmegaConf.create({"dropout": 0.0, "documents": False, "train": {"train_len": WINDOW}, group: own})
     OmegaConf.resolve(whole)
     return whole[group]
 
@@ -183,6 +183,10 @@ MAY_READ: dict[str, Callable[[int, int, int], bool]] = {
     "prefix": lambda query, key, prefix: key <= query or key < prefix,
     "window": lambda query, key, prefix: 0 <= query - key <= WINDOW - 1,
     "full": lambda query, key, prefix: True,
+    "chunked": lambda query, key, prefix: any(
+        start <= key <= query < start + WINDOW for start in range(0, query + 1, WINDOW)
+    ),
+    "document": lambda query, key, prefix: key <= query,  # of a sequence that is one document
 }
 """The masks that are the same in every layer."""
 

@@ -27,12 +27,14 @@ sys.path.append(str(Path(OWN).parent))
 
 
 def batch_of(objective: str) -> Batch:
-    """Sequences of the kind each objective makes: next tokens after a prefix, given targets, two positions."""
+    """Sequences of the kind each objective makes: next tokens after a prefix or in documents, given targets, two positions."""
     draws = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, 17, (2, SEQ + 1), generator=draws)
     scored = torch.rand(2, SEQ, generator=draws) < 0.7
     if objective == "next":
         return Batch(tokens, torch.tensor([2, 5]), scored)
+    if objective == "documents":
+        return Batch(tokens, None, scored, document_starts=torch.tensor([[0] * 2 + [2] * 7, [0] * 5 + [5] * 4]))
     targets = torch.randint(0, 17, (2, SEQ), generator=draws)
     positions = torch.stack((torch.arange(SEQ).clamp(max=4), (torch.arange(SEQ) - 4).clamp(min=0))).expand(2, 2, SEQ)
     return Batch(tokens[:, :-1], torch.tensor([4, 4]), scored, targets, positions if objective == "blank" else None)

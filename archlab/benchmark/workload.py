@@ -60,7 +60,9 @@ class Workload:
         """The logits of the batch, nothing kept for a backward pass."""
         inputs = placed(self.decoder, self.batch)
         with torch.no_grad(), self.machine.autocast():
-            return self.decoder(inputs.tokens, inputs.prefix_len, inputs.positions)
+            return self.decoder(
+                inputs.tokens, inputs.prefix_len, inputs.positions, document_starts=inputs.document_starts
+            )
 
     def forward_backward(self) -> torch.Tensor:
         """The batch's loss and all gradients."""

@@ -175,8 +175,10 @@ class QueryBlock:
     def can_attend(self) -> Bool[Tensor, "#batch query key"]:
         """True where the mask lets the query attend to the key; keys that are padding are masked."""
         query, key = self.pairs(self.context.token_positions.index)
-        can_attend = self.context.mask.can_attend(query, key, self.context.token_positions.prefix_len.view(-1, 1, 1))
-        return self.context.token_positions.mask_padding(can_attend, query, key)
+        where = self.context.token_positions
+        start = where.document_start(self.queries)
+        can_attend = self.context.mask.can_attend_within(query, key, where.prefix_len.view(-1, 1, 1), start)
+        return where.mask_padding(can_attend, query, key)
 
     @computed_once
     def n_attended(self) -> Int[Tensor, "#batch query"]:

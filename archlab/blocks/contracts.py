@@ -47,6 +47,9 @@ Rotation = Float[Tensor, "#batch parts seq pairs"]
 Queries = Int[Tensor, "#batch query 1"] | Int[Tensor, ""]
 Keys = Int[Tensor, "#batch #query key"] | Int[Tensor, ""]
 PrefixLen = Int[Tensor, "#batch 1 1"] | Int[Tensor, ""]
+DocumentStart = Int[Tensor, "#batch #query 1"] | Int[Tensor, ""]
+"""Of each query: the index of the first token of its document, where a sequence holds several."""
+
 Attendable = Bool[Tensor, "#batch query key"] | Bool[Tensor, ""]
 """A table's, or those of one query and one key."""
 
@@ -365,6 +368,12 @@ class Mask(Block):
     uses_prefix: bool = False
     """Whether `can_attend` depends on prefix_len."""
 
+    uses_documents: bool = False
+    """Whether a query attends to keys of its own document alone, where a sequence holds several documents."""
+
+    resets_positions: bool = False
+    """Whether `counted` is a token's place in its document, and not its index."""
+
     @property
     def sees_future(self) -> bool:
         return self.bidirectional or self.uses_prefix
@@ -373,8 +382,27 @@ class Mask(Block):
     def can_attend(self, query: Queries, key: Keys, prefix_len: PrefixLen) -> Attendable:
         """True where the query may attend to the key, by their indices; each query may attend at least to itself."""
 
+    def can_attend_within(
+        self, query: Queries, key: Keys, prefix_len: PrefixLen, document_start: DocumentStart
+    ) -> Attendable:
+        """The same where a sequence holds several documents; another answer under a mask that `uses_documents` alone.
+
+        Documents follow each other, so a key is of the query's document where it stands between the document's start and
+        the query. With one document a sequence, which starts at 0, it is `can_attend`.
+        """
+        return self.can_attend(query, key, prefix_len)
+
+    def counted(
+        self, index: Int[Tensor, "#batch seq"], document_start: Int[Tensor, "#batch #seq"]
+    ) -> Int[Tensor, "#batch seq"]:
+        """What a position scheme's own positions are made of: a token's index, or its place in its document."""
+        return index
+
     def reach(self, queries: slice, seq_len: int) -> slice:
-        """A range of keys that includes all that these queries may attend to; a kernel can leave out the others."""
+        """A range of keys that includes all that these queries may attend to; a kernel can leave out the others.
+
+        Queries and keys are counted with any padding, so that indices are smaller than these by any number.
+        """
         return slice(0, seq_len)
 
     def may_score(self, seq_len: int, prefix_len: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:

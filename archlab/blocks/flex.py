@@ -31,7 +31,8 @@ def flex_kernel(
     For whole sequences whose positions are the scheme's own: without padding and without cached keys.
     """
     biased = no_bias if not position.biases_scores else pointwise_bias if position.pointwise else tabled_bias
-    blocks_of = no_blocks if mask.bidirectional else blocks_of_each_sequence if mask.uses_prefix else blocks_of_all
+    by_sequence = mask.uses_prefix or mask.uses_documents
+    blocks_of = no_blocks if mask.bidirectional else blocks_of_each_sequence if by_sequence else blocks_of_all
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
         with_bias = biased(context, q)
@@ -68,7 +69,13 @@ def no_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
 def pointwise_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
     """Of a scheme whose bias is a function of one query, one key and the head."""
     position, tables = context.position, context.position.bias_tables(q.device)
-    return lambda score, sequence, head, query, key: score + position.score(tables, head, query, key)
+    where = context.token_positions
+    if where.document_starts is None or not context.mask.resets_positions:  # positions are indices
+        return lambda score, sequence, head, query, key: score + position.score(tables, head, query, key)
+    at = where.positions.expand(q.shape[0], -1).contiguous()
+    return lambda score, sequence, head, query, key: (
+        score + position.score(tables, head, at[sequence, query], at[sequence, key])
+    )
 
 
 def tabled_bias(context: AttentionContext, q: Tensor) -> ScoreOf:
@@ -100,12 +107,16 @@ def blocks_once(mask: Mask, seq_len: int, device: torch.device) -> BlockMask:
 
 
 def blocks_of_each_sequence(context: AttentionContext, q: Tensor) -> BlockMask | None:
-    """Of a mask that goes by each sequence's prefix; found once for all layers."""
-    return context.once("blocks", lambda: blocks_by_prefix(context, q.shape[0], q.shape[2]))
+    """Of a mask that goes by each sequence's prefix or documents; found once for all layers."""
+    return context.once("blocks", lambda: blocks_by_sequence(context, q.shape[0], q.shape[2]))
 
 
-def blocks_by_prefix(context: AttentionContext, batch: int, seq_len: int) -> BlockMask:
-    """The blocks of pairs that each sequence's prefix leaves."""
-    mask, prefix_len = context.mask, context.token_positions.prefix_len.expand(batch).contiguous()
-    of_pair = lambda sequence, head, query, key: mask.can_attend(query, key, prefix_len[sequence])  # noqa: E731
+def blocks_by_sequence(context: AttentionContext, batch: int, seq_len: int) -> BlockMask:
+    """The blocks of pairs that each sequence's prefix and documents leave."""
+    mask, where = context.mask, context.token_positions
+    prefix_len = where.prefix_len.expand(batch).contiguous()
+    starts = where.document_start(slice(0, seq_len)).expand(batch, seq_len, 1).contiguous()
+    of_pair = lambda sequence, head, query, key: mask.can_attend_within(  # noqa: E731
+        query, key, prefix_len[sequence], starts[sequence, query, 0]
+    )
     return create_block_mask(of_pair, batch, None, seq_len, seq_len, prefix_len.device)

@@ -1,7 +1,7 @@
 """Rotary positions: queries and keys are rotated pair by pair, by angles that grow with the position."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -12,7 +12,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Position, Rotation, SomeHeads
 from archlab.blocks.precision import at_least_float32, in_dtype_of, in_range_of_float32
-from archlab.blocks.rope_scaling import make_scaling, powers
+from archlab.blocks.rope_scaling import leading, make_scaling, pairs_kept, powers
 from archlab.blocks.two_axes import two_axes
 
 
@@ -75,12 +75,15 @@ class RoPE(Position):
     base      of the powers above
     layout    which features are a pair: `half` i and i + r/2 (GPT-NeoX, Hugging Face's LLaMA), `interleaved` 2i and 2i + 1
               (the paper, GPT-J, ChatGLM2); the two differ by a permutation of rows of the query and key projections
-    fraction  which share of each head's features is rotated
-    scaling   how the frequencies change for long sequences, with the options from `factor` to `high_freq_factor`:
+    fraction  which share of each head's features is rotated, over all frequencies
+    p         which share of the frequencies, from the highest, rotates at all (p-RoPE): the others are 0, while `fraction`
+              spreads the frequencies from the highest to the lowest over fewer features
+    scaling   how the frequencies change for long sequences, with the options from `factor` to `long_factor`:
               `archlab.blocks.rope_scaling`
     logn      multiplies queries at positions p beyond the first `logn` by log(p + 1) / log(logn), except in training
 
-    Source: arXiv:2104.09864, eq. 15 and 34; arXiv:2309.16609, sec. 2.5 (logn).
+    Source: arXiv:2104.09864, eq. 15 and 34; arXiv:2410.06205, "p-RoPE", rounded as Hugging Face's rope_type "proportional"
+    (p); arXiv:2309.16609, sec. 2.5 (logn).
     """
 
     def __init__(
@@ -91,7 +94,8 @@ class RoPE(Position):
         base: Positive = 10000.0,
         layout: Literal["half", "interleaved"] = "half",
         fraction: Share = 1.0,
-        scaling: Literal["none", "linear", "ntk", "dynamic", "dynamic_qwen", "yarn", "llama3"] = "none",
+        p: Share = 1.0,
+        scaling: Literal["none", "linear", "ntk", "dynamic", "dynamic_qwen", "yarn", "llama3", "longrope"] = "none",
         factor: Positive | None = None,
         trained_len: Count | None = None,
         beta_fast: Positive | None = None,
@@ -99,15 +103,21 @@ class RoPE(Position):
         attention_factor: Positive | None = None,
         low_freq_factor: Positive | None = None,
         high_freq_factor: Positive | None = None,
+        mscale: Positive | None = None,
+        mscale_all_dim: Positive | None = None,
+        truncate: bool | None = None,
+        short_factor: Sequence[Positive] | None = None,
+        long_factor: Sequence[Positive] | None = None,
         logn: Count | None = None,
     ):
         super().__init__()
         self.base, self.fraction, self.scaled = base, fraction, None if scaling == "none" else scaling
         self.layout = LAYOUTS[layout]
+        rotated = rotated_features(fraction, head_dim)
         self.scaling = make_scaling(
             scaling,
             base,
-            rotated_features(fraction, head_dim),
+            rotated,
             factor=factor,
             trained_len=trained_len,
             beta_fast=beta_fast,
@@ -115,7 +125,14 @@ class RoPE(Position):
             attention_factor=attention_factor,
             low_freq_factor=low_freq_factor,
             high_freq_factor=high_freq_factor,
+            mscale=mscale,
+            mscale_all_dim=mscale_all_dim,
+            truncate=truncate,
+            short_factor=short_factor,
+            long_factor=long_factor,
         )
+        if p < 1:
+            self.scaling = leading(self.scaling, pairs_kept(p, rotated))
         self.uses_length = self.scaling.uses_length
         if logn == 1:
             raise UserError("pos.logn=1: the logarithm of 1 is nothing to divide by; give the trained length")

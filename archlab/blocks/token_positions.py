@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from archlab.base.errors import UserError
-from archlab.blocks.contracts import Attendable, Keys, Position, Positions, Queries, Stream
+from archlab.blocks.contracts import Attendable, DocumentStart, Keys, Mask, Position, Positions, Queries, Stream
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class TokenPositions:
     given: bool = False
     """Whether it was the caller who gave the positions."""
 
+    document_starts: Int[Tensor, "#batch key"] | None = None
+    """By token, the index of the first token of its document; None where every sequence is one document."""
+
     @property
     def n_keys(self) -> int:
         """Tokens, cached ones and padding included."""
@@ -43,6 +46,12 @@ class TokenPositions:
         """Positions of the tokens that the forward pass was given."""
         return self.positions[..., self.n_cached :]
 
+    def document_start(self, queries: slice) -> DocumentStart:
+        """Where these queries' documents start."""
+        if self.document_starts is None:
+            return self.index.new_zeros(1, 1, 1)
+        return self.document_starts[:, self.n_cached :][:, queries, None]
+
     def mask_padding(self, can_attend: Attendable, query: Queries, key: Keys) -> Attendable:
         """Masks padding for all queries but that token itself, since a softmax over no keys is not a number."""
         return can_attend & (key >= 0) | (key == query) if self.padded else can_attend
@@ -53,7 +62,9 @@ class TokenPositions:
 
     def of_first(self) -> "TokenPositions":
         """Those of the first sequence alone."""
-        return replace(self, index=self.index[:1], positions=self.positions[:1], prefix_len=self.prefix_len[:1])
+        starts = None if self.document_starts is None else self.document_starts[:1]
+        index, positions, prefix_len = self.index[:1], self.positions[:1], self.prefix_len[:1]
+        return replace(self, index=index, positions=positions, prefix_len=prefix_len, document_starts=starts)
 
 
 class PositionLimit(UserError):
@@ -73,9 +84,12 @@ def at_the_start(
     prefix_len: int | Int[Tensor, " #batch"] | None = None,
     positions: Positions | None = None,
     padding: Int[Tensor, " sequences"] | None = None,
+    document_starts: Int[Tensor, "#batch seq"] | None = None,
+    mask: Mask | None = None,
 ) -> TokenPositions:
     """Where tokens that begin their sequences stand; `Decoder.forward` says what the arguments mean.
 
+    The `mask` says by which index the scheme's own positions are counted; without one it is that in the sequence.
     Raises ValueError where they do not fit together, and PositionLimit.
     """
     batch, seq_len = tokens.shape
@@ -85,16 +99,29 @@ def at_the_start(
     if padding is not None:
         index = index - padding.to(tokens.device, non_blocking=True).view(-1, 1)
     prefix_len = lengths_on(tokens.device, 0 if prefix_len is None else prefix_len)
+    starts = None if document_starts is None else starts_on(document_starts, tokens, index)
     shortest_padding = 0 if padding is None else int(padding.min())
     check_length(seq_len - shortest_padding, position)
     return TokenPositions(
         index,
-        default_positions(position, index, prefix_len) if positions is None else shaped(positions, position, tokens),
+        default_positions(position, counted(mask, index, starts), prefix_len)
+        if positions is None
+        else shaped(positions, position, tokens),
         prefix_len,
         n_queries=seq_len,
         padded=padding is not None,
         given=positions is not None,
+        document_starts=starts,
     )
+
+
+def counted(
+    mask: Mask | None, index: Int[Tensor, "#batch seq"], starts: Int[Tensor, "#batch seq"] | None
+) -> Int[Tensor, "#batch seq"]:
+    """The indices that positions are made of: in the sequence, or in the document."""
+    if mask is None or starts is None:
+        return index
+    return mask.counted(index, starts)
 
 
 def lengths_on(device: torch.device, prefix_len: int | Int[Tensor, " #batch"]) -> Int[Tensor, " #batch"]:
@@ -105,9 +132,13 @@ def lengths_on(device: torch.device, prefix_len: int | Int[Tensor, " #batch"]) -
 
 
 def after(
-    cached: TokenPositions, tokens: Int[Tensor, "batch seq"], position: Position, positions: Positions | None = None
+    cached: TokenPositions,
+    tokens: Int[Tensor, "batch seq"],
+    position: Position,
+    positions: Positions | None = None,
+    mask: Mask | None = None,
 ) -> TokenPositions:
-    """Where the cached tokens and the `tokens` after them stand; the latter are the queries.
+    """Where the cached tokens and the `tokens` after them stand; the latter are the queries, and go on with the last document.
 
     Raises ValueError where positions were given for one of the two alone, and PositionLimit.
     """
@@ -117,7 +148,8 @@ def after(
     index = cached.index[:, -1:] + torch.arange(1, seq_len + 1, device=tokens.device)
     if positions is None:
         check_length(int(index.max()) + 1 if cached.padded else cached.n_keys + seq_len, position)
-        positions = default_positions(position, index, cached.prefix_len)
+        starts = None if cached.document_starts is None else cached.document_starts[:, -1:].expand(-1, seq_len)
+        positions = default_positions(position, counted(mask, index, starts), cached.prefix_len)
     else:
         positions = shaped(positions, position, tokens)
     return replace(
@@ -125,7 +157,35 @@ def after(
         index=torch.cat((cached.index, index), dim=-1),
         positions=torch.cat((cached.positions, positions), dim=-1),
         n_queries=seq_len,
+        document_starts=extended(cached.document_starts, seq_len),
     )
+
+
+def extended(starts: Int[Tensor, "#batch key"] | None, seq_len: int) -> Int[Tensor, "#batch longer"] | None:
+    """The same with so many tokens more of the last document."""
+    return None if starts is None else torch.cat((starts, starts[:, -1:].expand(-1, seq_len)), dim=-1)
+
+
+def starts_on(
+    document_starts: Tensor, tokens: Int[Tensor, "batch seq"], index: Int[Tensor, "#batch seq"]
+) -> Int[Tensor, "#batch seq"]:
+    """Where documents start, on the tokens' device. Raises ValueError where documents do not follow each other."""
+    if document_starts.dtype not in WHOLE or document_starts.shape not in (tokens.shape, (1, tokens.shape[1])):
+        raise ValueError(
+            f"document_starts of shape {tuple(document_starts.shape)}, {document_starts.dtype}: should be a whole number"
+            f" for each of {tuple(tokens.shape)} tokens, or one set for all sequences"
+        )
+    if may_be_looked_at(document_starts):
+        here = index.to(document_starts.device)
+        goes_on = torch.where(here[:, 1:] > 0, document_starts[:, 1:] == document_starts[:, :-1], here[:, 1:] < 0)
+        begins = (document_starts == here) & (here >= 0)
+        first = (here[:, :1] < 0).expand(len(begins), 1)
+        if not (begins | torch.cat((first, goes_on), dim=1)).all():
+            raise ValueError(
+                "document_starts: should be, for each token, its own index where a document starts and that of the token"
+                " before it elsewhere; the first token starts one"
+            )
+    return document_starts.to(tokens.device, non_blocking=True)
 
 
 def default_positions(position: Position, index: Int[Tensor, "#batch seq"], prefix_len: Tensor) -> Positions:

@@ -56,6 +56,8 @@ class TopLevel:
     compile: Literal["auto", "on", "off"]
     dropout: Probability
     prefix: list[Fraction] | None
+    documents: bool
+    random_positions: Count | None
     allow_leak: bool
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
@@ -192,6 +194,8 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
     check_prefix(cfg, explicit)
+    check_documents(cfg, decoder)
+    check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
@@ -258,12 +262,14 @@ def check_compile(cfg: DictConfig) -> None:
 
 def without_effect(cfg: DictConfig) -> Iterator[str]:
     """Options without effect in this run that are not a mistake: a preset's window is meant for longer texts."""
-    window, longest = cfg.mask.get("window"), cfg.train.train_len * max(cfg.eval.lengths)
-    if isinstance(window, int) and window >= longest:
-        yield (
-            f"mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
-            " window, or longer eval.lengths"
-        )
+    longest = cfg.train.train_len * max(cfg.eval.lengths)
+    for name in ("window", "chunk"):
+        width = cfg.mask.get(name)
+        if isinstance(width, int) and width >= longest:
+            yield (
+                f"mask.{name}={width}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
+                f" {name}, or longer eval.lengths"
+            )
 
 
 def target(cfg: DictConfig, group: str) -> Any:
@@ -358,6 +364,57 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
     if target(cfg, "mask").bidirectional:
         raise UserError(
             f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores only the last target; leave it out"
+        )
+
+
+def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses documents that the data does not have, and a mask that keeps documents apart where there are none."""
+    if target(cfg, "data").marks_documents:
+        return
+    if cfg.documents and "documents" not in cfg.data:
+        who = f"mask={option(cfg, 'mask')} asks for them" if target(cfg, "mask").uses_documents else "leave it out"
+        raise UserError(
+            f"documents=true: data={option(cfg, 'data')} does not say where documents start, and {who}; use data=text, python,"
+            " file or hf"
+        )
+    if decoder.mask.uses_documents and not cfg.documents:
+        raise UserError(
+            "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
+            " another mask than mask=document"
+        )
+
+
+def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses drawn positions that the model would not go by, or that could not be drawn."""
+    upto, name = cfg.random_positions, option(cfg, "pos")
+    if upto is None:
+        if cfg.eval.random_positions:
+            raise UserError(
+                "eval.random_positions=true: draws as training does, and random_positions=null draws none; set that too, such as"
+                f" random_positions={2 * cfg.train.train_len}, or leave it out"
+            )
+        return
+    if upto <= cfg.train.train_len:
+        raise UserError(
+            f"random_positions={upto}: train.train_len={cfg.train.train_len} positions are drawn, each once, so that they would"
+            " be 0, 1, 2, ..; use a larger number, as large as the longest sequence is to be"
+        )
+    if not any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs):
+        raise UserError(
+            f"random_positions={upto}: pos={name} does not go by positions, so it would change nothing; leave it out"
+        )
+    if decoder.position.axes > 1:
+        raise UserError(
+            f"random_positions={upto}: pos={name} has {decoder.position.axes} positions for each token; use one with one"
+        )
+    if decoder.position.limit is not None and upto > decoder.position.limit:
+        raise UserError(
+            f"random_positions={upto}: pos={name} is a table of {decoder.position.limit} positions; use at most that many, or a"
+            " larger pos.max_positions"
+        )
+    if decoder.mask.resets_positions:
+        raise UserError(
+            f"random_positions={upto}: mask.reset_positions=true counts positions from each document's start; use one of the two"
         )
 
 

@@ -11,7 +11,17 @@ from archlab.blocks.cache import Cache
 from archlab.blocks.contracts import Norm
 from archlab.config.assemble import build
 from archlab.contract.finding import Broken, NotAsked
-from archlab.contract.subject import BATCH, PREFIX, SEQ, Subject, embeddings_of, logits_of, prefix_of
+from archlab.contract.subject import (
+    BATCH,
+    PREFIX,
+    SECOND,
+    SEQ,
+    Subject,
+    documents_of,
+    embeddings_of,
+    logits_of,
+    prefix_of,
+)
 from archlab.model.decoder import Decoder, check_decodable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -171,8 +181,11 @@ def decoding(subject: Subject) -> str:
     """Decoding equals forward."""
     decoder = decodable(subject)
     expected, cache = logits_of(decoder, subject.tokens), Cache()
-    pieces = [decoder(subject.tokens[:, :PREFIX], prefix_of(decoder), cache=cache)]
-    pieces += [decoder(subject.tokens[:, i : i + 1], cache=cache) for i in range(PREFIX, SEQ)]
+    # What follows cached tokens goes on with their last document, so its start is among the first.
+    begin = PREFIX if documents_of(decoder, subject.tokens) is None else 2 * SECOND + 1
+    first = subject.tokens[:, :begin]
+    pieces = [decoder(first, prefix_of(decoder), cache=cache, document_starts=documents_of(decoder, first))]
+    pieces += [decoder(subject.tokens[:, i : i + 1], cache=cache) for i in range(begin, SEQ)]
     for position, error in enumerate(relative(torch.cat(pieces, dim=1), expected)):
         if not error < SAME:
             raise Broken(f"Token by token from a cache, the logits at position {position} are {error:.1e} (relative) away from those of the whole sequence at once.")  # fmt: skip
@@ -184,7 +197,10 @@ def padded(subject: Subject) -> str:
     """Left padding."""
     decoder, pad = decodable(subject), 2
     longer = torch.cat((subject.tokens.flip(1)[:, :pad], subject.tokens), dim=1)
-    together = decoder(longer, prefix_of(decoder), padding=torch.full((BATCH,), pad))[:, pad:]
+    starts = documents_of(decoder, subject.tokens)
+    starts = None if starts is None else F.pad(starts, (pad, 0))
+    padding = torch.full((BATCH,), pad)
+    together = decoder(longer, prefix_of(decoder), padding=padding, document_starts=starts)[:, pad:]
     error = float(relative(together, logits_of(decoder, subject.tokens)).max())
     if not error < SAME:
         raise Broken(
@@ -215,7 +231,9 @@ def compiled(subject: Subject) -> str:
     torch._dynamo.reset()
     try:
         # aot_eager captures and traces as every backend does, and needs no C++ compiler on the user's machine.
-        logits = torch.compile(decoder, backend="aot_eager", fullgraph=True)(subject.tokens, prefix_of(decoder))
+        program = torch.compile(decoder, backend="aot_eager", fullgraph=True)
+        starts = documents_of(decoder, subject.tokens)
+        logits = program(subject.tokens, prefix_of(decoder), document_starts=starts)
     except Exception as error:
         why = " ".join(str(error).split())
         raise Broken(f"torch.compile cannot take it as one graph: {why[:200]}") from None

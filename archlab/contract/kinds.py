@@ -17,7 +17,17 @@ from archlab.blocks.norm import RMSNorm
 from archlab.blocks.position import NoPosition
 from archlab.blocks.rope import RoPE
 from archlab.contract.finding import Broken, Check, NotAsked
-from archlab.contract.subject import BATCH, SEED, SEQ, Subject, logits_of, prefix_of, randomise
+from archlab.contract.subject import (
+    BATCH,
+    SEED,
+    SEQ,
+    Subject,
+    documents_of,
+    embeddings_of,
+    logits_of,
+    prefix_of,
+    randomise,
+)
 
 FAR = 1_000_000
 """A position far beyond any training length."""
@@ -242,6 +252,23 @@ def reach_declared(subject: Subject) -> str:
     return "`reach` leaves out no key that its queries may attend to."
 
 
+def documents_apart(subject: Subject) -> str:
+    """Documents apart."""
+    decoder = subject.decoder()
+    starts = documents_of(decoder, subject.tokens)
+    if starts is None or not all(mask.uses_documents for _, mask in decoder.pairs):
+        raise NotAsked("No mask keeps the documents of a sequence apart.")
+    with embeddings_of(decoder) as kept:
+        logits = logits_of(decoder, subject.tokens)
+    for position in range(SEQ):
+        (gradient,) = torch.autograd.grad(logits[:, position].square().sum(), kept[0], retain_graph=True)
+        seen = gradient.abs().amax(dim=(0, 2)).nonzero().flatten()
+        others = seen[starts[0, seen] != starts[0, position]]
+        if len(others):
+            raise Broken(f"What is predicted at position {position} depends on position {int(others[0])}, which is another document's.")  # fmt: skip
+    return "What is predicted in one document depends on no other of its sequence: such gradients are exactly 0."
+
+
 # ---------------------------------------------------------------- mixer, head
 
 
@@ -382,7 +409,9 @@ def traces_of(subject: Subject) -> Traces:
     long = subject.tokens.repeat(1, LONG)
     evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
     torch.manual_seed(SEED)
-    trained = decoder.train().compute(subject.tokens, decoder.read(subject.tokens, prefix_of(decoder)))
+    starts = documents_of(decoder, subject.tokens)
+    contexts = decoder.read(subject.tokens, prefix_of(decoder), document_starts=starts)
+    trained = decoder.train().compute(subject.tokens, contexts)
     decoder.after_step(trained.counts)
     return shapes, [*begun, *evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
 
@@ -404,7 +433,7 @@ OF_KIND: Mapping[str, tuple[Check, ...]] = {
         bias_declared,
         every_option_counts("pos", Prefix),
     ),  # some say where what follows a prefix stands
-    "mask": (attends_to_itself, mask_declared, reach_declared, every_option_counts("mask")),
+    "mask": (attends_to_itself, mask_declared, reach_declared, documents_apart, every_option_counts("mask")),
     "mixer": (kv_heads_divide, weights_declared("mixer"), what_it_honours_acts, every_option_counts("mixer")),
     "head": (logits_alone, every_option_counts("head")),
 }

@@ -15,6 +15,8 @@ from archlab.config.assemble import assemble
 from archlab.model.decoder import Decoder
 
 BATCH, SEQ, PREFIX, SEED = 2, 7, 3, 0
+SECOND = 2
+"""The token at which the second of three documents starts, in the models that keep documents apart."""
 
 CPU = torch.device("cpu")
 
@@ -74,8 +76,16 @@ def prefix_of(decoder: Decoder) -> int | None:
     return PREFIX if decoder.mask.uses_prefix else None
 
 
+def documents_of(decoder: Decoder, tokens: Tensor) -> Tensor | None:
+    """Where the documents of a sequence start: at 0, at SECOND and at twice SECOND; None where a mask keeps none apart."""
+    if not decoder.mask.uses_documents:
+        return None
+    index = torch.arange(tokens.shape[1], device=tokens.device)
+    return (index // SECOND).clamp(max=2).mul(SECOND)[None]
+
+
 def logits_of(decoder: Decoder, tokens: Tensor) -> Tensor:
-    return decoder(tokens, prefix_of(decoder))
+    return decoder(tokens, prefix_of(decoder), document_starts=documents_of(decoder, tokens))
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

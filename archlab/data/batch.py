@@ -6,6 +6,7 @@ seq_len     tokens of input, so a sequence takes seq_len + 1, or seq_len where i
 positions   the inputs' position numbers, where they are not the position scheme's own
 prefix_len  how many input tokens the model is given: they may be attended to in both directions
 scored      the targets that count in the loss
+document_starts  where the inputs' documents start, of sequences that hold several
 """
 
 from abc import ABC, abstractmethod
@@ -42,6 +43,11 @@ class Batch(NamedTuple):
 
     positions: Int[Tensor, "batch axes seq"] | None = None
     """None: the position scheme's default."""
+
+    document_starts: Int[Tensor, "batch seq"] | None = None
+    """By input, the index of the first token of its document in the sequence, 0 where that stands before the sequence.
+
+    None: each sequence is one document. No target of another document than its input's is scored."""
 
     @property
     def inputs(self) -> Int[Tensor, "batch seq"]:
@@ -87,6 +93,9 @@ class Source(ABC):
 
     exact: bool
     """Whether there is one right answer, so that exact match means something."""
+
+    marks_documents: bool = False
+    """Whether it says of its sequences where documents start, with nothing asked for."""
 
     marks_prefix: bool = True
     """Whether its sequences have, or can be given, a part that the model is given."""

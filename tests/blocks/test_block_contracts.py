@@ -294,7 +294,12 @@ def test_no_two_options_of_a_group_are_the_same(group):
         return (
             *(weight.shape for weight in decoder.parameters()),
             *logits_of(decoder, torch.arange(SEQ)[None]).flatten().tolist(),
+            *in_documents(decoder, torch.arange(SEQ)[None]).flatten().tolist(),
         )
+
+    def in_documents(decoder, tokens):
+        starts = (tokens // 3).clamp(max=1) * 3
+        return decoder(tokens, document_starts=starts) if decoder.mask.uses_documents else torch.zeros(())
 
     names = options(group)
     assert len({fingerprint(name) for name in names}) == len(names)

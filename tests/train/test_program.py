@@ -33,6 +33,7 @@ OBJECTIVES = [
     "masked mask=full head=mlm",
     "blank mask=prefix prefix=[0.25,0.75] pos=learned_2d",
     "blank mask=prefix prefix=[0.25,0.75] pos=rope_2d residual=deep_glm",
+    "documents mask=document mask.reset_positions=true mask.window=3 pos=fire",
     "next mixer=my_linear pos=none",
     "next ffn=two_experts",
     "next residual=two_streams",
