@@ -42,6 +42,8 @@ class Corpus(Source):
             raise UserError(f"documents=true: prefix={list(prefix)} would run across documents; leave one of them out")
         self.train_part, self.valid_part = train_part, valid_part
         self.vocab_size, self.prefix = vocab_size, prefix
+        self.train_documents: DocumentStarts | None
+        self.valid_documents: DocumentStarts | None
         self.train_documents, self.valid_documents = (None, None) if documents is None else documents
         self.sha256 = hash_of(train_part, valid_part, *(documents or ()))
 

@@ -308,7 +308,7 @@ def test_schedules_are_the_librarys(name):
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_z_loss_and_smoothing_are_minimised_and_not_reported(pieces):
     ours, theirs, batch = model(), model(), Counting().train(0, 1, 6, 11)
-    loss, _ = backward(ours, batch, pieces, CPU, CPU.scaler(), terms=terms_of(LossOptions(0.02, 0.3)))
+    loss, *_ = backward(ours, batch, pieces, CPU, CPU.scaler(), terms=terms_of(LossOptions(0.02, 0.3)))
     logits, targets = theirs(batch.tokens[:, :-1])[batch.scored].float(), batch.tokens[:, 1:][batch.scored]
     p = logits.log_softmax(dim=-1)
     nats = -p.gather(1, targets[:, None])[:, 0]
