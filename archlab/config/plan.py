@@ -98,7 +98,8 @@ def plans_of(cfg: Mapping[str, Any]) -> list[LayerPlan]:
     and where a rule names a scheme, it stays, and is refused when the model is built.
     """
     plans = plans_as_asked(cfg)
-    fitting = [honours(plan.mixer.node, plan.pos.node) for plan in plans]
+    of_kind = {pair: honours(*(one.node for one in pair)) for pair in {(plan.mixer, plan.pos) for plan in plans}}
+    fitting = [of_kind[plan.mixer, plan.pos] for plan in plans]
     asked = {depth for rule in cfg.get("layers") or [] if "pos" in rule for depth in layers_in(rule["at"], len(plans))}
     if any(fits and depth not in asked for depth, fits in enumerate(fitting)):
         plans = [

@@ -24,7 +24,7 @@ from archlab.cost.measure import forward_flops_per_token
 from archlab.model.init import Xavier
 
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order
-IN_FLOAT32 = 2e-6  # of the norm: Hugging Face computes these in float32, whatever it is given
+IN_FLOAT32 = 2e-5  # of the norm: Hugging Face computes these in float32, whatever it is given
 
 MIXERS = ("linear", "retnet", "mamba2", "deltanet", "gdn", "shortconv")
 each_mixer = pytest.mark.parametrize("name", MIXERS)
