@@ -134,10 +134,10 @@ def build(dtype=torch.float64, fresh: bool = False, **choices) -> Decoder:
 
 
 def make_scheme(name: str, norm, n_layers: int = LAYERS, **options) -> nn.Module:
-    """A residual scheme, given what it has a parameter for."""
-    part = make("residual", name, **options)
-    width = {"d_model": D_MODEL} if "d_model" in inspect.signature(part.func).parameters else {}
-    return part(norm=norm, n_layers=n_layers, **width)
+    """A residual scheme, as it is in the second layer."""
+    part, place = make("residual", name, **options), {"d_model": D_MODEL, "layer": 1}
+    takes = inspect.signature(part.func).parameters
+    return part(norm=norm, n_layers=n_layers, **{key: value for key, value in place.items() if key in takes})
 
 
 def make_reading(

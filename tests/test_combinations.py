@@ -562,7 +562,7 @@ def indistinct(norm: str, residual: str) -> bool:
     x = torch.randn(1, SHORT, 8)
 
     def run(scheme):
-        """A whole layer, since a scheme may have norms within its branches; every weight is drawn alike."""
+        """Two whole layers, since a scheme may have norms within its branches, or know its depth; weights are drawn alike."""
         torch.manual_seed(0)
         blocks = {
             "norm": norm,
@@ -573,9 +573,10 @@ def indistinct(norm: str, residual: str) -> bool:
             "mixer": "mha",
             "head": "linear",
         }
-        decoder = Decoder(**TINY, n_kv_heads=2, **{group: part(group, name) for group, name in blocks.items()})
-        layer, context = decoder.layers[0], decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0]
-        return layer.residual.leave(layer(layer.residual.enter(x), context))
+        sizes = {**TINY, "n_layers": 2, "n_kv_heads": 2}
+        decoder = Decoder(**sizes, **{group: part(group, name) for group, name in blocks.items()})
+        context, (first, second) = decoder.read(torch.zeros(1, SHORT, dtype=torch.long))[0], decoder.layers
+        return second.residual.leave(second(first(first.residual.enter(x), context), context))
 
     return residual != "pre" and torch.equal(run(residual), run("pre"))
 

@@ -160,9 +160,6 @@ class ScaledNorm(OneNormPerBranch):
     Source: arXiv:2502.05795.
     """
 
-    # It scales what its norms give, so there is no such thing without norms.
-    told_apart_by_norms = True
-
     def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0):
         super().__init__(norm, n_layers)
         self.scale = (layer + 1) ** -0.5
