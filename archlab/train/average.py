@@ -25,7 +25,8 @@ class Averaged:
     @torch.no_grad()
     def update(self, decoder: Decoder) -> None:
         """Takes a decoder's weights in; the first are the average so far."""
-        own, its = list(self.module.parameters()), list(decoder.parameters())
+        own: list[Tensor] = list(self.module.parameters())
+        its: list[Tensor] = list(decoder.parameters())
         if self.n_averaged:
             self.rule(own, its, self.n_averaged)
         else:
