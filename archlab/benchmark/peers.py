@@ -132,6 +132,16 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
     ):
         if given != wanted:
             raise UserError(f"{option}={given}: suite=peers measures the plain LLaMA shape; leave it out")
+    for option, given, wanted in (
+        ("optimizer", cfg.choices.optimizer, "adamw"),
+        ("average", cfg.choices.average, "none"),
+        ("loss.z", cfg.loss.z, 0),
+        ("loss.label_smoothing", cfg.loss.label_smoothing, 0),
+    ):
+        if given != wanted:
+            raise UserError(
+                f"{option}={given}: suite=peers trains all peers by AdamW on cross-entropy alone; leave it out"
+            )
     if not any(there(name) for name in able):
         raise UserError(
             f"suite=peers: none of {', '.join(able)} is installed; install one, as by pip install {able[0]}"

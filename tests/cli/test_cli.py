@@ -182,7 +182,7 @@ MISTAKES = {
     "~norm": f"~norm: norm cannot be left out, only set; {NORMS}",
     "~norm=rms": "norm cannot be left out",
     "~seed": "~seed: seed cannot be left out, only set; write seed=...",
-    "nrom=rms": "nrom=rms: nothing is called nrom; did you mean norm? there are allow_leak, budget,",
+    "nrom=rms": "nrom=rms: nothing is called nrom; did you mean norm? there are allow_leak, average, budget,",
     "+nrom=rms": "+nrom=rms: nothing is called nrom; did you mean norm?",
     "nrom.eps=1": "nothing is called nrom; did you mean norm?",
     "lr=1e-3": "lr=1e-3: nothing is called lr; did you mean train.lr?",

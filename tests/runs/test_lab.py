@@ -67,6 +67,7 @@ def test_the_summary_says_what_was_run(default):
     assert summary["choices"] == {
         "norm": "rms", "residual": "pre", "ffn": "swiglu", "pos": "rope", "mask": "causal", "mixer": "mha", "head": "linear",
         "init": "xavier", "size": "nano", "data": "text",
+        "optimizer": "adamw", "schedule": "cosine", "average": "none",
     }  # fmt: skip
     assert (summary["seed"], summary["device"], summary["dtype"]) == (
         0,
