@@ -73,7 +73,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
     config = read_object(path / "config.json")
     decoder = assembled(config, {} if config.get("quantization_config") else read_tensors(path), overrides)
-    setattr(decoder, FOLDER, path)
+    setattr(decoder, FOLDER, path.absolute())
     return decoder
 
 

@@ -154,6 +154,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
+        "original_max_position_embeddings": pos.get("trained_len") if pos.get("scaling") == "longrope" else None,
         "rotary_dim": round(fraction * size.head_dim),
         "tie_word_embeddings": cfg.embed.tied,
         "sliding_window": cfg.mask.get("window"),

@@ -98,7 +98,15 @@ CASES = {
     "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)),
     "cohere": ("Cohere", NEW),
     "phi": ("Phi", NEW),
-    "phi3": ("Phi3", NEW | dict(pad_token_id=0, sliding_window=6)),
+    "phi3": (
+        "Phi3",
+        NEW
+        | dict(
+            pad_token_id=0,
+            sliding_window=6,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+        ),
+    ),
     "phi3, longrope": (
         "Phi3",
         NEW
@@ -108,8 +116,9 @@ CASES = {
             rope_parameters=dict(
                 rope_type="longrope",
                 rope_theta=10000.0,
-                short_factor=[1.0, 1.1, 1.3, 1.5],
-                long_factor=[1.0, 2.5, 4.0, 7.0],
+                partial_rotary_factor=0.75,
+                short_factor=[1.0, 1.1, 1.3],
+                long_factor=[1.0, 2.5, 4.0],
             ),
         ),
     ),
