@@ -82,8 +82,13 @@ def ntk(base: float, rotated: int, *, factor: float) -> Scaling:
     Source: arXiv:2309.00071, sec. 3.1 ("NTK-aware").
     """
     check_factor(factor)
-    larger = base * factor ** exponent(rotated)
+    larger = larger_base(base, rotated, factor)
     return Scaling(lambda positions: powers(larger, rotated, positions))
+
+
+def larger_base(base: float, rotated: int, factor: float) -> float:
+    """base * factor^(r/(r-2))."""
+    return base * factor ** exponent(rotated)
 
 
 def dynamic(base: float, rotated: int, *, factor: float, trained_len: int) -> Scaling:
@@ -287,6 +292,12 @@ def make_scaling(name: str, base: float, rotated: int, **options: float | Sequen
         if default is inspect.Parameter.empty and option not in given:
             raise UserError(f"pos.{option}=null: pos.scaling={name} needs it; {NEEDED[option]}")
     return SCALINGS[name](base, rotated, **given)
+
+
+def defaults_of(name: str) -> dict[str, float | None]:
+    """What a scaling takes for the options that have a default."""
+    takes = inspect.signature(SCALINGS[name]).parameters.values()
+    return {p.name: p.default for p in takes if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 NEEDED = {

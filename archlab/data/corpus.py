@@ -42,9 +42,8 @@ class Corpus(Source):
             raise UserError(f"documents=true: prefix={list(prefix)} would run across documents; leave one of them out")
         self.train_part, self.valid_part = train_part, valid_part
         self.vocab_size, self.prefix = vocab_size, prefix
-        self.train_documents: DocumentStarts | None
-        self.valid_documents: DocumentStarts | None
-        self.train_documents, self.valid_documents = (None, None) if documents is None else documents
+        self.train_documents: DocumentStarts | None = None if documents is None else documents[0]
+        self.valid_documents: DocumentStarts | None = None if documents is None else documents[1]
         self.sha256 = hash_of(train_part, valid_part, *(documents or ()))
 
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
@@ -160,7 +159,7 @@ def starts_after(lengths: Sequence[int] | Int[np.ndarray, " documents"]) -> Docu
 
 def starts_behind(part: UInt8[np.ndarray, " bytes"], separator: bytes) -> DocumentStarts:
     """Where documents start that each end with one separator or more."""
-    ends = (found.end() for found in re.finditer(b"(?:" + re.escape(separator) + b")+", memoryview(part)))
+    ends = (found.end() for found in re.finditer(b"(?:" + re.escape(separator) + b")+", part.data))
     return np.array([0, *(end for end in ends if end < len(part))], dtype=np.int64)
 
 

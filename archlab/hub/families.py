@@ -23,6 +23,7 @@ class Family:
 FAMILIES = {
     "llama": Family(say.llama, at.LLAMA),
     "mistral": Family(say.mistral, at.LLAMA),
+    "phi3": Family(say.phi3, at.PHI3_ROWS),
     "qwen2": Family(say.qwen2, at.LLAMA),
     "qwen3": Family(say.qwen3, at.LLAMA + at.QK_NORMS),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),

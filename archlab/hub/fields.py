@@ -43,6 +43,7 @@ TYPES: Mapping[str, Any] = {
     **dict.fromkeys(WORDS, Annotated[str, Strict()]),
     **dict.fromkeys(WITHIN, dict[str, Any]),
     "layer_types": list[Annotated[str, Strict()]],
+    **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }
 
 

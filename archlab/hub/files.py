@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
 from archlab.config.presets import overruled
+from archlab.hub.classes import as_its_class_has_it, known_to_transformers
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row
@@ -29,6 +31,12 @@ from archlab.hub.writing import as_released
 from archlab.model.decoder import Decoder
 
 ORIGIN = "hub_origin"
+FOLDER = "hub_folder"
+"""Where a decoder keeps the folder it was loaded from, whose tokenizer goes with it."""
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+             "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
+"""Files beside the weights by which text becomes their tokens and is generated."""
 
 LARGEST_INDEX = 2**26
 """In bytes: enough for a model of half a million tensors."""
@@ -45,7 +53,14 @@ def from_hf(model: Any, *overrides: str) -> Decoder:
         raise UserError(
             f"{type(model).__name__}: is not a transformers model; give one, or load a folder with hub.load"
         )
-    return assembled(model.config.to_dict(), model.state_dict(), overrides)
+    weights = {name.removeprefix(COMPILED): weight for name, weight in model.state_dict().items()}
+    if on_meta := next((name for name, weight in weights.items() if weight.is_meta), None):
+        raise UserError(f"{on_meta}: is on the meta device and has no numbers; load the model's weights first")
+    return assembled(model.config.to_dict(), weights, overrides)
+
+
+COMPILED = "_orig_mod."
+"""What `torch.compile(model)` puts before the names of weights."""
 
 
 @checked
@@ -56,7 +71,10 @@ def load(path: str | Path, *overrides: str) -> Decoder:
         return from_hf(from_gguf(path), *overrides)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
-    return assembled(read_object(path / "config.json"), read_tensors(path), overrides)
+    config = read_object(path / "config.json")
+    decoder = assembled(config, {} if config.get("quantization_config") else read_tensors(path), overrides)
+    setattr(decoder, FOLDER, path.absolute())
+    return decoder
 
 
 @checked
@@ -64,7 +82,8 @@ def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
     A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
-    (`archlab.hub.writing`). Raises UserError.
+    (`archlab.hub.writing`). The tokenizer's files are copied from the folder that the weights came from, where there are
+    any. Raises UserError.
     """
     path = Path(path)
     if path.exists():
@@ -90,17 +109,30 @@ def export(decoder: Decoder, path: str | Path) -> None:
         write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
         with whole(folder / "model.safetensors") as part:
             save_file(tensors, part, metadata={"format": "pt"})
+        if source := getattr(decoder, FOLDER, None):
+            for name in TOKENIZER:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
 
 
 def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Decoder:
     kind = kind_of(config)
     if kind not in FAMILIES:
-        hint = did_you_mean(kind, FAMILIES)
+        hint = (
+            "" if known_to_transformers(kind) else did_you_mean(kind, FAMILIES)
+        )  # what is spelt right is another model
         raise UserError(f"config.json: model_type={kind}: no such family; {hint}families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     check_fields(config, kind)
+    if config.get("quantization_config"):
+        how = config["quantization_config"]
+        method = how.get("quant_method", "") if isinstance(how, Mapping) else how
+        raise UserError(
+            f"config.json: quantization_config: the weights are quantised ({str(method)[:40]}), and only floating-point weights"
+            " are read; use the release in bf16 or fp16, or dequantise it first"
+        )
     try:
-        words = [plain_word(word) for word in family.words(config)]
+        words = [plain_word(word) for word in family.words(as_its_class_has_it(config))]
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -122,7 +154,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
 
 def plain_word(word: str) -> str:
     """An override made from a config.json: its value must be a name or a number, with no other syntax in it."""
-    if not re.fullmatch(r"(layers\[\d+::\d+\]\.)?[a-z_0-9.]+=[A-Za-z0-9_.+-]+", word):
+    if not re.fullmatch(r"(layers\[\d+::\d+\]\.)?[a-z_0-9.]+=([A-Za-z0-9_.+-]+|\[[0-9.e,+-]+\])", word):
         raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
     return word
 
@@ -133,10 +165,24 @@ def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list
     return [row for row in rows if set(row.ours) <= set(ours)]
 
 
+def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the base model alone, which are named without it, under their names in the whole model.
+
+    GPT-2's and BLOOM's own folders are written so, and so is every model without a head.
+    """
+    whole = {row.theirs for table_row in family.rows for row in table_row.in_model(cfg.size.n_layers)}
+    bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in family.rows if row.theirs.count(".") > 1))
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        longer = (f"{base}.{name}" for base in bases)
+        found[name if name in whole else next((n for n in longer if n in whole), name)] = tensor
+    return found
+
+
 def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; UserError where one is missing, left over, of the wrong shape or not finite."""
     today = dict(family.older)
-    tensors = {today.get(name, name): tensor for name, tensor in tensors.items()}
+    tensors = with_prefix(family, cfg, {today.get(name, name): tensor for name, tensor in tensors.items()})
     shapes = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
     found: dict[str, Tensor] = {}
     used = set()
@@ -174,7 +220,7 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
     unused = [name for name in tensors if name not in used and not name.endswith(family.skipped)]
     if missing:
         raise UserError(
-            f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the file is incomplete, or of another model"
+            f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the weights are incomplete, or of another model"
         )
     if unused:
         raise UserError(

@@ -1,6 +1,5 @@
 """Turns the values of a config.json into overrides."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +8,23 @@ from archlab.base.errors import UserError
 Config = Mapping[str, Any]
 Words = list[str]
 
-GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "relu": "reglu"}
-PLAIN = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}  # fmt: skip
+GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_python": "geglu", "gelu_pytorch_tanh": "geglu_tanh",
+         "gelu_new": "geglu_tanh", "gelu_fast": "geglu_tanh", "relu": "reglu"}  # fmt: skip
+PLAIN = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+         "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu"}  # fmt: skip
 SCALED = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
-    "yarn": {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor"},
+    "yarn": {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor",
+             "mscale": "mscale", "mscale_all_dim": "mscale_all_dim", "truncate": "truncate"},
     "llama3": {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    "longrope": {"factor": "factor", "attention_factor": "attention_factor", "short_factor": "short_factor",
+                 "long_factor": "long_factor"},
 }  # fmt: skip
 
 ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
-               "mscale", "mscale_all_dim", "truncate", "attention_factor")  # fmt: skip
-"""Other fields beside them, which are read or hold a value that changes nothing."""
+               "mscale", "mscale_all_dim", "truncate", "attention_factor", "finetuned")  # fmt: skip
+"""Other fields beside them, which are read, or which transformers ignores."""
 
 
 def sizes(
@@ -49,32 +53,75 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
     base: Any = entries.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
     asked: Any = entries.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
     share = fraction if fraction == 1 else asked
-    words = ["pos=rope", f"pos.base={float(base)}", f"pos.layout={layout}", f"pos.fraction={float(share)}"]
-    if kind == "default":
+    base, share = as_it_rotates(c, float(base), float(share))
+    words = ["pos=rope", f"pos.base={base}", f"pos.layout={layout}", f"pos.fraction={share}"]
+    if kind == "default" or (kind in UNSCALED_BY_ONE and entries.get("factor") == 1):
         return words
     if kind not in SCALED:
         raise unsupported("rope_scaling", kind, f"one of default, {', '.join(SCALED)}")
-    if entries.get("truncate", True) is not True:
-        raise unsupported("rope_parameters.truncate", entries["truncate"], "truncate=true")
     if unknown := sorted(set(entries) - {*SCALED[kind], *ROPE_FIELDS}):
         raise unsupported(f"rope_parameters.{unknown[0]}", entries[unknown[0]], f"one of {', '.join(SCALED[kind])}")
-    entries["attention_factor"] = entries.get("attention_factor") or yarn_factor(entries)
+    longest = c.get(trained)
+    length = entries.get("original_max_position_embeddings") or c.get("original_max_position_embeddings") or longest
+    if kind == "dynamic":  # which goes by no other length
+        length = longest
+    if kind in ("yarn", "longrope") and entries.get("factor") is None:
+        entries["factor"] = c[trained] / length
+    if kind == "yarn":
+        entries = without_what_yarn_ignores(entries)
+    if kind == "longrope":
+        entries = with_one_amplitude(entries)
     words += [f"pos.scaling={kind}"]
     words += [
-        f"pos.{ours}={entries[theirs]}" for theirs, ours in SCALED[kind].items() if entries.get(theirs) is not None
+        f"pos.{ours}={spelt(entries[theirs])}"
+        for theirs, ours in SCALED[kind].items()
+        if entries.get(theirs) is not None
     ]
-    if kind != "linear":
-        words += [f"pos.trained_len={entries.get('original_max_position_embeddings') or c[trained]}"]
-    return words
+    return words if kind == "linear" else [*words, f"pos.trained_len={c[trained] if length is None else length}"]
 
 
-def yarn_factor(entries: Mapping[str, Any]) -> float | None:
-    """The ratio of 0.1 m ln(factor) + 1 at m = mscale and at m = mscale_all_dim, DeepSeek's fields; None without them."""
-    both: tuple[Any, Any] = (entries.get("mscale"), entries.get("mscale_all_dim"))
-    if not all(both):
-        return None
-    over, under = (0.1 * mscale * math.log(entries["factor"]) + 1 for mscale in both)
-    return over / under
+UNSCALED_BY_ONE = ("linear", "yarn", "llama3")
+"""Scalings that change nothing by a factor of 1."""
+
+
+def as_it_rotates(c: Config, base: float, share: float) -> tuple[float, float]:
+    """The base and the share of a head's features by which we rotate what transformers does.
+
+    It rotates the whole part of share * head_dim features; of an odd number also the one after them, and divides exponents
+    by the odd number still.
+    """
+    heads, width = c.get("num_attention_heads"), c.get("head_dim")
+    if width is None and heads and c.get("hidden_size"):
+        width = c["hidden_size"] // heads
+    if share == 1 or not width:
+        return base, share
+    part = int(share * width)
+    even = part + part % 2
+    return (base if part == even else base ** (even / part)), (even / width)
+
+
+def without_what_yarn_ignores(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the factor on queries and keys: one of its two spellings, and DeepSeek's two fields together or not at all."""
+    kept = dict(entries)
+    if kept.get("attention_factor") or not (kept.get("mscale") and kept.get("mscale_all_dim")):
+        kept |= {"mscale": None, "mscale_all_dim": None}
+    if kept.get("truncate") is not False:
+        kept["truncate"] = None
+    return kept
+
+
+def with_one_amplitude(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The factor on queries and keys itself, or what it follows from; 1 where sequences get no longer."""
+    if entries.get("attention_factor") is not None:
+        return {**entries, "factor": None}
+    return {**entries} if entries["factor"] > 1 else {**entries, "factor": None, "attention_factor": 1.0}
+
+
+def spelt(value: object) -> str:
+    """A value as it is typed in an override."""
+    if isinstance(value, list):
+        return f"[{','.join(map(spelt, value))}]"
+    return word(value) if isinstance(value, bool) else str(value)
 
 
 def ffn(c: Config, name: str, options: Mapping[str, str], bias: bool = False) -> Words:

@@ -137,6 +137,14 @@ PHI_ROWS = (
     + INPUT
 )
 
+PHI3_ROWS = (
+    ENDS
+    + linear(f"{SELF}.qkv_proj", *OURS_QKV, split=queries_keys_values, join=stacked)
+    + linear(f"{SELF}.o_proj", OUT)
+    + FUSED_GATE
+    + PRE
+)
+
 W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)
 BAICHUAN_ROWS = ENDS + W_PACK + linear(f"{SELF}.o_proj", OUT) + GATED + PRE
 QWEN_ROWS = (

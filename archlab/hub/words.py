@@ -23,6 +23,13 @@ def mistral(c: Config) -> Words:
     return without(llama(c), "mask") + window(c)
 
 
+def phi3(c: Config) -> Words:
+    """Rotates the share of each head that the configuration says, and may have a window."""
+    share = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
+    words = without(llama({**c, "attention_bias": False, "mlp_bias": False}), "mask", "pos")
+    return words + window(c) + read.rope({**c, "partial_rotary_factor": share}, 0.0)
+
+
 def qwen2(c: Config) -> Words:
     return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["mixer.qkv_bias=true"]
 
@@ -40,8 +47,10 @@ def glm4(c: Config) -> Words:
     return [*without(glm(c), "residual"), "residual=sandwich"]
 
 
-def gemma(c: Config) -> Words:
-    act = {**c, "hidden_act": c.get("hidden_activation") or c.get("hidden_act") or "gelu_pytorch_tanh"}
+def gemma(c: Config, activation: str = "hidden_act") -> Words:
+    """Of the first Gemma hidden_act alone counts, and gelu means its approximation by a tanh there."""
+    asked = c.get(activation) or "gelu_pytorch_tanh"
+    act = {**c, "hidden_act": "gelu_pytorch_tanh" if (activation, asked) == ("hidden_act", "gelu") else asked}
     return without(llama(act), "embed", "norm") + read.rms(c, unit_offset=True) + read.embedding(c, "sqrt_d_model")
 
 
@@ -51,24 +60,29 @@ def capped(c: Config) -> Words:
     return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
 
 
+def global_layers(c: Config, period: int) -> Words:
+    """The layers that attend to everything, as slices of rules: the last of each period, or as `layer_types` has them."""
+    n_layers = c["num_hidden_layers"]
+    every = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n_layers)]
+    kinds = c.get("layer_types") or every
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise read.unsupported("layer_types", unknown[0], "full_attention or sliding_attention")
+    if len(kinds) != n_layers:
+        raise read.unsupported("layer_types", f"{len(kinds)} of them", f"one for each of {n_layers} layers")
+    if kinds == every:
+        return [f"layers[{period - 1}::{period}]"] if period <= n_layers else []
+    return [f"layers[{i}::{n_layers}]" for i, kind in enumerate(kinds) if kind == "full_attention"]
+
+
 def alternating(c: Config, period: int) -> Words:
-    """Local layers, with a global one at the end of each period."""
-    expected = [
-        "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(c["num_hidden_layers"])
-    ]
-    if c.get("layer_types", expected) != expected:
-        raise read.unsupported("layer_types", "another order", f"a full_attention layer at the end of every {period}")
+    """Local layers, and global ones between them."""
     local = ["mask=window", f"mask.window={c['sliding_window']}"]
-    return local + ([f"{at(period)}.mask=causal"] if period <= c["num_hidden_layers"] else [])
-
-
-def at(period: int) -> str:
-    """The last layer of each period, as a rule's slice."""
-    return f"layers[{period - 1}::{period}]"
+    return [*local, *(f"{where}.mask=causal" for where in global_layers(c, period))]
 
 
 def gemma2(c: Config) -> Words:
-    return [*without(gemma(c), "residual", "mask"), "residual=sandwich", *alternating(c, 2), *capped(c)]
+    words = without(gemma(c, "hidden_activation"), "residual", "mask")
+    return [*words, "residual=sandwich", *alternating(c, 2), *capped(c)]
 
 
 def gemma3(c: Config) -> Words:
@@ -76,14 +90,15 @@ def gemma3(c: Config) -> Words:
     period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
     period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
     both = c.get("rope_parameters") or {}
-    base = both.get("full_attention", {}).get("rope_theta", c.get("rope_theta", 1000000.0))
-    local = both.get("sliding_attention", {}).get("rope_theta", c.get("rope_local_base_freq", 10000.0))
-    if any(part.get("rope_type", "default") != "default" for part in both.values() if isinstance(part, dict)):
-        raise read.unsupported("rope_parameters", both, "the default rope_type on both kinds of layers")
-    words = without(gemma({**c, "rope_parameters": None}), "residual", "mask", "pos")
-    pos = ["pos=rope", f"pos.base={float(local)}"]
-    if period <= c["num_hidden_layers"] and base != local:
-        pos += [f"{at(period)}.pos=rope", f"{at(period)}.pos.base={float(base)}"]
+    wide = both.get("full_attention") or {**(c.get("rope_scaling") or {}), "rope_theta": c.get("rope_theta", 1e6)}
+    local = both.get("sliding_attention") or {"rope_theta": c.get("rope_local_base_freq", 10000.0)}
+    words = without(gemma({**c, "rope_parameters": None}, "hidden_activation"), "residual", "mask", "pos")
+    pos, elsewhere = (
+        read.rope({**c, "rope_scaling": None, "rope_theta": None, "rope_parameters": parameters})
+        for parameters in (local, wide)
+    )
+    if pos != elsewhere:
+        pos = [*pos, *(f"{where}.{word}" for where in global_layers(c, period) for word in elsewhere)]
     return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
 
 

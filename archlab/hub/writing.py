@@ -1,7 +1,7 @@
 """Writes a decoder made here as the released family whose blocks it has."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import key_of, value_of
+from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
@@ -19,7 +20,7 @@ from archlab.config.plan import layer_plans
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
@@ -42,7 +43,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         raise UserError(
             "transformers: is not installed, but its classes write config.json; pip install 'archlab[hub]'"
         ) from None
-    ours, cfg = unscaled(dict(ours), cfg)
+    ours, cfg = unscaled(dict(ours), without_ntk(cfg))
     differences: dict[str, list[str]] = {}
     transformers.logging.set_verbosity_error()  # no warnings about values that are only tried
     for kind in TRIED:
@@ -99,7 +100,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
-        one, other = (plain_dict(c[group]) for c in (cfg, again))
+        one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
             if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue
@@ -107,11 +108,34 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
 
 
+def without_ntk(cfg: DictConfig) -> DictConfig:
+    """The same model with its larger base written out: transformers has no word for how it was chosen."""
+    if cfg.pos.get("scaling") != "ntk":
+        return cfg
+    plain_rope, rotated = cfg.copy(), round(cfg.pos.fraction * cfg.size.head_dim)
+    plain_rope.pos.base = larger_base(cfg.pos.base, rotated, cfg.pos.factor)
+    plain_rope.pos.scaling, plain_rope.pos.factor = "none", None
+    return plain_rope
+
+
+def in_full(node: dict[str, Any]) -> dict[str, Any]:
+    """A position scheme's options, with the defaults of its scaling in the place of those left out."""
+    left_out = defaults_of(node["scaling"]) if node.get("scaling") else {}
+    return node | {name: default for name, default in left_out.items() if node.get(name) is None}
+
+
+def plain(value: Any) -> Any:
+    """A number, a word, or a list of numbers."""
+    return [float(number) for number in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
 def everything(cfg: DictConfig) -> dict[str, Any]:
     """The configuration under the field names of all families; each class takes the fields it knows."""
     size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
     parallel = "norms" in cfg.residual
-    stretched = (pos.get("trained_len") or cfg.train.train_len) * (pos.get("factor") or 2)
+    stretched = (pos.get("trained_len") or cfg.train.train_len) * (
+        1 if pos.get("scaling") == "dynamic" else pos.get("factor") or 2
+    )
     longest = pos.get("max_positions") or math.ceil(stretched)
     activation = ACTIVATIONS.get(cfg.choices.ffn)
     fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
@@ -130,6 +154,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
+        "original_max_position_embeddings": pos.get("trained_len") if pos.get("scaling") == "longrope" else None,
         "rotary_dim": round(fraction * size.head_dim),
         "tie_word_embeddings": cfg.embed.tied,
         "sliding_window": cfg.mask.get("window"),
@@ -170,21 +195,24 @@ def whole(value: float) -> float:
 
 
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
-    """RoPE's parameters for each type of layer, where their bases differ."""
+    """RoPE's parameters for each type of layer, where they differ."""
     kinds = layer_types(cfg)
     if kinds is None:
         return None
-    bases = {kind: plan.pos.node.get("base") for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
-    if len(set(bases.values())) < 2:
+    of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
+    both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}
+    if len(both) < 2 or len({str(one) for one in both.values()}) < 2:
         return None
-    return {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}
+    return {kind: {name: v for name, v in one.items() if name != "partial_rotary_factor"} for kind, one in both.items()}
 
 
-def rope_parameters(pos: DictConfig, base: float, fraction: float) -> dict[str, Any]:
+def rope_parameters(pos: Mapping[str, Any], base: float, fraction: float) -> dict[str, Any]:
     scaling = pos.get("scaling", "none")
-    names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor")
-    entries = {name: pos[name] for name in names if pos.get(name) is not None}
-    if pos.get("trained_len") is not None:
-        entries["original_max_position_embeddings"] = pos.trained_len
+    names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor", "mscale",
+             "mscale_all_dim", "truncate", "short_factor", "long_factor")  # fmt: skip
+    given = in_full(dict(pos))
+    entries = {name: plain(given[name]) for name in names if given.get(name) is not None}
+    if pos.get("trained_len") is not None and scaling != "dynamic":  # whose length is max_position_embeddings
+        entries["original_max_position_embeddings"] = pos["trained_len"]
     kind = "default" if scaling == "none" else scaling
     return {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": fraction, **entries}

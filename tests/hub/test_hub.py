@@ -98,6 +98,30 @@ CASES = {
     "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)),
     "cohere": ("Cohere", NEW),
     "phi": ("Phi", NEW),
+    "phi3": (
+        "Phi3",
+        NEW
+        | dict(
+            pad_token_id=0,
+            sliding_window=6,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+        ),
+    ),
+    "phi3, longrope": (
+        "Phi3",
+        NEW
+        | dict(
+            pad_token_id=0,
+            original_max_position_embeddings=16,
+            rope_parameters=dict(
+                rope_type="longrope",
+                rope_theta=10000.0,
+                partial_rotary_factor=0.75,
+                short_factor=[1.0, 1.1, 1.3],
+                long_factor=[1.0, 2.5, 4.0],
+            ),
+        ),
+    ),
     "gpt2": ("GPT2", OLD | dict(n_positions=64)),
     "gptj": ("GPTJ", OLD | dict(rotary_dim=4, n_positions=64)),
     "gpt_neox": ("GPTNeoX", NEW),
@@ -345,14 +369,12 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder, tmp_path):
     refused(tmp_path / "nowhere.gguf", "no such file; give a .gguf file")
     changed(folder, model_type="lama")
     refused(folder, r"model_type=lama: no such family; did you mean llama\? families: llama, mistral")
-    changed(folder, model_type="llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1.0})
-    refused(folder, "rope_scaling=longrope: no block of archlab does this; supported is one of default, linear")
+    changed(folder, model_type="llama", rope_parameters={"rope_type": "mrope", "rope_theta": 1.0})
+    refused(folder, "rope_scaling=mrope: no block of archlab does this; supported is one of default, linear")
     changed(folder, tie_word_embeddings=True, rope_parameters=None)
     refused(folder, "lm_head.weight: differs from the embedding table, but config.json says that the two are tied")
     changed(folder, tie_word_embeddings=False)
     yarn = {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}
-    changed(folder, rope_parameters=yarn | {"truncate": False})
-    refused(folder, "rope_parameters.truncate=False: no block of archlab does this")
     changed(folder, rope_parameters=yarn | {"sections": [2, 2]})
     refused(folder, r"rope_parameters.sections=\[2, 2\]: no block of archlab does this")
     changed(folder, rope_parameters=None, hidden_act="mish")
