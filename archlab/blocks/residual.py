@@ -287,7 +287,7 @@ class LearnedMixing(nn.Module):
 
     def __init__(self, streams: int, number: int):
         super().__init__()
-        self.read = nn.Parameter(torch.eye(streams)[number])
+        self.read = nn.Parameter(torch.eye(streams)[number].clone())
         self.keep = nn.Parameter(torch.eye(streams))
         self.write = nn.Parameter(torch.ones(streams))
 

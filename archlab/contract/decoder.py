@@ -149,6 +149,9 @@ def apart(subject: Subject) -> str:
 def state(subject: Subject) -> str:
     """Saved and loaded."""
     decoder, twin = subject.decoder(), subject.decoder()
+    for weight_name, weight in build(subject.cfg).named_parameters():
+        if weight.untyped_storage().nbytes() != weight.numel() * weight.element_size():
+            raise Broken(f"{weight_name} is a part of a larger tensor, so it cannot be saved by itself: make it a tensor of its own, by .clone().")  # fmt: skip
     with torch.no_grad():
         for weight in twin.parameters():
             weight.mul_(2)
