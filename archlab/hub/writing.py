@@ -20,13 +20,16 @@ from archlab.config.plan import layer_plans
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
+
+WITH_HEAD_DIM = ("qwen3_moe",)
+"""Families whose class in transformers reads a head_dim that its configuration does not name among its fields."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
                "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
 
-ELSEWHERE = ("dropout", "max_positions", "trained_len")
+ELSEWHERE = ("dropout", "max_positions", "trained_len", "balance_loss", "z_loss")
 """Fields that do not change what a model computes in evaluation, or that a config.json writes by rules of its own."""
 
 
@@ -50,6 +53,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         config_class = transformers.CONFIG_MAPPING[kind]
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
         try:
+            known |= {"head_dim"} if kind in WITH_HEAD_DIM else set()
             config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
             words = FAMILIES[kind].words(config)
             if apart := [word for word in words if of_another_class(word, cfg)]:
@@ -137,7 +141,8 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         1 if pos.get("scaling") == "dynamic" else pos.get("factor") or 2
     )
     longest = pos.get("max_positions") or math.ceil(stretched)
-    activation = ACTIVATIONS.get(cfg.choices.ffn)
+    ffn, ffn_name, d_ff = dense_network(cfg)
+    activation = ACTIVATIONS.get(ffn.get("network", ffn_name))
     fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
     entries = {
         "vocab_size": size.vocab_size,
@@ -145,12 +150,13 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
         **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), size.n_kv_heads),
-        **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), size.d_ff),
+        **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), d_ff),
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
         **dict.fromkeys(("n_positions", "max_position_embeddings", "max_seq_len"), longest),
         **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.get("qkv_bias")),
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
+        **experts_fields(cfg),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
@@ -175,6 +181,29 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
     }  # fmt: skip
     return {key: value for key, value in entries.items() if value is not None or key.endswith("_id") or key in OFF}
+
+
+def experts_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of experts, under the names of all families."""
+    ffn, size = cfg.ffn, cfg.size
+    if "n_experts" not in ffn:
+        return {}
+    dense = [i for i, plan in enumerate(layer_plans(cfg)) if "n_experts" not in plan.ffn.node]
+    return {
+        **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), ffn.n_experts),
+        "num_experts_per_tok": ffn.top_k,
+        "moe_intermediate_size": size.d_ff,
+        "norm_topk_prob": ffn.normalise,
+        "mlp_only_layers": dense,
+    }
+
+
+def dense_network(cfg: DictConfig) -> tuple[Mapping[str, Any], str, int]:
+    """The feed-forward network of the layers without experts, its name and its width; the model's where there are none."""
+    plans = [plan for plan in layer_plans(cfg) if "n_experts" not in plan.ffn.node]
+    if "n_experts" in cfg.ffn and plans:
+        return plans[0].ffn.node, plans[0].ffn.name, plans[0].d_ff
+    return cfg.ffn, cfg.choices.ffn, cfg.size.d_ff
 
 
 OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")

@@ -35,6 +35,7 @@ OLD = dict(
     vocab_size=61, n_embd=48, n_layer=3, n_head=6, attn_implementation="eager", bos_token_id=None, eos_token_id=None
 )
 HD = dict(head_dim=10)
+MANY = NEW | dict(num_hidden_layers=2, intermediate_size=28, moe_intermediate_size=20, num_experts_per_tok=3)
 CASES = {
     "llama": ("Llama", NEW),
     "llama, head_dim": ("Llama", NEW | HD | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
@@ -141,6 +142,9 @@ CASES = {
     ),
     "opt": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=48)),
     "opt, post": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=20, do_layer_norm_before=False)),
+    "mixtral": ("Mixtral", MANY | dict(num_local_experts=5, sliding_window=7)),
+    "qwen3_moe": ("Qwen3Moe", MANY | HD | dict(num_experts=7, norm_topk_prob=True, mlp_only_layers=[1])),
+    "olmoe": ("Olmoe", MANY | dict(num_experts=7)),
     "falcon": (
         "Falcon",
         NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False),
@@ -159,11 +163,15 @@ SHORT, LONG = 37, 331
 """Tokens; the second is five times the 64 that these models are configured for."""
 
 
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
+"""Grouped products of experts take no float64."""
+
+
 def theirs(case):
     kind, given = CASES[case]
     config = getattr(transformers, f"{kind}Config")(**given)
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER).eval()
     held = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model = model.double()
     for name, tensor in held.items():
@@ -175,7 +183,7 @@ def theirs(case):
         for weight in model.parameters():
             # Large enough for scores to be far from even, so that a wrong position or scale shows in the logits.
             weight.copy_(
-                torch.randn_like(weight) * (0.3 if weight.ndim == 2 else 0.5) + (1.0 if weight.ndim == 1 else 0.0)
+                torch.randn_like(weight) * (0.3 if weight.ndim > 1 else 0.5) + (1.0 if weight.ndim == 1 else 0.0)
             )
     return model
 
@@ -277,7 +285,7 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
     del decoder.hub_origin
     hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "out", dtype=torch.float64, **EAGER
     )
     assert type(again) is type(model)
     assert [
@@ -291,7 +299,7 @@ def test_the_default_model_is_exported_as_llama_with_its_embeddings_multiplied(t
     decoder = built("size=nano").double().eval()
     hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "out", dtype=torch.float64, **EAGER
     )
     assert type(again).__name__ == "LlamaForCausalLM"
     with torch.no_grad(), InFloat64():
@@ -315,7 +323,7 @@ def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
     model = theirs(case)
     hub.export(hub.from_hf(model), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "out", dtype=torch.float64, **EAGER
     )
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
@@ -340,7 +348,7 @@ def test_every_family_has_a_case():
 )
 def test_what_config_json_says_twice_or_in_vain_is_read_as_transformers_reads_it(said, folder):
     changed(folder, **said)
-    again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **EAGER)
     with torch.no_grad(), InFloat64():
         assert (
             relative(hub.load(folder)(tokens()), again(tokens()).logits) < 1e-6

@@ -1,0 +1,200 @@
+"""Families whose layers have many experts: their config.json as overrides, and their tensors.
+
+In transformers' classes the experts of a layer share one tensor for each kind of matrix, as they do here, with gate and up
+in one; released files have a tensor for each expert and kind.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archlab.hub import reading as read
+from archlab.hub import words as say
+from archlab.hub.reading import Config, Words
+from archlab.hub.rows import Row, Table, linear, same
+from archlab.hub.tables import LAYER, MLP
+
+FFN = f"{LAYER}.ffn"
+
+# ---------------------------------------------------------------- where tensors go
+
+
+def gates_and_ups(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """Each expert's gate above its up."""
+    return tensor.chunk(2, dim=1)
+
+
+def gate_above_up(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return torch.cat(list(tensors), dim=1)
+
+
+def shared(theirs: str) -> Table:
+    """The network that every token gets besides."""
+    return tuple(
+        row
+        for name in ("gate_proj", "up_proj", "down_proj")
+        for row in linear(f"{theirs}.{name}", f"{FFN}.shared.{name}")
+    )
+
+
+ROWS: Table = (
+    same(f"{MLP}.gate.weight", f"{FFN}.router.weight")
+    + (Row(f"{MLP}.experts.gate_up_proj", (f"{FFN}.gate_proj", f"{FFN}.up_proj"), gates_and_ups, gate_above_up),)
+    + same(f"{MLP}.experts.down_proj", f"{FFN}.down_proj")
+)
+"""A router and its experts; layers without experts have none of these weights."""
+
+
+# ---------------------------------------------------------------- released files
+
+
+@dataclass(frozen=True)
+class InFiles:
+    """The tensor whose name ends in `whole`, and how the names of its pieces end; {} is an expert's number.
+
+    Without a number a piece is the same tensor by another name. Else an expert's pieces are stacked along fan_out, and then
+    the experts along a new first axis.
+    """
+
+    whole: str
+    pieces: tuple[str, ...]
+
+
+FILES = (
+    InFiles("mlp.experts.gate_up_proj", ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight")),
+    InFiles("mlp.experts.down_proj", ("mlp.experts.{}.down_proj.weight",)),
+)
+SPARSE = "block_sparse_moe"
+MIXTRAL_FILES = (
+    InFiles("mlp.gate.weight", (f"{SPARSE}.gate.weight",)),
+    InFiles("mlp.experts.gate_up_proj", (f"{SPARSE}.experts.{{}}.w1.weight", f"{SPARSE}.experts.{{}}.w3.weight")),
+    InFiles("mlp.experts.down_proj", (f"{SPARSE}.experts.{{}}.w2.weight",)),
+)
+
+
+def in_one_piece(files: Sequence[InFiles], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as transformers' class has them; pieces of which some are missing stay as they are, and are told of by name."""
+    left = dict(tensors)
+    for file in files:
+        for before, numbered in pieces_of(file, left).items():
+            name = f"{before}{file.whole}"
+            if "{}" not in file.pieces[0]:
+                left[name] = left.pop(numbered[0, 0])
+            elif complete(numbered, len(file.pieces)):
+                n_experts = len(numbered) // len(file.pieces)
+                left[name] = torch.stack(
+                    [
+                        torch.cat([left.pop(numbered[expert, piece]) for piece in range(len(file.pieces))])
+                        for expert in range(n_experts)
+                    ]
+                )
+    return left
+
+
+def complete(numbered: Collection[tuple[int, int]], n_pieces: int) -> bool:
+    """Whether each expert up to the last has all its pieces."""
+    experts = range(len(numbered) // n_pieces)
+    return set(numbered) == {(expert, piece) for expert in experts for piece in range(n_pieces)}
+
+
+def pieces_of(file: InFiles, names: Collection[str]) -> dict[str, dict[tuple[int, int], str]]:
+    """For each layer, named by what stands before, the names of the pieces by expert and place."""
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for place, piece in enumerate(file.pieces):
+        pattern = re.compile(r"(.*\.)?" + re.escape(piece).replace(r"\{\}", r"(\d+)"))
+        for name in names:
+            if match := pattern.fullmatch(name):
+                before, *number = match.groups()
+                found.setdefault(before or "", {})[int(number[0]) if number else 0, place] = name
+    return found
+
+
+def in_pieces(files: Sequence[InFiles], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as released files have them."""
+    return {piece: part for name, tensor in tensors.items() for piece, part in pieces(files, name, tensor)}
+
+
+def pieces(files: Sequence[InFiles], name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    file = next((file for file in files if name.endswith(f".{file.whole}")), None)
+    if file is None:
+        yield name, tensor
+        return
+    before = name.removesuffix(file.whole)
+    if "{}" not in file.pieces[0]:
+        yield f"{before}{file.pieces[0]}", tensor
+        return
+    for expert, whole in enumerate(tensor.unbind()):
+        for piece, part in zip(file.pieces, whole.chunk(len(file.pieces)), strict=True):
+            yield f"{before}{piece.format(expert)}", part.contiguous().clone()
+
+
+# ---------------------------------------------------------------- config.json
+
+
+def experts(c: Config, d_ff: int, normalise: bool, **options: Any) -> Words:
+    """ffn=experts in the place of the network that `say.llama` chose, of width d_ff each."""
+    if c["hidden_act"] not in read.GATED:
+        raise read.unsupported("hidden_act", c["hidden_act"], f"one of {', '.join(read.GATED)}")
+    said = {
+        "n_experts": of_any(c, "num_local_experts", "num_experts", "n_routed_experts"),
+        "top_k": c["num_experts_per_tok"],
+        "network": read.GATED[c["hidden_act"]],
+        "normalise": normalise,
+        **options,
+    }
+    return ["ffn=experts", *(f"ffn.{name}={read.spelt(value)}" for name, value in said.items()), f"size.d_ff={d_ff}"]
+
+
+def of_any(c: Config, *names: str) -> Any:
+    """The first of these fields that there is; KeyError names the first where there is none."""
+    return c[next((name for name in names if name in c), names[0])]
+
+
+def with_experts(words: Words, in_experts: Words) -> Words:
+    """The same model with another feed-forward network."""
+    return [word for word in say.without(words, "ffn") if not word.startswith("size.d_ff=")] + in_experts
+
+
+def dense(c: Config, layers: Sequence[int], bias: bool = False) -> Words:
+    """Rules for the layers that have one network instead of experts, `intermediate_size` wide."""
+    n_layers = c["num_hidden_layers"]
+    if len(layers) == n_layers:
+        raise read.unsupported("num_hidden_layers", n_layers, "some layers with experts; there are none here")
+    first = list(layers) == list(range(len(layers)))
+    slices = ([f"layers[:{len(layers)}]"] if layers else []) if first else [f"layers[{i}::{n_layers}]" for i in layers]
+    network = read.GATED[c["hidden_act"]]
+    return [
+        word
+        for at in slices
+        for word in (f"{at}.ffn={network}", f"{at}.size.d_ff={c['intermediate_size']}")
+    ]
+
+
+def mixtral(c: Config) -> Words:
+    words = say.without(say.llama({**c, "attention_bias": False, "mlp_bias": False}), "mask") + say.window(c)
+    return with_experts(words, experts(c, c["intermediate_size"], normalise=True))
+
+
+def sparse_steps(c: Config) -> list[int]:
+    """Qwen's layers without experts."""
+    step, listed = c.get("decoder_sparse_step", 1), c.get("mlp_only_layers") or []
+    return [i for i in range(c["num_hidden_layers"]) if i in listed or (i + 1) % step]
+
+
+def qwen3_moe(c: Config) -> Words:
+    words = with_experts(
+        say.qwen3({**c, "mlp_bias": False}), experts(c, c["moe_intermediate_size"], c.get("norm_topk_prob", False))
+    )
+    return words + dense(c, sparse_steps(c))
+
+
+def olmoe(c: Config) -> Words:
+    read.only(c, clip_qkv=None)
+    words = with_experts(
+        say.llama({**c, "mlp_bias": False}), experts(c, c["intermediate_size"], c.get("norm_topk_prob", False))
+    )
+    return [*words, "mixer.qk_norm=width"]
