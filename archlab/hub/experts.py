@@ -4,21 +4,24 @@ In transformers' classes the experts of a layer share one tensor for each kind o
 in one; released files have a tensor for each expert and kind.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from archlab.hub import reading as read
 from archlab.hub import words as say
 from archlab.hub.reading import Config, Words
-from archlab.hub.rows import Row, Table, linear, same
-from archlab.hub.tables import LAYER, MLP
+from archlab.hub.rows import Row, Table, linear, norm, same, stacked
+from archlab.hub.tables import ENDS, GATED, LAYER, MLP, OUT, PRE, SELF
 
 FFN = f"{LAYER}.ffn"
+MIXER = f"{LAYER}.mixer"
 
 # ---------------------------------------------------------------- where tensors go
 
@@ -47,6 +50,45 @@ ROWS: Table = (
     + same(f"{MLP}.experts.down_proj", f"{FFN}.down_proj")
 )
 """A router and its experts; layers without experts have none of these weights."""
+
+
+SHARED = shared(f"{MLP}.shared_experts")
+CHOICE_BIAS = same(f"{MLP}.gate.e_score_correction_bias", f"{FFN}.biased.bias")
+Q_A, KV_A, KV_B = f"{SELF}.q_a_proj", f"{SELF}.kv_a_proj_with_mqa", f"{SELF}.kv_b_proj"
+
+
+def deepseek(cfg: DictConfig) -> Table:
+    """Latent attention: one matrix makes the latent vector and the rotated key, and one each head's key and value."""
+    widths = latent_widths(cfg.mixer, cfg.size.head_dim)
+    rank, nope, v = (widths[name] for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"))
+
+    def key_and_value(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+        by_head = tensor.unflatten(0, (sizes.n_heads, nope + v)).split((nope, v), dim=1)
+        return [part.flatten(0, 1) for part in by_head]
+
+    def head_by_head(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+        return torch.cat([part.unflatten(0, (sizes.n_heads, -1)) for part in tensors], dim=1).flatten(0, 1)
+
+    def latent_and_rotated(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+        return tensor.split((rank, sizes.head_dim))
+
+    attention = (
+        *linear(f"{SELF}.q_proj", f"{MIXER}.q_proj"),
+        *linear(Q_A, f"{MIXER}.q_a_proj"),
+        *norm(f"{SELF}.q_a_layernorm", f"{MIXER}.q_a_norm"),
+        *linear(f"{SELF}.q_b_proj", f"{MIXER}.q_b_proj"),
+        *linear(KV_A, f"{MIXER}.kv_a_proj", f"{MIXER}.k_rope_proj", split=latent_and_rotated, join=stacked),
+        *norm(f"{SELF}.kv_a_layernorm", f"{MIXER}.kv_a_norm"),
+        *linear(KV_B, f"{MIXER}.k_b_proj", f"{MIXER}.v_b_proj", split=key_and_value, join=head_by_head),
+        *linear(f"{SELF}.o_proj", OUT),
+    )
+    return ENDS + attention + GATED + PRE + ROWS + CHOICE_BIAS + SHARED
+
+
+def latent_widths(mixer: Mapping[str, Any], head_dim: int) -> dict[str, int]:
+    """The widths of latent attention, those that were left out as well."""
+    own = {"kv_lora_rank": 4 * head_dim, "qk_nope_head_dim": head_dim, "v_head_dim": head_dim}
+    return {name: mixer[name] or width for name, width in own.items()}
 
 
 # ---------------------------------------------------------------- released files
@@ -198,3 +240,71 @@ def olmoe(c: Config) -> Words:
         say.llama({**c, "mlp_bias": False}), experts(c, c["intermediate_size"], c.get("norm_topk_prob", False))
     )
     return [*words, "mixer.qk_norm=width"]
+
+
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
+
+
+def latent(c: Config, layout: str) -> Words:
+    """Everything but the feed-forward network of a model with latent attention."""
+    c = {**c, "head_dim": c["qk_rope_head_dim"], "num_key_value_heads": None, "attention_bias": False}
+    words = say.without(say.llama({**c, "mlp_bias": False}), "pos", "mixer")
+    widths = [f"mixer.{name}={c[name]}" for name in LATENT if c.get(name) is not None]
+    return [*words, *read.rope(c, layout=layout), "mixer=mla", *widths, *latent_scale(c)]
+
+
+def latent_scale(c: Config) -> Words:
+    """YaRN's second factor on scores, which goes with mscale_all_dim."""
+    entries = c.get("rope_scaling") or c.get("rope_parameters") or {}
+    m, factor = entries.get("mscale_all_dim") or 0, entries.get("factor", 1)
+    if entries.get("rope_type", entries.get("type", "default")) == "default" or not m or factor <= 1:
+        return []
+    scale = (c["qk_nope_head_dim"] + c["qk_rope_head_dim"]) ** -0.5 * (0.1 * m * math.log(factor) + 1) ** 2
+    return [f"mixer.scale={scale}"]
+
+
+def with_dense_first(c: Config, words: Words, d_ff: int, normalise: bool, **options: Any) -> Words:
+    """Experts in all layers but the first few."""
+    return with_experts(words, experts(c, d_ff, normalise, **options)) + dense(c, range(c["first_k_dense_replace"]))
+
+
+def biases_of_latent(c: Config) -> Words:
+    return [f"mixer.bias={read.word(c.get('attention_bias'))}"]
+
+
+def deepseek_v2(c: Config) -> Words:
+    """Its class takes the experts' scores as they are, and so does the release of V2-Lite."""
+    read.only(c, topk_method="greedy", scoring_func="softmax", norm_topk_prob=False, mlp_bias=False, moe_layer_freq=1)
+    options = {"scale": float(c["routed_scaling_factor"]), "shared": c["n_shared_experts"]}
+    return with_dense_first(
+        c, latent(c, "interleaved") + biases_of_latent(c), c["moe_intermediate_size"], normalise=False, **options
+    )
+
+
+def sigmoid_router(c: Config) -> dict[str, Any]:
+    """The router of DeepSeek-V3: sigmoids, a bias on the choice alone, groups, a constant."""
+    read.only(c, topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1)
+    groups, top_groups = c.get("n_group") or 1, c.get("topk_group") or 1
+    grouped = {"groups": groups, "top_groups": top_groups} if top_groups < groups else {}
+    return {
+        "scores": "sigmoid",
+        "scale": float(c["routed_scaling_factor"]),
+        "shared": c["n_shared_experts"],
+        "balance_rate": BALANCE_RATE,
+        **grouped,
+    }
+
+
+BALANCE_RATE = 0.001
+"""Of the bias on the choice of experts, which is trained by this alone; arXiv:2412.19437, sec. 4.2."""
+
+
+def deepseek_v3(c: Config) -> Words:
+    words = latent(c, "interleaved" if c.get("rope_interleave", True) else "half") + biases_of_latent(c)
+    return with_dense_first(c, words, c["moe_intermediate_size"], c["norm_topk_prob"], **sigmoid_router(c))
+
+
+def layers_beyond(c: Config) -> tuple[str, ...]:
+    """Layers after the last, which predict tokens further on."""
+    n_layers, further = c["num_hidden_layers"], c.get("num_nextn_predict_layers") or 0
+    return tuple(f"model.layers.{n_layers + i}." for i in range(further))

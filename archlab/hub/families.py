@@ -48,6 +48,10 @@ FAMILIES = {
     ),
     "qwen3_moe": Family(of_many.qwen3_moe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
     "olmoe": Family(of_many.olmoe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
+    "deepseek_v2": Family(of_many.deepseek_v2, of_many.deepseek, files=of_many.FILES),
+    "deepseek_v3": Family(
+        of_many.deepseek_v3, of_many.deepseek, files=of_many.FILES, beyond=of_many.layers_beyond
+    ),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),
     "glm4": Family(say.glm4, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.GLM4_NORMS),
     "gemma": Family(say.gemma, at.LLAMA),

@@ -17,10 +17,12 @@ from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import layer_plans
+from archlab.hub.experts import latent_widths
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe",
+         "deepseek_v2", "deepseek_v3")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 WITH_HEAD_DIM = ("qwen3_moe",)
@@ -104,7 +106,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
-        one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
+        one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
             if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue
@@ -122,7 +124,14 @@ def without_ntk(cfg: DictConfig) -> DictConfig:
     return plain_rope
 
 
-def in_full(node: dict[str, Any]) -> dict[str, Any]:
+def in_full(node: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """Options with defaults in the place of those left out: those of a position scheme's scaling, and latent widths."""
+    if "kv_lora_rank" in node:
+        return node | latent_widths(node, cfg.size.head_dim)
+    return with_defaults(node)
+
+
+def with_defaults(node: dict[str, Any]) -> dict[str, Any]:
     """A position scheme's options, with the defaults of its scaling in the place of those left out."""
     left_out = defaults_of(node["scaling"]) if node.get("scaling") else {}
     return node | {name: default for name, default in left_out.items() if node.get(name) is None}
@@ -157,6 +166,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.get("qkv_bias")),
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
         **experts_fields(cfg),
+        **latent_fields(cfg),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
@@ -195,6 +205,25 @@ def experts_fields(cfg: DictConfig) -> dict[str, Any]:
         "moe_intermediate_size": size.d_ff,
         "norm_topk_prob": ffn.normalise,
         "mlp_only_layers": dense,
+        "first_k_dense_replace": len(dense),
+        "n_shared_experts": ffn.shared,
+        "routed_scaling_factor": ffn.scale,
+        "n_group": ffn.groups,
+        "topk_group": ffn.top_groups,
+    }
+
+
+def latent_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of latent attention."""
+    attn, rope_dim = cfg.mixer, cfg.size.head_dim
+    if "kv_lora_rank" not in attn:
+        return {}
+    return {
+        **latent_widths(attn, rope_dim),
+        "q_lora_rank": attn.q_lora_rank,
+        "qk_rope_head_dim": rope_dim,
+        "attention_bias": attn.bias,
+        "rope_interleave": cfg.pos.get("layout") == "interleaved",
     }
 
 
@@ -206,7 +235,7 @@ def dense_network(cfg: DictConfig) -> tuple[Mapping[str, Any], str, int]:
     return cfg.ffn, cfg.choices.ffn, cfg.size.d_ff
 
 
-OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+OFF = ("sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_softcapping")
 """Fields in which null means none; if left out, they would get their class's default."""
 
 
@@ -239,7 +268,7 @@ def rope_parameters(pos: Mapping[str, Any], base: float, fraction: float) -> dic
     scaling = pos.get("scaling", "none")
     names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor", "mscale",
              "mscale_all_dim", "truncate", "short_factor", "long_factor")  # fmt: skip
-    given = in_full(dict(pos))
+    given = with_defaults(dict(pos))
     entries = {name: plain(given[name]) for name in names if given.get(name) is not None}
     if pos.get("trained_len") is not None and scaling != "dynamic":  # whose length is max_position_embeddings
         entries["original_max_position_embeddings"] = pos["trained_len"]
