@@ -17,8 +17,8 @@ from torch import Tensor
 from archlab.hub import reading as read
 from archlab.hub import words as say
 from archlab.hub.reading import Config, Words
-from archlab.hub.rows import Row, Table, linear, norm, same, stacked
-from archlab.hub.tables import ENDS, GATED, LAYER, MLP, OUT, PRE, SELF
+from archlab.hub.rows import Join, Row, Split, Table, linear, norm, same, stacked
+from archlab.hub.tables import ENDS, GATED, LAYER, MLP, OUT, PRE, QK_NORMS, SELF, SEPARATE
 
 FFN = f"{LAYER}.ffn"
 MIXER = f"{LAYER}.mixer"
@@ -89,6 +89,95 @@ def latent_widths(mixer: Mapping[str, Any], head_dim: int) -> dict[str, int]:
     """The widths of latent attention, those that were left out as well."""
     own = {"kv_lora_rank": 4 * head_dim, "qk_nope_head_dim": head_dim, "v_head_dim": head_dim}
     return {name: mixer[name] or width for name, width in own.items()}
+
+
+def interleaved(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """gpt-oss stores matrices as (in, out), and gates and ups by turns."""
+    return tuple(out_first(part) for part in (tensor[..., 0::2], tensor[..., 1::2]))
+
+
+def by_turns(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return torch.stack([out_first(tensor) for tensor in tensors], dim=-1).flatten(-2)
+
+
+def out_first(tensor: Tensor) -> Tensor:
+    """Each expert's matrix transposed; a bias as it is."""
+    return tensor.mT if tensor.ndim == 3 else tensor
+
+
+def each_transposed(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return (tensor.mT,)
+
+
+def each_transposed_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return tensors[0].mT
+
+
+THEIR_EXPERTS = f"{MLP}.experts"
+GPT_OSS_ROWS: Table = (
+    *ENDS,
+    *SEPARATE,
+    *same(f"{SELF}.sinks", f"{MIXER}.weigh.sinks"),
+    *PRE,
+    *linear(f"{MLP}.router", f"{FFN}.router"),
+    Row(f"{THEIR_EXPERTS}.gate_up_proj", (f"{FFN}.gate_proj", f"{FFN}.up_proj"), interleaved, by_turns),
+    Row(f"{THEIR_EXPERTS}.gate_up_proj_bias", (f"{FFN}.gate_bias", f"{FFN}.up_bias"), interleaved, by_turns),
+    Row(f"{THEIR_EXPERTS}.down_proj", (f"{FFN}.down_proj",), each_transposed, each_transposed_back),
+    *same(f"{THEIR_EXPERTS}.down_proj_bias", f"{FFN}.down_bias"),
+)
+DELTA = "model.layers.{}.linear_attn"
+
+
+def qwen3_next_rows(cfg: DictConfig) -> Table:
+    """Two kinds of mixers; their fused matrices go key head by key head, or head by head."""
+    sizes_of = delta_widths(cfg.mixer, cfg.size)
+    key_heads, key_dim = sizes_of["key_heads"], sizes_of["key_dim"]
+    shared_by = sizes_of["heads"] // key_heads
+    values = shared_by * sizes_of["value_dim"]
+
+    def split_by_key_head(*widths: int) -> Split:
+        return lambda tensor, sizes: [
+            part.flatten(0, 1) for part in tensor.unflatten(0, (key_heads, -1)).split(widths, dim=1)
+        ]
+
+    def join_by(n_heads: int | None) -> Join:
+        return lambda tensors, sizes: torch.cat(
+            [tensor.unflatten(0, (n_heads or sizes.n_heads, -1)) for tensor in tensors], dim=1
+        ).flatten(0, 1)
+
+    def query_and_gate(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+        return [part.flatten(0, 1) for part in tensor.unflatten(0, (sizes.n_heads, -1)).chunk(2, dim=1)]
+
+    to_keys, by_keys = split_by_key_head(key_dim, key_dim, values, values), join_by(key_heads)
+    delta = (
+        *linear(f"{DELTA}.in_proj_qkvz", *(f"{MIXER}.{n}_proj" for n in "qkvg"), split=to_keys, join=by_keys),
+        *linear(f"{DELTA}.in_proj_ba", *(f"{MIXER}.{n}_proj" for n in "ba"),
+                split=split_by_key_head(shared_by, shared_by), join=by_keys),
+        *same(f"{DELTA}.conv1d.weight", f"{MIXER}.conv.weight"),
+        *same(f"{DELTA}.A_log", f"{MIXER}.A_log"),
+        *same(f"{DELTA}.dt_bias", f"{MIXER}.dt_bias"),
+        *norm(f"{DELTA}.norm", f"{MIXER}.norm"),
+        *linear(f"{DELTA}.out_proj", OUT),
+    )  # fmt: skip
+    attention = (
+        *linear(f"{SELF}.q_proj", f"{MIXER}.q_proj", f"{MIXER}.gate.proj", split=query_and_gate, join=join_by(None)),
+        *(row for name in "kv" for row in linear(f"{SELF}.{name}_proj", f"{MIXER}.{name}_proj")),
+        *linear(f"{SELF}.o_proj", OUT),
+        *QK_NORMS,
+    )
+    gate = same(f"{MLP}.shared_expert_gate.weight", f"{FFN}.shared_gate.weight")
+    return ENDS + delta + attention + GATED + PRE + ROWS + shared(f"{MLP}.shared_expert") + gate
+
+
+def delta_widths(mixer: Mapping[str, Any], size: Any) -> dict[str, int]:
+    """The heads and widths of a gated delta rule, those that were left out as well."""
+    key_heads = mixer["key_heads"] or size.n_heads
+    return {
+        "key_heads": key_heads,
+        "heads": mixer["heads"] or key_heads,
+        "key_dim": mixer["key_dim"] or size.head_dim,
+        "value_dim": mixer["value_dim"] or size.head_dim,
+    }
 
 
 # ---------------------------------------------------------------- released files
@@ -308,3 +397,71 @@ def layers_beyond(c: Config) -> tuple[str, ...]:
     """Layers after the last, which predict tokens further on."""
     n_layers, further = c["num_hidden_layers"], c.get("num_nextn_predict_layers") or 0
     return tuple(f"model.layers.{n_layers + i}." for i in range(further))
+
+
+def glm4_moe(c: Config) -> Words:
+    bias = c.get("attention_bias", False)
+    words = say.without(say.llama({**c, "attention_bias": False, "mlp_bias": False}), "pos")
+    words += [*read.rope(c, 0.5), *read.biases(bias, False), *(["mixer.qk_norm=head"] if c.get("use_qk_norm") else [])]
+    return with_dense_first(c, words, c["moe_intermediate_size"], c["norm_topk_prob"], **sigmoid_router(c))
+
+
+def gpt_oss(c: Config) -> Words:
+    read.only(c, swiglu_alpha=1.702, swiglu_limit=7.0, hidden_act="silu")
+    bias = c.get("attention_bias", True)
+    words = say.without(say.llama({**c, "attention_bias": bias, "mlp_bias": False}), "mask")
+    options = {"network": "clamped_swiglu", "router_bias": True, "bias": True}
+    in_experts = experts(c, c["intermediate_size"], normalise=True, **options)
+    return [*with_experts(words, in_experts), *say.alternating(c, 2), "mixer.sinks=true"]
+
+
+def qwen3_next(c: Config) -> Words:
+    """Layers of the gated delta rule, and between them some of gated attention."""
+    d_ff, shared_width, bias = c["moe_intermediate_size"], c["shared_expert_intermediate_size"], c.get("attention_bias")
+    if not shared_width or shared_width % d_ff:
+        can = f"a multiple of moe_intermediate_size={d_ff}"
+        raise read.unsupported("shared_expert_intermediate_size", shared_width, can)
+    plain = {**c, "attention_bias": False, "mlp_bias": False, "num_key_value_heads": None}
+    words = say.without(say.llama(plain), "norm", "pos", "mixer") + read.rms(c, unit_offset=True) + read.rope(c, 0.25)
+    delta = {
+        "key_heads": c["linear_num_key_heads"],
+        "heads": c["linear_num_value_heads"],
+        "key_dim": c["linear_key_head_dim"],
+        "value_dim": c["linear_value_head_dim"],
+        "conv_size": c["linear_conv_kernel_dim"],
+        "eps": c["rms_norm_eps"],
+    }
+    words += ["mixer=gdn", *(f"mixer.{name}={value}" for name, value in delta.items())]
+    of_experts = {"shared": shared_width // d_ff, "shared_gate": True}
+    words = with_experts(words, experts(c, d_ff, c.get("norm_topk_prob", True), **of_experts))
+    rules = [word for at in attending(c) for word in of_attention(c, at, bool(bias))]
+    return words + rules + dense(c, sparse_steps(c))
+
+
+def attending(c: Config) -> Words:
+    """The layers of full attention among those of the delta rule, as slices: the last of each four, or as they are listed."""
+    n_layers, kinds = c["num_hidden_layers"], c.get("layer_types")
+    period = c.get("full_attention_interval", 4)
+    every = ["linear_attention" if (i + 1) % period else "full_attention" for i in range(n_layers)]
+    kinds = kinds or every
+    if set(kinds) != {"linear_attention", "full_attention"} or len(kinds) != n_layers:
+        can = f"linear_attention and full_attention, both of them, one for each of {n_layers} layers"
+        raise read.unsupported("layer_types", ", ".join(dict.fromkeys(map(str, kinds))), can)
+    period = kinds.index("full_attention") + 1
+    if kinds == ["linear_attention" if (i + 1) % period else "full_attention" for i in range(n_layers)]:
+        return [f"layers[{period - 1}::{period}]"]
+    return [f"layers[{i}::{n_layers}]" for i, kind in enumerate(kinds) if kind == "full_attention"]
+
+
+def of_attention(c: Config, at: str, bias: bool) -> Words:
+    """Attention's options for these layers."""
+    heads, kv = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
+    name = "mha" if kv == heads else "mqa" if kv == 1 else "gqa"
+    said = {"qk_norm": "head", "gate": "elementwise", "qkv_bias": read.word(bias), "out_bias": read.word(bias)}
+    words = [f"{at}.mixer={name}", *(f"{at}.mixer.{option}={value}" for option, value in said.items())]
+    return words + ([f"{at}.size.n_kv_heads={kv}"] if name == "gqa" else [])
+
+
+def multi_token(c: Config) -> tuple[str, ...]:
+    """Qwen's weights that predict tokens further on."""
+    return ("mtp.",)

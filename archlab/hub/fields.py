@@ -18,6 +18,7 @@ num_local_experts num_experts n_routed_experts num_experts_per_tok moe_intermedi
 topk_group first_k_dense_replace decoder_sparse_step moe_layer_freq num_nextn_predict_layers num_mtp_layers
 shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
 linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
+full_attention_interval
 """.split()
 
 NUMBERS = """

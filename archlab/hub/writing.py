@@ -17,15 +17,15 @@ from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import layer_plans
-from archlab.hub.experts import latent_widths
+from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
          "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe",
-         "deepseek_v2", "deepseek_v3")  # fmt: skip
+         "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
-WITH_HEAD_DIM = ("qwen3_moe",)
+WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
 """Families whose class in transformers reads a head_dim that its configuration does not name among its fields."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
@@ -125,9 +125,13 @@ def without_ntk(cfg: DictConfig) -> DictConfig:
 
 
 def in_full(node: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
-    """Options with defaults in the place of those left out: those of a position scheme's scaling, and latent widths."""
+    """Options with defaults in the place of those left out: those of a position scheme's scaling, and a mixer's widths."""
     if "kv_lora_rank" in node:
         return node | latent_widths(node, cfg.size.head_dim)
+    if "value_dim" in node:
+        return node | delta_widths(node, cfg.size)
+    if node.get("balance_rate"):  # how fast the bias on the choice moves changes nothing once it is trained
+        return node | {"balance_rate": BALANCE_RATE}
     return with_defaults(node)
 
 
@@ -144,7 +148,8 @@ def plain(value: Any) -> Any:
 
 def everything(cfg: DictConfig) -> dict[str, Any]:
     """The configuration under the field names of all families; each class takes the fields it knows."""
-    size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
+    size, pos, norm = cfg.size, cfg.pos, cfg.norm
+    attn, kv_heads = attention_of(cfg)
     parallel = "norms" in cfg.residual
     stretched = (pos.get("trained_len") or cfg.train.train_len) * (
         1 if pos.get("scaling") == "dynamic" else pos.get("factor") or 2
@@ -158,7 +163,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
-        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), size.n_kv_heads),
+        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads),
         **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), d_ff),
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
@@ -167,6 +172,8 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
         **experts_fields(cfg),
         **latent_fields(cfg),
+        **delta_fields(cfg),
+        "use_qk_norm": attn.get("qk_norm", "none") != "none",
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
@@ -207,9 +214,33 @@ def experts_fields(cfg: DictConfig) -> dict[str, Any]:
         "mlp_only_layers": dense,
         "first_k_dense_replace": len(dense),
         "n_shared_experts": ffn.shared,
+        "shared_expert_intermediate_size": ffn.shared * size.d_ff,
         "routed_scaling_factor": ffn.scale,
         "n_group": ffn.groups,
         "topk_group": ffn.top_groups,
+    }
+
+
+def attention_of(cfg: DictConfig) -> tuple[Mapping[str, Any], int]:
+    """Attention's options and its key-value heads, of the layers that have it where the model's own mixer is another."""
+    if "conv_size" in cfg.mixer:
+        for plan in layer_plans(cfg):
+            if "qk_norm" in plan.mixer.node:
+                return plan.mixer.node, plan.n_kv_heads
+    return cfg.mixer, cfg.size.n_kv_heads
+
+
+def delta_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of the gated delta rule."""
+    if "value_dim" not in cfg.mixer:
+        return {}
+    widths = delta_widths(cfg.mixer, cfg.size)
+    return {
+        "linear_num_key_heads": widths["key_heads"],
+        "linear_num_value_heads": widths["heads"],
+        "linear_key_head_dim": widths["key_dim"],
+        "linear_value_head_dim": widths["value_dim"],
+        "linear_conv_kernel_dim": cfg.mixer.conv_size,
     }
 
 
@@ -241,7 +272,10 @@ OFF = ("sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_s
 
 def layer_types(cfg: DictConfig) -> list[str] | None:
     """Each layer's type of attention, where layers differ in their masks."""
-    names = [plan.mask.name for plan in layer_plans(cfg)]
+    plans = layer_plans(cfg)
+    if "value_dim" in cfg.mixer:
+        return ["full_attention" if "qk_norm" in plan.mixer.node else "linear_attention" for plan in plans]
+    names = [plan.mask.name for plan in plans]
     if set(names) != {"causal", "window"}:
         return None
     return ["full_attention" if name == "causal" else "sliding_attention" for name in names]
@@ -255,7 +289,7 @@ def whole(value: float) -> float:
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     """RoPE's parameters for each type of layer, where they differ."""
     kinds = layer_types(cfg)
-    if kinds is None:
+    if kinds is None or "linear_attention" in kinds:  # which has no positions
         return None
     of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}

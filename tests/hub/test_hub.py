@@ -178,6 +178,50 @@ CASES = {
             ),
         ),
     ),
+    "glm4_moe": (
+        "Glm4Moe",
+        MANY
+        | dict(
+            head_dim=12,
+            n_routed_experts=7,
+            n_shared_experts=2,
+            attention_bias=True,
+            use_qk_norm=True,
+            routed_scaling_factor=1.5,
+        ),
+    ),
+    "gpt_oss": (
+        "GptOss",
+        MANY
+        | HD
+        | dict(
+            num_local_experts=7,
+            sliding_window=5,
+            rope_parameters=dict(
+                rope_type="yarn",
+                factor=4.0,
+                original_max_position_embeddings=16,
+                rope_theta=10000.0,
+                beta_fast=3.0,
+                truncate=False,
+            ),
+        ),
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        MANY
+        | dict(
+            head_dim=8,
+            num_experts=7,
+            shared_expert_intermediate_size=40,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=10,
+            linear_value_head_dim=14,
+            layer_types=["linear_attention", "full_attention"],
+            rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5),
+        ),
+    ),
     "falcon": (
         "Falcon",
         NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False),
