@@ -14,6 +14,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from archlab.base.errors import UserError
+from archlab.config.plan import layer_plans
 from archlab.hub import reading as read
 from archlab.hub import words as say
 from archlab.hub.reading import Config, Words
@@ -45,9 +47,9 @@ def shared(theirs: str) -> Table:
 
 
 ROWS: Table = (
-    same(f"{MLP}.gate.weight", f"{FFN}.router.weight")
-    + (Row(f"{MLP}.experts.gate_up_proj", (f"{FFN}.gate_proj", f"{FFN}.up_proj"), gates_and_ups, gate_above_up),)
-    + same(f"{MLP}.experts.down_proj", f"{FFN}.down_proj")
+    *same(f"{MLP}.gate.weight", f"{FFN}.router.weight"),
+    Row(f"{MLP}.experts.gate_up_proj", (f"{FFN}.gate_proj", f"{FFN}.up_proj"), gates_and_ups, gate_above_up),
+    *same(f"{MLP}.experts.down_proj", f"{FFN}.down_proj"),
 )
 """A router and its experts; layers without experts have none of these weights."""
 
@@ -166,7 +168,18 @@ def qwen3_next_rows(cfg: DictConfig) -> Table:
         *QK_NORMS,
     )
     gate = same(f"{MLP}.shared_expert_gate.weight", f"{FFN}.shared_gate.weight")
-    return ENDS + delta + attention + GATED + PRE + ROWS + shared(f"{MLP}.shared_expert") + gate
+    mixers = tuple(
+        row
+        for layer, plan in enumerate(layer_plans(cfg))
+        for row in numbered(attention if "qk_norm" in plan.mixer.node else delta, layer)
+    )  # since the two have weights of one name
+    return ENDS + mixers + GATED + PRE + ROWS + shared(f"{MLP}.shared_expert") + gate
+
+
+def numbered(table: Table, layer: int) -> Iterator[Row]:
+    """The rows of this layer alone."""
+    for row in table:
+        yield Row(row.theirs.format(layer), tuple(name.format(layer) for name in row.ours), row.split, row.join)
 
 
 def delta_widths(mixer: Mapping[str, Any], size: Any) -> dict[str, int]:
@@ -211,25 +224,30 @@ def in_one_piece(files: Sequence[InFiles], tensors: Mapping[str, Tensor]) -> dic
     """Tensors as transformers' class has them; pieces of which some are missing stay as they are, and are told of by name."""
     left = dict(tensors)
     for file in files:
-        for before, numbered in pieces_of(file, left).items():
-            name = f"{before}{file.whole}"
+        for before, names in pieces_of(file, left).items():
+            whole = f"{before}{file.whole}"
             if "{}" not in file.pieces[0]:
-                left[name] = left.pop(numbered[0, 0])
-            elif complete(numbered, len(file.pieces)):
-                n_experts = len(numbered) // len(file.pieces)
-                left[name] = torch.stack(
-                    [
-                        torch.cat([left.pop(numbered[expert, piece]) for piece in range(len(file.pieces))])
-                        for expert in range(n_experts)
-                    ]
-                )
+                left[whole] = left.pop(names[0, 0])
+            elif complete(names, len(file.pieces)):
+                left[whole] = together(whole, {place: left.pop(name) for place, name in names.items()})
     return left
 
 
-def complete(numbered: Collection[tuple[int, int]], n_pieces: int) -> bool:
+def together(whole: str, pieces: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    """(expert, place) -> the one tensor. Raises UserError where their shapes do not go together."""
+    in_order = [pieces[place] for place in sorted(pieces)]
+    n_pieces = 1 + max(place for _, place in pieces)
+    try:
+        return torch.stack([torch.cat(in_order[at : at + n_pieces]) for at in range(0, len(in_order), n_pieces)])
+    except RuntimeError:
+        shapes = ", ".join(dict.fromkeys(str(tuple(piece.shape)) for piece in in_order))
+        raise UserError(f"{whole}: its experts' matrices have the shapes {shapes[:120]}; the file is damaged") from None
+
+
+def complete(places: Collection[tuple[int, int]], n_pieces: int) -> bool:
     """Whether each expert up to the last has all its pieces."""
-    experts = range(len(numbered) // n_pieces)
-    return set(numbered) == {(expert, piece) for expert in experts for piece in range(n_pieces)}
+    experts = range(len(places) // n_pieces)
+    return set(places) == {(expert, piece) for expert in experts for piece in range(n_pieces)}
 
 
 def pieces_of(file: InFiles, names: Collection[str]) -> dict[str, dict[tuple[int, int], str]]:
@@ -290,19 +308,15 @@ def with_experts(words: Words, in_experts: Words) -> Words:
     return [word for word in say.without(words, "ffn") if not word.startswith("size.d_ff=")] + in_experts
 
 
-def dense(c: Config, layers: Sequence[int], bias: bool = False) -> Words:
+def dense(c: Config, layers: Sequence[int]) -> Words:
     """Rules for the layers that have one network instead of experts, `intermediate_size` wide."""
     n_layers = c["num_hidden_layers"]
-    if len(layers) == n_layers:
+    if len(layers) >= n_layers:
         raise read.unsupported("num_hidden_layers", n_layers, "some layers with experts; there are none here")
     first = list(layers) == list(range(len(layers)))
     slices = ([f"layers[:{len(layers)}]"] if layers else []) if first else [f"layers[{i}::{n_layers}]" for i in layers]
     network = read.GATED[c["hidden_act"]]
-    return [
-        word
-        for at in slices
-        for word in (f"{at}.ffn={network}", f"{at}.size.d_ff={c['intermediate_size']}")
-    ]
+    return [word for at in slices for word in (f"{at}.ffn={network}", f"{at}.size.d_ff={c['intermediate_size']}")]
 
 
 def mixtral(c: Config) -> Words:

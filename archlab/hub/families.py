@@ -43,15 +43,11 @@ FAMILIES = {
     "phi3": Family(say.phi3, at.PHI3_ROWS),
     "qwen2": Family(say.qwen2, at.LLAMA),
     "qwen3": Family(say.qwen3, at.LLAMA + at.QK_NORMS),
-    "mixtral": Family(
-        of_many.mixtral, at.ENDS + at.SEPARATE + at.PRE + of_many.ROWS, files=of_many.MIXTRAL_FILES
-    ),
+    "mixtral": Family(of_many.mixtral, at.ENDS + at.SEPARATE + at.PRE + of_many.ROWS, files=of_many.MIXTRAL_FILES),
     "qwen3_moe": Family(of_many.qwen3_moe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
     "olmoe": Family(of_many.olmoe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
     "deepseek_v2": Family(of_many.deepseek_v2, of_many.deepseek, files=of_many.FILES),
-    "deepseek_v3": Family(
-        of_many.deepseek_v3, of_many.deepseek, files=of_many.FILES, beyond=of_many.layers_beyond
-    ),
+    "deepseek_v3": Family(of_many.deepseek_v3, of_many.deepseek, files=of_many.FILES, beyond=of_many.layers_beyond),
     "glm4_moe": Family(
         of_many.glm4_moe,
         at.LLAMA + at.QK_NORMS + of_many.ROWS + of_many.CHOICE_BIAS + of_many.SHARED,
@@ -59,9 +55,7 @@ FAMILIES = {
         beyond=of_many.layers_beyond,
     ),
     "gpt_oss": Family(of_many.gpt_oss, of_many.GPT_OSS_ROWS),
-    "qwen3_next": Family(
-        of_many.qwen3_next, of_many.qwen3_next_rows, files=of_many.FILES, beyond=of_many.multi_token
-    ),
+    "qwen3_next": Family(of_many.qwen3_next, of_many.qwen3_next_rows, files=of_many.FILES, beyond=of_many.multi_token),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),
     "glm4": Family(say.glm4, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.GLM4_NORMS),
     "gemma": Family(say.gemma, at.LLAMA),

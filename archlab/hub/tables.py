@@ -20,7 +20,6 @@ from archlab.hub.rows import (
 )
 
 
-
 def nothing_beyond(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Of a release whose weights predict the next token alone."""
     return ()

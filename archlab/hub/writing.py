@@ -192,7 +192,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "logit_scale": cfg.head.get("scale", 1.0),
         "layer_types": layer_types(cfg),
-        "query_pre_attn_scalar": whole(attn.scale**-2) if attn.get("scale") else size.head_dim,
+        "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),
         "final_logit_softcapping": cfg.head.get("softcap"),
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
