@@ -3,21 +3,38 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
+from archlab.hub import experts as of_many
 from archlab.hub import tables as at
 from archlab.hub import words as say
+from archlab.hub.experts import InFiles
 from archlab.hub.reading import Config, Words
 from archlab.hub.rows import Table
 
 
 @dataclass(frozen=True)
 class Family:
-    """`words` turns a config.json into overrides, `rows` say where tensors go, names that end in `skipped` hold no weights."""
+    """`words` turns a config.json into overrides, `rows` say where tensors go, names that end in `skipped` hold no weights.
+
+    `rows` are a table, or make one for a configuration where it depends on more than the sizes.
+    """
 
     words: Callable[[Config], Words]
-    rows: Table
+    rows: Table | Callable[[DictConfig], Table]
     skipped: tuple[str, ...] = ("rotary_emb.inv_freq",)
     older: tuple[tuple[str, str], ...] = ()
     """Names in files of older versions, each with its current name."""
+
+    files: tuple[InFiles, ...] = ()
+    """Tensors that released files hold in other pieces than the class of transformers."""
+
+    beyond: Callable[[Config], tuple[str, ...]] = at.nothing_beyond
+    """How the names begin of weights that predict tokens after the next one: transformers leaves them out as well."""
+
+    def table(self, cfg: DictConfig) -> Table:
+        """The rows for this configuration."""
+        return self.rows(cfg) if callable(self.rows) else self.rows
 
 
 FAMILIES = {
@@ -26,6 +43,19 @@ FAMILIES = {
     "phi3": Family(say.phi3, at.PHI3_ROWS),
     "qwen2": Family(say.qwen2, at.LLAMA),
     "qwen3": Family(say.qwen3, at.LLAMA + at.QK_NORMS),
+    "mixtral": Family(of_many.mixtral, at.ENDS + at.SEPARATE + at.PRE + of_many.ROWS, files=of_many.MIXTRAL_FILES),
+    "qwen3_moe": Family(of_many.qwen3_moe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
+    "olmoe": Family(of_many.olmoe, at.LLAMA + at.QK_NORMS + of_many.ROWS, files=of_many.FILES),
+    "deepseek_v2": Family(of_many.deepseek_v2, of_many.deepseek, files=of_many.FILES),
+    "deepseek_v3": Family(of_many.deepseek_v3, of_many.deepseek, files=of_many.FILES, beyond=of_many.layers_beyond),
+    "glm4_moe": Family(
+        of_many.glm4_moe,
+        at.LLAMA + at.QK_NORMS + of_many.ROWS + of_many.CHOICE_BIAS + of_many.SHARED,
+        files=of_many.FILES,
+        beyond=of_many.layers_beyond,
+    ),
+    "gpt_oss": Family(of_many.gpt_oss, of_many.GPT_OSS_ROWS),
+    "qwen3_next": Family(of_many.qwen3_next, of_many.qwen3_next_rows, files=of_many.FILES, beyond=of_many.multi_token),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),
     "glm4": Family(say.glm4, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.GLM4_NORMS),
     "gemma": Family(say.gemma, at.LLAMA),

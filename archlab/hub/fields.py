@@ -14,13 +14,18 @@ num_attention_heads n_head n_heads num_key_value_heads num_kv_heads multi_query_
 intermediate_size inner_hidden_size ffn_hidden_size ffn_dim n_inner expansion_ratio word_embed_proj_dim
 max_position_embeddings n_positions seq_length sliding_window sliding_window_pattern _sliding_window_pattern rotary_dim
 num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings
+num_local_experts num_experts n_routed_experts num_experts_per_tok moe_intermediate_size n_shared_experts n_group
+topk_group first_k_dense_replace decoder_sparse_step moe_layer_freq num_nextn_predict_layers num_mtp_layers
+shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
+linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
+full_attention_interval
 """.split()
 
 NUMBERS = """
 rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rotary_emb_base rope_local_base_freq
 rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
 final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
-high_freq_factor mscale mscale_all_dim
+high_freq_factor mscale mscale_all_dim routed_scaling_factor swiglu_alpha swiglu_limit
 """.split()
 
 FLAGS = """
@@ -28,10 +33,10 @@ tie_word_embeddings attention_bias mlp_bias bias enable_bias use_qkv_bias add_qk
 use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_query_attention alibi qk_ln qk_layernorm
 use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
-position_encoding_2d rmsnorm post_layer_norm original_rope truncate
+position_encoding_2d rmsnorm post_layer_norm original_rope truncate norm_topk_prob rope_interleave
 """.split()
 
-WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type".split()
+WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func".split()
 
 WITHIN = ("rope_parameters", "rope_scaling", "attn_config", "full_attention", "sliding_attention")
 """Fields that hold other fields."""
@@ -43,6 +48,7 @@ TYPES: Mapping[str, Any] = {
     **dict.fromkeys(WORDS, Annotated[str, Strict()]),
     **dict.fromkeys(WITHIN, dict[str, Any]),
     "layer_types": list[Annotated[str, Strict()]],
+    "mlp_only_layers": list[Annotated[int, Strict()]],
     **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }
 

@@ -24,6 +24,7 @@ from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
 from archlab.config.presets import overruled
 from archlab.hub.classes import as_its_class_has_it, known_to_transformers
+from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
 from archlab.hub.rows import Row
@@ -105,6 +106,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
     }
     if cfg.embed.tied:
         tensors = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    tensors = in_pieces(FAMILIES[kind_of(config)].files, tensors)
     with whole_folder(path) as folder:
         write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
         with whole(folder / "model.safetensors") as part:
@@ -144,6 +146,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         )
     cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
+    tensors = in_one_piece(family.files, without_beyond(family.beyond(config), tensors))
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:
         decoder.head.weight = decoder.embedding.weight
@@ -154,15 +157,20 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
 
 def plain_word(word: str) -> str:
     """An override made from a config.json: its value must be a name or a number, with no other syntax in it."""
-    if not re.fullmatch(r"(layers\[\d+::\d+\]\.)?[a-z_0-9.]+=([A-Za-z0-9_.+-]+|\[[0-9.e,+-]+\])", word):
+    if not re.fullmatch(r"(layers\[\d*:\d*(:\d+)?\]\.)?[a-z_0-9.]+=([A-Za-z0-9_.+-]+|\[[0-9.e,+-]+\])", word):
         raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
     return word
 
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
     """The rows, layer by layer, for the weights that this decoder has."""
-    rows = (row for table_row in family.rows for row in table_row.in_model(cfg.size.n_layers))
+    rows = (row for table_row in family.table(cfg) for row in table_row.in_model(cfg.size.n_layers))
     return [row for row in rows if set(row.ours) <= set(ours)]
+
+
+def without_beyond(beginnings: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names do not begin so."""
+    return {name: tensor for name, tensor in tensors.items() if not beginnings or not name.startswith(beginnings)}
 
 
 def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,8 +178,9 @@ def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) 
 
     GPT-2's and BLOOM's own folders are written so, and so is every model without a head.
     """
-    whole = {row.theirs for table_row in family.rows for row in table_row.in_model(cfg.size.n_layers)}
-    bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in family.rows if row.theirs.count(".") > 1))
+    table = family.table(cfg)
+    whole = {row.theirs for table_row in table for row in table_row.in_model(cfg.size.n_layers)}
+    bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in table if row.theirs.count(".") > 1))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         longer = (f"{base}.{name}" for base in bases)
@@ -209,7 +218,7 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
                 )
             found[name] = part.clone().contiguous()
     if cfg.embed.tied:
-        head = next((row.theirs for row in family.rows if row.ours == ("head.weight",)), None)
+        head = next((row.theirs for row in family.table(cfg) if row.ours == ("head.weight",)), None)
         if head in tensors and not torch.equal(tensors[head], found.get("embedding.weight", tensors[head])):
             raise UserError(
                 f"{head}: differs from the embedding table, but config.json says that the two are tied; one is wrong"

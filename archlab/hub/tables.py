@@ -1,5 +1,8 @@
 """Where each family's tensors go: names in the released files on the left, ours on the right."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from archlab.hub.rows import (
     Table,
     by_group,
@@ -15,6 +18,12 @@ from archlab.hub.rows import (
     transposed,
     transposed_back,
 )
+
+
+def nothing_beyond(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a release whose weights predict the next token alone."""
+    return ()
+
 
 LAYER, ATTENTION = "layers.{}", "layers.{}.mixer"
 OURS_QKV = tuple(f"{ATTENTION}.{name}_proj" for name in "qkv")

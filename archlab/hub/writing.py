@@ -17,16 +17,21 @@ from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import layer_plans
+from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe",
+         "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
+
+WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
+"""Families whose class in transformers reads a head_dim that its configuration does not name among its fields."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
                "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
 
-ELSEWHERE = ("dropout", "max_positions", "trained_len")
+ELSEWHERE = ("dropout", "max_positions", "trained_len", "balance_loss", "z_loss")
 """Fields that do not change what a model computes in evaluation, or that a config.json writes by rules of its own."""
 
 
@@ -50,6 +55,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         config_class = transformers.CONFIG_MAPPING[kind]
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
         try:
+            known |= {"head_dim"} if kind in WITH_HEAD_DIM else set()
             config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
             words = FAMILIES[kind].words(config)
             if apart := [word for word in words if of_another_class(word, cfg)]:
@@ -100,7 +106,7 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
-        one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
+        one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
             if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue
@@ -118,7 +124,18 @@ def without_ntk(cfg: DictConfig) -> DictConfig:
     return plain_rope
 
 
-def in_full(node: dict[str, Any]) -> dict[str, Any]:
+def in_full(node: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """Options with defaults in the place of those left out: those of a position scheme's scaling, and a mixer's widths."""
+    if "kv_lora_rank" in node:
+        return node | latent_widths(node, cfg.size.head_dim)
+    if "value_dim" in node:
+        return node | delta_widths(node, cfg.size)
+    if node.get("balance_rate"):  # how fast the bias on the choice moves changes nothing once it is trained
+        return node | {"balance_rate": BALANCE_RATE}
+    return with_defaults(node)
+
+
+def with_defaults(node: dict[str, Any]) -> dict[str, Any]:
     """A position scheme's options, with the defaults of its scaling in the place of those left out."""
     left_out = defaults_of(node["scaling"]) if node.get("scaling") else {}
     return node | {name: default for name, default in left_out.items() if node.get(name) is None}
@@ -131,26 +148,32 @@ def plain(value: Any) -> Any:
 
 def everything(cfg: DictConfig) -> dict[str, Any]:
     """The configuration under the field names of all families; each class takes the fields it knows."""
-    size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
+    size, pos, norm = cfg.size, cfg.pos, cfg.norm
+    attn, kv_heads = attention_of(cfg)
     parallel = "norms" in cfg.residual
     stretched = (pos.get("trained_len") or cfg.train.train_len) * (
         1 if pos.get("scaling") == "dynamic" else pos.get("factor") or 2
     )
     longest = pos.get("max_positions") or math.ceil(stretched)
-    activation = ACTIVATIONS.get(cfg.choices.ffn)
+    ffn, ffn_name, d_ff = dense_network(cfg)
+    activation = ACTIVATIONS.get(ffn.get("network", ffn_name))
     fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
     entries = {
         "vocab_size": size.vocab_size,
         **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
-        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), size.n_kv_heads),
-        **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), size.d_ff),
+        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads),
+        **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), d_ff),
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
         **dict.fromkeys(("n_positions", "max_position_embeddings", "max_seq_len"), longest),
         **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.get("qkv_bias")),
         **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
+        **experts_fields(cfg),
+        **latent_fields(cfg),
+        **delta_fields(cfg),
+        "use_qk_norm": attn.get("qk_norm", "none") != "none",
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
@@ -169,7 +192,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "logit_scale": cfg.head.get("scale", 1.0),
         "layer_types": layer_types(cfg),
-        "query_pre_attn_scalar": whole(attn.scale**-2) if attn.get("scale") else size.head_dim,
+        "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),
         "final_logit_softcapping": cfg.head.get("softcap"),
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
@@ -177,13 +200,82 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if value is not None or key.endswith("_id") or key in OFF}
 
 
-OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+def experts_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of experts, under the names of all families."""
+    ffn, size = cfg.ffn, cfg.size
+    if "n_experts" not in ffn:
+        return {}
+    dense = [i for i, plan in enumerate(layer_plans(cfg)) if "n_experts" not in plan.ffn.node]
+    return {
+        **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), ffn.n_experts),
+        "num_experts_per_tok": ffn.top_k,
+        "moe_intermediate_size": size.d_ff,
+        "norm_topk_prob": ffn.normalise,
+        "mlp_only_layers": dense,
+        "first_k_dense_replace": len(dense),
+        "n_shared_experts": ffn.shared,
+        "shared_expert_intermediate_size": ffn.shared * size.d_ff,
+        "routed_scaling_factor": ffn.scale,
+        "n_group": ffn.groups,
+        "topk_group": ffn.top_groups,
+    }
+
+
+def attention_of(cfg: DictConfig) -> tuple[Mapping[str, Any], int]:
+    """Attention's options and its key-value heads, of the layers that have it where the model's own mixer is another."""
+    if "conv_size" in cfg.mixer:
+        for plan in layer_plans(cfg):
+            if "qk_norm" in plan.mixer.node:
+                return plan.mixer.node, plan.n_kv_heads
+    return cfg.mixer, cfg.size.n_kv_heads
+
+
+def delta_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of the gated delta rule."""
+    if "value_dim" not in cfg.mixer:
+        return {}
+    widths = delta_widths(cfg.mixer, cfg.size)
+    return {
+        "linear_num_key_heads": widths["key_heads"],
+        "linear_num_value_heads": widths["heads"],
+        "linear_key_head_dim": widths["key_dim"],
+        "linear_value_head_dim": widths["value_dim"],
+        "linear_conv_kernel_dim": cfg.mixer.conv_size,
+    }
+
+
+def latent_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of latent attention."""
+    attn, rope_dim = cfg.mixer, cfg.size.head_dim
+    if "kv_lora_rank" not in attn:
+        return {}
+    return {
+        **latent_widths(attn, rope_dim),
+        "q_lora_rank": attn.q_lora_rank,
+        "qk_rope_head_dim": rope_dim,
+        "attention_bias": attn.bias,
+        "rope_interleave": cfg.pos.get("layout") == "interleaved",
+    }
+
+
+def dense_network(cfg: DictConfig) -> tuple[Mapping[str, Any], str, int]:
+    """The feed-forward network of the layers without experts, its name and its width; the model's where there are none."""
+    plans = [plan for plan in layer_plans(cfg) if "n_experts" not in plan.ffn.node]
+    if "n_experts" in cfg.ffn and plans:
+        return plans[0].ffn.node, plans[0].ffn.name, plans[0].d_ff
+    return cfg.ffn, cfg.choices.ffn, cfg.size.d_ff
+
+
+OFF = ("sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_softcapping")
 """Fields in which null means none; if left out, they would get their class's default."""
 
 
 def layer_types(cfg: DictConfig) -> list[str] | None:
     """Each layer's type of attention, where layers differ in their masks."""
-    names = [plan.mask.name for plan in layer_plans(cfg)]
+    plans = layer_plans(cfg)
+    if "value_dim" in cfg.mixer:
+        return ["full_attention" if "qk_norm" in plan.mixer.node else "linear_attention" for plan in plans]
+    names = [plan.mask.name for plan in plans]
     if set(names) != {"causal", "window"}:
         return None
     return ["full_attention" if name == "causal" else "sliding_attention" for name in names]
@@ -197,7 +289,7 @@ def whole(value: float) -> float:
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     """RoPE's parameters for each type of layer, where they differ."""
     kinds = layer_types(cfg)
-    if kinds is None:
+    if kinds is None or "linear_attention" in kinds:  # which has no positions
         return None
     of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}
@@ -210,7 +302,7 @@ def rope_parameters(pos: Mapping[str, Any], base: float, fraction: float) -> dic
     scaling = pos.get("scaling", "none")
     names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor", "mscale",
              "mscale_all_dim", "truncate", "short_factor", "long_factor")  # fmt: skip
-    given = in_full(dict(pos))
+    given = with_defaults(dict(pos))
     entries = {name: plain(given[name]) for name in names if given.get(name) is not None}
     if pos.get("trained_len") is not None and scaling != "dynamic":  # whose length is max_position_embeddings
         entries["original_max_position_embeddings"] = pos["trained_len"]

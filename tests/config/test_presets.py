@@ -9,7 +9,7 @@ from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, build
 from archlab.config.compose import compose
 from archlab.config.overrides import normalise
-from archlab.cost.describe import count_parameters
+from archlab.cost.describe import count_active_parameters, count_parameters
 
 PARAMETERS = {
     # Published, or computed from the published configuration where no class of transformers exists.
@@ -62,7 +62,28 @@ PARAMETERS = {
     "qwen3_8b": 8_190_735_360,
     "qwen3_0_6b": 596_049_920,
     "smollm2_135m": 134_515_008,
+    "mixtral_8x7b": 46_702_792_704,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "olmoe_1b_7b": 6_919_161_856,
+    "deepseek_v2_lite": 15_706_484_224,
+    "deepseek_v3": 671_026_404_352,
+    "glm4_5_air": 106_852_245_504,
+    "gpt_oss_20b": 20_914_757_184,
+    "qwen3_next_80b_a3b": 79_674_391_296,
     "stablelm_3b": 2_795_443_200,
+}
+
+ACTIVE = {
+    # What one token uses, with the whole table of embeddings: releases say 12.9B, 3.3B, 1.3B, 2.4B and 37B, and some of
+    # them leave the table out, as gpt-oss with 3.6B does.
+    "mixtral_8x7b": 12_879_925_248,
+    "qwen3_30b_a3b": 3_353_032_704,
+    "olmoe_1b_7b": 1_282_017_280,
+    "deepseek_v2_lite": 2_661_150_208,
+    "deepseek_v3": 37_552_282_624,
+    "glm4_5_air": 13_424_123_904,
+    "gpt_oss_20b": 4_187_440_704,
+    "qwen3_next_80b_a3b": 3_874_929_408,
 }
 
 
@@ -109,6 +130,27 @@ CLASSES = {
     "stablelm_3b": ("StableLm", llama(32, 2560, 32, 32, 6912, 50304, use_qkv_bias=False, **APART)),
     "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
     "phi_1_5": ("Phi", llama(24, 2048, 32, 32, 8192, 51200, partial_rotary_factor=0.5, **APART)),
+    # The defaults of these classes are the release, but for what is given.
+    "mixtral_8x7b": ("Mixtral", {}),
+    "qwen3_30b_a3b": ("Qwen3Moe", dict(num_hidden_layers=48, head_dim=128)),
+    "olmoe_1b_7b": ("Olmoe", dict(intermediate_size=1024)),
+    "deepseek_v2_lite": (
+        "DeepseekV2",
+        dict(
+            num_hidden_layers=27,
+            hidden_size=2048,
+            num_attention_heads=16,
+            intermediate_size=10944,
+            q_lora_rank=None,
+            moe_intermediate_size=1408,
+            num_experts_per_tok=6,
+            first_k_dense_replace=1,
+        ),
+    ),
+    "deepseek_v3": ("DeepseekV3", {}),
+    "glm4_5_air": ("Glm4Moe", dict(head_dim=128, attention_bias=True)),
+    "gpt_oss_20b": ("GptOss", dict(num_hidden_layers=24, num_local_experts=32)),
+    "qwen3_next_80b_a3b": ("Qwen3Next", {}),
     "gpt2": ("GPT2", {}),
     "gptj_6b": ("GPTJ", dict(n_layer=28, n_embd=4096, n_head=16, rotary_dim=64, vocab_size=50400, **APART)),
     "gpt_neox_20b": ("GPTNeoX", plain(44, 6144, 64, 24576, 50432, **APART)),
@@ -165,7 +207,10 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", options("preset"))
 def test_a_preset_has_exactly_the_published_number_of_parameters(name):
-    assert count_parameters(assemble_without_weights(composed(f"preset={name}"))) == PARAMETERS[name]
+    decoder = assemble_without_weights(composed(f"preset={name}"))
+    assert count_parameters(decoder) == PARAMETERS[name]
+    if name in ACTIVE:
+        assert count_active_parameters(decoder) == ACTIVE[name]
 
 
 def test_every_preset_has_a_published_number_and_only_they():
@@ -197,6 +242,10 @@ def test_the_published_number_is_that_of_transformers_class(name):
             transformers, kind.removesuffix("Text") + suffix if kind != "Gemma3Text" else "Gemma3ForCausalLM"
         )(config)
     assert sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()) == PARAMETERS[name]
+    if name in ACTIVE:
+        in_experts = sum(p.numel() for path, p in model.named_parameters() if ".experts." in path)
+        picked, there = config.num_experts_per_tok, model.get_submodule("model.layers.3.mlp.experts").num_experts
+        assert PARAMETERS[name] - in_experts + in_experts * picked // there == ACTIVE[name]
 
 
 def test_berts_number_is_that_of_transformers_class():
@@ -207,7 +256,8 @@ def test_berts_number_is_that_of_transformers_class():
 
 
 LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
-                "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b"}  # fmt: skip
+                "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
+                "mixtral_8x7b", "qwen3_30b_a3b"}  # fmt: skip
 """Of the same family as another, in other sizes or with one option that others have too."""
 
 
@@ -215,7 +265,8 @@ LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "c
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")]
 )
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
-    whole, tiny = composed(f"preset={name}"), compose(f"preset={name}", "size=tiny")
+    narrow = ["size.d_ff=8"] if name in ACTIVE else []  # of hundreds of experts
+    whole, tiny = composed(f"preset={name}"), compose(f"preset={name}", "size=tiny", *narrow)
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
     ids = 257 if tiny.choices.data == "masked" else 256  # [MASK] is one more
     assert (tiny.size.d_model, tiny.size.n_layers, tiny.size.vocab_size) == (128, 4, ids)
