@@ -19,8 +19,8 @@ from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import layer_plans
 from archlab.hub.families import FAMILIES
 
-TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
+         "stablelm", "cohere", "cohere2", "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
@@ -167,6 +167,8 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "do_layer_norm_before": cfg.choices.residual == "pre",
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
+        **dict.fromkeys(("use_qk_norm", "qk_layernorm"), attn.get("qk_norm") == "each_head"),
+        "no_rope_layers": [int(plan.pos.name != "none") for plan in layer_plans(cfg)],
         "logit_scale": cfg.head.get("scale", 1.0),
         "layer_types": layer_types(cfg),
         "query_pre_attn_scalar": whole(attn.scale**-2) if attn.get("scale") else size.head_dim,

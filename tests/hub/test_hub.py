@@ -92,11 +92,55 @@ CASES = {
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
         ),
     ),
+    "gemma3_text, linear": (
+        "Gemma3Text",
+        NEW
+        | HD
+        | dict(
+            sliding_window=4,
+            query_pre_attn_scalar=7,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=100.0),
+                full_attention=dict(rope_type="linear", factor=8.0, rope_theta=5000.0),
+            ),
+        ),
+    ),
     "olmo": ("Olmo", NEW),
     "olmo2": ("Olmo2", NEW),
+    "smollm3": (
+        "SmolLM3",
+        NEW | dict(no_rope_layers=[1, 0, 1], rope_parameters=dict(rope_type="default", rope_theta=500.0)),
+    ),
+    "olmo3": (
+        "Olmo3",
+        NEW
+        | dict(
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=500.0),
+                full_attention=dict(
+                    rope_type="yarn",
+                    rope_theta=500.0,
+                    factor=4.0,
+                    original_max_position_embeddings=16,
+                    attention_factor=1.2,
+                    beta_fast=32.0,
+                    beta_slow=1.0,
+                ),
+            ),
+        ),
+    ),
     "stablelm": ("StableLm", NEW | dict(use_qkv_bias=True)),
     "stablelm, parallel": ("StableLm", NEW | dict(use_parallel_residual=True)),
+    "stablelm, norms of heads": ("StableLm", NEW | dict(use_parallel_residual=True, qk_layernorm=True)),
     "cohere": ("Cohere", NEW),
+    "cohere, norms of heads": ("Cohere", NEW | dict(use_qk_norm=True, logit_scale=0.7)),
+    "cohere2": (
+        "Cohere2",
+        NEW | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    ),
     "phi": ("Phi", NEW),
     "phi3": (
         "Phi3",
@@ -145,6 +189,20 @@ CASES = {
         "Falcon",
         NEW | dict(ffn_hidden_size=88, multi_query=True, new_decoder_architecture=False, alibi=False, bias=False),
     ),
+    "falcon, alibi": (  # slopes that bfloat16 has exactly, and heads of 4, whose root float32 divides by exactly
+        "Falcon",
+        NEW
+        | dict(
+            hidden_size=32,
+            num_attention_heads=8,
+            ffn_hidden_size=88,
+            multi_query=False,
+            parallel_attn=False,
+            new_decoder_architecture=False,
+            alibi=True,
+            bias=True,
+        ),
+    ),
     "falcon, new": (
         "Falcon",
         NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True),
@@ -155,6 +213,9 @@ CASES = {
 PUBLISHED = ("baichuan", "qwen", "chatglm", "chatglm2")
 """Families without a class in transformers: tests/hub/test_published.py holds them to their published definitions."""
 
+HOW = {"falcon, alibi": "sdpa"}
+"""Which of a class's two ways to compute attention, where it is not the eager one: with ALiBi Falcon's adds the biases twice."""
+
 SHORT, LONG = 37, 331
 """Tokens; the second is five times the 64 that these models are configured for."""
 
@@ -163,7 +224,7 @@ def theirs(case):
     kind, given = CASES[case]
     config = getattr(transformers, f"{kind}Config")(**given)
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=HOW.get(case, "eager")).eval()
     held = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model = model.double()
     for name, tensor in held.items():
@@ -242,10 +303,18 @@ def test_logits_and_every_gradient_are_those_of_transformers_class(case, record_
 
 
 @pytest.mark.parametrize(
-    "case", [case for case, (kind, _) in CASES.items() if kind not in ("GPT2", "OPT", "GPTJ", "Mpt")]
+    "case",
+    [
+        case
+        for case, (kind, given) in CASES.items()
+        if kind not in ("GPT2", "OPT", "GPTJ", "Mpt") and not given.get("alibi")
+    ],
 )
 def test_positions_beyond_those_a_model_is_configured_for(case):
-    """Where there is no table of them: GPT-2 and OPT have one, and GPT-J's and MPT's classes for angles and biases."""
+    """Where there is no table of them: GPT-2 and OPT have one, and GPT-J's and MPT's classes for angles and biases.
+
+    Falcon's class has ALiBi's biases in bfloat16, which are exact for slopes of 8 heads up to position 256 alone.
+    """
     model = theirs(case)
     with torch.no_grad(), InFloat64():
         error = relative(hub.from_hf(model)(tokens(LONG)), model(tokens(LONG)).logits)
@@ -277,7 +346,7 @@ def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case,
     del decoder.hub_origin
     hub.export(decoder, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "out", dtype=torch.float64, attn_implementation=HOW.get(case, "eager")
     )
     assert type(again) is type(model)
     assert [
