@@ -33,6 +33,8 @@ def phi3(c: Config) -> Words:
 def smollm3(c: Config) -> Words:
     """The layers of which no_rope_layers says 0 have no positions."""
     read.only(c, use_sliding_window=False)
+    if "sliding_attention" in (c.get("layer_types") or ()):
+        raise read.unsupported("layer_types", "sliding_attention", "full_attention")
     n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
     rotates = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
     if len(rotates) < n_layers:
