@@ -16,7 +16,7 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import layer_plans
+from archlab.config.plan import Choice, layer_plans
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
@@ -97,15 +97,27 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would differ when read back, as overrides."""
-    if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
+    if cfg.layers != again.layers and layers_in_full(cfg) != layers_in_full(again):
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
-        one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
+        one, other = (in_full(plain_dict(c[group]), c.size.head_dim) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
             if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
                 continue
             if one.get(key) != other.get(key):
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
+
+
+def layers_in_full(cfg: DictConfig) -> list[list[Any]]:
+    """Each layer's choices with their options, and its sizes, as far as `unlike` compares them."""
+    return [[options_of(getattr(plan, part.name), cfg) for part in fields(plan)] for plan in layer_plans(cfg)]
+
+
+def options_of(part: Choice | int, cfg: DictConfig) -> Any:
+    if isinstance(part, int):
+        return part
+    apart = (*ELSEWHERE, "_target_") if part.group == "mixer" else ELSEWHERE
+    return {key: value for key, value in in_full(dict(part.node), cfg.size.head_dim).items() if key not in apart}
 
 
 def without_ntk(cfg: DictConfig) -> DictConfig:
@@ -118,9 +130,10 @@ def without_ntk(cfg: DictConfig) -> DictConfig:
     return plain_rope
 
 
-def in_full(node: dict[str, Any]) -> dict[str, Any]:
-    """A position scheme's options, with the defaults of its scaling in the place of those left out."""
+def in_full(node: dict[str, Any], head_dim: int) -> dict[str, Any]:
+    """A block's options, with what they mean in the place of those left out: of RoPE's scaling, and the scale of scores."""
     left_out = defaults_of(node["scaling"]) if node.get("scaling") else {}
+    left_out = left_out | ({"scale": head_dim**-0.5} if "scale" in node else {})
     return node | {name: default for name, default in left_out.items() if node.get(name) is None}
 
 
@@ -201,7 +214,9 @@ def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     kinds = layer_types(cfg)
     if kinds is None:
         return None
-    of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
+    of_kinds = {
+        kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True) if "base" in plan.pos.node
+    }
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}
     if len(both) < 2 or len({str(one) for one in both.values()}) < 2:
         return None
@@ -212,7 +227,7 @@ def rope_parameters(pos: Mapping[str, Any], base: float, fraction: float) -> dic
     scaling = pos.get("scaling", "none")
     names = ("factor", "beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor", "mscale",
              "mscale_all_dim", "truncate", "short_factor", "long_factor")  # fmt: skip
-    given = in_full(dict(pos))
+    given = in_full(dict(pos), 1)
     entries = {name: plain(given[name]) for name in names if given.get(name) is not None}
     if pos.get("trained_len") is not None and scaling != "dynamic":  # whose length is max_position_embeddings
         entries["original_max_position_embeddings"] = pos["trained_len"]

@@ -139,7 +139,12 @@ CASES = {
     "cohere, norms of heads": ("Cohere", NEW | dict(use_qk_norm=True, logit_scale=0.7)),
     "cohere2": (
         "Cohere2",
-        NEW | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        NEW
+        | dict(
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=dict(rope_type="default", rope_theta=500.0),
+        ),
     ),
     "phi": ("Phi", NEW),
     "phi3": (

@@ -157,3 +157,18 @@ def test_what_is_written_is_the_same_model(words, tmp_path):
     assert said["rope_parameters"].items() >= MADE_HERE[words].items()
     if "dynamic" in words:
         assert said["max_position_embeddings"] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("olmo3_7b", "Olmo3"), ("gemma3_4b", "Gemma3"), ("cohere_command_r7b", "Cohere2"), ("stablelm2_12b", "StableLm")],
+)
+def test_a_preset_is_written_as_its_own_family(name, kind, tmp_path):
+    decoder = built(f"preset={name}", "size=nano", "size.n_layers=6").double().eval()
+    hub.export(decoder, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
+    assert type(again).__name__ == f"{kind}ForCausalLM"
+    with torch.no_grad(), InFloat64():
+        assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
