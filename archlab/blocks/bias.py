@@ -53,13 +53,21 @@ class PointwiseBias(Position):
 
 
 class ALiBi(PointwiseBias):
-    """Adds -slope * |query - key| to the scores, with a fixed slope for each head. Source: arXiv:2108.12409, sec. 3."""
+    """Adds -slope * |query - key| to the scores, with a fixed slope for each head. Source: arXiv:2108.12409, sec. 3.
 
-    def __init__(self, d_model: int, n_heads: int, head_dim: int):
+    Options:
+
+    scaled  multiplies the slopes by 1 / sqrt(head_dim): Falcon's published code adds the biases to q k^T and divides the sum
+    """
+
+    def __init__(self, d_model: int, n_heads: int, head_dim: int, scaled: bool = False):
         super().__init__(n_heads)
+        if scaled and head_dim == 1:
+            raise UserError("pos.scaled=true: changes nothing with size.head_dim=1, whose root is 1; leave it out")
+        self.factor = head_dim**-0.5 if scaled else 1.0
 
     def bias_tables(self, device: torch.device) -> tuple[Float[Tensor, " heads"]]:
-        return (alibi_slopes(self.n_heads, device),)
+        return (alibi_slopes(self.n_heads, device) * self.factor,)
 
     def score(self, tables: Sequence[Tensor], head: Heads, query: QueryOfHeads, key: KeyOfHeads) -> BiasOfPairs:
         (slopes,) = tables

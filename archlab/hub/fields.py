@@ -13,7 +13,7 @@ vocab_size padded_vocab_size hidden_size d_model n_embd n_embed num_hidden_layer
 num_attention_heads n_head n_heads num_key_value_heads num_kv_heads multi_query_group_num head_dim kv_channels
 intermediate_size inner_hidden_size ffn_hidden_size ffn_dim n_inner expansion_ratio word_embed_proj_dim
 max_position_embeddings n_positions seq_length sliding_window sliding_window_pattern _sliding_window_pattern rotary_dim
-num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings
+num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings no_rope_layer_interval
 num_local_experts num_experts n_routed_experts num_experts_per_tok moe_intermediate_size n_shared_experts n_group
 topk_group first_k_dense_replace decoder_sparse_step moe_layer_freq num_nextn_predict_layers num_mtp_layers
 shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
@@ -34,6 +34,7 @@ use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_q
 use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
 position_encoding_2d rmsnorm post_layer_norm original_rope truncate norm_topk_prob rope_interleave
+use_bidirectional_attention
 """.split()
 
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func".split()
@@ -49,6 +50,7 @@ TYPES: Mapping[str, Any] = {
     **dict.fromkeys(WITHIN, dict[str, Any]),
     "layer_types": list[Annotated[str, Strict()]],
     "mlp_only_layers": list[Annotated[int, Strict()]],
+    "no_rope_layers": list[Annotated[int, Strict()]],
     **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }
 

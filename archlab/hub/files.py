@@ -164,7 +164,7 @@ def plain_word(word: str) -> str:
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
     """The rows, layer by layer, for the weights that this decoder has."""
-    rows = (row for table_row in family.table(cfg) for row in table_row.in_model(cfg.size.n_layers))
+    rows = (row for table_row in family.table(cfg) for row in table_row.in_model(cfg.size))
     return [row for row in rows if set(row.ours) <= set(ours)]
 
 
@@ -179,7 +179,7 @@ def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) 
     GPT-2's and BLOOM's own folders are written so, and so is every model without a head.
     """
     table = family.table(cfg)
-    whole = {row.theirs for table_row in table for row in table_row.in_model(cfg.size.n_layers)}
+    whole = {row.theirs for table_row in table for row in table_row.in_model(cfg.size)}
     bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in table if row.theirs.count(".") > 1))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

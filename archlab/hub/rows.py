@@ -1,6 +1,6 @@
 """One row of a family's table: a released tensor and the weights of our decoder that it holds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ Join = Callable[[Sequence[Tensor], Any], Tensor]
 class Row:
     """The tensor `theirs` holds the weights `ours`; `split` separates and `join` combines them; both also get the sizes.
 
-    {} is the layer's number, {next} the number after it and {last} the number of the last layer.
+    {} is the layer's number, {next} the number after it and {last} the number of the last layer. {head} counts query
+    heads and {kv_head} key-value heads: rows for each head, or where it is in `ours` alone, the weights of all heads in one row.
     """
 
     theirs: str
@@ -24,16 +25,29 @@ class Row:
     split: Split
     join: Join
 
-    def in_model(self, n_layers: int) -> Iterator["Row"]:
-        """One row, or one per layer; a row with {next} is left out for the last layer."""
+    def in_model(self, sizes: Any) -> Iterator["Row"]:
+        """One row, or one per layer, or one per layer and head; a row with {next} is left out for the last layer."""
+        n_layers = sizes.n_layers
         repeated = "{next}" in self.theirs or "{}" in self.theirs
         for layer in range(n_layers - ("{next}" in self.theirs) if repeated else 1):
             numbers = {"next": layer + 1, "last": n_layers - 1}
-            ours = tuple(name.format(layer, **numbers) for name in self.ours)
-            yield Row(self.theirs.format(layer, **numbers), ours, self.split, self.join)
+            ours = [name for template in self.ours for name in for_heads(template, sizes, layer, numbers)]
+            theirs = for_heads(self.theirs, sizes, layer, numbers)
+            if len(theirs) == 1:
+                yield Row(theirs[0], tuple(ours), self.split, self.join)
+            else:
+                yield from (Row(one, (our,), self.split, self.join) for one, our in zip(theirs, ours, strict=True))
 
 
 Table = tuple[Row, ...]
+
+
+def for_heads(template: str, sizes: Any, layer: int, numbers: Mapping[str, int]) -> list[str]:
+    """The name in this layer; of a name that counts heads, one for each."""
+    for counted, n in (("head", sizes.n_heads), ("kv_head", sizes.n_kv_heads)):
+        if f"{{{counted}}}" in template:
+            return [template.format(layer, **numbers, **{counted: head}) for head in range(n)]
+    return [template.format(layer, **numbers)]
 
 
 def alone(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
@@ -51,6 +65,19 @@ def same(theirs: str, ours: str) -> Table:
 def norm(theirs: str, ours: str) -> Table:
     """Their weight is a gain, their bias a shift."""
     return same(f"{theirs}.weight", f"{ours}.gain") + same(f"{theirs}.bias", f"{ours}.shift")
+
+
+def one_of_all(theirs: str, ours: str) -> Table:
+    """A tensor with a row for each head."""
+    return (Row(theirs, (ours,), by_row, rows_together),)
+
+
+def by_row(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    return tensor.unbind(0)
+
+
+def rows_together(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return torch.stack(list(tensors))
 
 
 def linear(theirs: str, *ours: str, split: Split = alone, join: Join = only) -> Table:

@@ -11,6 +11,7 @@ from archlab.hub.rows import (
     joined_transposed,
     linear,
     norm,
+    one_of_all,
     queries_keys_values,
     same,
     split_transposed,
@@ -47,6 +48,12 @@ SELF = "model.layers.{}.self_attn"
 MLP = "model.layers.{}.mlp"
 SEPARATE = separate(SELF, "o_proj")
 QK_NORMS = norm(f"{SELF}.q_norm", f"{ATTENTION}.q_norm") + norm(f"{SELF}.k_norm", f"{ATTENTION}.k_norm")
+STABLELM_QK_NORMS = norm(f"{SELF}.q_layernorm.norms.{{head}}", f"{ATTENTION}.q_norm.heads.{{head}}") + norm(
+    f"{SELF}.k_layernorm.norms.{{kv_head}}", f"{ATTENTION}.k_norm.heads.{{kv_head}}"
+)
+COHERE_QK_NORMS = one_of_all(f"{SELF}.q_norm.weight", f"{ATTENTION}.q_norm.heads.{{head}}.gain") + one_of_all(
+    f"{SELF}.k_norm.weight", f"{ATTENTION}.k_norm.heads.{{kv_head}}.gain"
+)
 GATED = linear(f"{MLP}.gate_proj", GATE) + linear(f"{MLP}.up_proj", UP) + linear(f"{MLP}.down_proj", DOWN)
 FUSED_GATE = linear(f"{MLP}.gate_up_proj", GATE, UP, split=halves, join=stacked) + linear(f"{MLP}.down_proj", DOWN)
 INPUT = norm("model.layers.{}.input_layernorm", FIRST)
@@ -119,7 +126,8 @@ BLOOM_ROWS = (
 FALCON_ROWS = (
     ends("transformer.word_embeddings", "transformer.ln_f")
     + megatron(f"{T}.self_attention", f"{T}.mlp")
-    + of_layers(T, input_layernorm=FIRST, ln_attn=FIRST, ln_mlp=SECOND)  # the first, or the other two
+    + of_layers(T, input_layernorm=FIRST, ln_attn=FIRST, ln_mlp=SECOND, post_attention_layernorm=SECOND)
+    # Parallel branches have the first, or the second and the third; branches in turn the first and the last.
 )
 M = "transformer.blocks.{}"
 MPT_ROWS = (

@@ -30,6 +30,21 @@ def phi3(c: Config) -> Words:
     return words + window(c) + read.rope({**c, "partial_rotary_factor": share}, 0.0)
 
 
+def smollm3(c: Config) -> Words:
+    """The layers of which no_rope_layers says 0 have no positions."""
+    read.only(c, use_sliding_window=False)
+    if "sliding_attention" in (c.get("layer_types") or ()):
+        raise read.unsupported("layer_types", "sliding_attention", "full_attention")
+    n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
+    rotates = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
+    if len(rotates) < n_layers:
+        raise read.unsupported("no_rope_layers", f"{len(rotates)} of them", f"one for each of {n_layers} layers")
+    words, bare = llama(c), [not turned for turned in rotates[:n_layers]]
+    if all(bare):
+        return [*without(words, "pos"), "pos=none"]
+    return [*words, *(f"{where}.pos=none" for where in slices(bare))]
+
+
 def qwen2(c: Config) -> Words:
     return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["mixer.qkv_bias=true"]
 
@@ -60,6 +75,15 @@ def capped(c: Config) -> Words:
     return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
 
 
+def slices(chosen: list[bool]) -> Words:
+    """The chosen layers as slices of rules: one where they are the last of each period, otherwise one for each layer."""
+    n_layers = len(chosen)
+    period = chosen.index(True) + 1 if any(chosen) else n_layers + 1
+    if chosen == [(i + 1) % period == 0 for i in range(n_layers)]:
+        return [f"layers[{period - 1}::{period}]"] if period <= n_layers else []
+    return [f"layers[{i}::{n_layers}]" for i, this in enumerate(chosen) if this]
+
+
 def global_layers(c: Config, period: int) -> Words:
     """The layers that attend to everything, as slices of rules: the last of each period, or as `layer_types` has them."""
     n_layers = c["num_hidden_layers"]
@@ -69,9 +93,7 @@ def global_layers(c: Config, period: int) -> Words:
         raise read.unsupported("layer_types", unknown[0], "full_attention or sliding_attention")
     if len(kinds) != n_layers:
         raise read.unsupported("layer_types", f"{len(kinds)} of them", f"one for each of {n_layers} layers")
-    if kinds == every:
-        return [f"layers[{period - 1}::{period}]"] if period <= n_layers else []
-    return [f"layers[{i}::{n_layers}]" for i, kind in enumerate(kinds) if kind == "full_attention"]
+    return slices([kind == "full_attention" for kind in kinds])
 
 
 def alternating(c: Config, period: int) -> Words:
@@ -85,20 +107,28 @@ def gemma2(c: Config) -> Words:
     return [*words, "residual=sandwich", *alternating(c, 2), *capped(c)]
 
 
-def gemma3(c: Config) -> Words:
-    kinds = c.get("layer_types") or ()
-    period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
-    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
+def two_ropes(c: Config, period: int, base: float, local_base: float) -> Words:
+    """RoPE's parameters in local layers and, as rules, in global ones; rope_scaling is of the global ones alone."""
     both = c.get("rope_parameters") or {}
-    wide = both.get("full_attention") or {**(c.get("rope_scaling") or {}), "rope_theta": c.get("rope_theta", 1e6)}
-    local = both.get("sliding_attention") or {"rope_theta": c.get("rope_local_base_freq", 10000.0)}
-    words = without(gemma({**c, "rope_parameters": None}, "hidden_activation"), "residual", "mask", "pos")
+    wide = both.get("full_attention") or {**(c.get("rope_scaling") or {}), "rope_theta": base}
+    local = both.get("sliding_attention") or {"rope_theta": local_base}
     pos, elsewhere = (
         read.rope({**c, "rope_scaling": None, "rope_theta": None, "rope_parameters": parameters})
         for parameters in (local, wide)
     )
-    if pos != elsewhere:
-        pos = [*pos, *(f"{where}.{word}" for where in global_layers(c, period) for word in elsewhere)]
+    if pos == elsewhere:
+        return pos
+    return [*pos, *(f"{where}.{word}" for where in global_layers(c, period) for word in elsewhere)]
+
+
+def gemma3(c: Config) -> Words:
+    if c.get("use_bidirectional_attention"):
+        raise read.unsupported("use_bidirectional_attention", True, "use_bidirectional_attention=False")
+    kinds = c.get("layer_types") or ()
+    period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
+    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
+    words = without(gemma({**c, "rope_parameters": None}, "hidden_activation"), "residual", "mask", "pos")
+    pos = two_ropes(c, period, c.get("rope_theta", 1e6), c.get("rope_local_base_freq", 10000.0))
     return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
 
 
@@ -111,20 +141,38 @@ def olmo2(c: Config) -> Words:
     return [*without(llama(c), "residual"), "residual=branch_norm", "mixer.qk_norm=width"]
 
 
+def olmo3(c: Config) -> Words:
+    base = c.get("rope_theta", 500000.0)
+    words = without(olmo2({**c, "rope_parameters": None, "rope_scaling": None}), "mask", "pos")
+    return [*words, *alternating(c, 4), *two_ropes(c, 4, base, base)]
+
+
 def stablelm(c: Config) -> Words:
-    read.only(c, qk_layernorm=False)
+    """The norms of queries and keys have no shift, and here the eps of their class."""
+    per_head = bool(c.get("qk_layernorm"))
+    if per_head:
+        read.only(c, layer_norm_eps=1e-5)
     words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
     residual = "parallel" if c.get("use_parallel_residual") else "pre"
     return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
-            f"mixer.qkv_bias={read.word(c.get('use_qkv_bias'))}"]  # fmt: skip
+            f"mixer.qkv_bias={read.word(c.get('use_qkv_bias'))}",
+            *(["mixer.qk_norm=each_head", "mixer.qk_norm_kind=layer_no_shift"] if per_head else [])]  # fmt: skip
 
 
 def cohere(c: Config) -> Words:
-    read.only(c, use_qk_norm=False)
     words = without(llama({**c, "rms_norm_eps": 0}), "norm", "residual", "pos", "embed")
     norms = read.layer_norm(c, "layer_norm_eps", shift=False)
     head = ["head=linear", f"head.scale={c.get('logit_scale', 0.0625)}"]
+    words += ["mixer.qk_norm=each_head"] if c.get("use_qk_norm") else []
     return words + norms + ["residual=parallel", *read.rope(c, layout="interleaved"), *head, *read.embedding(c)]
+
+
+def cohere2(c: Config) -> Words:
+    """Local layers with RoPE; the global ones have no positions."""
+    read.only(c, use_qk_norm=False)
+    period = c.get("sliding_window_pattern") or 4
+    bare = [f"{where}.pos=none" for where in global_layers(c, period)]
+    return [*without(cohere(c), "mask"), *alternating(c, period), *bare]
 
 
 def phi(c: Config) -> Words:
@@ -190,14 +238,17 @@ def opt(c: Config) -> Words:
 
 
 def falcon(c: Config) -> Words:
-    read.only(c, alibi=False, parallel_attn=True)
+    """ALiBi's biases are divided by sqrt(head_dim) as scores are; here they stay float32, which Falcon's code rounds to bfloat16."""
     wide = c.get("new_decoder_architecture", False)
+    if wide:
+        read.only(c, parallel_attn=True)
     kv = c.get("num_kv_heads") if wide else 1 if c.get("multi_query", True) else c["num_attention_heads"]
     norms = c.get("num_ln_in_parallel_attn") or (2 if wide else 1)
     widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     bias = c.get("bias", False)
-    return [*read.layer_norm(c), "residual=parallel", f"residual.norms={norms}",
-            *read.ffn(c, "activation", read.PLAIN, bias), *read.rope(c), "mask=causal",
+    residual = ["residual=parallel", f"residual.norms={norms}"] if c.get("parallel_attn", True) else ["residual=pre"]
+    pos = ["pos=alibi", "pos.scaled=true"] if c.get("alibi") else read.rope(c)
+    return [*read.layer_norm(c), *residual, *read.ffn(c, "activation", read.PLAIN, bias), *pos, "mask=causal",
             *read.sizes(c, *widths, c.get("ffn_hidden_size") or 4 * c["hidden_size"], kv), *read.biases(bias, bias),
             *read.embedding(c)]  # fmt: skip
 

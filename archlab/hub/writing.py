@@ -16,13 +16,13 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import layer_plans
+from archlab.config.plan import Choice, layer_plans
 from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
-TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral", "qwen3_moe", "olmoe",
-         "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next")  # fmt: skip
+TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
+         "stablelm", "cohere", "cohere2", "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral",
+         "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
@@ -103,7 +103,7 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would differ when read back, as overrides."""
-    if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
+    if cfg.layers != again.layers and layers_in_full(cfg) != layers_in_full(again):
         yield "layers that differ in another way"
     for group in (*BLOCKS, "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
@@ -112,6 +112,18 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
                 continue
             if one.get(key) != other.get(key):
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
+
+
+def layers_in_full(cfg: DictConfig) -> list[list[Any]]:
+    """Each layer's choices with their options, and its sizes, as far as `unlike` compares them."""
+    return [[options_of(getattr(plan, part.name), cfg) for part in fields(plan)] for plan in layer_plans(cfg)]
+
+
+def options_of(part: Choice | int, cfg: DictConfig) -> Any:
+    if isinstance(part, int):
+        return part
+    apart = (*ELSEWHERE, "_target_") if part.group == "mixer" else ELSEWHERE
+    return {key: value for key, value in in_full(dict(part.node), cfg).items() if key not in apart}
 
 
 def without_ntk(cfg: DictConfig) -> DictConfig:
@@ -125,13 +137,15 @@ def without_ntk(cfg: DictConfig) -> DictConfig:
 
 
 def in_full(node: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
-    """Options with defaults in the place of those left out: those of a position scheme's scaling, and a mixer's widths."""
+    """A block's options, with what they mean in the place of those left out: RoPE's scaling, the scale of scores, a mixer's widths."""
     if "kv_lora_rank" in node:
         return node | latent_widths(node, cfg.size.head_dim)
     if "value_dim" in node:
         return node | delta_widths(node, cfg.size)
     if node.get("balance_rate"):  # how fast the bias on the choice moves changes nothing once it is trained
         return node | {"balance_rate": BALANCE_RATE}
+    if "scale" in node and node["scale"] is None:
+        return node | {"scale": cfg.size.head_dim**-0.5}
     return with_defaults(node)
 
 
@@ -190,6 +204,8 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "do_layer_norm_before": cfg.choices.residual == "pre",
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
+        **dict.fromkeys(("use_qk_norm", "qk_layernorm"), attn.get("qk_norm") == "each_head"),
+        "no_rope_layers": [int(plan.pos.name != "none") for plan in layer_plans(cfg)],
         "logit_scale": cfg.head.get("scale", 1.0),
         "layer_types": layer_types(cfg),
         "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
@@ -291,7 +307,9 @@ def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     kinds = layer_types(cfg)
     if kinds is None or "linear_attention" in kinds:  # which has no positions
         return None
-    of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
+    of_kinds = {
+        kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True) if "base" in plan.pos.node
+    }
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}
     if len(both) < 2 or len({str(one) for one in both.values()}) < 2:
         return None

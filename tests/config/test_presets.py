@@ -36,10 +36,16 @@ PARAMETERS = {
     "bloom_176b": 176_247_271_424,
     "bloom_560m": 559_214_592,
     "cohere_command_r": 34_980_831_232,
+    "cohere_command_r_plus": 103_810_674_688,
+    "cohere_command_r7b": 8_028_033_024,
     "falcon_7b": 6_921_720_704,
+    "falcon_rw_1b": 1_311_625_216,
     "gemma_2b": 2_506_172_416,
     "gemma2_2b": 2_614_341_888,
     "gemma3_1b": 999_885_952,
+    "gemma3_4b": 3_880_263_168,
+    "gemma3_12b": 11_766_034_176,
+    "gemma3_27b": 27_009_346_304,
     "glm4_9b": 9_399_951_360,
     "glm4_9b_0414": 9_400_279_040,
     "gpt2": 124_439_808,
@@ -52,9 +58,12 @@ PARAMETERS = {
     "mpt_7b": 6_649_286_656,
     "olmo_7b": 6_888_095_744,
     "olmo2_7b": 7_298_617_344,
+    "olmo3_7b": 7_298_011_136,
     "opt_125m": 125_239_296,
     "opt_350m": 331_196_416,
     "phi_1_5": 1_418_270_720,
+    "phi_3_mini": 3_821_079_552,
+    "phi_4": 14_659_507_200,
     "pythia_70m": 70_426_624,
     "pythia_12b": 11_846_072_320,
     "qwen2_7b": 7_615_616_512,
@@ -70,7 +79,9 @@ PARAMETERS = {
     "glm4_5_air": 106_852_245_504,
     "gpt_oss_20b": 20_914_757_184,
     "qwen3_next_80b_a3b": 79_674_391_296,
+    "smollm3_3b": 3_075_098_624,
     "stablelm_3b": 2_795_443_200,
+    "stablelm2_12b": 12_143_185_920,
 }
 
 ACTIVE = {
@@ -125,10 +136,23 @@ CLASSES = {
     "gemma_2b": ("Gemma", llama(18, 2048, 8, 1, 16384, 256000, head_dim=256, **ONE)),
     "gemma2_2b": ("Gemma2", llama(26, 2304, 8, 4, 9216, 256000, head_dim=256, **ONE)),
     "gemma3_1b": ("Gemma3Text", llama(26, 1152, 4, 1, 6912, 262144, head_dim=256, **ONE)),
+    "gemma3_4b": ("Gemma3Text", llama(34, 2560, 8, 4, 10240, 262208, head_dim=256, **ONE)),
+    "gemma3_12b": ("Gemma3Text", llama(48, 3840, 16, 8, 15360, 262208, head_dim=256, **ONE)),
+    "gemma3_27b": ("Gemma3Text", llama(62, 5376, 32, 16, 21504, 262208, head_dim=128, **ONE)),
     "olmo_7b": ("Olmo", llama(32, 4096, 32, 32, 11008, 50304, **APART)),
     "olmo2_7b": ("Olmo2", llama(32, 4096, 32, 32, 11008, 100352, **APART)),
+    "olmo3_7b": ("Olmo3", llama(32, 4096, 32, 32, 11008, 100278, **APART)),
+    "smollm3_3b": ("SmolLM3", llama(36, 2048, 16, 4, 11008, 128256, **ONE)),
+    "phi_3_mini": ("Phi3", llama(32, 3072, 32, 32, 8192, 32064, **APART)),
+    "phi_4": ("Phi3", llama(40, 5120, 40, 10, 17920, 100352, **APART)),
+    "stablelm2_12b": (
+        "StableLm",
+        llama(40, 5120, 32, 8, 13824, 100352, qk_layernorm=True, use_parallel_residual=True, **APART),
+    ),
     "stablelm_3b": ("StableLm", llama(32, 2560, 32, 32, 6912, 50304, use_qkv_bias=False, **APART)),
     "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
+    "cohere_command_r_plus": ("Cohere", llama(64, 12288, 96, 8, 33792, 256000, use_qk_norm=True, **ONE)),
+    "cohere_command_r7b": ("Cohere2", llama(32, 4096, 32, 8, 14336, 256000, **ONE)),
     "phi_1_5": ("Phi", llama(24, 2048, 32, 32, 8192, 51200, partial_rotary_factor=0.5, **APART)),
     # The defaults of these classes are the release, but for what is given.
     "mixtral_8x7b": ("Mixtral", {}),
@@ -186,6 +210,21 @@ CLASSES = {
     "mpt_7b": (
         "Mpt",
         dict(n_layers=32, d_model=4096, n_heads=32, expansion_ratio=4, vocab_size=50432, no_bias=True, **ONE),
+    ),
+    "falcon_rw_1b": (
+        "Falcon",
+        dict(
+            num_hidden_layers=24,
+            hidden_size=2048,
+            num_attention_heads=32,
+            vocab_size=50304,
+            multi_query=False,
+            parallel_attn=False,
+            bias=True,
+            new_decoder_architecture=False,
+            alibi=True,
+            **ONE,
+        ),
     ),
     "falcon_7b": (
         "Falcon",
@@ -255,8 +294,8 @@ def test_berts_number_is_that_of_transformers_class():
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS["bert_base"]
 
 
-LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
-                "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
+LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma3_12b", "gemma3_27b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
+                "phi_4", "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
                 "mixtral_8x7b", "qwen3_30b_a3b"}  # fmt: skip
 """Of the same family as another, in other sizes or with one option that others have too."""
 

@@ -55,6 +55,11 @@ FOUND = {
     "yarn with half of DeepSeek's fields": ("Llama", NEW, dict(rope_parameters=YARN | dict(mscale=1.3))),
     "yarn with both of them and a factor": ("Llama", NEW, dict(rope_parameters=YARN | dict(mscale=1.3, mscale_all_dim=0.4, attention_factor=1.2))),
     "a factor of 1": ("Llama", NEW, dict(rope_parameters=dict(rope_type="linear", factor=1.0, rope_theta=1e4))),
+    "olmo 3, as released": ("Olmo3", NEW | dict(sliding_window=4, layer_types=THREE_LOCAL), dict(rope_parameters=None, rope_scaling=YARN | dict(attention_factor=1.2), rope_theta=500.0)),
+    "cohere 2, as released": ("Cohere2", NEW | dict(sliding_window=4, layer_types=THREE_LOCAL), dict(sliding_window_pattern=2), ("layer_types",)),
+    "smollm3 by its interval": ("SmolLM3", NEW | dict(no_rope_layer_interval=2), {}, ("no_rope_layers", "layer_types")),
+    "smollm3 without positions": ("SmolLM3", NEW | dict(no_rope_layers=[0, 0, 0])),
+    "phi 3.5, as released": ("Phi3", NEW | dict(pad_token_id=0), dict(rope_parameters=None, rope_scaling=dict(type="longrope", short_factor=[1.0] * 4, long_factor=[1.5] * 4), original_max_position_embeddings=16)),
     "another name for silu": ("Llama", NEW, dict(hidden_act="swish")),
     "another name for gelu": ("GPT2", OLD | dict(n_positions=64), dict(activation_function="gelu_python")),
     "relu squared": ("Phi", NEW, dict(hidden_act="relu2")),
@@ -95,10 +100,28 @@ def test_quantised_weights_are_refused_by_name(folder):  # noqa: F811
     refused(folder, "quantization_config: the weights are quantised .fp8.")
 
 
-@pytest.mark.parametrize("kind", ["starcoder2", "gpt_oss", "smollm3"])
+@pytest.mark.parametrize("kind", ["starcoder2", "gpt_oss", "xglm"])
 def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
     changed(folder, model_type=kind)
     refused(folder, f"model_type={kind}: no such family; families: llama")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        ("StableLm", dict(qk_layernorm=True, layer_norm_eps=1e-6), "layer_norm_eps=1e-06: .*; supported is layer_norm_eps=1e-05"),
+        ("Gemma3Text", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True: no block"),
+        ("SmolLM3", dict(use_sliding_window=True, sliding_window=4), "use_sliding_window=True: no block"),
+        ("SmolLM3", dict(layer_types=THREE_LOCAL, sliding_window=4), "layer_types=sliding_attention: no block"),
+        ("Falcon", dict(new_decoder_architecture=True, parallel_attn=False), "parallel_attn=False: no block"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_family_might_have_and_no_block_does_is_refused_by_name(kind, given, told):
+    config = getattr(transformers, f"{kind}Config")(**NEW | given).to_dict()
+    with pytest.raises(UserError, match=told) as refusal:
+        hub.FAMILIES[config["model_type"]].words(config)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_tokenizer_goes_with_the_weights(folder, tmp_path):  # noqa: F811
@@ -134,3 +157,18 @@ def test_what_is_written_is_the_same_model(words, tmp_path):
     assert said["rope_parameters"].items() >= MADE_HERE[words].items()
     if "dynamic" in words:
         assert said["max_position_embeddings"] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("olmo3_7b", "Olmo3"), ("gemma3_4b", "Gemma3"), ("cohere_command_r7b", "Cohere2"), ("stablelm2_12b", "StableLm")],
+)
+def test_a_preset_is_written_as_its_own_family(name, kind, tmp_path):
+    decoder = built(f"preset={name}", "size=nano", "size.n_layers=6").double().eval()
+    hub.export(decoder, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
+    assert type(again).__name__ == f"{kind}ForCausalLM"
+    with torch.no_grad(), InFloat64():
+        assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
