@@ -48,6 +48,8 @@ FAMILIES = {
     "mpt": Family(say.mpt, at.MPT_ROWS),
     "opt": Family(say.opt, at.OPT_ROWS),
     "falcon": Family(say.falcon, at.FALCON_ROWS),
+    "starcoder2": Family(say.starcoder2, at.STARCODER2_ROWS),
+    "lfm2": Family(say.lfm2, at.LFM2_ROWS),
     "baichuan": Family(say.baichuan, at.BAICHUAN_ROWS),
     "qwen": Family(say.qwen, at.QWEN_ROWS),
     "chatglm": Family(say.chatglm, at.CHATGLM_ROWS),

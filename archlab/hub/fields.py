@@ -13,14 +13,14 @@ vocab_size padded_vocab_size hidden_size d_model n_embd n_embed num_hidden_layer
 num_attention_heads n_head n_heads num_key_value_heads num_kv_heads multi_query_group_num head_dim kv_channels
 intermediate_size inner_hidden_size ffn_hidden_size ffn_dim n_inner expansion_ratio word_embed_proj_dim
 max_position_embeddings n_positions seq_length sliding_window sliding_window_pattern _sliding_window_pattern rotary_dim
-num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings
+num_ln_in_parallel_attn pre_seq_len original_max_position_embeddings block_ff_dim block_multiple_of conv_L_cache
 """.split()
 
 NUMBERS = """
 rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rotary_emb_base rope_local_base_freq
 rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
 final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
-high_freq_factor mscale mscale_all_dim
+high_freq_factor mscale mscale_all_dim norm_eps norm_epsilon block_ffn_dim_multiplier
 """.split()
 
 FLAGS = """
@@ -28,7 +28,8 @@ tie_word_embeddings attention_bias mlp_bias bias enable_bias use_qkv_bias add_qk
 use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_query_attention alibi qk_ln qk_layernorm
 use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
-position_encoding_2d rmsnorm post_layer_norm original_rope truncate
+position_encoding_2d rmsnorm post_layer_norm original_rope truncate use_bias conv_bias tie_embedding
+block_auto_adjust_ff_dim block_use_swiglu
 """.split()
 
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type".split()
@@ -43,6 +44,7 @@ TYPES: Mapping[str, Any] = {
     **dict.fromkeys(WORDS, Annotated[str, Strict()]),
     **dict.fromkeys(WITHIN, dict[str, Any]),
     "layer_types": list[Annotated[str, Strict()]],
+    "full_attn_idxs": list[Annotated[int, Strict()]],
     **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }
 

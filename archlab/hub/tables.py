@@ -145,6 +145,21 @@ PHI3_ROWS = (
     + PRE
 )
 
+STARCODER2_ROWS = ENDS + SEPARATE + plain(f"{MLP}.c_fc", f"{MLP}.c_proj") + PRE
+L = "model.layers.{}"
+LFM2_ROWS = (
+    ends("model.embed_tokens", "model.embedding_norm")
+    + separate(SELF, "out_proj")
+    + of_layers(SELF, q_layernorm=f"{ATTENTION}.q_norm", k_layernorm=f"{ATTENTION}.k_norm")
+    + tuple(
+        row for name in ("in_proj", "conv", "out_proj") for row in linear(f"{L}.conv.{name}", f"{ATTENTION}.{name}")
+    )
+    + linear(f"{L}.feed_forward.w1", GATE)
+    + linear(f"{L}.feed_forward.w3", UP)
+    + linear(f"{L}.feed_forward.w2", DOWN)
+    + of_layers(L, operator_norm=FIRST, ffn_norm=SECOND)
+)
+
 W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)
 BAICHUAN_ROWS = ENDS + W_PACK + linear(f"{SELF}.o_proj", OUT) + GATED + PRE
 QWEN_ROWS = (

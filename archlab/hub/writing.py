@@ -16,11 +16,11 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import layer_plans
+from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, layer_plans
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "starcoder2", "lfm2")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
@@ -97,12 +97,16 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would differ when read back, as overrides."""
-    if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
+    alike = layer_plans(cfg) == layer_plans(again)
+    if not alike and cfg.layers != again.layers:
         yield "layers that differ in another way"
-    for group in (*BLOCKS, "size", "embed"):
+    of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
+    for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
-            if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
+            if (
+                key in ELSEWHERE or (alike and key in SIZES_IN_LAYERS) or (group, key) == ("mixer", "_target_")
+            ):  # sizes say how keys and values are shared
                 continue
             if one.get(key) != other.get(key):
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
@@ -131,7 +135,9 @@ def plain(value: Any) -> Any:
 
 def everything(cfg: DictConfig) -> dict[str, Any]:
     """The configuration under the field names of all families; each class takes the fields it knows."""
-    size, pos, attn, norm = cfg.size, cfg.pos, cfg.mixer, cfg.norm
+    size, pos, norm = cfg.size, cfg.pos, cfg.norm
+    of_attention = next((plan for plan in layer_plans(cfg) if not convolves(plan)), layer_plans(cfg)[0])
+    attn, n_kv_heads = of_attention.mixer.node, of_attention.n_kv_heads
     parallel = "norms" in cfg.residual
     stretched = (pos.get("trained_len") or cfg.train.train_len) * (
         1 if pos.get("scaling") == "dynamic" else pos.get("factor") or 2
@@ -144,13 +150,13 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), size.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
-        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), size.n_kv_heads),
+        **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), n_kv_heads),
         **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), size.d_ff),
-        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), norm.get("eps")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
         **dict.fromkeys(("n_positions", "max_position_embeddings", "max_seq_len"), longest),
         **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.get("qkv_bias")),
-        **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
+        **dict.fromkeys(("mlp_bias", "bias", "enable_bias", "use_bias"), cfg.ffn.get("bias", False)),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
         "rope_parameters": rope_by_layer_type(cfg) or rope_parameters(pos, base, fraction),
@@ -161,18 +167,21 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "use_parallel_residual": parallel,
         "parallel_attn": parallel,
         "num_ln_in_parallel_attn": cfg.residual.get("norms"),
-        "multi_query": size.n_kv_heads == 1,
-        "new_decoder_architecture": size.n_kv_heads not in (1, size.n_heads) or cfg.residual.get("norms") == 2,
+        "multi_query": n_kv_heads == 1,
+        "new_decoder_architecture": n_kv_heads not in (1, size.n_heads) or cfg.residual.get("norms") == 2,
         "alibi": cfg.choices.pos == "alibi",
         "do_layer_norm_before": cfg.choices.residual == "pre",
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "logit_scale": cfg.head.get("scale", 1.0),
         "layer_types": layer_types(cfg),
-        "query_pre_attn_scalar": whole(attn.scale**-2) if attn.get("scale") else size.head_dim,
+        "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),
         "final_logit_softcapping": cfg.head.get("softcap"),
+        "block_auto_adjust_ff_dim": False,
+        **of_convolutions(cfg),
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+        "residual_dropout": 0.0, "embedding_dropout": 0.0,
     }  # fmt: skip
     return {key: value for key, value in entries.items() if value is not None or key.endswith("_id") or key in OFF}
 
@@ -182,11 +191,25 @@ OFF = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def layer_types(cfg: DictConfig) -> list[str] | None:
-    """Each layer's type of attention, where layers differ in their masks."""
-    names = [plan.mask.name for plan in layer_plans(cfg)]
+    """Each layer's type of attention, or that it has a convolution instead, where layers differ in that."""
+    plans = layer_plans(cfg)
+    if any(map(convolves, plans)):
+        return ["conv" if convolves(plan) else "full_attention" for plan in plans]
+    names = [plan.mask.name for plan in plans]
     if set(names) != {"causal", "window"}:
         return None
     return ["full_attention" if name == "causal" else "sliding_attention" for name in names]
+
+
+def convolves(plan: LayerPlan) -> bool:
+    """Whether the layer has a short convolution in the place of attention."""
+    return plan.mixer.name == "shortconv"
+
+
+def of_convolutions(cfg: DictConfig) -> dict[str, Any]:
+    """The options of layers that have a short convolution in the place of attention."""
+    found = next((plan.mixer.node for plan in layer_plans(cfg) if convolves(plan)), None)
+    return {} if found is None else {"conv_L_cache": found["conv_size"], "conv_bias": found["bias"]}
 
 
 def whole(value: float) -> float:
@@ -197,7 +220,7 @@ def whole(value: float) -> float:
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     """RoPE's parameters for each type of layer, where they differ."""
     kinds = layer_types(cfg)
-    if kinds is None:
+    if kinds is None or "conv" in kinds:
         return None
     of_kinds = {kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True)}
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}

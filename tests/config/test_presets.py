@@ -45,6 +45,7 @@ PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt_neox_20b": 20_554_567_680,
     "gptj_6b": 6_050_882_784,
+    "lfm2_1_2b": 1_170_340_608,
     "llama_7b": 6_738_415_616,
     "llama2_7b": 6_738_415_616,
     "llama3_8b": 8_030_261_248,
@@ -63,6 +64,7 @@ PARAMETERS = {
     "qwen3_0_6b": 596_049_920,
     "smollm2_135m": 134_515_008,
     "stablelm_3b": 2_795_443_200,
+    "starcoder2_3b": 3_030_371_328,
 }
 
 
@@ -107,6 +109,8 @@ CLASSES = {
     "olmo_7b": ("Olmo", llama(32, 4096, 32, 32, 11008, 50304, **APART)),
     "olmo2_7b": ("Olmo2", llama(32, 4096, 32, 32, 11008, 100352, **APART)),
     "stablelm_3b": ("StableLm", llama(32, 2560, 32, 32, 6912, 50304, use_qkv_bias=False, **APART)),
+    "starcoder2_3b": ("Starcoder2", llama(30, 3072, 24, 2, 12288, 49152, **ONE)),
+    "lfm2_1_2b": ("Lfm2", llama(16, 2048, 32, 8, 12288, 65536, full_attn_idxs=[2, 5, 8, 10, 12, 14], **ONE)),
     "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
     "phi_1_5": ("Phi", llama(24, 2048, 32, 32, 8192, 51200, partial_rotary_factor=0.5, **APART)),
     "gpt2": ("GPT2", {}),

@@ -149,6 +149,18 @@ CASES = {
         "Falcon",
         NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True),
     ),
+    "starcoder2": ("Starcoder2", NEW | dict(sliding_window=6)),
+    "lfm2": (
+        "Lfm2",
+        NEW
+        | dict(
+            layer_types=["conv", "full_attention", "conv"],
+            conv_bias=True,
+            conv_L_cache=4,
+            block_multiple_of=20,
+            intermediate_size=100,
+        ),
+    ),
 }
 
 
