@@ -24,6 +24,7 @@ FAMILIES = {
     "llama": Family(say.llama, at.LLAMA),
     "mistral": Family(say.mistral, at.LLAMA),
     "phi3": Family(say.phi3, at.PHI3_ROWS),
+    "granite": Family(say.granite, at.LLAMA),
     "qwen2": Family(say.qwen2, at.LLAMA),
     "qwen3": Family(say.qwen3, at.LLAMA + at.QK_NORMS),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),

@@ -21,6 +21,7 @@ rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rota
 rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
 final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
 high_freq_factor mscale mscale_all_dim norm_eps norm_epsilon block_ffn_dim_multiplier
+embedding_multiplier attention_multiplier residual_multiplier logits_scaling
 """.split()
 
 FLAGS = """

@@ -197,6 +197,19 @@ def opt(c: Config) -> Words:
             *([f"embed.width={c['word_embed_proj_dim']}"] if narrow else [])]  # fmt: skip
 
 
+def granite(c: Config) -> Words:
+    """A llama with factors on embeddings, scores, what branches add, and logits."""
+    scale, head_dim = (
+        c.get("attention_multiplier", 1.0),
+        c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+    )
+    embed = c.get("embedding_multiplier", 1.0)
+    return [*without(llama(c), "embed"), f"residual.scale={float(c.get('residual_multiplier', 1.0))}",
+            *([] if scale == head_dim**-0.5 else [f"mixer.scale={float(scale)}"]),
+            "head=linear", f"head.scale={1 / c.get('logits_scaling', 1.0)}",
+            *read.embedding(c, "none" if embed == 1 else str(float(embed)), tied=False)]  # fmt: skip
+
+
 def starcoder2(c: Config) -> Words:
     bias, heads = c.get("use_bias", True), ("num_hidden_layers", "hidden_size", "num_attention_heads")
     return [*read.layer_norm(c, "norm_epsilon"), "residual=pre", *read.ffn(c, "hidden_act", read.PLAIN, bias),

@@ -20,7 +20,7 @@ from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, layer_pla
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "starcoder2", "lfm2")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "starcoder2", "lfm2", "granite")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
@@ -88,7 +88,7 @@ def class_of(group: str, option: str) -> str:
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
     """Multiplies the embedding table by the factor on the embeddings, where that is possible, and drops the factor."""
-    if cfg.embed.scale == "none" or cfg.embed.tied:
+    if cfg.embed.scale != "sqrt_d_model" or cfg.embed.tied:
         return ours, cfg
     plain = cfg.copy()
     plain.embed.scale = "none"
@@ -174,6 +174,10 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "logit_scale": cfg.head.get("scale", 1.0),
+        "embedding_multiplier": 1.0 if isinstance(cfg.embed.scale, str) else cfg.embed.scale,
+        "attention_multiplier": attn.get("scale") or size.head_dim**-0.5,
+        "residual_multiplier": cfg.residual.get("scale", 1.0),
+        "logits_scaling": whole(1 / cfg.head.get("scale", 1.0)),
         "layer_types": layer_types(cfg),
         "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),

@@ -75,6 +75,16 @@ CASES = {
         ),
     ),
     "mistral": ("Mistral", NEW | dict(sliding_window=5, head_dim=8)),
+    "granite": (
+        "Granite",
+        NEW
+        | dict(
+            embedding_multiplier=1.5,
+            attention_multiplier=0.4,
+            residual_multiplier=0.6,
+            logits_scaling=3.0,
+        ),
+    ),
     "qwen2": ("Qwen2", NEW),
     "qwen3": ("Qwen3", NEW | HD),
     "glm": ("Glm", NEW | dict(head_dim=8, attention_bias=True)),
