@@ -30,7 +30,7 @@ use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_q
 use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
 position_encoding_2d rmsnorm post_layer_norm original_rope truncate use_bias conv_bias tie_embedding
-block_auto_adjust_ff_dim block_use_swiglu
+block_auto_adjust_ff_dim block_use_swiglu qk_norm
 """.split()
 
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type".split()

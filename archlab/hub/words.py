@@ -210,6 +210,32 @@ def granite(c: Config) -> Words:
             *read.embedding(c, "none" if embed == 1 else str(float(embed)), tied=False)]  # fmt: skip
 
 
+def apertus(c: Config) -> Words:
+    read.only(c, qk_norm=True, mlp_bias=False)
+    words = without(llama({**c, "hidden_act": "silu"}), "ffn")
+    return [*words, *read.ffn(c, "hidden_act", {**read.PLAIN, "xielu": "xielu"}), "mixer.qk_norm=head"]
+
+
+def nemotron(c: Config) -> Words:
+    words = without(llama({**c, "rms_norm_eps": 0, "hidden_act": "silu"}), "norm", "ffn", "pos")
+    return [*words, *read.layer_norm(c, "norm_eps", unit_offset=True), *read.rope(c, 0.5),
+            *read.ffn(c, "hidden_act", read.PLAIN, c.get("mlp_bias", False))]  # fmt: skip
+
+
+def nanochat(c: Config) -> Words:
+    """Queries and keys are normed after they are rotated, which is the same before it: a rotation keeps their length.
+
+    A scaling of RoPE that makes them longer is undone by that norm, and refused.
+    """
+    kind = (c.get("rope_scaling") or c.get("rope_parameters") or {}).get("rope_type", "default")
+    if kind in ("yarn", "longrope"):
+        raise read.unsupported("rope_type", kind, "one that leaves the length of queries and keys as it is")
+    words = without(llama({**c, "hidden_act": "silu", "mlp_bias": False}), "norm", "ffn")
+    cap = c.get("final_logit_softcapping")
+    return [*words, *read.rms(c, affine=False), *read.ffn(c, "hidden_act", read.PLAIN), "embed.norm=true",
+            "mixer.qk_norm=head", "head=linear", *([f"head.softcap={cap}"] if cap else [])]  # fmt: skip
+
+
 def starcoder2(c: Config) -> Words:
     bias, heads = c.get("use_bias", True), ("num_hidden_layers", "hidden_size", "num_attention_heads")
     return [*read.layer_norm(c, "norm_epsilon"), "residual=pre", *read.ffn(c, "hidden_act", read.PLAIN, bias),

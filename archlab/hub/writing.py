@@ -20,11 +20,11 @@ from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, layer_pla
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "stablelm", "cohere",
-         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "starcoder2", "lfm2", "granite")  # fmt: skip
+         "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "starcoder2", "lfm2", "granite", "apertus", "nemotron", "nanochat")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
-               "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
+               "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu", "relu2": "relu2", "xielu": "xielu"}  # fmt: skip
 
 ELSEWHERE = ("dropout", "max_positions", "trained_len")
 """Fields that do not change what a model computes in evaluation, or that a config.json writes by rules of its own."""

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -159,6 +160,9 @@ CASES = {
         "Falcon",
         NEW | dict(ffn_hidden_size=88, num_kv_heads=3, new_decoder_architecture=True, alibi=False, bias=True),
     ),
+    "apertus": ("Apertus", NEW | dict(attention_bias=True)),
+    "nemotron": ("Nemotron", NEW | dict(head_dim=12, mlp_bias=True)),
+    "nanochat": ("NanoChat", NEW | dict(attention_bias=True, final_logit_softcapping=7.0)),
     "starcoder2": ("Starcoder2", NEW | dict(sliding_window=6)),
     "lfm2": (
         "Lfm2",
@@ -191,6 +195,7 @@ def theirs(case):
     for name, tensor in held.items():
         # RoPE's frequencies stay the float32 they are in the class; Gemma's sqrt(d_model) is no longer a rounded one.
         wide = torch.tensor(config.hidden_size**0.5, dtype=torch.float64) if name.endswith("embed_scale") else tensor
+        wide = wide.double() if name in model.state_dict() else wide  # as loading has it: Apertus' two constants
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, wide)
     with torch.no_grad():
@@ -222,6 +227,22 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class WideAngles(TorchFunctionMode):
+    """Takes cosines and sines of RoPE's float32 angles in float64.
+
+    For NanoChat, on both sides: its norm after the rotation undoes by how much cos^2 + sin^2 of float32 is not 1, which a
+    norm before it does not.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        wide = func in (torch.Tensor.cos, torch.Tensor.sin)
+        return func(*((args[0].double(), *args[1:]) if wide else args), **(kwargs or {}))
+
+
+def angles_of(model):
+    return WideAngles() if model.config.model_type == "nanochat" else nullcontext()
+
+
 def tokens(length=SHORT):
     return torch.randint(0, 61, (2, length), generator=torch.Generator().manual_seed(5))
 
@@ -232,9 +253,10 @@ def relative(ours, expected):
 
 def compared(model, decoder, ids):
     """The largest relative error of the logits, and of the gradient of any weight."""
-    with InFloat64():
+    with angles_of(model), InFloat64():
         expected = model(ids).logits
-    ours = decoder(ids)
+    with angles_of(model):
+        ours = decoder(ids)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7), dtype=ours.dtype)
     with InFloat64():
         (expected * weights).sum().backward()
@@ -269,7 +291,7 @@ def test_logits_and_every_gradient_are_those_of_transformers_class(case, record_
 def test_positions_beyond_those_a_model_is_configured_for(case):
     """Where there is no table of them: GPT-2 and OPT have one, and GPT-J's and MPT's classes for angles and biases."""
     model = theirs(case)
-    with torch.no_grad(), InFloat64():
+    with torch.no_grad(), angles_of(model), InFloat64():
         error = relative(hub.from_hf(model)(tokens(LONG)), model(tokens(LONG)).logits)
     assert error < 1e-9
 
@@ -513,3 +535,14 @@ def test_the_name_that_older_files_give_gpt_neoxs_head_is_read_too(tmp_path):
     tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
     save_file(tensors, file, metadata={"format": "pt"})
     assert torch.equal(hub.load(tmp_path / "neox")(tokens()), hub.from_hf(model)(tokens()))
+
+
+def test_apertus_is_refused_where_what_is_fixed_here_is_another_number(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    hub.export(hub.from_hf(theirs("apertus")), tmp_path / "apertus")
+    file = tmp_path / "apertus" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.act_fn.beta"] += 0.25
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(tmp_path / "apertus", "act_fn.beta: is not 0.5, which it always is in archlab")
