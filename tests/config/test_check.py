@@ -104,6 +104,7 @@ DO_NOT_GO_TOGETHER = [
         ["residual=parallel", "residual.norms=2"],
     ),
     # embedding and head
+    (["embed.scale=1"], ["embed.scale=1", "changes nothing"], ["embed.scale=12"]),
     (["embed.width=128"], ["embed.width=128", "size.d_model", "leave it out"], ["embed.width=64"]),
     (["embed.types=0"], ["embed.types=0", "greater than or equal to 1"], ["embed.types=2"]),
     (["head.softcap=0"], ["head.softcap=0", "greater than 0"], ["head.softcap=30"]),
