@@ -13,6 +13,14 @@ EMBED_SCALES: dict[str, Callable[[int], float]] = {
 """What the token embeddings are multiplied by. sqrt_d_model: arXiv:1706.03762, sec. 3.4."""
 
 
+def embed_factor(scale: str | float, d_model: int) -> float:
+    """The factor on token embeddings of this width: one of `EMBED_SCALES`, or the number itself.
+
+    Source: arXiv:1706.03762, sec. 3.4 (sqrt_d_model); the embedding_multiplier of Granite's published code (a number).
+    """
+    return EMBED_SCALES[scale](d_model) if isinstance(scale, str) else float(scale)
+
+
 class TokenTypes(nn.Embedding):
     """A vector for each type of token. The first is added to every token, since all text here is of one type.
 

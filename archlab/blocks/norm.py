@@ -28,19 +28,40 @@ class LayerNorm(Norm):
 
     affine  whether there are a gain and a shift
     shift   whether there is a shift, which PaLM leaves out ("No Biases")
+    unit_offset
+            whether the factor is 1 + gain, and gain starts at zero
 
-    Source: arXiv:1607.06450, eq. 3; per position, as in arXiv:1706.03762, sec. 3.1; arXiv:2204.02311, sec. 2 (shift).
+    Source: arXiv:1607.06450, eq. 3; per position, as in arXiv:1706.03762, sec. 3.1; arXiv:2204.02311, sec. 2 (shift);
+    unit_offset as Nemotron's published code has it (NemotronLayerNorm1P).
     """
 
-    def __init__(self, d_model: int, eps: Positive = 1e-5, affine: bool = True, shift: bool = True):
+    def __init__(
+        self, d_model: int, eps: Positive = 1e-5, affine: bool = True, shift: bool = True, unit_offset: bool = False
+    ):
         super().__init__()
+        check_unit_offset(unit_offset, affine)
         self.eps = eps
-        self.gain = nn.Parameter(torch.ones(d_model)) if affine else 1.0
+        start = torch.zeros(d_model) if unit_offset else torch.ones(d_model)
+        self.gain = nn.Parameter(start) if affine else 1.0
         self.shift = nn.Parameter(torch.zeros(d_model)) if affine and shift else 0.0
+        self.factor: Callable[..., Tensor | float] = one_more if unit_offset else the_gain
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=self.eps)
-        return (self.gain * normed + self.shift).type_as(x)
+        return (self.factor(self.gain) * normed + self.shift).type_as(x)
+
+
+def check_unit_offset(unit_offset: bool, affine: bool) -> None:
+    """Raises UserError where there is no gain that 1 could be added to."""
+    if unit_offset and not affine:
+        raise UserError(
+            "norm.unit_offset=true: changes nothing under norm.affine=false, which has no gain; leave one of them out"
+        )
+
+
+def the_gain(gain: Tensor | float) -> Tensor | float:
+    """The gain as it is."""
+    return gain
 
 
 def one_more(gain: Tensor) -> Tensor:
@@ -62,10 +83,7 @@ class RMSNorm(Norm):
 
     def __init__(self, d_model: int, eps: Positive = 1e-6, unit_offset: bool = False, affine: bool = True):
         super().__init__()
-        if unit_offset and not affine:
-            raise UserError(
-                "norm.unit_offset=true: changes nothing under norm.affine=false, which has no gain; leave one of them out"
-            )
+        check_unit_offset(unit_offset, affine)
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
         self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset)) if affine else None

@@ -45,13 +45,17 @@ class OneNormPerBranch(Residual):
 
 
 class PreNorm(OneNormPerBranch):
-    """x + f(norm(x)): the stream itself is never normalised, so the model ends with a norm.
+    """x + scale * f(norm(x)): the stream itself is never normalised, so the model ends with a norm.
 
-    Source: arXiv:2002.04745, table 1.
+    Source: arXiv:2002.04745, table 1; `scale` as the residual_multiplier of Granite's published code.
     """
 
+    def __init__(self, norm: MakeNorm, n_layers: int, scale: Positive = 1.0):
+        super().__init__(norm, n_layers)
+        self.placed = norm_then_add if scale == 1 else partial(norm_then_add_share, scale=scale)
+
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
-        return x + branch(norm(x))
+        return self.placed(x, norm, branch)
 
 
 class SubNorm(OneNormPerBranch):
@@ -194,6 +198,11 @@ def add_then_norm(x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
 def norm_then_add(x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
     """x + f(norm(x))."""
     return x + branch(norm(x))
+
+
+def norm_then_add_share(x: Tensor, norm: nn.Module, branch: Branch, scale: float) -> Tensor:
+    """x + scale * f(norm(x))."""
+    return x + scale * branch(norm(x))
 
 
 class ReZero(Residual):

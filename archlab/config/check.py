@@ -16,7 +16,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
-from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Probability, Width
+from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Positive, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.flex import LEAST_HEAD_DIM
 from archlab.config.plan import layer_plans
@@ -81,7 +81,7 @@ class Size:
 class Embed:
     tied: bool
     norm: bool
-    scale: Literal["none", "sqrt_d_model"]
+    scale: Literal["none", "sqrt_d_model"] | Positive
     width: Width | None
     types: Count | None
 
@@ -315,6 +315,8 @@ def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
 
 
 def check_embedding(cfg: DictConfig) -> None:
+    if cfg.embed.scale == 1:
+        raise UserError("embed.scale=1: changes nothing; use embed.scale=none, or another number")
     if cfg.embed.width == cfg.size.d_model:
         raise UserError(
             f"embed.width={cfg.embed.width}: is size.d_model, so there is nothing to project; leave it out, or use another"

@@ -19,13 +19,15 @@ topk_group first_k_dense_replace decoder_sparse_step moe_layer_freq num_nextn_pr
 shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
 linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
 full_attention_interval
+block_ff_dim block_multiple_of conv_L_cache
 """.split()
 
 NUMBERS = """
 rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rotary_emb_base rope_local_base_freq
 rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
 final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
-high_freq_factor mscale mscale_all_dim routed_scaling_factor swiglu_alpha swiglu_limit
+high_freq_factor mscale mscale_all_dim norm_eps norm_epsilon block_ffn_dim_multiplier routed_scaling_factor swiglu_alpha swiglu_limit
+embedding_multiplier attention_multiplier residual_multiplier logits_scaling
 """.split()
 
 FLAGS = """
@@ -34,7 +36,8 @@ use_parallel_residual parallel_attn new_decoder_architecture multi_query multi_q
 use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_before layer_norm_elementwise_affine
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
 position_encoding_2d rmsnorm post_layer_norm original_rope truncate norm_topk_prob rope_interleave
-use_bidirectional_attention
+use_bidirectional_attention use_bias conv_bias tie_embedding
+block_auto_adjust_ff_dim block_use_swiglu qk_norm
 """.split()
 
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func".split()
@@ -51,6 +54,7 @@ TYPES: Mapping[str, Any] = {
     "layer_types": list[Annotated[str, Strict()]],
     "mlp_only_layers": list[Annotated[int, Strict()]],
     "no_rope_layers": list[Annotated[int, Strict()]],
+    "full_attn_idxs": list[Annotated[int, Strict()]],
     **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }
 

@@ -207,6 +207,8 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
             raise UserError(f"{row.theirs}: holds a number that is not finite; these weights cannot be used")
         try:
             parts = row.split(tensors[row.theirs], cfg.size)
+        except UserError:
+            raise
         except Exception as error:
             why = " ".join(str(error).split())[:120]
             raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be split: {why}") from None

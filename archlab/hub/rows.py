@@ -8,6 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from archlab.base.errors import UserError
+
 Split = Callable[[Tensor, Any], Sequence[Tensor]]
 Join = Callable[[Sequence[Tensor], Any], Tensor]
 
@@ -124,6 +126,27 @@ def grouped(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
         for part in tensors
     ]
     return rearrange(torch.cat(parts, dim=1), "kv_heads parts head_dim ... -> (kv_heads parts head_dim) ...")
+
+
+def halves_swapped(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+    """The two halves of each head's features in turn; by that a rotation of pairs becomes the one the other way round."""
+    of_heads = rearrange(tensor, "(heads half each) ... -> heads half each ...", half=2, each=sizes.head_dim // 2)
+    return (rearrange(of_heads.flip(1), "heads half each ... -> (heads half each) ..."),)
+
+
+def halves_swapped_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
+    return halves_swapped(tensors[0], sizes)[0]
+
+
+def constant(theirs: str, value: float) -> Table:
+    """A number that the release stores and that is fixed here; UserError where it is another, but for rounding to bf16."""
+
+    def checked(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
+        if tensor.numel() != 1 or abs(float(tensor) - value) > abs(value) / 128:
+            raise UserError(f"{theirs}: is not {value}, which it always is in archlab; these weights cannot be used")
+        return ()
+
+    return (Row(theirs, (), checked, lambda tensors, sizes: torch.tensor(value)),)
 
 
 def transposed(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:

@@ -6,8 +6,11 @@ from typing import Any
 from archlab.hub.rows import (
     Table,
     by_group,
+    constant,
     grouped,
     halves,
+    halves_swapped,
+    halves_swapped_back,
     joined_transposed,
     linear,
     norm,
@@ -160,6 +163,44 @@ PHI3_ROWS = (
     + linear(f"{SELF}.o_proj", OUT)
     + FUSED_GATE
     + PRE
+)
+
+ACT = f"{MLP}.act_fn"
+APERTUS_ROWS = (
+    ENDS
+    + SEPARATE
+    + QK_NORMS
+    + plain(f"{MLP}.up_proj", f"{MLP}.down_proj")
+    + tuple(row for name in ("alpha_p", "alpha_n") for row in same(f"{ACT}.{name}", f"{LAYER}.ffn.activation.{name}"))
+    + of_layers("model.layers.{}", attention_layernorm=FIRST, feedforward_layernorm=SECOND)
+)
+XIELU_CONSTANTS = constant(f"{ACT}.beta", 0.5) + constant(f"{ACT}.eps", -1e-6)
+NEMOTRON_ROWS = ENDS + SEPARATE + plain(f"{MLP}.up_proj", f"{MLP}.down_proj") + PRE
+SWAPPED = tuple(
+    row
+    for name in ("q_proj", "k_proj")
+    for row in linear(f"{SELF}.{name}", f"{ATTENTION}.{name}", split=halves_swapped, join=halves_swapped_back)
+)
+NANOCHAT_ROWS = (
+    ENDS
+    + SWAPPED
+    + linear(f"{SELF}.v_proj", f"{ATTENTION}.v_proj")
+    + linear(f"{SELF}.o_proj", OUT)
+    + plain(f"{MLP}.fc1", f"{MLP}.fc2")
+)
+STARCODER2_ROWS = ENDS + SEPARATE + plain(f"{MLP}.c_fc", f"{MLP}.c_proj") + PRE
+L = "model.layers.{}"
+LFM2_ROWS = (
+    ends("model.embed_tokens", "model.embedding_norm")
+    + separate(SELF, "out_proj")
+    + of_layers(SELF, q_layernorm=f"{ATTENTION}.q_norm", k_layernorm=f"{ATTENTION}.k_norm")
+    + tuple(
+        row for name in ("in_proj", "conv", "out_proj") for row in linear(f"{L}.conv.{name}", f"{ATTENTION}.{name}")
+    )
+    + linear(f"{L}.feed_forward.w1", GATE)
+    + linear(f"{L}.feed_forward.w3", UP)
+    + linear(f"{L}.feed_forward.w2", DOWN)
+    + of_layers(L, operator_norm=FIRST, ffn_norm=SECOND)
 )
 
 W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)

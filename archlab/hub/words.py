@@ -1,5 +1,7 @@
 """Each family's config.json as overrides."""
 
+from collections.abc import Sequence
+
 from archlab.hub import reading as read
 from archlab.hub.reading import Config, Words
 
@@ -89,11 +91,17 @@ def global_layers(c: Config, period: int) -> Words:
     n_layers = c["num_hidden_layers"]
     every = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n_layers)]
     kinds = c.get("layer_types") or every
-    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
-        raise read.unsupported("layer_types", unknown[0], "full_attention or sliding_attention")
+    of_kind = numbered(kinds, n_layers, "full_attention", "sliding_attention")
+    return slices([i in of_kind for i in range(n_layers)])
+
+
+def numbered(kinds: Sequence[str], n_layers: int, kind: str, other: str) -> list[int]:
+    """The layers of one kind, where each is of that or of the other."""
+    if unknown := sorted(set(kinds) - {kind, other}):
+        raise read.unsupported("layer_types", unknown[0], f"{kind} or {other}")
     if len(kinds) != n_layers:
         raise read.unsupported("layer_types", f"{len(kinds)} of them", f"one for each of {n_layers} layers")
-    return slices([kind == "full_attention" for kind in kinds])
+    return [i for i, one in enumerate(kinds) if one == kind]
 
 
 def alternating(c: Config, period: int) -> Words:
@@ -235,6 +243,76 @@ def opt(c: Config) -> Words:
             *read.ffn(c, "activation_function", read.PLAIN, bias), *read.table(c, "max_position_embeddings", 2),
             "mask=causal", *read.sizes(c, *widths, c["ffn_dim"]), *read.biases(bias, bias), *read.embedding(c),
             *([f"embed.width={c['word_embed_proj_dim']}"] if narrow else [])]  # fmt: skip
+
+
+def granite(c: Config) -> Words:
+    """A llama with factors on embeddings, scores, what branches add, and logits."""
+    scale, head_dim = (
+        c.get("attention_multiplier", 1.0),
+        c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+    )
+    embed = c.get("embedding_multiplier", 1.0)
+    return [*without(llama(c), "embed"), f"residual.scale={float(c.get('residual_multiplier', 1.0))}",
+            *([] if scale == head_dim**-0.5 else [f"mixer.scale={float(scale)}"]),
+            "head=linear", f"head.scale={1 / c.get('logits_scaling', 1.0)}",
+            *read.embedding(c, "none" if embed == 1 else str(float(embed)), tied=False)]  # fmt: skip
+
+
+def apertus(c: Config) -> Words:
+    read.only(c, qk_norm=True, mlp_bias=False)
+    words = without(llama({**c, "hidden_act": "silu"}), "ffn")
+    return [*words, *read.ffn(c, "hidden_act", {**read.PLAIN, "xielu": "xielu"}), "mixer.qk_norm=head"]
+
+
+def nemotron(c: Config) -> Words:
+    words = without(llama({**c, "rms_norm_eps": 0, "hidden_act": "silu"}), "norm", "ffn", "pos")
+    return [*words, *read.layer_norm(c, "norm_eps", unit_offset=True), *read.rope(c, 0.5),
+            *read.ffn(c, "hidden_act", read.PLAIN, c.get("mlp_bias", False))]  # fmt: skip
+
+
+def nanochat(c: Config) -> Words:
+    """Queries and keys are normed after they are rotated, which is the same before it: a rotation keeps their length.
+
+    A scaling of RoPE that makes them longer is undone by that norm, and refused.
+    """
+    kind = (c.get("rope_scaling") or c.get("rope_parameters") or {}).get("rope_type", "default")
+    if kind in ("yarn", "longrope"):
+        raise read.unsupported("rope_type", kind, "one that leaves the length of queries and keys as it is")
+    words = without(llama({**c, "hidden_act": "silu", "mlp_bias": False}), "norm", "ffn")
+    cap = c.get("final_logit_softcapping")
+    return [*words, *read.rms(c, affine=False), *read.ffn(c, "hidden_act", read.PLAIN), "embed.norm=true",
+            "mixer.qk_norm=head", "head=linear", *([f"head.softcap={cap}"] if cap else [])]  # fmt: skip
+
+
+def starcoder2(c: Config) -> Words:
+    bias, heads = c.get("use_bias", True), ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    return [*read.layer_norm(c, "norm_epsilon"), "residual=pre", *read.ffn(c, "hidden_act", read.PLAIN, bias),
+            *read.rope(c), *window(c), *read.sizes(c, *heads, c["intermediate_size"], c.get("num_key_value_heads")),
+            *read.biases(bias, bias), *read.embedding(c)]  # fmt: skip
+
+
+def lfm2(c: Config) -> Words:
+    """Layers of attention, and of a short convolution where `layer_types` says conv."""
+    read.only(c, block_use_swiglu=True)
+    n_layers, wide = c["num_hidden_layers"], range(c["num_hidden_layers"])
+    of_attention = c.get("full_attn_idxs") or wide
+    kinds = c.get("layer_types") or ["full_attention" if i in of_attention else "conv" for i in wide]
+    convolved = numbered(kinds, n_layers, "conv", "full_attention")
+    width = lfm2_width(c, c.get("block_ff_dim") or c["intermediate_size"])
+    tied = {"tie_word_embeddings": c.get("tie_embedding", c.get("tie_word_embeddings", True))}
+    options = ("mixer=shortconv", f"mixer.conv_size={c['conv_L_cache']}", f"mixer.bias={read.word(c.get('conv_bias'))}")
+    return [*read.rms(c, "norm_eps"), "residual=pre", "ffn=swiglu", *read.rope(c), "mask=causal",
+            *read.llama_sizes({**c, "intermediate_size": width, "head_dim": None}), "mixer.qk_norm=head",
+            *(f"layers[{i}::{n_layers}].{word}" for i in convolved for word in options),
+            *read.embedding(tied)]  # fmt: skip
+
+
+def lfm2_width(c: Config, d_ff: int) -> int:
+    """The width of the network: 2/3 of what is said, times a factor, rounded up to a multiple, where it is to be adjusted."""
+    if not c.get("block_auto_adjust_ff_dim", True):
+        return d_ff
+    d_ff, factor, of = int(2 * d_ff / 3), c.get("block_ffn_dim_multiplier"), c.get("block_multiple_of", 256)
+    return d_ff if factor is None else of * -(-int(factor * d_ff) // of)
 
 
 def falcon(c: Config) -> Words:

@@ -16,20 +16,21 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import Choice, layer_plans
+from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans
 from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
          "stablelm", "cohere", "cohere2", "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral",
-         "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next")  # fmt: skip
+         "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next", "starcoder2", "lfm2", "granite",
+         "apertus", "nemotron", "nanochat")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
 """Families whose class in transformers reads a head_dim that its configuration does not name among its fields."""
 
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh", "reglu": "relu", "gelu": "gelu",
-               "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu"}  # fmt: skip
+               "gelu_tanh": "gelu_new", "glm": "gelu_new", "relu": "relu", "silu": "silu", "relu2": "relu2", "xielu": "xielu"}  # fmt: skip
 
 ELSEWHERE = ("dropout", "max_positions", "trained_len", "balance_loss", "z_loss")
 """Fields that do not change what a model computes in evaluation, or that a config.json writes by rules of its own."""
@@ -94,7 +95,7 @@ def class_of(group: str, option: str) -> str:
 
 def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor], DictConfig]:
     """Multiplies the embedding table by the factor on the embeddings, where that is possible, and drops the factor."""
-    if cfg.embed.scale == "none" or cfg.embed.tied:
+    if cfg.embed.scale != "sqrt_d_model" or cfg.embed.tied:
         return ours, cfg
     plain = cfg.copy()
     plain.embed.scale = "none"
@@ -103,12 +104,16 @@ def unscaled(ours: dict[str, Tensor], cfg: DictConfig) -> tuple[dict[str, Tensor
 
 def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would differ when read back, as overrides."""
-    if cfg.layers != again.layers and layers_in_full(cfg) != layers_in_full(again):
+    alike = layers_in_full(cfg) == layers_in_full(again)
+    if not alike and cfg.layers != again.layers:
         yield "layers that differ in another way"
-    for group in (*BLOCKS, "size", "embed"):
+    of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
+    for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
-            if key in ELSEWHERE or (group, key) == ("mixer", "_target_"):  # sizes say how keys and values are shared
+            if (
+                key in ELSEWHERE or (alike and key in SIZES_IN_LAYERS) or (group, key) == ("mixer", "_target_")
+            ):  # sizes say how keys and values are shared
                 continue
             if one.get(key) != other.get(key):
                 yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
@@ -179,11 +184,11 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), size.n_heads),
         **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads),
         **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), d_ff),
-        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), norm.get("eps")),
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), norm.get("eps")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function", "activation"), activation),
         **dict.fromkeys(("n_positions", "max_position_embeddings", "max_seq_len"), longest),
         **dict.fromkeys(("attention_bias", "use_qkv_bias"), attn.get("qkv_bias")),
-        **dict.fromkeys(("mlp_bias", "bias", "enable_bias"), cfg.ffn.get("bias", False)),
+        **dict.fromkeys(("mlp_bias", "bias", "enable_bias", "use_bias"), cfg.ffn.get("bias", False)),
         **experts_fields(cfg),
         **latent_fields(cfg),
         **delta_fields(cfg),
@@ -198,20 +203,27 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "use_parallel_residual": parallel,
         "parallel_attn": parallel,
         "num_ln_in_parallel_attn": cfg.residual.get("norms"),
-        "multi_query": size.n_kv_heads == 1,
-        "new_decoder_architecture": size.n_kv_heads not in (1, size.n_heads) or cfg.residual.get("norms") == 2,
+        "multi_query": kv_heads == 1,
+        "new_decoder_architecture": kv_heads not in (1, size.n_heads) or cfg.residual.get("norms") == 2,
         "alibi": cfg.choices.pos == "alibi",
         "do_layer_norm_before": cfg.choices.residual == "pre",
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
-        **dict.fromkeys(("use_qk_norm", "qk_layernorm"), attn.get("qk_norm") == "each_head"),
+        "qk_layernorm": attn.get("qk_norm") == "each_head",
         "no_rope_layers": [int(plan.pos.name != "none") for plan in layer_plans(cfg)],
         "logit_scale": cfg.head.get("scale", 1.0),
+        "embedding_multiplier": 1.0 if isinstance(cfg.embed.scale, str) else cfg.embed.scale,
+        "attention_multiplier": attn.get("scale") or size.head_dim**-0.5,
+        "residual_multiplier": cfg.residual.get("scale", 1.0),
+        "logits_scaling": whole(1 / cfg.head.get("scale", 1.0)),
         "layer_types": layer_types(cfg),
         "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),
         "final_logit_softcapping": cfg.head.get("softcap"),
+        "block_auto_adjust_ff_dim": False,
+        **of_convolutions(cfg),
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+        "residual_dropout": 0.0, "embedding_dropout": 0.0,
     }  # fmt: skip
     return {key: value for key, value in entries.items() if value is not None or key.endswith("_id") or key in OFF}
 
@@ -287,14 +299,27 @@ OFF = ("sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_s
 
 
 def layer_types(cfg: DictConfig) -> list[str] | None:
-    """Each layer's type of attention, where layers differ in their masks."""
+    """Each layer's type of attention, or what it has instead, where layers differ in that."""
     plans = layer_plans(cfg)
     if "value_dim" in cfg.mixer:
         return ["full_attention" if "qk_norm" in plan.mixer.node else "linear_attention" for plan in plans]
+    if any(map(convolves, plans)):
+        return ["conv" if convolves(plan) else "full_attention" for plan in plans]
     names = [plan.mask.name for plan in plans]
     if set(names) != {"causal", "window"}:
         return None
     return ["full_attention" if name == "causal" else "sliding_attention" for name in names]
+
+
+def convolves(plan: LayerPlan) -> bool:
+    """Whether the layer has a short convolution in the place of attention."""
+    return plan.mixer.name == "shortconv"
+
+
+def of_convolutions(cfg: DictConfig) -> dict[str, Any]:
+    """The options of layers that have a short convolution in the place of attention."""
+    found = next((plan.mixer.node for plan in layer_plans(cfg) if convolves(plan)), None)
+    return {} if found is None else {"conv_L_cache": found["conv_size"], "conv_bias": found["bias"]}
 
 
 def whole(value: float) -> float:
@@ -305,7 +330,7 @@ def whole(value: float) -> float:
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     """RoPE's parameters for each type of layer, where they differ."""
     kinds = layer_types(cfg)
-    if kinds is None or "linear_attention" in kinds:  # which has no positions
+    if kinds is None or {"linear_attention", "conv"} & set(kinds):  # which have no positions
         return None
     of_kinds = {
         kind: plan.pos.node for kind, plan in zip(kinds, layer_plans(cfg), strict=True) if "base" in plan.pos.node

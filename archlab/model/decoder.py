@@ -16,7 +16,7 @@ from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
-from archlab.blocks.embedding import EMBED_SCALES, make_projection, make_token_types
+from archlab.blocks.embedding import embed_factor, make_projection, make_token_types
 from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
@@ -146,7 +146,7 @@ class Decoder(Block):
         layers: Sequence[LayerParts] | None = None,
         tied: bool = False,
         embed_norm: bool = False,
-        embed_scale: str = "none",
+        embed_scale: str | float = "none",
         embed_width: int | None = None,
         embed_types: int | None = None,
         dropout: float = 0.0,
@@ -173,7 +173,7 @@ class Decoder(Block):
         width = d_model if embed_width is None else embed_width
         self.embedding = nn.Embedding(vocab_size, width)
         self.embed_proj = make_projection(width, d_model)
-        self.embed_scale = EMBED_SCALES[embed_scale](d_model)
+        self.embed_scaled_by, self.embed_scale = embed_scale, embed_factor(embed_scale, d_model)
         self.embed_types = make_token_types(embed_types, d_model)
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Width
-from archlab.blocks.embedding import EMBED_SCALES
+from archlab.blocks.embedding import embed_factor
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
 from archlab.model.decoder import Decoder
 
@@ -215,8 +215,7 @@ class MaximalUpdate(Init):
         if weight.role in MATRICES:
             return 1 / self.wider(decoder)
         if weight.role is Role.EMBEDDING:
-            scale = next(f for f in EMBED_SCALES.values() if f(decoder.d_model) == decoder.embed_scale)
-            return scale(self.base_width) / decoder.embed_scale
+            return embed_factor(decoder.embed_scaled_by, self.base_width) / decoder.embed_scale
         return 1.0
 
     def std_of(self, weight: Weight, decoder: Decoder) -> float:

@@ -53,6 +53,21 @@ def test_rms_norm_without_gain_is_torchs_without_weight():
         norm("rms", affine=False, unit_offset=True)
 
 
+def test_layer_norm_whose_factor_is_one_more_than_its_gain_is_nemotrons():
+    from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+
+    assert not make("norm", "layer", unit_offset=True)(d_model=D_MODEL).gain.any()
+    ours, x = norm("layer", eps=0.3, unit_offset=True), draw_input()
+    theirs = NemotronLayerNorm1P(D_MODEL, eps=0.3).double()
+    theirs.weight.data.copy_(ours.gain.data)
+    theirs.bias.data.copy_(ours.shift.data)
+    mine, others = [x, ours.gain, ours.shift], [x, theirs.weight, theirs.bias]
+    torch.testing.assert_close(ours(x), theirs(x), **EXACT)
+    torch.testing.assert_close(gradients(ours(x), mine), gradients(theirs(x), others), **EXACT)
+    with pytest.raises(UserError, match="norm.unit_offset=true: changes nothing under norm.affine=false"):
+        norm("layer", affine=False, unit_offset=True)
+
+
 def test_xielu_is_that_of_transformers():
     ours, theirs, x = XIELU().double(), XIELUActivation(dtype=torch.float64), draw_input()
     torch.testing.assert_close(ours.alpha_p.data, theirs.alpha_p.data, rtol=1e-6, atol=0)  # ours begins in float32

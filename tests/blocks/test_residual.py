@@ -53,6 +53,14 @@ FORMULAS = {  # six layers
 }
 
 
+def test_a_pre_norm_branch_times_a_number():
+    torch.manual_seed(5)
+    residual = make("residual", "pre")(norm=lambda: make("norm", "layer")(d_model=D_MODEL), n_layers=6, scale=0.22)
+    residual, x, branches = randomise(residual).double(), draw_stream(), toy_branches()
+    formula = in_turn(lambda x, f, norm: x + 0.22 * f(norm(x)))
+    torch.testing.assert_close(residual(x, branches), formula(x, *branches, norms_of(residual)), **EXACT)
+
+
 def norms_of(residual: nn.Module) -> list[nn.Module]:
     return [module for module in residual.modules() if hasattr(module, "gain")]
 

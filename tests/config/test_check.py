@@ -44,6 +44,7 @@ WRONG_TYPES = [
     (["size.d_ff=wide"], ["size.d_ff=wide", "'matched'"], ["size.d_ff=matched"]),
     (["size.vocab_size=1"], ["size.vocab_size=1", "greater than or equal to 2"], ["size.vocab_size=300"]),
     (["embed.scale=double"], ["embed.scale=double", "'none'", "'sqrt_d_model'"], ["embed.scale=none"]),
+    (["embed.scale=0"], ["embed.scale=0", "greater than 0"], ["embed.scale=12"]),
     (["embed.tied=1"], ["embed.tied=1", "boolean"], ["embed.tied=true"]),
     (["seed=-1"], ["seed=-1", "greater than or equal to 0"], ["seed=0"]),
     (["dropout=1"], ["dropout=1", "less than 1"], ["dropout=0.9"]),
@@ -103,6 +104,7 @@ DO_NOT_GO_TOGETHER = [
         ["residual=parallel", "residual.norms=2"],
     ),
     # embedding and head
+    (["embed.scale=1"], ["embed.scale=1", "changes nothing"], ["embed.scale=12"]),
     (["embed.width=128"], ["embed.width=128", "size.d_model", "leave it out"], ["embed.width=64"]),
     (["embed.types=0"], ["embed.types=0", "greater than or equal to 1"], ["embed.types=2"]),
     (["head.softcap=0"], ["head.softcap=0", "greater than 0"], ["head.softcap=30"]),

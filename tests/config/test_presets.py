@@ -32,6 +32,7 @@ PARAMETERS = {
     # PaLM: arXiv:2204.02311, table 1 gives 540.35 B; here with its 119 gains.
     "palm_540b": 256000 * 18432 + 118 * (2 * 18432 * 12288 + 2 * 18432 * 256 + 3 * 18432 * 73728) + 119 * 18432,
     # transformers' class on the meta device: CLASSES below makes the same numbers again.
+    "apertus_8b": 8_053_338_176,
     "bert_base": 109_514_298,
     "bloom_176b": 176_247_271_424,
     "bloom_560m": 559_214_592,
@@ -51,11 +52,15 @@ PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt_neox_20b": 20_554_567_680,
     "gptj_6b": 6_050_882_784,
+    "granite_3_3_2b": 2_533_539_840,
+    "lfm2_1_2b": 1_170_340_608,
     "llama_7b": 6_738_415_616,
     "llama2_7b": 6_738_415_616,
     "llama3_8b": 8_030_261_248,
+    "minitron_4b": 4_190_509_056,
     "mistral_7b": 7_241_732_096,
     "mpt_7b": 6_649_286_656,
+    "nanochat_d32": 1_879_048_192,
     "olmo_7b": 6_888_095_744,
     "olmo2_7b": 7_298_617_344,
     "olmo3_7b": 7_298_011_136,
@@ -82,6 +87,7 @@ PARAMETERS = {
     "smollm3_3b": 3_075_098_624,
     "stablelm_3b": 2_795_443_200,
     "stablelm2_12b": 12_143_185_920,
+    "starcoder2_3b": 3_030_371_328,
 }
 
 ACTIVE = {
@@ -150,6 +156,12 @@ CLASSES = {
         llama(40, 5120, 32, 8, 13824, 100352, qk_layernorm=True, use_parallel_residual=True, **APART),
     ),
     "stablelm_3b": ("StableLm", llama(32, 2560, 32, 32, 6912, 50304, use_qkv_bias=False, **APART)),
+    "starcoder2_3b": ("Starcoder2", llama(30, 3072, 24, 2, 12288, 49152, **ONE)),
+    "granite_3_3_2b": ("Granite", llama(40, 2048, 32, 8, 8192, 49159, **ONE)),
+    "apertus_8b": ("Apertus", llama(32, 4096, 32, 8, 21504, 131072, **APART)),
+    "minitron_4b": ("Nemotron", llama(32, 3072, 24, 8, 9216, 256000, head_dim=128, **APART)),
+    "nanochat_d32": ("NanoChat", llama(32, 2048, 16, 16, 8192, 65536, **APART)),
+    "lfm2_1_2b": ("Lfm2", llama(16, 2048, 32, 8, 12288, 65536, full_attn_idxs=[2, 5, 8, 10, 12, 14], **ONE)),
     "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
     "cohere_command_r_plus": ("Cohere", llama(64, 12288, 96, 8, 33792, 256000, use_qk_norm=True, **ONE)),
     "cohere_command_r7b": ("Cohere2", llama(32, 4096, 32, 8, 14336, 256000, **ONE)),

@@ -127,3 +127,23 @@ def test_an_index_names_files_beside_it_and_nothing_else(index, folder):
     refused(
         folder, LLAMA, "model.safetensors.index.json: .*(should hold a weight_map|names no safetensors file beside it)"
     )
+
+
+SMALL = {"vocab_size": 61, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 88}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ({"model_type": "lfm2", "layer_types": ["conv", "sliding_attention"]}, "layer_types=sliding_attention: no block .*; supported is conv or full_attention"),
+        ({"model_type": "lfm2", "block_use_swiglu": False}, "block_use_swiglu=False: no block of archlab does this; supported is block_use_swiglu=True"),
+        ({"model_type": "apertus", "qk_norm": False}, "qk_norm=False: no block of archlab does this; supported is qk_norm=True"),
+        ({"model_type": "nemotron", "hidden_act": "mish"}, "hidden_act=mish: no block of archlab does this"),
+        ({"model_type": "nanochat", "rope_parameters": YARN}, "rope_type=yarn: no block .*; supported is one that leaves the length of queries and keys"),
+        ({"model_type": "granite", "embedding_multiplier": "12"}, "the wrong type for a granite model: embedding_multiplier='12'"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_newer_families_say_and_no_block_does_is_refused_by_name(said, match, folder):
+    refused(folder, SMALL | said, match)
