@@ -120,14 +120,14 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
 
 
 def layers_in_full(cfg: DictConfig) -> list[list[Any]]:
-    """Each layer's choices with their options, and its sizes, as far as `unlike` compares them."""
+    """Each layer's choices with their options, but for dropout, and its sizes."""
     return [[options_of(getattr(plan, part.name), cfg) for part in fields(plan)] for plan in layer_plans(cfg)]
 
 
 def options_of(part: Choice | int, cfg: DictConfig) -> Any:
     if isinstance(part, int):
         return part
-    apart = (*ELSEWHERE, "_target_") if part.group == "mixer" else ELSEWHERE
+    apart = ("dropout", "balance_loss", "z_loss", *(["_target_"] if part.group == "mixer" else []))
     return {key: value for key, value in in_full(dict(part.node), cfg).items() if key not in apart}
 
 

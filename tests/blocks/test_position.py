@@ -20,6 +20,7 @@ from oracles import (
 )
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcon_alibi_tensor
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as rotate_as_gptj
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -191,6 +192,16 @@ def test_alibi_bias_is_minus_slope_times_distance_both_ways():
         [[-(2.0 ** LOG2_SLOPES[HEADS][h]) * abs(i - j) for j in range(SEQ)] for i in range(SEQ)] for h in range(HEADS)
     ]
     assert torch.equal(rows.bias, torch.tensor([expected]))
+
+
+def test_scaled_alibi_is_falcons_before_it_divides_the_scores():
+    """Of 8 heads, whose slopes bfloat16 has exactly; theirs grows with the key, which no softmax tells from our distance."""
+    rows = make_reading(make("pos", "alibi", scaled=True), "causal", SEQ, n_heads=8).everything
+    theirs = build_falcon_alibi_tensor(torch.ones(1, SEQ), 8, torch.float64)[:, 0] / HEAD_DIM**0.5
+    last_query = rows.bias[0, :, -1].double()
+    torch.testing.assert_close(last_query - last_query[:, :1], theirs - theirs[:, :1], rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match=r"pos.scaled=true: changes nothing with size.head_dim=1"):
+        make_position("alibi", head_dim=1, scaled=True)
 
 
 def test_alibi_rewards_no_key_for_being_far_even_ahead():

@@ -150,7 +150,7 @@ def test_help_names_verbs_flags_groups_and_options(archlab: Session, tmp_path: P
     mine = tmp_path / "my" / "norm" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     mine.touch()
-    assert "norm: batch, instance, layer, mine, " in archlab("--help", "--config-dir", "my").out
+    assert "mine, none, rms, " in archlab("--help", "--config-dir", "my").out
 
 
 def test_cfg_prints_the_configuration(archlab: Session) -> None:
@@ -479,7 +479,7 @@ def test_completion_in_a_shell(tmp_path: Path) -> None:
     script = tmp_path / "archlab"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m archlab "$@"\n')
     script.chmod(0o755)
-    ask = 'eval "$(archlab -sc install=bash)"; COMP_LINE="archlab +norm=l" COMP_CWORD=1; hydra_bash_completion'
+    ask = 'eval "$(archlab -sc install=bash)"; COMP_LINE="archlab +norm=la" COMP_CWORD=1; hydra_bash_completion'
     path = f"{tmp_path}:{os.environ['PATH']}"
     answer = shell(bash, "-c", f'{ask}; echo "${{COMPREPLY[@]}}"', cwd=tmp_path, PATH=path)
     assert answer.stdout.split() == ["+norm=layer"]
