@@ -95,7 +95,7 @@ def test_quantised_weights_are_refused_by_name(folder):  # noqa: F811
     refused(folder, "quantization_config: the weights are quantised .fp8.")
 
 
-@pytest.mark.parametrize("kind", ["starcoder2", "gpt_oss", "smollm3"])
+@pytest.mark.parametrize("kind", ["gpt_bigcode", "gpt_oss", "smollm3"])
 def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
     changed(folder, model_type=kind)
     refused(folder, f"model_type={kind}: no such family; families: llama")
