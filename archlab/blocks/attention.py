@@ -26,6 +26,7 @@ from archlab.blocks.attention_parts import (
     without_gate,
     without_own_bias,
 )
+from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
 from archlab.blocks.kernel import (
@@ -36,7 +37,6 @@ from archlab.blocks.kernel import (
     explicit_whatever_asks,
 )
 from archlab.blocks.norm import LayerNorm, MakeWidthNorm, RMSNorm, check_width_norm, no_norm
-from archlab.blocks.short_conv import ShortConv
 from archlab.blocks.softcap import Softcap, leave, make_softcap
 from archlab.blocks.steps import DrawnStep
 from archlab.blocks.weighing import SinkSoftmax, Weigh, sigmoid, softmax
@@ -157,7 +157,7 @@ class Attention(Mixer):
             head_dim**-0.5 if scale is None else scale, softcap, conv
         )  # fmt: skip
         widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
-        self.q_conv, self.k_conv, self.v_conv = (ShortConv(w, conv) if conv else without_context for w in widths)
+        self.q_conv, self.k_conv, self.v_conv = (CausalConv(w, conv) if conv else without_context for w in widths)
         per_gate = {"none": 0, "elementwise": head_dim, "head": 1}[gate]
         self.gate = OutputGate(d_model, n_heads, per_gate, qkv_bias) if per_gate else without_gate
         self.own_bias = ForgetGate(d_model, n_heads) if forget else without_own_bias
