@@ -1,10 +1,13 @@
 """A short causal convolution along the sequence, each channel by itself."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.base.quantities import Count
+from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block
 from archlab.blocks.roles import Role
@@ -15,8 +18,8 @@ Channels = Float[Tensor, "batch seq channels"]
 class CausalConv(Block):
     """y_t = sum_j weight_j x_(t - size + 1 + j) (+ bias), j < size, of each channel alone: (batch, seq, channels) -> the same shape.
 
-    It sees `size` tokens, the newest of which is the token itself; before a sequence, and where it is padded, there are
-    zeros. It keeps its last size - 1 inputs to decode from. Sums of shifted inputs in the place of a grouped convolution:
+    It sees `size` tokens, the newest of which is the token itself; before a sequence or a document, and where
+    it is padded, there are zeros. It keeps its last size - 1 inputs to decode from. Sums of shifted inputs in the place of a grouped convolution:
     on a CPU that takes less time, most of all backwards, and `torch.vmap` has rules for it. Weights start evenly
     between -+ 1 / sqrt(size), as those of torch's convolutions do, and do not decay; the bias starts at 0.
 
@@ -46,5 +49,26 @@ class CausalConv(Block):
         context.keep(self, seen[:, x.shape[1] :].clone())  # the rest of it need not be kept
         y = self.bias
         for i, factor in enumerate(self.weight[:, 0].unbind(dim=1)):
-            y = torch.addcmul(y, seen[:, i : i + x.shape[1]], factor)
+            y = torch.addcmul(y, context.within_document(seen[:, i : i + x.shape[1]], n_before - i), factor)
         return y.type_as(x)
+
+
+class Canon(Block):
+    """x + conv(x), a short causal convolution with a residual connection: (batch, seq, channels) -> the same shape.
+
+    Source: arXiv:2512.17351 (Canon layers); no activation and no bias, as in its released code.
+    """
+
+    SIZE = 4
+    """Tokens that it spans. Source: `canon_kernel` of the released LlamaCanon."""
+
+    def __init__(self, channels: int, size: Count = SIZE):
+        super().__init__()
+        self.conv = CausalConv(channels, size)
+
+    def forward(self, x: Channels, context: AttentionContext) -> Channels:
+        return x + self.conv(x, context)
+
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
+        channels, _, _ = self.conv.weight.shape
+        yield Term("canon: input", rules.e * channels)

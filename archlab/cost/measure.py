@@ -126,7 +126,7 @@ def numbers_held(decoder: Decoder, seq_len: int) -> int:
         with torch.no_grad():
             decoder.eval().compute(tokens, contexts)
         kept = [
-            sum(tensor.numel() for part in layer.mixer.modules() for tensor in cache.states.get(part, ()))
+            sum(tensor.numel() for part in layer.modules() for tensor in cache.states.get(part, ()))
             for layer in decoder.layers
         ]
         total = sum(n * numbers for n, numbers in zip(times, kept, strict=True))

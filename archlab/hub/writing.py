@@ -99,6 +99,8 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     """What would differ when read back, as overrides."""
     if layer_plans(cfg) != layer_plans(again) and cfg.layers != again.layers:
         yield "layers that differ in another way"
+    if cfg.get("canon") != again.get("canon"):
+        yield f"canon={again.get('canon')}"
     for group in (*BLOCKS, "size", "embed"):
         one, other = (in_full(plain_dict(c[group])) for c in (cfg, again))
         for key in dict.fromkeys((*one, *other)):
