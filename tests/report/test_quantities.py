@@ -24,4 +24,4 @@ def test_a_quantity_of_some_layers_is_drawn_though_the_first_layer_has_none():
     findings = {"first": None, "note": "nothing moved", "event": "loss", "event_step": 2, "loss_moved": None}
     figure = autopsy_figure(findings, recorded)
     (panel,) = (axes for axes in figure.axes if axes.get_ylabel() == "state\nRMS")
-    assert [list(line.get_ydata()) for line in panel.get_lines()][1] == [0.5, 0.5, 0.5]
+    assert [0.5, 0.5, 0.5] in [list(line.get_ydata()) for line in panel.get_lines()]
