@@ -26,6 +26,7 @@ from archlab.blocks.attention_parts import (
     without_gate,
     without_own_bias,
 )
+from archlab.blocks.causal_conv import Canon, CausalConv
 from archlab.blocks.context import AttentionContext, QueryBlock
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
 from archlab.blocks.kernel import (
@@ -36,7 +37,6 @@ from archlab.blocks.kernel import (
     explicit_whatever_asks,
 )
 from archlab.blocks.norm import LayerNorm, MakeWidthNorm, RMSNorm, check_width_norm, no_norm
-from archlab.blocks.short_conv import ShortConv
 from archlab.blocks.softcap import Softcap, leave, make_softcap
 from archlab.blocks.steps import DrawnStep
 from archlab.blocks.weighing import SinkSoftmax, Weigh, sigmoid, softmax
@@ -88,6 +88,8 @@ class Attention(Mixer):
     value_residual
                 adds the first layer's values to those of every later layer, by two learned factors
     conv        width of a causal convolution of each channel of queries, keys and values along the sequence
+    conv_residual
+                adds queries, keys and values to what the convolution makes of them: a Canon layer B (arXiv:2512.17351)
     scale       the factor on q k^T, in the place of 1 / sqrt(head_dim) (Gemma 2)
     softcap     soft-caps the scores to within +-softcap, before the bias (Gemma 2)
     dropout     a probability, of the weights and of the output
@@ -122,6 +124,7 @@ class Attention(Mixer):
         forget: bool = False,
         value_residual: bool = False,
         conv: Annotated[Count, Ge(2)] | None = None,
+        conv_residual: bool = False,
         scale: Positive | None = None,
         softcap: Positive | None = None,
         dropout: Probability = 0.0,
@@ -133,7 +136,7 @@ class Attention(Mixer):
         depth: int = 0,
     ):
         super().__init__()
-        check_options(qk_norm, qk_norm_kind, sinks, weighting)
+        check_options(qk_norm, qk_norm_kind, sinks, weighting, conv, conv_residual)
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.dropout = dropout
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)
@@ -157,7 +160,8 @@ class Attention(Mixer):
             head_dim**-0.5 if scale is None else scale, softcap, conv
         )  # fmt: skip
         widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
-        self.q_conv, self.k_conv, self.v_conv = (ShortConv(w, conv) if conv else without_context for w in widths)
+        make_conv = Canon if conv_residual else CausalConv
+        self.q_conv, self.k_conv, self.v_conv = (make_conv(w, conv) if conv else without_context for w in widths)
         per_gate = {"none": 0, "elementwise": head_dim, "head": 1}[gate]
         self.gate = OutputGate(d_model, n_heads, per_gate, qkv_bias) if per_gate else without_gate
         self.own_bias = ForgetGate(d_model, n_heads) if forget else without_own_bias
@@ -285,7 +289,8 @@ class Attention(Mixer):
             return len(steps)
 
         if self.conv:
-            q, k, v = (then(DrawnStep("op", f"conv {self.conv}", path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
+            label = f"+ conv {self.conv}" if isinstance(self.q_conv, Canon) else f"conv {self.conv}"
+            q, k, v = (then(DrawnStep("op", label, path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
         if self.mix_values is not without_context:
             v = then(DrawnStep("op", "+ layer 0's", reads=(v,)))
         if isinstance(self.q_norm, PerHeadNorm):
@@ -320,12 +325,19 @@ class Attention(Mixer):
         return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
 
 
-def check_options(qk_norm: str, qk_norm_kind: str, sinks: bool, weighting: str) -> None:
+def check_options(
+    qk_norm: str, qk_norm_kind: str, sinks: bool, weighting: str, conv: int | None, conv_residual: bool
+) -> None:
     """Raises UserError where an option asks for what another leaves out."""
     if qk_norm == "none" and qk_norm_kind != "model":
         raise UserError(
             f"mixer.qk_norm_kind={qk_norm_kind}: changes nothing under mixer.qk_norm=none, which norms no queries and keys;"
             " leave it out, or use mixer.qk_norm=head, each_head or width"
+        )
+    if conv_residual and conv is None:
+        raise UserError(
+            "mixer.conv_residual=true: changes nothing under mixer.conv=null, which convolves nothing; leave it out, or use"
+            " mixer.conv=4"
         )
     if sinks and weighting == "sigmoid":
         raise UserError(

@@ -128,6 +128,10 @@ class AttentionContext:
         """Zeros at the tokens that are padding."""
         return self.token_positions.without_padding(x)
 
+    def within_document(self, earlier: Stream, back: int) -> Stream:
+        """What stands `back` tokens before each of these, with zeros where the mask keeps that apart as another document's."""
+        return self.token_positions.within_document(earlier, back) if self.mask.uses_documents else earlier
+
     def of(self, block: "QueryBlock") -> "QueryBlock":
         """A block of queries as this context's `blocks` have it."""
         return block

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Positive, Probability
+from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.recurrent import (
     LOG_STEPS,
-    CausalConv,
     OfTokens,
     Recurrent,
     bias_of_step,
@@ -28,7 +28,6 @@ from archlab.blocks.recurrent import (
     joined,
     look_at_decay,
     look_at_state,
-    no_tail,
     of_heads,
     unit,
 )
@@ -71,13 +70,13 @@ class DeltaRule(Recurrent):
         beta, log_decay = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x)
         to_convolve = torch.cat(projected, dim=-1)
         no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
-        state, tail = context.decode_state(self, no_state, no_tail(to_convolve, self.conv_size))
-        convolved, tail = self.conv(to_convolve, tail)
+        (state,) = context.decode_state(self, no_state)
+        convolved = self.conv(to_convolve, context)
         with without_autocast(x.device):
             parts = at_least_float32(F.silu(convolved)).split([part.shape[-1] for part in projected], dim=-1)
             q, k, v = (heads_of(part, n) for part, n in zip(parts, (self.key_heads, self.key_heads, self.heads), strict=True))  # fmt: skip
             out, state = delta_rule(unit(q) * self.key_dim**-0.5, unit(k), v, beta, log_decay, state)
-            context.keep(self, state, tail)
+            context.keep(self, state)
             context.tap(self.taps, partial(self.look, state, log_decay))
             return self.gated(joined(self.norm(out)), x)
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Positive, Probability
+from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.recurrent import (
     LOG_STEPS,
-    CausalConv,
     Recurrent,
     bias_of_step,
     drawn_op,
@@ -27,7 +27,6 @@ from archlab.blocks.recurrent import (
     joined,
     look_at_decay,
     look_at_state,
-    no_tail,
     of_heads,
 )
 from archlab.blocks.roles import Role
@@ -106,16 +105,17 @@ class Mamba2(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         gate, to_mix, dt = self.in_proj(x).split(self.widths, dim=-1)
-        state, tail = context.decode_state(self, self.no_state(x), no_tail(to_mix, self.conv_size))
-        mixed, tail = self.conv(to_mix, tail)
-        mixed = context.without_padding(F.silu(mixed))  # the convolution's bias is there at padding too
+        (state,) = context.decode_state(self, self.no_state(x))
+        mixed = context.without_padding(
+            F.silu(self.conv(to_mix, context))
+        )  # the convolution's bias is there at padding too
         with without_autocast(x.device):
             gate, mixed = at_least_float32(gate), at_least_float32(mixed)
             v, k, q = (heads_of(part, n) for part, n in zip(mixed.split(self.inner_widths, dim=-1), (self.n_heads, self.n_groups, self.n_groups), strict=True))  # fmt: skip
             dt = F.softplus(of_heads(dt) + self.dt_bias[:, None])
             log_decay = -at_least_float32(self.A_log).exp()[:, None] * dt
             out, state = gated_sum(q, k, dt[..., None] * v, log_decay, state)
-            context.keep(self, state, tail)
+            context.keep(self, state)
             context.tap(self.taps, partial(self.look, state, log_decay))
             return self.norm(joined(out + self.D[:, None, None] * v), gate)
 

@@ -24,12 +24,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from archlab.base.quantities import Count
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.contracts import Block, Mask, Mixer, Position, Stream
+from archlab.blocks.contracts import Mask, Mixer, Position, Stream
 from archlab.blocks.norm import MakeWidthNorm
 from archlab.blocks.precision import at_least_float32
-from archlab.blocks.roles import Role
 from archlab.blocks.steps import DrawnStep
 
 CHUNK = 64
@@ -139,39 +137,6 @@ def delta_rule(
     out = ((q @ k.mT) * decays.within) @ torch.stack(new, dim=3)
     out = out + decays.from_start * read(q, torch.stack(before, dim=3))
     return out_of_chunks(out, seq_len), rearrange(s, "b k share i j -> b (k share) i j")
-
-
-class CausalConv(Block):
-    """y_t = sum_j weight_j x_(t - size + 1 + j) (+ bias) of each channel alone, over the last `size` tokens.
-
-    The `tail` is the size - 1 inputs before these, zeros at a sequence's beginning. Weights start evenly between
-    -+ 1 / sqrt(size), as those of torch's convolutions do, and do not decay; the bias starts at 0.
-    Source: arXiv:2405.21060, sec. 7; the released code has torch.nn.Conv1d with as many groups as channels.
-    """
-
-    roles = {"weight": Role.GAIN}
-    bias: nn.Parameter | None
-
-    def __init__(self, channels: int, size: Count, bias: bool):
-        super().__init__()
-        within = size**-0.5
-        self.weight = nn.Parameter(torch.empty(channels, 1, size).uniform_(-within, within))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if bias else None)
-        self.starts_within = {"weight": (-within, within)}
-
-    def forward(
-        self, x: Float[Tensor, "batch seq channels"], tail: Float[Tensor, "batch tail channels"]
-    ) -> tuple[Float[Tensor, "batch seq channels"], Float[Tensor, "batch tail channels"]]:
-        """The output at each token, and the tail for what comes next."""
-        channels, _, size = self.weight.shape
-        whole = torch.cat((tail, x), dim=1)
-        out = F.conv1d(whole.mT, self.weight, self.bias, groups=channels).mT
-        return out, whole[:, whole.shape[1] - (size - 1) :].clone()  # the rest of it need not be kept
-
-
-def no_tail(x: Float[Tensor, "batch seq channels"], size: int) -> Float[Tensor, "batch tail channels"]:
-    """The tail of a convolution over `size` tokens before the first one."""
-    return x.new_zeros(x.shape[0], size - 1, x.shape[2])
 
 
 def heads_of(x: Float[Tensor, "batch seq width"], n_heads: int) -> Float[Tensor, "batch heads seq dim"]:

@@ -60,6 +60,13 @@ class TokenPositions:
         """Zeros at the queries that are padding."""
         return x * (self.index[:, self.n_cached :, None] >= 0).type_as(x) if self.padded else x
 
+    def within_document(self, earlier: Stream, back: int) -> Stream:
+        """What stands `back` tokens before each query, with zeros where that is before the query's document."""
+        if self.document_starts is None:
+            return earlier
+        inside = self.index - back >= self.document_starts
+        return earlier * inside[:, self.n_cached :, None].type_as(earlier)
+
     def of_first(self) -> "TokenPositions":
         """Those of the first sequence alone."""
         starts = None if self.document_starts is None else self.document_starts[:1]

@@ -45,6 +45,7 @@ def assemble(cfg: DictConfig) -> Decoder:
             "embed_types": cfg.embed.types,
             "dropout": cfg.dropout,
             "kernel": cfg.kernel,
+            "canon": cfg.get("canon"),  # a run's file may be older than it
         }
         try:
             decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)

@@ -59,6 +59,7 @@ class TopLevel:
     documents: bool
     random_positions: Count | None
     allow_leak: bool
+    canon: str | None
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
     tune: Literal["lr"] | None

@@ -31,8 +31,16 @@ def flops_of_solving(matrix: tuple[int, ...], wanted: tuple[int, ...], **_: Any)
     return math.prod(wanted) * (matrix[-1] - 1)
 
 
-SOLVING = {torch.ops.aten.linalg_solve_triangular: flops_of_solving}
-"""What torch's counter leaves out: the delta rule solves for all tokens of a chunk at once."""
+def flops_of_adding_products(*_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+    """A multiply-add for each number that comes out."""
+    return 2 * math.prod(out_shape)
+
+
+LEFT_OUT = {
+    torch.ops.aten.linalg_solve_triangular: flops_of_solving,
+    torch.ops.aten.addcmul: flops_of_adding_products,
+}
+"""What torch's counter leaves out: the delta rule solves for all tokens of a chunk at once, a short convolution adds products."""
 
 
 def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
@@ -51,13 +59,13 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
         by_layer: list[int] = []
 
         def counted(call: LayerCall, layer: Layer, *given: Any) -> Any:
-            with FlopCounterMode(display=False, custom_mapping=SOLVING) as alone:
+            with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as alone:
                 out = run_plainly(call, layer, *given)
             by_layer.append(alone.get_total_flops())
             return out
 
         decoder.run_layer = counted
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=SOLVING) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
             decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
         more = sum((n - 1) * flops for n, flops in zip(times, by_layer, strict=True))
         total = counter.get_total_flops() + more
@@ -118,7 +126,7 @@ def numbers_held(decoder: Decoder, seq_len: int) -> int:
         with torch.no_grad():
             decoder.eval().compute(tokens, contexts)
         kept = [
-            sum(tensor.numel() for part in layer.mixer.modules() for tensor in cache.states.get(part, ()))
+            sum(tensor.numel() for part in layer.modules() for tensor in cache.states.get(part, ()))
             for layer in decoder.layers
         ]
         total = sum(n * numbers for n, numbers in zip(times, kept, strict=True))

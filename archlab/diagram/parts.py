@@ -15,7 +15,7 @@ from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
 from archlab.diagram.sketch import Box, DrawnBranch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
 from archlab.diagram.words import box_of, details, linear, scale
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, Layer
 
 
 def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
@@ -65,10 +65,19 @@ def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
     return LayerSketch(
         trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
         (
-            DrawnBranch("mixer", layer.mixer.summary, mixer(layer.mixer, *pair, decoder)),
-            DrawnBranch("ffn", layer.ffn.summary, ffn(layer.ffn, decoder)),
+            DrawnBranch("mixer", layer.mixer.summary, after(layer, "canon_a", mixer(layer.mixer, *pair, decoder))),
+            DrawnBranch("ffn", layer.ffn.summary, after(layer, "canon_c", ffn(layer.ffn, decoder))),
         ),
     )
+
+
+def after(layer: Layer, name: str, branch: Graph) -> Graph:
+    """A branch's graph with the Canon layer of this name below it, where the layer has one."""
+    if name not in layer.canons:
+        return branch
+    canon = Box("op", f"+ conv {layer.canons[name].conv.weight.shape[-1]}", name, name)
+    moved = (Node(node.box, tuple(place + 1 for place in node.reads)) for node in branch[1:])
+    return (branch[0], Node(canon, (0,)), *moved)
 
 
 def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Graph:

@@ -107,6 +107,8 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     alike = layers_in_full(cfg) == layers_in_full(again)
     if not alike and cfg.layers != again.layers:
         yield "layers that differ in another way"
+    if cfg.get("canon") != again.get("canon"):
+        yield f"canon={again.get('canon')}"
     of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
     for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from archlab.base.errors import UserError
+from archlab.blocks.activations import Accounting, Term
+from archlab.blocks.attention_parts import without_context
 from archlab.blocks.cache import Cache
+from archlab.blocks.causal_conv import Canon
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.embedding import embed_factor, make_projection, make_token_types
@@ -59,12 +62,17 @@ class Output(NamedTuple):
 
 
 class Layer(Block):
-    """A mixer and a feed-forward network, joined to the residual stream by a residual scheme."""
+    """A mixer and a feed-forward network, joined to the residual stream by a residual scheme.
+
+    `canons` are the Canon layers A, of what the mixer is given, and C, of what the network is given, as far as there are.
+    """
 
     taps = ("activation_rms",)
 
-    def __init__(self, mixer: Mixer, ffn: FeedForward, residual: Residual):
+    def __init__(self, mixer: Mixer, ffn: FeedForward, residual: Residual, canons: Mapping[str, Canon] = {}):
         super().__init__()
+        self.canon_a: Callable[[Tensor, AttentionContext], Tensor] = canons.get("A", without_context)
+        self.canon_c: Callable[[Tensor, AttentionContext], Tensor] = canons.get("C", without_context)
         self.mixer = mixer
         self.ffn = ffn
         self.residual = residual
@@ -73,9 +81,21 @@ class Layer(Block):
 
     def forward(self, x: Tensor, context: AttentionContext, taps: Taps = NOBODY_LOOKS) -> Tensor:
         context = context.watched_by(taps)
-        x = self.residual(x, (lambda read: self.mixer(read, context), lambda read: self.call_ffn(self.ffn, read, taps)))
+        mix = lambda read: self.mixer(self.canon_a(read, context), context)  # noqa: E731
+        transform = lambda read: self.call_ffn(self.ffn, self.canon_c(read, context), taps)  # noqa: E731
+        x = self.residual(x, (mix, transform))
         taps.tap(self.taps, partial(stream_rms, x))
         return x
+
+    @property
+    def canons(self) -> dict[str, Canon]:
+        """Its Canon layers, by the names they have in it."""
+        return {name: part for name, part in self.named_children() if isinstance(part, Canon)}
+
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
+        """What it keeps beside its branches and its residual scheme."""
+        for canon in self.canons.values():
+            yield from canon.saved_activations(rules)
 
     def watched(self, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
         """The layer's output with what was seen, added to the loss and counted on the way, so that all of it leaves together."""
@@ -120,7 +140,8 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed. Weights are torch's
+    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed. `canon` names the places
+    of Canon layers in every layer: A, C or AC. Weights are torch's
     own until `archlab.model.init` has set them.
     """
 
@@ -151,8 +172,10 @@ class Decoder(Block):
         embed_types: int | None = None,
         dropout: float = 0.0,
         kernel: str = "auto",
+        canon: str | None = None,
     ):
         super().__init__()
+        check_canon(canon)
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, head_dim
         make_norm = partial(norm, d_model=d_model)
         parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
@@ -178,7 +201,7 @@ class Decoder(Block):
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
         layers_made = (
-            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel)
+            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel, canon or "")
             for depth, (part, pair) in enumerate(zip(parts, of_layers, strict=True))
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
@@ -372,6 +395,7 @@ def make_layer(
     n_heads: int,
     head_dim: int,
     kernel: str,
+    canon: str = "",
 ) -> Layer:
     """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
     place = {"layer": depth, "d_model": d_model}
@@ -397,7 +421,8 @@ def make_layer(
     }
     mixer = part.mixer(**{name: value for name, value in offered.items() if name in parameters_of(part.mixer)})
     check_honours(mixer, *pair)
-    return Layer(mixer, part.ffn(d_model=d_model, d_ff=part.d_ff, **inner), scheme)
+    ffn = part.ffn(d_model=d_model, d_ff=part.d_ff, **inner)
+    return Layer(mixer, ffn, scheme, {letter: Canon(d_model) for letter in canon})
 
 
 def made_once(
@@ -460,6 +485,23 @@ def check_takes_inner_norm(scheme: Residual, part: LayerParts) -> None:
                 f"{group}: {type(scheme).__name__} norms what each branch projects back to the stream, and"
                 f" {name_of(maker)} takes no inner_norm; use another residual scheme, or give its constructor one"
             )
+
+
+def check_canon(canon: str | None) -> None:
+    """Raises UserError at places where no Canon layer can be built."""
+    if canon in (None, "A", "C", "AC"):
+        return
+    if "B" in canon:
+        raise UserError(
+            f"canon={canon}: B, on queries, keys and values, is an option of attention; use mixer.conv={Canon.SIZE}"
+            " mixer.conv_residual=true, and canon=A, C or AC beside it"
+        )
+    if "D" in canon:
+        raise UserError(
+            f"canon={canon}: D would mix positions inside the feed-forward network, which transforms each position alone; use"
+            " canon=A, C or AC"
+        )
+    raise UserError(f"canon={canon}: are no places of Canon layers, once each and in order; use A, C or AC")
 
 
 def check_honours(mixer: Mixer, position: Position, mask: Mask) -> None:

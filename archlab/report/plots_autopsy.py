@@ -17,8 +17,9 @@ from archlab.report.tables import QUANTITIES, moved_first
 Records = Sequence[Mapping[str, Any]]
 
 EVERY_STEP = ("activation_rms", "grad_norm")
-AT_LOOKS = ("attention_entropy", "max_score", "update_ratio")
-LOGARITHMIC = ("loss", "activation_rms", "grad_norm", "update_ratio")
+OF_SOME_BLOCKS = ("state_rms", "mean_decay", "router_entropy", "max_load", "min_load")
+AT_LOOKS = ("attention_entropy", "max_score", "update_ratio", *OF_SOME_BLOCKS)
+LOGARITHMIC = ("loss", "activation_rms", "grad_norm", "update_ratio", "state_rms")
 
 
 def draw_autopsy(findings: Mapping[str, Any], recorded: Records, path: Path) -> Path | None:
@@ -63,7 +64,7 @@ def autopsy_figure(findings: Mapping[str, Any], recorded: Records) -> Figure | N
 def _layers(axes: Axes, steps: np.ndarray, recorded: Records, key: str, first: Mapping[str, Any] | None) -> np.ndarray:
     """A line for each layer, dark to light from the first to the last; the first to move is drawn thick."""
     values = np.array([[layer.get(key) for layer in record["layers"]] for record in recorded], dtype=float)
-    measured = np.array([key in record["layers"][0] for record in recorded])
+    measured = np.array([any(key in layer for layer in record["layers"]) for record in recorded])
     n_layers = values.shape[1]
     named = {0, n_layers - 1, first["layer"] if first else 0}
     for layer, share in enumerate(np.linspace(0, 0.85, n_layers)):

@@ -37,6 +37,11 @@ QUANTITIES = {
     "attention_entropy": "attention entropy",
     "max_score": "largest attention score",
     "update_ratio": "update/weight ratio",
+    "state_rms": "state RMS",
+    "mean_decay": "mean decay of the state",
+    "router_entropy": "router entropy",
+    "max_load": "largest load of an expert",
+    "min_load": "smallest load of an expert",
 }
 """What is measured by layer, in words."""
 

@@ -35,8 +35,8 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.blocks import context as contexts
 from archlab.blocks.activations import Accounting
+from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.roles import Role
-from archlab.blocks.short_conv import ShortConv
 from archlab.config.assemble import assemble_without_weights
 from archlab.contract import decoder as contract
 from archlab.contract.subject import SMALL, Subject
@@ -231,9 +231,9 @@ def test_scalable_softmax_keeps_its_fused_kernel_and_so_does_a_gate():
 
 
 def test_a_short_convolution_is_torchs():
-    conv = randomise(ShortConv(D_MODEL, 4)).double()
+    conv = randomise(CausalConv(D_MODEL, 4)).double()
     x, context = draw_input(), make_reading("none", "causal", SEQ)
-    expected = F.conv1d(x.mT, conv.weight[:, None], padding=3, groups=D_MODEL)[..., :SEQ].mT
+    expected = F.conv1d(x.mT, conv.weight, padding=3, groups=D_MODEL)[..., :SEQ].mT
     leaves = [x, conv.weight]
     torch.testing.assert_close(conv(x, context), expected, **EXACT)
     torch.testing.assert_close(gradients(conv(x, context), leaves), gradients(expected, leaves), **EXACT)
@@ -241,7 +241,7 @@ def test_a_short_convolution_is_torchs():
     without.load_state_dict(with_it.state_dict(), strict=False)
     for name in ("q", "k", "v"):
         weight = getattr(with_it, f"{name}_conv").weight
-        weight.data = torch.stack((torch.zeros(len(weight)), torch.ones(len(weight))), dim=1).double()
+        weight.data = torch.stack((torch.zeros(len(weight)), torch.ones(len(weight))), dim=1)[:, None].double()
     torch.testing.assert_close(with_it(x, context), without(x, context), **EXACT)
 
 
@@ -305,7 +305,7 @@ def test_weights_are_what_they_are_for():
     roles = {weight.name: weight.role for weight in decoder.layers[1].mixer.weights()}
     assert roles["gate.proj.weight"] == roles["own_bias.proj.weight"] == Role.HIDDEN
     assert roles["weigh.sinks"] == roles["sharpen.s"] == roles["mix_values.factors"] == Role.SCALAR
-    assert roles["q_conv.weight"] == Role.TABLE and roles["q_norm.heads.0.gain"] == Role.GAIN
+    assert roles["q_conv.weight"] == roles["q_norm.heads.0.gain"] == Role.GAIN
     assert (
         decoder.layers[1].mixer.q_conv.weight.abs().max() <= 3**-0.5 and not decoder.layers[1].mixer.weigh.sinks.any()
     )

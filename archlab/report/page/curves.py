@@ -27,6 +27,11 @@ QUANTITIES = {
     "update / weight": "update_ratio",
     "attention entropy (nats)": "attention_entropy",
     "largest score": "max_score",
+    "state RMS": "state_rms",
+    "mean decay of the state": "mean_decay",
+    "router entropy (nats)": "router_entropy",
+    "largest load of an expert (of the mean)": "max_load",
+    "smallest load of an expert (of the mean)": "min_load",
 }
 LENGTHS = {
     "whole window": ("loss", "loss (nats per token)"),

@@ -6,10 +6,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from archlab.base.quantities import Count, Probability
+from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
-from archlab.blocks.recurrent import CausalConv, Recurrent, drawn_op, drawn_part, no_tail
+from archlab.blocks.recurrent import Recurrent, drawn_op, drawn_part
 from archlab.blocks.steps import DrawnStep
 
 
@@ -43,11 +44,7 @@ class GatedShortConv(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         before, after, to_convolve = self.in_proj(x).chunk(3, dim=-1)
-        gated = context.without_padding(before * to_convolve)  # a projection's bias is there at padding too
-        (tail,) = context.decode_state(self, no_tail(gated, self.conv_size))
-        convolved, tail = self.conv(gated, tail)
-        context.keep(self, tail)
-        return after * convolved
+        return after * self.conv(before * to_convolve, context)
 
     def drawn(self, position: Position) -> Iterator[DrawnStep]:
         yield drawn_part("in_proj")
