@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from archlab.base.configuration import plain_dict
 from archlab.base.words import layers_in
-from archlab.blocks.position import NoPosition
 
 IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
 """The groups that a rule can choose from for some layers; the other groups apply to the whole model."""
@@ -80,7 +79,7 @@ OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "determinist
 
 
 NO_POSITION = Choice.of(
-    "pos", "none", {"_target_": f"{NoPosition.__module__}.{NoPosition.__qualname__}", "_partial_": True}
+    "pos", "none", {"_target_": "archlab.blocks.position.NoPosition", "_partial_": True}
 )
 """What layers have whose mixer does not honour the model's scheme: conf/pos/none.yaml."""
 
