@@ -17,7 +17,7 @@ from archlab.difference.models import difference
 from archlab.runs.named_model import named, two
 
 PAIRS = [
-    ("gpt2", "bloom_560m"),
+    pytest.param("gpt2", "bloom_560m", marks=pytest.mark.slow),
     pytest.param("llama_7b", "chatglm_6b", marks=pytest.mark.slow),
     pytest.param("mistral_7b", "gemma2_2b", marks=pytest.mark.slow),  # windows, head_dim
     ("falcon_7b", "gpt2"),  # one key-value head to many, which attn and sizes have to say together
