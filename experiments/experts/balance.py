@@ -41,14 +41,14 @@ def main(directories: list[str]) -> None:
 
 def draw(curves: pd.DataFrame) -> None:
     """Mean over layers and seeds by step."""
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(SEEN)), SEEN.items(), strict=True):
         for arm, curve in curves.groupby("arm", sort=False):
             axes.plot(curve.index.get_level_values("step"), curve[name], label=arm)
         axes.set_xlabel("step")
         axes.set_title(title, fontsize="medium")
-    axes.legend(fontsize="x-small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     figure.savefig(HERE / "balance.png", dpi=150)
 
 

@@ -52,7 +52,7 @@ def gathered(rows: list[dict], quantity: str) -> dict[str, dict[int, list[float]
 
 def draw(rows: list[dict]) -> None:
     """Mean over seeds, and the range of the seeds as a band."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for arm, curve in gathered(rows, "late_ratio").items():
@@ -65,7 +65,7 @@ def draw(rows: list[dict]) -> None:
     axes.set_xlabel("evaluation length (tokens)")
     axes.set_ylabel("loss over the loss of the same tokens at 1x")
     axes.set_title("Late loss by length: mean and range of the seeds")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", fontsize="small")
     figure.savefig(HERE / "lengths.png", dpi=150)
 
 

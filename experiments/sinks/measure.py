@@ -79,7 +79,7 @@ def sizes(x: Tensor) -> dict[str, float]:
 
 def draw(rows: list[dict]) -> None:
     """Mean over seeds by layer, and the range of the seeds as a band."""
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     arms, depths = (list(dict.fromkeys(row[name] for row in rows)) for name in ("arm", "layer"))
     for axes, (name, title) in zip(figure.subplots(1, len(SEEN)), SEEN.items(), strict=True):
@@ -90,7 +90,7 @@ def draw(rows: list[dict]) -> None:
         axes.set_xticks(depths)
         axes.set_xlabel("layer")
         axes.set_title(title, fontsize="medium")
-    axes.legend(fontsize="x-small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     figure.savefig(HERE / "sinks.png", dpi=150)
 
 
