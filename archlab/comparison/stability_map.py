@@ -26,6 +26,7 @@ from typing import Any
 
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves, options_alone
+from archlab.comparison.arms import spelt
 from archlab.records.reader import Run
 
 Record = dict[str, Any]
@@ -101,7 +102,8 @@ def labelled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     named = [f"choices.{group}" for group in chosen]
     named += [name for name in differing if name.partition(".")[0] not in (*chosen, "choices")]
     return [
-        " ".join(f"{name.removeprefix('choices.')}={fields.get(name)}" for name in named) or "all" for fields in arms
+        " ".join(f"{name.removeprefix('choices.')}={spelt(fields.get(name))}" for name in named) or "all"
+        for fields in arms
     ]
 
 

@@ -1,5 +1,6 @@
 """Makes what a user typed into a configuration that can be run."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,12 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
                 )
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     known, composed_before = set(Known.within(own).fields), dict[tuple[str, ...], DictConfig]()
-    return [plan_of(job, own, known, composed_before) for job in jobs]
+    return [plan_of([as_typed(word) for word in job], own, known, composed_before) for job in jobs]
+
+
+def as_typed(word: str) -> str:
+    """The word with true and false in YAML's spelling, where the sweeper wrote Python's."""
+    return re.sub(r"=(True|False)$", lambda found: found[0].lower(), word)
 
 
 def options_within(own: Sequence[Path]) -> ConfigLoader:

@@ -133,6 +133,13 @@ def test_a_field_or_a_corpus_that_differs_makes_an_arm():
     ]  # fmt: skip
 
 
+def test_labels_are_spelt_as_they_are_typed():
+    runs = swept(RATES, embed={"norm": True, "width": None}) + swept(RATES, embed={"norm": False, "width": 8})
+    assert [arm["label"] for arm in stability_map(runs)["arms"]] == [
+        "embed.norm=true embed.width=null", "embed.norm=false embed.width=8"
+    ]  # fmt: skip
+
+
 def test_one_arm_alone_is_called_all():
     assert stability_map(swept(RATES))["arms"][0]["label"] == "all"
 

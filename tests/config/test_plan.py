@@ -32,6 +32,14 @@ def test_a_sweep_is_a_plan_for_every_combination_in_the_order_of_the_words():
     assert asked[1].cfg == archlab.compose(SMALL[0], "norm=rms", "mixer=gqa", "seed=1")
 
 
+def test_a_plan_spells_true_and_false_as_they_are_typed():
+    asked = plans(*SMALL[:1], "mixer.sinks=true", "train.checkpoint=false,true", "mixer.out_bias=True")
+    assert [plan.overrides[1:] for plan in asked] == [
+        ("mixer.sinks=true", f"train.checkpoint={checkpoint}", "mixer.out_bias=true")
+        for checkpoint in ("false", "true")
+    ]
+
+
 def test_what_is_asked_once_is_one_plan_with_an_entry_for_each_layer():
     (plan,) = plans(*SMALL, "layers[1:].pos=none")
     assert [layer.pos.name for layer in plan.layers] == ["rope", "none"]
