@@ -182,9 +182,7 @@ class MixedNorm(OneNormPerBranch):
 
     told_apart_by_norms = True
 
-    def __init__(
-        self, norm: MakeNorm, n_layers: int, layer: int = 0, share: Share = 0.25, branches: int = BRANCHES
-    ):
+    def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, share: Share = 0.25, branches: int = BRANCHES):
         super().__init__(norm, n_layers, branches)
         post = layer < share * n_layers
         self.placed = add_then_norm if post else norm_then_add
@@ -244,9 +242,7 @@ class LayerScale(Residual):
     Source: arXiv:2103.17239.
     """
 
-    def __init__(
-        self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1, branches: int = BRANCHES
-    ):
+    def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1, branches: int = BRANCHES):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(branches))
         self.scales = nn.ModuleList(FeatureScale(d_model, start) for _ in range(branches))

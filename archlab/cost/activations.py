@@ -32,7 +32,9 @@ def layer_terms(decoder: Decoder, depth: int, rules: Accounting) -> list[Term]:
     """All that one layer keeps."""
     layer = decoder.layers[depth]
     mixer, ffn = kept_by_branches(decoder, depth, rules)
-    if branch_inputs(layer.residual, decoder.d_model, layer.n_branches) == 1 and not layer.canons:  # the same tensor, which is kept once
+    if (
+        branch_inputs(layer.residual, decoder.d_model, layer.n_branches) == 1 and not layer.canons
+    ):  # the same tensor, which is kept once
         ffn = tuple(term for term in ffn if not term.branch_input)
     n_norms = sum(isinstance(module, Norm) and module.acts for module in layer.residual.modules())
     return [
