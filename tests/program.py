@@ -18,7 +18,7 @@ from archlab.data.batch import Batch
 from archlab.train.objective import Program, placed
 
 SMALL = (
-    "size.d_model=24", "size.n_layers=1", "size.n_heads=4", "size.head_dim=8", "size.d_ff=20", "size.vocab_size=17",
+    "size.d_model=24", "size.n_layers=1", "size.n_heads=4", "size.head_dim=8", "size.vocab_size=17",
     "train.train_len=9", "allow_leak=true",
 )  # fmt: skip
 MEMBERS, SEQ = 3, 9

@@ -3,6 +3,7 @@
 Of a published model both logits and gradients are compared, through a list of which of its weights is which of ours.
 """
 
+import inspect
 import random
 from functools import cache
 from itertools import combinations, product
@@ -596,6 +597,12 @@ def test_refused_are_what_leaks_and_what_is_another_option_under_a_new_name(norm
             assert f"residual={residual}" in message and f"norm={norm}" in message and "use residual=pre" in message
 
 
+@cache
+def joins(residual: str, ffn: str) -> bool:
+    """Whether a scheme joins the branches that a layer with this network has: two, or the mixer alone."""
+    return part("ffn", ffn).func.acts or "branches" in inspect.signature(part("residual", residual).func).parameters
+
+
 SIDES = (("norm", "residual"), ("pos", "mixer"))
 """What may be refused beside a mask, and by each other."""
 
@@ -630,7 +637,11 @@ def every_pair() -> set[tuple[Part, ...]]:
         pairs |= {
             tuple(sorted(pair)) for pair in (*product(*here), *product(ffns, here[0] | here[1] | {("mask", mask)}))
         }
-    return pairs
+    return {pair for pair in pairs if can_be(dict(pair))}
+
+
+def can_be(choice: dict[str, str]) -> bool:
+    return not {"residual", "ffn"} <= choice.keys() or joins(choice["residual"], choice["ffn"])
 
 
 def pairwise() -> list[tuple[str, ...]]:
@@ -646,6 +657,9 @@ def pairwise() -> list[tuple[str, ...]]:
                 some(normings, SIDES[0], wanted, draw), some(mixings, SIDES[1], wanted, draw)
             )
         ]
+        candidates = [choice for choice in candidates if can_be(dict(named(choice)))]
+        if not candidates:  # of what was drawn none joins the branches that there are
+            continue
         best = max(candidates, key=lambda choice: len(pairs_of(named(choice)) & todo))
         todo -= pairs_of(named(best))
         chosen.append(best)
@@ -700,7 +714,7 @@ def test_pairwise(choice):
 @each_norm_and_mask
 def test_all(norm, mask):
     for residual, ffn, pos, attn in product(options("residual"), options("ffn"), options("pos"), options("mixer")):
-        if admits(pos, mask, attn) and not refusal(norm, residual, mask):
+        if admits(pos, mask, attn) and not refusal(norm, residual, mask) and joins(residual, ffn):
             check_combination((norm, residual, ffn, pos, mask, attn))
 
 

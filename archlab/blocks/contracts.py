@@ -232,6 +232,9 @@ class FeedForward(Block):
     gated: bool = False
     """Whether it has three matrices of d_model x d_ff where a plain network has two."""
 
+    acts: bool = True
+    """Whether there is a network; where there is none, the mixer is the layer's one branch, and d_ff is without effect."""
+
     to_stream: tuple[str, ...] = ("down_proj",)
     taps: tuple[str, ...] = ()
     """Which quantities can be recorded, by name."""
@@ -420,6 +423,7 @@ class Residual(Block):
 
     layer       the layer's number, counted from 0
     d_model     the width of a stream
+    branches    how many branches the layer has: two, or the mixer alone; a scheme without this parameter joins two
     """
 
     variant: Hashable = None
@@ -454,7 +458,10 @@ class Residual(Block):
 
     @abstractmethod
     def forward(self, x: Tensor, branches: Sequence[Callable[[Stream], Stream]]) -> Tensor:
-        """Adds the branches, the mixer first, to the stream. Each branch takes and gives (batch, seq, d_model)."""
+        """Adds the branches, the mixer first, to the stream. Each branch takes and gives (batch, seq, d_model).
+
+        In a layer without a feed-forward network the mixer is the one branch.
+        """
 
 
 class Head(Block, nn.Linear):

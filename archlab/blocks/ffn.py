@@ -107,6 +107,28 @@ class Gated(PositionWise):
         yield from self.kept_by_dropout(rules)
 
 
+class NoFeedForward(FeedForward):
+    """0, without weights: a layer has no feed-forward network, and its mixer is the one branch.
+
+    The residual scheme has no norm for it either. Source: arXiv:2405.21060, sec. 7 (the layers of Mamba 2).
+    """
+
+    acts = False
+
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+
+    def forward(self, x: Stream) -> Stream:
+        return torch.zeros_like(x)
+
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
+        yield from ()
+
+    @property
+    def summary(self) -> str:
+        return "none"
+
+
 class SquaredReLU(nn.Module):
     """max(0, x)^2. Source: arXiv:2109.08668 (Primer)."""
 

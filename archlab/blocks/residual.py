@@ -1,6 +1,8 @@
 """Residual schemes: how a layer's branches join the residual stream, and where the norms sit.
 
-f is a branch, attention or the feed-forward network; N is the number of layers.
+f is a branch, attention or the feed-forward network; N is the number of layers. In a layer without a feed-forward
+network the mixer is the one branch. DeepNorm and SubNorm, whose numbers are derived for two branches a layer, and schemes
+whose branches share something, have no `branches` and join two alone.
 """
 
 import math
@@ -30,9 +32,9 @@ BRANCHES = 2
 class OneNormPerBranch(Residual):
     """The schemes that add one branch after the other, each with a norm of its own; `join` says how."""
 
-    def __init__(self, norm: MakeNorm, n_layers: int):
+    def __init__(self, norm: MakeNorm, n_layers: int, branches: int = BRANCHES):
         super().__init__()
-        self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+        self.norms = nn.ModuleList(norm() for _ in range(branches))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, branch in zip(self.norms, branches, strict=True):
@@ -50,8 +52,8 @@ class PreNorm(OneNormPerBranch):
     Source: arXiv:2002.04745, table 1; `scale` as the residual_multiplier of Granite's published code.
     """
 
-    def __init__(self, norm: MakeNorm, n_layers: int, scale: Positive = 1.0):
-        super().__init__(norm, n_layers)
+    def __init__(self, norm: MakeNorm, n_layers: int, scale: Positive = 1.0, branches: int = BRANCHES):
+        super().__init__(norm, n_layers, branches)
         self.placed = norm_then_add if scale == 1 else partial(norm_then_add_share, scale=scale)
 
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
@@ -130,10 +132,10 @@ class Sandwich(Residual):
 
     told_apart_by_norms = True
 
-    def __init__(self, norm: MakeNorm, n_layers: int):
+    def __init__(self, norm: MakeNorm, n_layers: int, branches: int = BRANCHES):
         super().__init__()
-        self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
-        self.branch_norms = nn.ModuleList(norm() for _ in range(BRANCHES))
+        self.norms = nn.ModuleList(norm() for _ in range(branches))
+        self.branch_norms = nn.ModuleList(norm() for _ in range(branches))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, branch_norm, branch in zip(self.norms, self.branch_norms, branches, strict=True):
@@ -164,8 +166,8 @@ class ScaledNorm(OneNormPerBranch):
     Source: arXiv:2502.05795.
     """
 
-    def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0):
-        super().__init__(norm, n_layers)
+    def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, branches: int = BRANCHES):
+        super().__init__(norm, n_layers, branches)
         self.scale = (layer + 1) ** -0.5
 
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
@@ -180,8 +182,8 @@ class MixedNorm(OneNormPerBranch):
 
     told_apart_by_norms = True
 
-    def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, share: Share = 0.25):
-        super().__init__(norm, n_layers)
+    def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, share: Share = 0.25, branches: int = BRANCHES):
+        super().__init__(norm, n_layers, branches)
         post = layer < share * n_layers
         self.placed = add_then_norm if post else norm_then_add
         self.needs_final_norm, self.variant = not post, "post" if post else "pre"
@@ -240,10 +242,10 @@ class LayerScale(Residual):
     Source: arXiv:2103.17239.
     """
 
-    def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1):
+    def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1, branches: int = BRANCHES):
         super().__init__()
-        self.norms = nn.ModuleList(norm() for _ in range(BRANCHES))
-        self.scales = nn.ModuleList(FeatureScale(d_model, start) for _ in range(BRANCHES))
+        self.norms = nn.ModuleList(norm() for _ in range(branches))
+        self.scales = nn.ModuleList(FeatureScale(d_model, start) for _ in range(branches))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, scale, branch in zip(self.norms, self.scales, branches, strict=True):

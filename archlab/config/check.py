@@ -17,6 +17,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Positive, Probability, Width
+from archlab.base.words import layers_in
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.flex import LEAST_HEAD_DIM
 from archlab.config.plan import layer_plans
@@ -191,6 +192,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     """
     check_leaks(cfg)
     check_norms(cfg, explicit)
+    check_width(cfg, explicit)
     check_embedding(cfg)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
@@ -211,6 +213,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_compile(cfg)
     check_loggers(cfg)
     check_preflight(PreflightSettings(**plain_dict(cfg.preflight)))
+    check_depths(cfg, explicit)
 
 
 def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
@@ -312,6 +315,41 @@ def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
     if cfg.embed.norm:
         raise UserError(
             f"embed.norm=true: changes nothing under norm={option(cfg, 'norm')}; leave it out, or use a norm"
+        )
+
+
+def has_width(ffn: Mapping[str, Any]) -> bool:
+    """Whether there is a feed-forward network with these options, whose width is d_ff."""
+    return locate("ffn", ffn["_target_"]).acts
+
+
+def check_width(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses a d_ff that was typed for layers without a feed-forward network."""
+    wide = [has_width(plan.ffn.node) for plan in layer_plans(cfg)]
+    if "size.d_ff" in explicit and not any(wide):
+        raise UserError(
+            f"size.d_ff={cfg.size.d_ff}: changes nothing under ffn={option(cfg, 'ffn')}, which has no width; leave it out, or"
+            " use a feed-forward network"
+        )
+    for rule in cfg.layers:
+        if "d_ff" in rule.get("size", {}) and not any(wide[depth] for depth in layers_in(rule["at"], len(wide))):
+            raise UserError(
+                f"layers[{rule['at']}].size.d_ff={rule['size']['d_ff']}: changes nothing: these layers have no feed-forward"
+                " network; leave it out, or use one there"
+            )
+
+
+def ends_in_networks(cfg: DictConfig) -> bool:
+    """Whether every layer has a feed-forward network; only of such models is it proved how the last one's gradient goes by depth."""
+    return all(has_width(plan.ffn.node) for plan in layer_plans(cfg))
+
+
+def check_depths(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses depths that were typed for a model of which none are compared."""
+    if "preflight.depths" in explicit and cfg.preflight.depths and not ends_in_networks(cfg):
+        raise UserError(
+            f"preflight.depths={list(cfg.preflight.depths)}: compares gradients of the last layer's feed-forward network, and there"
+            " are layers without one; leave it out, or use one in every layer"
         )
 
 
@@ -455,6 +493,11 @@ def check_loggers(cfg: DictConfig) -> None:
 def check_match(cfg: DictConfig, explicit: Collection[str]) -> None:
     if "size.d_ff" in explicit:
         raise UserError(f"match={cfg.match}: sets size.d_ff={cfg.size.d_ff} to another number; keep one of the two")
+    if not any(has_width(plan.ffn.node) and plan.d_ff == cfg.size.d_ff for plan in layer_plans(cfg)):
+        raise UserError(
+            f"match={cfg.match}: sets size.d_ff, which is the width of no layer under ffn={option(cfg, 'ffn')}; leave it out, or use"
+            " a feed-forward network for the whole model, and rules for the layers without one"
+        )
 
 
 def check_training(cfg: DictConfig) -> None:

@@ -78,9 +78,7 @@ OF_ITS_TRAINING = ("optimizer", "average", "loss")
 OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
 
 
-NO_POSITION = Choice.of(
-    "pos", "none", {"_target_": "archlab.blocks.position.NoPosition", "_partial_": True}
-)
+NO_POSITION = Choice.of("pos", "none", {"_target_": "archlab.blocks.position.NoPosition", "_partial_": True})
 """What layers have whose mixer does not honour the model's scheme: conf/pos/none.yaml."""
 
 

@@ -11,7 +11,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in, slice_of
 from archlab.config.assemble import default_d_ff, default_kv_heads, kv_heads_of
-from archlab.config.check import check_block
+from archlab.config.check import check_block, has_width
 from archlab.config.overrides import groups, option_node
 from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, plans_of, positions_act
 
@@ -157,7 +157,7 @@ def settled_sizes(at: str, rule: Rule, typed: Mapping[str, Any], cfg: DictConfig
             raise UserError(f"layers[{at}].size.{name}={value}: should be a whole number, 1 or more")
     if "d_ff" in typed:
         yield "d_ff", typed["d_ff"]
-    elif "ffn" in rule and cfg.size.d_ff == "matched":
+    elif "ffn" in rule and cfg.size.d_ff == "matched" and has_width(rule["ffn"]):
         yield "d_ff", default_d_ff(rule["ffn"], cfg.size.d_model)
     if "n_kv_heads" in typed:
         name = rule["choices"].get("mixer", cfg.choices.mixer)

@@ -76,6 +76,8 @@ def each_position_alone(subject: Subject) -> str:
     """Each position alone."""
     size = subject.cfg.size
     ffn, x = made("ffn", subject, d_model=size.d_model, d_ff=size.d_ff), stream(subject).requires_grad_()
+    if not ffn.acts:
+        return not_there(ffn(x))
     (gradient,) = torch.autograd.grad(ffn(x)[0, 2].square().sum(), x)
     touched = gradient.any(dim=-1).nonzero().tolist()
     if any(sequence for sequence, _ in touched):
@@ -85,6 +87,12 @@ def each_position_alone(subject: Subject) -> str:
             f"What it makes of position 2 depends on positions {sorted({position for _, position in touched})}."
         )
     return "What it makes of a position depends on that position alone."
+
+
+def not_there(out: Tensor) -> str:
+    if out.any():
+        raise Broken("`acts` is False, so that no layer calls it, and something comes out of it.")
+    return "`acts` is False, so that no layer calls it, and 0 comes out of it."
 
 
 def gate_declared(subject: Subject) -> str:
@@ -104,12 +112,12 @@ def gate_declared(subject: Subject) -> str:
 # ---------------------------------------------------------------- residual
 
 
-def scheme(subject: Subject, norm: Any = None) -> Any:
+def scheme(subject: Subject, norm: Any = None, **branches: int) -> Any:
     size = subject.cfg.size
     takes = inspect.signature(instantiate(subject.cfg.residual).func).parameters
     width = {"d_model": size.d_model} if "d_model" in takes else {}
     norm = norm or partial(RMSNorm, d_model=size.d_model)
-    return made("residual", subject, norm=norm, n_layers=size.n_layers, **width)
+    return made("residual", subject, norm=norm, n_layers=size.n_layers, **width, **branches)
 
 
 def both_branches(subject: Subject) -> str:
@@ -121,12 +129,20 @@ def both_branches(subject: Subject) -> str:
         return x.tanh()
 
     residual = scheme(subject)
-    residual(residual.enter(stream(subject)), (partial(branch, "mixer"), partial(branch, "ffn")))
+    both = (partial(branch, "mixer"), partial(branch, "ffn"))
+    residual(residual.enter(stream(subject)), both)
     if called != ["mixer", "ffn"]:
         raise Broken(
             f"The branches were called as {', '.join(called) or 'none'}; the mixer comes first, then ffn, each once."
         )
-    return "Each branch is asked once, the mixer first."
+    if "branches" not in inspect.signature(instantiate(subject.cfg.residual).func).parameters:
+        return "Each branch is asked once, the mixer first."
+    called.clear()
+    alone = scheme(subject, branches=1)
+    alone(alone.enter(stream(subject)), both[:1])
+    if called != ["mixer"]:
+        raise Broken(f"With branches=1 the mixer is called {len(called)} times, and not once.")
+    return "Each branch is asked once, the mixer first, and so is the mixer alone."
 
 
 def stream_left(subject: Subject) -> str:

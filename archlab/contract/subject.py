@@ -25,7 +25,6 @@ SMALL = (
     "size.n_layers=4",
     "size.n_heads=6",
     "size.head_dim=10",
-    "size.d_ff=88",
     "size.vocab_size=61",
     "train.train_len=4",  # the width of a window, so that some of the past is out of its reach
     "allow_leak=true",

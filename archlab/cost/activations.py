@@ -32,7 +32,9 @@ def layer_terms(decoder: Decoder, depth: int, rules: Accounting) -> list[Term]:
     """All that one layer keeps."""
     layer = decoder.layers[depth]
     mixer, ffn = kept_by_branches(decoder, depth, rules)
-    if branch_inputs(layer.residual, decoder.d_model) == 1 and not layer.canons:  # the same tensor, which is kept once
+    if (
+        branch_inputs(layer.residual, decoder.d_model, layer.n_branches) == 1 and not layer.canons
+    ):  # the same tensor, which is kept once
         ffn = tuple(term for term in ffn if not term.branch_input)
     n_norms = sum(isinstance(module, Norm) and module.acts for module in layer.residual.modules())
     return [
@@ -51,8 +53,8 @@ def kept_streams(residual: Residual, d_model: int, rules: Accounting) -> list[Te
     return [Term("residual: its streams", 2 * rules.e * residual.streams * d_model)]
 
 
-def branch_inputs(residual: Residual, d_model: int) -> int:
-    """How many tensors a scheme's branches read: one where they are parallel."""
+def branch_inputs(residual: Residual, d_model: int, n_branches: int) -> int:
+    """How many tensors a scheme's branches read: one where they are parallel, or where there is one branch."""
     read: set[int] = set()
     kept: list[Tensor] = []
 
@@ -63,7 +65,7 @@ def branch_inputs(residual: Residual, d_model: int) -> int:
 
     on_meta = copy.deepcopy(residual).to("meta")
     with torch.no_grad(), torch.device("meta"):
-        on_meta(on_meta.enter(torch.empty(1, 1, d_model)), (branch, branch))
+        on_meta(on_meta.enter(torch.empty(1, 1, d_model)), (branch,) * n_branches)
     return len(read)
 
 

@@ -62,13 +62,12 @@ def layers(decoder: Decoder) -> tuple[Layers, ...]:
 
 def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:
     layer, pair = decoder.layers[depth], decoder.pairs[decoder.pair_of_layer[depth]]
-    return LayerSketch(
-        trace.residual(layer.residual, decoder.d_model, ("mixer", "ffn")),
-        (
-            DrawnBranch("mixer", layer.mixer.summary, after(layer, "canon_a", mixer(layer.mixer, *pair, decoder))),
-            DrawnBranch("ffn", layer.ffn.summary, after(layer, "canon_c", ffn(layer.ffn, decoder))),
-        ),
-    )
+    branches = (
+        DrawnBranch("mixer", layer.mixer.summary, after(layer, "canon_a", mixer(layer.mixer, *pair, decoder))),
+        DrawnBranch("ffn", layer.ffn.summary, after(layer, "canon_c", ffn(layer.ffn, decoder))),
+    )[: layer.n_branches]
+    names = [branch.name for branch in branches]
+    return LayerSketch(trace.residual(layer.residual, decoder.d_model, names), branches)
 
 
 def after(layer: Layer, name: str, branch: Graph) -> Graph:

@@ -87,6 +87,7 @@ FAMILIES = {
     "nanochat": Family(say.nanochat, at.NANOCHAT_ROWS),
     "starcoder2": Family(say.starcoder2, at.STARCODER2_ROWS),
     "lfm2": Family(say.lfm2, at.LFM2_ROWS),
+    "mamba2": Family(say.mamba2, at.MAMBA2_ROWS, (), (("backbone.embedding.weight", "backbone.embeddings.weight"),)),
     "baichuan": Family(say.baichuan, at.BAICHUAN_ROWS),
     "qwen": Family(say.qwen, at.QWEN_ROWS),
     "chatglm": Family(say.chatglm, at.CHATGLM_ROWS),

@@ -20,6 +20,7 @@ shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rop
 linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
 full_attention_interval
 block_ff_dim block_multiple_of conv_L_cache
+num_heads state_size n_groups expand conv_kernel
 """.split()
 
 NUMBERS = """
@@ -37,7 +38,7 @@ use_qk_norm use_sliding_window use_dynamic_ntk use_logn_attn do_layer_norm_befor
 _remove_final_layer_norm apply_residual_connection_post_layernorm scale_attn_by_inverse_layer_idx scale_attn_weights
 position_encoding_2d rmsnorm post_layer_norm original_rope truncate norm_topk_prob rope_interleave
 use_bidirectional_attention use_bias conv_bias tie_embedding
-block_auto_adjust_ff_dim block_use_swiglu qk_norm
+block_auto_adjust_ff_dim block_use_swiglu qk_norm use_conv_bias
 """.split()
 
 WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func".split()
@@ -54,6 +55,7 @@ TYPES: Mapping[str, Any] = {
     "layer_types": list[Annotated[str, Strict()]],
     "mlp_only_layers": list[Annotated[int, Strict()]],
     "no_rope_layers": list[Annotated[int, Strict()]],
+    "time_step_limit": list[Annotated[float, Strict()]],
     "full_attn_idxs": list[Annotated[int, Strict()]],
     **dict.fromkeys(("short_factor", "long_factor"), list[Annotated[float, Strict()]]),
 }

@@ -203,6 +203,17 @@ LFM2_ROWS = (
     + of_layers(L, operator_norm=FIRST, ffn_norm=SECOND)
 )
 
+B = "backbone.layers.{}"
+MAMBA2_ROWS = (
+    ends("backbone.embeddings", "backbone.norm_f")
+    + linear(f"{B}.mixer.in_proj", f"{ATTENTION}.in_proj")
+    + linear(f"{B}.mixer.conv1d", f"{ATTENTION}.conv")
+    + tuple(row for name in ("A_log", "dt_bias", "D") for row in same(f"{B}.mixer.{name}", f"{ATTENTION}.{name}"))
+    + norm(f"{B}.mixer.norm", f"{ATTENTION}.norm")
+    + linear(f"{B}.mixer.out_proj", OUT)
+    + of_layers(B, norm=FIRST)
+)
+
 W_PACK = linear(f"{SELF}.W_pack", *OURS_QKV, split=queries_keys_values, join=stacked)
 BAICHUAN_ROWS = ENDS + W_PACK + linear(f"{SELF}.o_proj", OUT) + GATED + PRE
 QWEN_ROWS = (

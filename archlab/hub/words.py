@@ -315,6 +315,26 @@ def lfm2_width(c: Config, d_ff: int) -> int:
     return d_ff if factor is None else of * -(-int(factor * d_ff) // of)
 
 
+def mamba2(c: Config) -> Words:
+    """Layers of a state space model alone; as many heads as the class says, size.n_heads times mixer.expand."""
+    read.only(c, use_bias=False, use_conv_bias=True, hidden_act="silu")
+    limits = c.get("time_step_limit") or MAMBA2_LIMITS
+    if tuple(limits) != MAMBA2_LIMITS:
+        raise read.unsupported("time_step_limit", limits, f"time_step_limit={list(MAMBA2_LIMITS)}")
+    heads, times = c["num_heads"], c.get("expand", 2)
+    times = 1 if heads % times else times
+    eps = c.get("layer_norm_epsilon", 1e-5)
+    return ["norm=rms", f"norm.eps={eps}", "residual=pre", "ffn=none", "pos=none", "mask=causal", "mixer=mamba2",
+            f"mixer.expand={times}", f"mixer.state_dim={c['state_size']}", f"mixer.n_groups={c['n_groups']}",
+            f"mixer.conv_size={c['conv_kernel']}", f"mixer.eps={eps}", f"size.n_layers={c['num_hidden_layers']}",
+            f"size.d_model={c['hidden_size']}", f"size.n_heads={heads // times}", f"size.head_dim={c['head_dim']}",
+            f"size.vocab_size={c['vocab_size']}", *read.embedding(c, tied=False)]  # fmt: skip
+
+
+MAMBA2_LIMITS = (0.0, float("inf"))
+"""Of a token's step: none beside that it is positive."""
+
+
 def falcon(c: Config) -> Words:
     """ALiBi's biases are divided by sqrt(head_dim) as scores are; here they stay float32, which Falcon's code rounds to bfloat16."""
     wide = c.get("new_decoder_architecture", False)

@@ -23,7 +23,7 @@ from archlab.hub.families import FAMILIES
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
          "stablelm", "cohere", "cohere2", "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral",
          "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next", "starcoder2", "lfm2", "granite",
-         "apertus", "nemotron", "nanochat")  # fmt: skip
+         "apertus", "nemotron", "nanochat", "mamba2")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
 
 WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
@@ -194,6 +194,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         **experts_fields(cfg),
         **latent_fields(cfg),
         **delta_fields(cfg),
+        **state_space_fields(cfg),
         "use_qk_norm": attn.get("qk_norm", "none") != "none",
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "head_dim": size.head_dim,
@@ -271,6 +272,22 @@ def delta_fields(cfg: DictConfig) -> dict[str, Any]:
         "linear_key_head_dim": widths["key_dim"],
         "linear_value_head_dim": widths["value_dim"],
         "linear_conv_kernel_dim": cfg.mixer.conv_size,
+    }
+
+
+def state_space_fields(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say of Mamba 2."""
+    mixer, size = cfg.mixer, cfg.size
+    if "state_dim" not in mixer:
+        return {}
+    heads = mixer.expand * size.n_heads
+    return {
+        "num_heads": heads,
+        "expand": heads * size.head_dim // size.d_model,
+        "state_size": mixer.state_dim,
+        "n_groups": mixer.n_groups,
+        "conv_kernel": mixer.conv_size,
+        "hidden_act": "silu",
     }
 
 

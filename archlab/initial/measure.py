@@ -165,7 +165,8 @@ def matrix_gradients(layer: Layer) -> dict[str, float]:
         if weight.role in MATRICES and weight.tensor.grad is not None:
             short = weight.name.removesuffix(".weight").rpartition(".")[2]
             by_name[weight.name if short in by_name else short] = float(weight.tensor.grad.norm())
-    return by_name | {f"{name}_to_stream": to_stream_gradient(part) for name, part in (("mixer", layer.mixer), ("ffn", layer.ffn))}  # fmt: skip
+    branches = (("mixer", layer.mixer), ("ffn", layer.ffn))[: layer.n_branches]
+    return by_name | {f"{name}_to_stream": to_stream_gradient(part) for name, part in branches}
 
 
 def to_stream_gradient(part: Block) -> float:

@@ -64,6 +64,8 @@ class Output(NamedTuple):
 class Layer(Block):
     """A mixer and a feed-forward network, joined to the residual stream by a residual scheme.
 
+    Where there is no network (`FeedForward.acts`) the mixer is the one branch that the scheme joins.
+
     `canons` are the Canon layers A, of what the mixer is given, and C, of what the network is given, as far as there are.
     """
 
@@ -77,13 +79,14 @@ class Layer(Block):
         self.ffn = ffn
         self.residual = residual
         self.register_load_state_dict_pre_hook(with_todays_names)
+        self.n_branches = branches_beside(ffn)
         self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
 
     def forward(self, x: Tensor, context: AttentionContext, taps: Taps = NOBODY_LOOKS) -> Tensor:
         context = context.watched_by(taps)
         mix = lambda read: self.mixer(self.canon_a(read, context), context)  # noqa: E731
         transform = lambda read: self.call_ffn(self.ffn, self.canon_c(read, context), taps)  # noqa: E731
-        x = self.residual(x, (mix, transform))
+        x = self.residual(x, (mix, transform)[: self.n_branches])
         taps.tap(self.taps, partial(stream_rms, x))
         return x
 
@@ -117,6 +120,11 @@ def with_todays_names(layer: Layer, weights: dict[str, Tensor], prefix: str, *re
     """Renames a layer's weights of an older file, as a hook of `load_state_dict`."""
     for name in [name for name in weights if name.startswith(f"{prefix}attention.")]:
         weights[todays_name(name)] = weights.pop(name)
+
+
+def branches_beside(ffn: FeedForward | type[FeedForward]) -> int:
+    """How many branches a layer with this network has."""
+    return 2 if ffn.acts else 1
 
 
 def with_taps(ffn: FeedForward, x: Tensor, taps: Taps) -> Tensor:
@@ -398,7 +406,8 @@ def make_layer(
     canon: str = "",
 ) -> Layer:
     """A layer under its position scheme and mask. Raises UserError where a block lacks what the others ask of it."""
-    place = {"layer": depth, "d_model": d_model}
+    check_branches(part, canon)
+    place = {"layer": depth, "d_model": d_model, "branches": branches_beside(class_of(part.ffn))}
     scheme = part.residual(
         norm=partial(norm, d_model=d_model),
         n_layers=n_layers,
@@ -472,9 +481,30 @@ def parameters_of(maker: Callable[..., Any]) -> Collection[str]:
     return inspect.signature(maker).parameters
 
 
+def class_of(maker: Callable[..., Any]) -> Any:
+    """The class that a maker makes."""
+    return getattr(maker, "func", maker)
+
+
 def name_of(maker: Callable[..., Any]) -> str:
-    """The class that a maker makes, by name."""
-    return getattr(maker, "func", maker).__name__
+    """The same, by name."""
+    return class_of(maker).__name__
+
+
+def check_branches(part: LayerParts, canon: str) -> None:
+    """Raises UserError where a layer has the mixer alone and something needs a feed-forward network beside it."""
+    if branches_beside(class_of(part.ffn)) == 2:
+        return
+    if "branches" not in parameters_of(part.residual):
+        raise UserError(
+            f"residual={name_of(part.residual)}: joins two branches, and with ffn={name_of(part.ffn)} a layer has one, its"
+            " mixer; use a scheme that joins one too, such as residual=pre, or a feed-forward network"
+        )
+    if "C" in canon:
+        raise UserError(
+            f"canon={canon}: C is of what the feed-forward network is given, and with ffn={name_of(part.ffn)} a layer has"
+            " none; use canon=A, or a feed-forward network"
+        )
 
 
 def check_takes_inner_norm(scheme: Residual, part: LayerParts) -> None:

@@ -78,8 +78,8 @@ class Init(ABC):
         if weight.role in TABLES:
             tied = weight.tensor is decoder.head.weight
             return self.table_std(self.width_of(weight, decoder)) / (self.scale_of_tied(decoder) if tied else 1.0)
-        n_layers = len(decoder.layers)
-        gain = branch_gain(weight, decoder) * (self.back_to_stream(n_layers) if weight.writes_to_stream else 1.0)
+        n_branches = sum(layer.n_branches for layer in decoder.layers)
+        gain = branch_gain(weight, decoder) * (self.back_to_stream(n_branches) if weight.writes_to_stream else 1.0)
         return gain * self.matrix_std(weight.fan_out, weight.fan_in)
 
     @staticmethod
@@ -87,8 +87,8 @@ class Init(ABC):
         """The embedding's own width, which may be below d_model; d_model for every other table, T5's too."""
         return table.tensor.shape[-1] if table.role is Role.EMBEDDING else decoder.d_model
 
-    def back_to_stream(self, n_layers: int) -> float:
-        """An extra factor on the projections that write to the residual stream."""
+    def back_to_stream(self, n_branches: int) -> float:
+        """An extra factor on the projections that write to the residual stream, by the number of branches of all layers."""
         return 1.0
 
     def scale_of_tied(self, decoder: Decoder) -> float:
@@ -107,7 +107,8 @@ class Init(ABC):
 class Normal(Init):
     """N(0, std^2) for every matrix and table.
 
-    With `depth_scaled` the projections back to the stream are divided by sqrt(2 n_layers), the number of branches.
+    With `depth_scaled` the projections back to the stream are divided by the root of the number of branches, which are 2 n_layers,
+    or n_layers without feed-forward networks.
     Source: GPT-2's report (Radford et al. 2019), sec. 2.3; its released code has the std of 0.02.
     """
 
@@ -115,8 +116,8 @@ class Normal(Init):
         self.std, self.zero = std, zero
         self.depth_scaled = depth_scaled
 
-    def back_to_stream(self, n_layers: int) -> float:
-        return (2 * n_layers) ** -0.5 if self.depth_scaled else 1.0
+    def back_to_stream(self, n_branches: int) -> float:
+        return n_branches**-0.5 if self.depth_scaled else 1.0
 
     def matrix_std(self, fan_out: int, fan_in: int) -> float:
         return self.std

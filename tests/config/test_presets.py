@@ -57,6 +57,8 @@ PARAMETERS = {
     "llama_7b": 6_738_415_616,
     "llama2_7b": 6_738_415_616,
     "llama3_8b": 8_030_261_248,
+    "mamba2_130m": 128_989_632,
+    "mamba2_2_7b": 2_702_599_680,
     "minitron_4b": 4_190_509_056,
     "mistral_7b": 7_241_732_096,
     "mpt_7b": 6_649_286_656,
@@ -119,6 +121,11 @@ def llama(layers, d, heads, kv, ff, vocab, **more):
     )
 
 
+def mamba2(layers, d):
+    """Two heads of 64 features for every 64 of the stream, one B and one C, and 50277 tokens up to a multiple of 16."""
+    return dict(num_hidden_layers=layers, hidden_size=d, num_heads=2 * d // 64, n_groups=1, vocab_size=50288, **ONE)
+
+
 def plain(layers, d, heads, ff, vocab, **more):
     return (
         dict(num_hidden_layers=layers, hidden_size=d, num_attention_heads=heads, intermediate_size=ff, vocab_size=vocab)
@@ -162,6 +169,8 @@ CLASSES = {
     "minitron_4b": ("Nemotron", llama(32, 3072, 24, 8, 9216, 256000, head_dim=128, **APART)),
     "nanochat_d32": ("NanoChat", llama(32, 2048, 16, 16, 8192, 65536, **APART)),
     "lfm2_1_2b": ("Lfm2", llama(16, 2048, 32, 8, 12288, 65536, full_attn_idxs=[2, 5, 8, 10, 12, 14], **ONE)),
+    "mamba2_130m": ("Mamba2", mamba2(24, 768)),
+    "mamba2_2_7b": ("Mamba2", mamba2(64, 2560)),
     "cohere_command_r": ("Cohere", llama(40, 8192, 64, 64, 22528, 256000, use_qk_norm=False, **ONE)),
     "cohere_command_r_plus": ("Cohere", llama(64, 12288, 96, 8, 33792, 256000, use_qk_norm=True, **ONE)),
     "cohere_command_r7b": ("Cohere2", llama(32, 4096, 32, 8, 14336, 256000, **ONE)),

@@ -306,6 +306,23 @@ CASES = {
     ),
     "apertus": ("Apertus", NEW | dict(attention_bias=True)),
     "nemotron": ("Nemotron", NEW | dict(head_dim=12, mlp_bias=True)),
+    "mamba2": (
+        "Mamba2",
+        dict(
+            vocab_size=61,
+            hidden_size=30,
+            num_hidden_layers=3,
+            num_heads=6,
+            head_dim=10,
+            expand=2,
+            state_size=14,
+            n_groups=3,
+            conv_kernel=5,
+            layer_norm_epsilon=1e-4,
+            chunk_size=16,
+            tie_word_embeddings=True,
+        ),
+    ),
     "nanochat": ("NanoChat", NEW | dict(attention_bias=True, final_logit_softcapping=7.0)),
     "starcoder2": ("Starcoder2", NEW | dict(sliding_window=6)),
     "lfm2": (

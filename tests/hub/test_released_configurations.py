@@ -24,6 +24,8 @@ RELEASED = {
                             attention_multiplier=0.015625, residual_multiplier=0.22, logits_scaling=8.0),
     "lfm2_1_2b": sizes("lfm2", 16, 2048, 32, 8, 12288, 65536, norm_eps=1e-5, rope_theta=1e6, conv_bias=False, conv_L_cache=3, block_multiple_of=256,
                        block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=True, full_attn_idxs=[2, 5, 8, 10, 12, 14]),
+    "mamba2_130m": {"model_type": "mamba2", "num_hidden_layers": 24, "hidden_size": 768, "num_heads": 24, "head_dim": 64, "expand": 2, "n_groups": 1,
+                    "state_size": 128, "conv_kernel": 4, "layer_norm_epsilon": 1e-5, "vocab_size": 50288, "tie_word_embeddings": True},
     "minitron_4b": sizes("nemotron", 32, 3072, 24, 8, 9216, 256000, head_dim=128, norm_eps=1e-5, hidden_act="relu2", rope_theta=10000,
                          partial_rotary_factor=0.5, max_position_embeddings=4096, tie_word_embeddings=False),
     "nanochat_d32": sizes("nanochat", 32, 2048, 16, 16, 8192, 65536, hidden_act="relu2", rms_norm_eps=1e-6, final_logit_softcapping=15.0,
