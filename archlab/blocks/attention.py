@@ -149,6 +149,7 @@ class Attention(Mixer):
         make_norm = no_norm if qk_norm == "none" else norm if qk_norm_kind == "model" else QK_NORM_KINDS[qk_norm_kind]
         check_width_norm(f"mixer.qk_norm={qk_norm}", make_norm(d_model=head_dim))
         if qk_norm == "each_head":
+            check_gains(make_norm(d_model=head_dim))
             self.q_norm: nn.Module = PerHeadNorm(make_norm, n_heads, head_dim)
             self.k_norm: nn.Module = PerHeadNorm(make_norm, n_kv_heads, head_dim)
         else:
@@ -343,6 +344,15 @@ def check_options(
         raise UserError(
             "mixer.sinks=true: a sink is a term of a softmax's denominator, and mixer.weighting=sigmoid has none; use one of"
             " the two"
+        )
+
+
+def check_gains(norm: nn.Module) -> None:
+    """Raises UserError where the norm has nothing that each head could have of its own."""
+    if not any(True for _ in norm.parameters()):
+        raise UserError(
+            f"mixer.qk_norm=each_head: differs from head in the gains alone, and {type(norm).__name__} with these options has"
+            " none; use mixer.qk_norm=head, or mixer.qk_norm_kind=rms"
         )
 
 

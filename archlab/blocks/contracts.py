@@ -441,6 +441,9 @@ class Residual(Block):
     inner_norms: bool = False
     """Whether the mixer and the feed-forward network norm what they project back to the stream."""
 
+    drops_zero_branches: bool = False
+    """Whether no gradient reaches branches whose outputs are all zero, so that they must not start so."""
+
     told_apart_by_norms: bool = False
     """Whether its norms are all that distinguishes it from pre-norm: without norms (norm=none) both are x + f(x)."""
 

@@ -488,6 +488,10 @@ def check_groups(n_experts: int, top_k: int, groups: int, top_groups: int) -> No
             f"ffn.groups={groups}: {n_experts} experts are not so many equal groups of two or more; use a divisor of"
             " ffn.n_experts up to half of it"
         )
+    if groups == 1:
+        raise UserError(
+            f"ffn.top_groups={top_groups}: changes nothing at ffn.groups=1; leave it out, or use ffn.groups={2 * top_groups}"
+        )
     if top_groups >= groups:
         raise UserError(
             f"ffn.top_groups={top_groups}: of ffn.groups={groups} groups leaves none out, so groups would change nothing;"

@@ -123,6 +123,8 @@ class BranchNorm(OneNormPerBranch):
 class NoResidual(OneNormPerBranch):
     """f(norm(x)): there is no residual stream, each branch replaces its input."""
 
+    drops_zero_branches = True
+
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return branch(norm(x))
 
@@ -213,6 +215,8 @@ class ReZero(Residual):
     So each layer starts as the identity. The decoder's own norm before the head stays; norm=none leaves it out.
     Source: arXiv:2003.04887, as its published code has it.
     """
+
+    drops_zero_branches = True
 
     def __init__(self, norm: MakeNorm, n_layers: int):
         super().__init__()

@@ -132,9 +132,12 @@ def kv_heads(cfg: DictConfig) -> int:
 def kv_heads_of(node: Mapping[str, Any], name: str, n_heads: int, asked: int | None) -> int:
     """The requested number of key-value heads, if the mixer admits it; without a request, the mixer's default."""
     default = default_kv_heads(node, n_heads)
-    if asked is not None and not locate("mixer", node["_target_"]).admits(n_heads, asked):
+    admits = locate("mixer", node["_target_"]).admits
+    if asked is not None and not admits(n_heads, asked):
+        may = [n for n in range(1, n_heads + 1) if n != default and n_heads % n == 0 and admits(n_heads, n)]
+        others = f", or may have {', '.join(map(str, may))}" if may else ""
         raise UserError(
-            f"size.n_kv_heads={asked}: mixer={name} with size.n_heads={n_heads} has {default} of them;"
+            f"size.n_kv_heads={asked}: mixer={name} with size.n_heads={n_heads} has {default} of them{others};"
             " leave it null, or use mixer=gqa with a divisor of size.n_heads"
         )
     return default if asked is None else asked

@@ -193,10 +193,11 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_leaks(cfg)
     check_norms(cfg, explicit)
     check_width(cfg, explicit)
+    check_share(cfg)
     check_embedding(cfg)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
-    check_prefix(cfg, explicit)
+    check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
@@ -269,6 +270,11 @@ def without_effect(cfg: DictConfig) -> Iterator[str]:
     longest = cfg.train.train_len * max(cfg.eval.lengths)
     for name in ("window", "chunk"):
         width = cfg.mask.get(name)
+        if isinstance(width, int) and name == "window" and width < longest <= width + cfg.mask.get("sinks", 0):
+            yield (
+                f"mask.sinks={cfg.mask.sinks}: with mask.window={width} masks nothing in this run, whose longest sequences have"
+                f" {longest} tokens; use fewer sinks, a smaller window, or longer eval.lengths"
+            )
         if isinstance(width, int) and width >= longest:
             yield (
                 f"mask.{name}={width}: masks nothing in this run, whose longest sequences have {longest} tokens; use a smaller"
@@ -353,6 +359,16 @@ def check_depths(cfg: DictConfig, explicit: Collection[str]) -> None:
         )
 
 
+def check_share(cfg: DictConfig) -> None:
+    """Refuses a share of the layers that is all of them."""
+    share, layers = cfg.residual.get("share"), cfg.size.n_layers
+    if isinstance(share, float | int) and share * layers > layers - 1 > 0:
+        raise UserError(
+            f"residual.share={share}: of size.n_layers={layers} is every layer; use residual=post, or at most"
+            f" {math.floor(1000 * (layers - 1) / layers) / 1000}"
+        )
+
+
 def check_embedding(cfg: DictConfig) -> None:
     if cfg.embed.scale == 1:
         raise UserError("embed.scale=1: changes nothing; use embed.scale=none, or another number")
@@ -378,11 +394,11 @@ def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:
         )
 
 
-def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
+def check_prefix(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
     marks_its_own = "prefix" not in cfg.data
-    if target(cfg, "mask").uses_prefix and not target(cfg, "data").marks_prefix:
+    if decoder.mask.uses_prefix and not target(cfg, "data").marks_prefix:
         raise UserError(
-            f"mask={option(cfg, 'mask')}: data={option(cfg, 'data')} has no prefix to attend to in both directions; use mask=full"
+            f"mask=prefix: data={option(cfg, 'data')} has no prefix to attend to in both directions; use mask=full"
             " or causal"
         )
     if target(cfg, "mask").bidirectional and cfg.data.get("varied"):
@@ -395,7 +411,7 @@ def check_prefix(cfg: DictConfig, explicit: Collection[str]) -> None:
             raise UserError(f"prefix={list(cfg.prefix)}: data={option(cfg, 'data')} marks its own prefix; leave it out")
         return
     if cfg.prefix is None:
-        if target(cfg, "mask").uses_prefix:
+        if decoder.mask.uses_prefix:
             raise UserError(
                 "prefix=null: mask=prefix needs a prefix to attend to in both directions; give two shares, such as [0.25,0.75]"
             )
@@ -413,10 +429,16 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
     if target(cfg, "data").marks_documents:
         return
     if cfg.documents and "documents" not in cfg.data:
-        who = f"mask={option(cfg, 'mask')} asks for them" if target(cfg, "mask").uses_documents else "leave it out"
+        asks = decoder.mask.uses_documents
+        who, instead = (f", and mask={option(cfg, 'mask')} asks for them", "") if asks else ("", "leave it out, or ")
         raise UserError(
-            f"documents=true: data={option(cfg, 'data')} does not say where documents start, and {who}; use data=text, python,"
+            f"documents=true: data={option(cfg, 'data')} does not say where documents start{who}; {instead}use data=text, python,"
             " file or hf"
+        )
+    if decoder.mask.resets_positions and not goes_by_positions(decoder):
+        raise UserError(
+            f"mask.reset_positions=true: pos={option(cfg, 'pos')} does not go by positions, so it would change nothing; leave it"
+            " out, or use another pos"
         )
     if decoder.mask.uses_documents and not cfg.documents:
         raise UserError(
@@ -440,7 +462,7 @@ def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
             f"random_positions={upto}: train.train_len={cfg.train.train_len} positions are drawn, each once, so that they would"
             " be 0, 1, 2, ..; use a larger number, as large as the longest sequence is to be"
         )
-    if not any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs):
+    if not goes_by_positions(decoder):
         raise UserError(
             f"random_positions={upto}: pos={name} does not go by positions, so it would change nothing; leave it out"
         )
@@ -457,6 +479,10 @@ def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
         raise UserError(
             f"random_positions={upto}: mask.reset_positions=true counts positions from each document's start; use one of the two"
         )
+
+
+def goes_by_positions(decoder: Decoder) -> bool:
+    return any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs)
 
 
 def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:
@@ -557,12 +583,22 @@ def check_averages(cfg: DictConfig, decoder: Decoder) -> None:
             f"{asked}: optimizer={option(cfg, 'optimizer')} evaluates an average of the weights already; use average=none, or"
             " another optimizer"
         )
-    learned = {name for name, _ in decoder.named_parameters(remove_duplicate=False)}
-    if (by_rule or by_average) and decoder.state_dict().keys() - learned:
+    if (by_rule or by_average) and (group := keeps_statistics(decoder)):
         raise UserError(
-            f"{asked}: norm={option(cfg, 'norm')} keeps running statistics of weights that are not those evaluated; use another"
-            " norm, or no average"
+            f"{asked}: {group}={option(cfg, group)} keeps running statistics of weights that are not those evaluated; use another"
+            f" {group}, or one whose options keep none, or no average"
         )
+    if by_average:
+        made(cfg, "average").check(cfg.train.steps)
+
+
+def keeps_statistics(decoder: Decoder) -> str | None:
+    """The kind of a block that keeps more than its weights."""
+    for group in BLOCKS:
+        for block in (module for module in decoder.modules() if isinstance(module, KINDS[group])):
+            if block.state_dict().keys() - {name for name, _ in block.named_parameters(remove_duplicate=False)}:
+                return group
+    return None
 
 
 def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
@@ -571,6 +607,13 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
         raise UserError(
             f"init={option(cfg, 'init')}: its learning rates by width are for optimizers that move each number of a weight by"
             f" itself, as Adam does, and optimizer={option(cfg, 'optimizer')} does not; use optimizer=adamw, or another init"
+        )
+    if cfg.init.get("zero") in ("branches", "all") and any(
+        layer.residual.drops_zero_branches for layer in decoder.layers
+    ):
+        raise UserError(
+            f"init.zero={cfg.init.zero}: under residual={option(cfg, 'residual')} no gradient would ever reach a branch that"
+            " starts at zero; use init.zero=none or head, or another residual"
         )
     for name in ("depth_scaled", "wang"):
         if f"init.{name}" in explicit and cfg.init[name] and cfg.init.get("zero") in ("branches", "all"):

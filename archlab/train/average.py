@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from archlab.base.errors import UserError
 from archlab.base.quantities import Probability, Share
 from archlab.model.decoder import Decoder
 
@@ -47,6 +48,9 @@ class Average(ABC):
     def __call__(self, decoder: Decoder) -> Averaged | None:
         """What keeps the average of a decoder's weights; None where the last weights are what counts."""
 
+    def check(self, steps: int) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raises UserError where the average of a run of so many steps would be its last weights."""
+
     def after(self, steps: int) -> int:
         """Of so many steps, after which one the average begins."""
         return 0
@@ -69,7 +73,16 @@ class Exponential(Average):
     """
 
     def __init__(self, decay: Probability = 0.99):
+        if decay == 0:
+            raise UserError(
+                f"average.decay={decay}: keeps nothing of earlier weights, so it would change nothing; use average=none, or a"
+                " larger one"
+            )
         self.decay = decay
+
+    def check(self, steps: int) -> None:
+        if steps == 1:
+            raise UserError("average=ema: of train.steps=1 step is the last weights; use average=none, or more steps")
 
     def __call__(self, decoder: Decoder) -> Averaged | None:
         return Averaged(decoder, get_ema_multi_avg_fn(self.decay))
@@ -86,6 +99,13 @@ class Tail(Average):
 
     def __call__(self, decoder: Decoder) -> Averaged | None:
         return Averaged(decoder, get_swa_multi_avg_fn())
+
+    def check(self, steps: int) -> None:
+        if self.after(steps) == steps - 1:
+            raise UserError(
+                f"average.share={self.share}: of {steps} steps is the last one, so it would change nothing; use average=none, a"
+                " larger share, or more steps"
+            )
 
     def after(self, steps: int) -> int:
         return steps - max(1, round(self.share * steps))

@@ -228,13 +228,14 @@ Made = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 class SideBySide(torch.optim.Optimizer):
     """Optimizers of different weights as one, each with the groups it is made from; a group without weights is left out.
 
-    One that takes matrices alone is given a view of each matrix of a tensor of three axes.
+    The first takes matrices alone, and so is given a view of each matrix of a tensor of three axes.
     """
 
     def __init__(self, parts: Sequence[tuple[list[dict[str, Any]], Made]]):
+        matrices = parts[0][0]
         parts = [(of_groups, made) for of_groups, made in parts if of_groups]
         super().__init__([dict(group) for of_groups, _ in parts for group in of_groups], {"lr": 0.0})
-        self.views = {p: matrices_of(p) for group in self.param_groups for p in group["params"] if p.ndim > 2}
+        self.views = {p: matrices_of(p) for group in matrices for p in group["params"] if p.ndim > 2}
         self.parts = [
             made([{**group, "params": self.in_views(group["params"])} for group in of_groups])
             for of_groups, made in parts

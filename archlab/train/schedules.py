@@ -35,6 +35,9 @@ class Cosine(Schedule):
 
     uses = ("min_lr",)
 
+    def check(self, options: TrainOptions) -> None:
+        check_comes_down(options)
+
     def share(self, step: int, options: TrainOptions) -> float:
         return options.min_lr + (1 - options.min_lr) * (1 + math.cos(math.pi * progress(step, options))) / 2
 
@@ -82,6 +85,7 @@ class WarmupStableDecay(Schedule):
         return self.down(max(0.0, (step - begins) / self.decay_steps(options)), options.min_lr)
 
     def check(self, options: TrainOptions) -> None:
+        check_comes_down(options)
         if options.warmup_steps + self.decay_steps(options) > options.steps > 1:
             raise UserError(
                 f"schedule.decay={self.decay}: of {options.steps} steps the decay takes {self.decay_steps(options)} and the"
@@ -111,6 +115,15 @@ class Constant(Schedule):
 
     def share(self, step: int, options: TrainOptions) -> float:
         return 1.0
+
+
+def check_comes_down(options: TrainOptions) -> None:
+    """Raises UserError where the rate would end where it began."""
+    if options.min_lr == 1:
+        raise UserError(
+            "train.min_lr=1: the rate would never come down, so the schedule would change nothing; use a smaller one, or"
+            " schedule=constant"
+        )
 
 
 def progress(step: int, options: TrainOptions) -> float:

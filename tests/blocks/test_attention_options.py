@@ -362,6 +362,7 @@ def test_the_first_tokens_share_is_recorded_for_who_asks():
         (["mixer.value_residual=true", "size.n_layers=1"], "no layer uses the values of the first layer"),
         (["layers[1:].mixer.value_residual=true"], "layer 1 needs the values of the first layer"),
         (["mixer.conv=1"], "mixer.conv=1: "),
+        (["mixer.qk_norm=each_head", "norm=l2"], "mixer.qk_norm=each_head: differs from head in the gains alone, and L2Norm"),
         (["mixer=mla", "size.n_kv_heads=2"], "size.n_kv_heads=2: mixer=mla"),
         (["mixer=diff", "size.n_heads=3", "size.head_dim=10"], "takes heads in pairs"),
     ],

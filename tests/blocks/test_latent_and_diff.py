@@ -174,4 +174,4 @@ def test_they_keep_what_autograd_keeps(words, norms):
 def test_a_released_familys_fields_can_be_asked_for_of_them():
     """So that writing such a model is refused by what differs from each family, as any other is."""
     fields = everything(composed(*SMALL, "mixer=mla"))
-    assert fields["num_attention_heads"] == HEADS and "attention_bias" not in fields
+    assert fields["num_attention_heads"] == HEADS and not fields.get("attention_bias")

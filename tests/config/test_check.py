@@ -76,6 +76,36 @@ DO_NOT_GO_TOGETHER = [
         ["norm=rms", "residual=sandwich"],
     ),
     (["norm=none", "residual=branch_norm"], ["residual=branch_norm", "norm=none"], ["norm=none", "residual=deep"]),
+    (
+        ["residual=mix", "residual.share=1"],
+        ["residual.share=1", "size.n_layers=4", "residual=post", "0.75"],
+        ["residual=mix", "residual.share=0.75"],
+    ),
+    (
+        ["layers[0].mask=prefix"],
+        ["prefix=null", "mask=prefix needs a prefix"],
+        ["layers[0].mask=prefix", "prefix=[0.25,0.75]"],
+    ),
+    (
+        ["mask=document", "mask.reset_positions=true", "pos=none"],
+        ["mask.reset_positions=true", "pos=none", "leave it out"],
+        ["mask=document", "mask.reset_positions=true", "pos=learned"],
+    ),
+    (
+        ["documents=true", "data=copy"],
+        ["documents=true", "data=copy does not say where documents start; leave it out, or use data=text"],
+        ["data=copy"],
+    ),
+    (
+        ["ffn=experts", "ffn.top_groups=2"],
+        ["ffn.top_groups=2", "ffn.groups=1", "ffn.groups=4"],
+        ["ffn=experts", "ffn.top_groups=2", "ffn.groups=4", "ffn.top_k=2"],
+    ),
+    (
+        ["mixer=diff", "size.n_kv_heads=1"],
+        ["size.n_kv_heads=1", "has 4 of them, or may have 2"],
+        ["mixer=diff", "size.n_kv_heads=2"],
+    ),
     (["norm=none", "embed.norm=true"], ["embed.norm=true", "norm=none", "leave it out"], ["norm=none"]),
     (
         ["norm=layer", "norm.affine=false", "norm.shift=true"],

@@ -356,7 +356,7 @@ def test_the_command_line_wins_in_any_order():
         ("norm=layer", "size.n_layers=3", "+preset=gemma_2b"),
     ):
         cfg = compose(*words)
-        assert cfg.choices.norm == "layer" and "unit_offset" not in cfg.norm
+        assert cfg.choices.norm == "layer" and not cfg.norm.unit_offset  # which is gemma_2b's of rms
         assert (cfg.size.n_layers, cfg.size.d_model, cfg.choices.ffn) == (3, 2048, "geglu_tanh")
     assert compose("preset=llama_7b", "norm.eps=1e-3").norm.eps == 1e-3
 

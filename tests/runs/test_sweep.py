@@ -177,6 +177,7 @@ def test_a_pack_of_what_shares_no_program_is_refused():
         (["pack=4"], "pack=4: a single run has no others beside it; use it with -m, or leave it out"),
         (["-m", "seed=0,1", "workers=0"], "workers=0: should be greater than or equal to 1"),
         (["-m", "seed=0,1", "pack=some"], "pack=some: "),
+        (["-m", "seed=0,1", "pack=0"], "pack=0: should be auto, off, or how many runs"),
         (["-m", "seed=0,1", "plots=some"], "plots=some: should be true or false; plots=true draws every run's plots"),
         (["show", "pack=2"], "pack=2: only the verb run takes it, for its sweeps; leave it out"),
         (

@@ -190,6 +190,25 @@ def test_muon_moves_each_expert_as_a_matrix_of_its_own():
         torch.testing.assert_close(a, b, **EXACT, msg=weight)
 
 
+def test_muon_leaves_the_weights_of_convolutions_to_adamw():
+    ours, theirs = (archlab.build(*SMALL, "canon=A", "mixer.conv=3").double() for _ in range(2))
+    assert any(w.ndim == 3 for w in theirs.parameters())
+    trained(rules.Muon(), ours)
+    named = dict(theirs.named_parameters())
+    inside = {name: w for name, w in named.items() if name.startswith("layers") and w.ndim == 2}
+    others = [
+        {"params": [w], "weight_decay": decays(w) if w.ndim == 2 else 0.0}
+        for name, w in named.items()
+        if name not in inside
+    ]
+    pair = by_muon(list(inside.values())), torch.optim.AdamW(others, lr=LR, betas=(0.9, 0.95))
+    for _ in gradients_of(theirs):
+        for optimizer in pair:
+            optimizer.step()
+    for (weight, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **EXACT, msg=weight)
+
+
 # ---------------------------------------------------------------- what is skipped, saved and averaged
 
 
@@ -366,6 +385,14 @@ REFUSED = [
     (["init=mup", "optimizer=muon"], "init=mup: its learning rates", ["init=small", "optimizer=muon"]),
     (["init.zero=head", "embed.tied=true"], "init.zero=head: the head of embed.tied=true", ["init.zero=branches", "embed.tied=true"]),
     (["init=small", "init.wang=true", "init.zero=all"], "init.wang=true: is about projections", ["init=small", "init.wang=true"]),
+    (["ffn=experts", "ffn.balance_rate=0.1", "average=ema"], "average=ema: ffn=experts keeps running statistics", ["ffn=experts", "average=ema"]),
+    (["average=ema", "average.decay=0"], "average.decay=0: keeps nothing of earlier weights", ["average=ema", "average.decay=0.1"]),
+    (["average=tail", "train.steps=3"], "average.share=0.2: of 3 steps is the last one", ["average=tail", "train.steps=3", "average.share=1"]),
+    (["average=ema", "train.steps=1"], "average=ema: of train.steps=1 step", ["average=ema", "train.steps=2"]),
+    (["train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=constant"]),
+    (["schedule=wsd", "train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=wsd", "train.min_lr=0.9"]),
+    (["residual=rezero", "init.zero=branches"], "init.zero=branches: under residual=rezero no gradient", ["residual=rezero", "init.zero=head"]),
+    (["residual=none", "init.zero=all"], "init.zero=all: under residual=none no gradient", ["residual=layer_scale", "init.zero=all"]),
     (["loss.z=-1"], "loss.z=-1: ", ["loss.z=1e-4"]),
     (["loss.label_smoothing=1"], "loss.label_smoothing=1: ", ["loss.label_smoothing=0.1"]),
 ]  # fmt: skip
