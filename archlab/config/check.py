@@ -17,7 +17,6 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Positive, Probability, Width
-from archlab.base.words import layers_in
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.flex import LEAST_HEAD_DIM
 from archlab.config.plan import layer_plans
@@ -192,7 +191,6 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     """
     check_leaks(cfg)
     check_norms(cfg, explicit)
-    check_width(cfg, explicit)
     check_share(cfg)
     check_embedding(cfg)
     check_position(cfg, decoder.position.limit)
@@ -327,22 +325,6 @@ def check_norms(cfg: DictConfig, explicit: Collection[str]) -> None:
 def has_width(ffn: Mapping[str, Any]) -> bool:
     """Whether there is a feed-forward network with these options, whose width is d_ff."""
     return locate("ffn", ffn["_target_"]).acts
-
-
-def check_width(cfg: DictConfig, explicit: Collection[str]) -> None:
-    """Refuses a d_ff that was typed for layers without a feed-forward network."""
-    wide = [has_width(plan.ffn.node) for plan in layer_plans(cfg)]
-    if "size.d_ff" in explicit and not any(wide):
-        raise UserError(
-            f"size.d_ff={cfg.size.d_ff}: changes nothing under ffn={option(cfg, 'ffn')}, which has no width; leave it out, or"
-            " use a feed-forward network"
-        )
-    for rule in cfg.layers:
-        if "d_ff" in rule.get("size", {}) and not any(wide[depth] for depth in layers_in(rule["at"], len(wide))):
-            raise UserError(
-                f"layers[{rule['at']}].size.d_ff={rule['size']['d_ff']}: changes nothing: these layers have no feed-forward"
-                " network; leave it out, or use one there"
-            )
 
 
 def ends_in_networks(cfg: DictConfig) -> bool:

@@ -161,7 +161,7 @@ def finish(
     from archlab.config.assemble import assemble_without_weights, settle_size
     from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
     from archlab.config.match import settle_match
-    from archlab.config.rules import check_rules, settle_layers, settle_positions
+    from archlab.config.rules import check_rules, check_width, settle_layers, settle_positions
     from archlab.cost.describe import count_parameters
     from archlab.train.budget import settle_steps
 
@@ -174,6 +174,7 @@ def finish(
     settle_size(settled)
     settle_positions(settled, explicit, (*own, conf_dir()))
     check_rules(settled)
+    check_width(settled, explicit)
     try:
         if settled.match:
             check_match(settled, explicit)

@@ -87,6 +87,23 @@ def check_rules(cfg: DictConfig) -> None:
             )
 
 
+def check_width(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses a d_ff that was typed for layers without a feed-forward network; `matched` says nothing, and can stay."""
+    wide = [has_width(plan.ffn.node) for plan in plans_of(plain_dict(cfg))]
+    typed = "size.d_ff" in explicit and cfg.size.d_ff != default_d_ff(cfg.ffn, cfg.size.d_model)
+    if typed and not any(wide):
+        raise UserError(
+            f"size.d_ff={cfg.size.d_ff}: changes nothing under ffn={cfg.choices.ffn}, which has no width; leave it out, or use"
+            " size.d_ff=matched in the place of a preset's, or a feed-forward network"
+        )
+    for rule in cfg.layers:
+        if "d_ff" in rule.get("size", {}) and not any(wide[depth] for depth in layers_in(rule["at"], len(wide))):
+            raise UserError(
+                f"layers[{rule['at']}].size.d_ff={rule['size']['d_ff']}: changes nothing: these layers have no feed-forward"
+                " network; leave it out, or use one there"
+            )
+
+
 def settled(at: str, typed: Mapping[str, Any], cfg: DictConfig, folders: Sequence[Path]) -> Rule:
     """A rule with a complete choice for each group it names."""
     if not layers_in(at, cfg.size.n_layers):

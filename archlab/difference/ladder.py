@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves
 from archlab.base.words import key_of
-from archlab.config.check import GROUPS, target
+from archlab.config.check import GROUPS, has_width, target
 from archlab.config.compose import compose
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import IN_LAYERS
+from archlab.config.plan import IN_LAYERS, layer_plans
 from archlab.config.presets import overruled
 from archlab.config.rules import in_setting
 from archlab.config.spelling import spelled
@@ -85,12 +85,14 @@ def rule_words(cfg: DictConfig, own: Path | None = None) -> Iterator[str]:
 
 
 def by_rule(cfg: DictConfig, field: str) -> Any:
-    """A size as it would be written: null where the number is the one that a rule gives."""
+    """A size as it would be written: null where the number is the one that a rule gives, matched where it has no effect."""
     size = cfg.size
     if field == "n_kv_heads" and size.n_kv_heads == target(cfg, "mixer").default_kv_heads(size.n_heads):
         return None
     if field == "head_dim" and size.head_dim * size.n_heads == size.d_model:
         return None
+    if field == "d_ff" and not any(has_width(plan.ffn.node) for plan in layer_plans(cfg)):
+        return "matched"
     return size[field]
 
 

@@ -242,9 +242,9 @@ class SideBySide(torch.optim.Optimizer):
         ]
         for part in self.parts:
             part.state = self.state
-        for whole, matrices in self.views.items():
+        for whole, views in self.views.items():
             self.state[whole]["momentum_buffer"] = torch.zeros_like(whole)
-            for view, buffer in zip(matrices, self.state[whole]["momentum_buffer"], strict=True):
+            for view, buffer in zip(views, self.state[whole]["momentum_buffer"], strict=True):
                 self.state[view]["momentum_buffer"] = buffer
 
     def in_views(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -11,6 +11,8 @@ from archlab.config.assemble import assemble_without_weights
 from archlab.cost.activations import layer_terms
 from archlab.cost.describe import parameters_by_part
 from archlab.diagram.parts import sketch
+from archlab.difference.ladder import ladder
+from archlab.runs.named_model import named
 
 D, LAYERS = 64, 2  # size=nano
 
@@ -51,6 +53,14 @@ def test_nothing_is_kept_drawn_or_divided_for_a_branch_that_is_not_there():
     # 0.02 over the root of three branches; five standard errors of 4096 draws
     std = decoder.layers[0].mixer.out_proj.weight.std().item()
     assert std == pytest.approx(0.02 * 3**-0.5, rel=5 / (2 * 4096) ** 0.5)
+
+
+def test_a_ladder_leads_to_a_model_without_networks_and_back():
+    """The width that one of them has is typed, and is without effect in the other."""
+    plain, alone = named("size=nano size.d_ff=88"), named("size=nano ffn=none")
+    for first, last in ((plain, alone), (alone, plain)):
+        *_, rung = ladder(first, last)
+        assert archlab.compose(*rung.words).choices.ffn == last.cfg.choices.ffn
 
 
 @pytest.mark.parametrize(
