@@ -65,7 +65,11 @@ def value_given(word: str, kind: Any) -> Any:
         if value.lower() not in ("true", "false"):
             raise UserError(f"{word}: should be true or false; {WHAT_FOR[name]}")
         return value.lower() == "true"
-    if name == "pack" and value not in ("auto", "off") and not (value.isascii() and value.isdigit() and value.strip("0")):
+    if (
+        name == "pack"
+        and value not in ("auto", "off")
+        and not (value.isascii() and value.isdigit() and value.strip("0"))
+    ):
         raise UserError(f"{word}: should be auto, off, or how many runs are trained as one, such as pack=4")
     return read(name, value, kind)
 
