@@ -1,12 +1,9 @@
-import copy
 import gc
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.config_repository import ConfigRepository
-from hydra.core.object_type import ObjectType
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores.
 torch.set_num_threads(1)
@@ -19,24 +16,6 @@ for number, handling in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handling)
-
-
-# Each composition reads twenty files of conf/ and of Hydra's own, which no test changes: here each is read once a process.
-CONF = Path(__file__).parents[1] / "conf"
-READ, read_anew = {}, ConfigRepository.load_config
-
-
-def read_once(repository, config_path):
-    source = repository._find_object_source(config_path=config_path, object_type=ObjectType.CONFIG)
-    if source is None or (source.scheme() == "file" and Path(source.path) != CONF):
-        return read_anew(repository, config_path)
-    place = source.scheme(), config_path
-    if place not in READ:
-        READ[place] = read_anew(repository, config_path)
-    return copy.copy(READ[place])
-
-
-ConfigRepository.load_config = read_once
 
 
 def pytest_collection_finish():
