@@ -1,6 +1,6 @@
 """A short causal convolution along the sequence, each channel by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,6 @@ class CausalConv(Block):
     """
 
     roles = {"weight": Role.GAIN}
-    bias: Tensor
 
     def __init__(self, channels: int, size: Count, bias: bool = False):
         super().__init__()
@@ -36,10 +35,8 @@ class CausalConv(Block):
         self.weight = nn.Parameter(torch.empty(channels, 1, size).uniform_(-within, within))
         """The oldest input's factor first, as `nn.Conv1d` has it."""
 
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(channels))
-        else:
-            self.register_buffer("bias", torch.zeros(channels), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.start: Callable[..., Tensor] = the_bias if bias else zero
         self.starts_within = {"weight": (-within, within)}
 
     def forward(self, x: Channels, context: AttentionContext) -> Channels:
@@ -47,10 +44,20 @@ class CausalConv(Block):
         (before,) = context.decode_state(self, x.new_zeros(x.shape[0], n_before, x.shape[2]))
         seen = torch.cat((before, x), dim=1)
         context.keep(self, seen[:, x.shape[1] :].clone())  # the rest of it need not be kept
-        y = self.bias
+        y = self.start(self.weight, self.bias)
         for i, factor in enumerate(self.weight[:, 0].unbind(dim=1)):
             y = torch.addcmul(y, context.within_document(seen[:, i : i + x.shape[1]], n_before - i), factor)
         return y.type_as(x)
+
+
+def the_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """What the sum begins with where there is a bias."""
+    return bias
+
+
+def zero(weight: Tensor, bias: None) -> Tensor:
+    """What it begins with where there is none; no buffer, which a model loaded without memory would have to fill."""
+    return weight.new_zeros(())
 
 
 class Canon(Block):

@@ -128,7 +128,7 @@ class DynamicTanh(Norm):
 
     def __init__(self, d_model: int, start: Positive = 0.5):
         super().__init__()
-        self.alpha = nn.Parameter(torch.full((1,), start))
+        self.alpha = nn.Parameter(torch.full((1,), float(start)))
         self.gain = nn.Parameter(torch.ones(d_model))
         self.shift = nn.Parameter(torch.zeros(d_model))
 

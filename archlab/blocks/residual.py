@@ -233,7 +233,7 @@ class FeatureScale(nn.Module):
 
     def __init__(self, d_model: int, start: float):
         super().__init__()
-        self.scale = nn.Parameter(torch.full((d_model,), start))
+        self.scale = nn.Parameter(torch.full((d_model,), float(start)))
 
     def forward(self, x: Stream) -> Stream:
         return self.scale * x
