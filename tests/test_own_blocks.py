@@ -218,7 +218,7 @@ ONE_LAYER = (*(word for word in SMALL if not word.startswith("size.n_layers")), 
 
 def test_flops_are_those_of_the_products_that_are_made():
     words = ("mixer=my_linear", "pos=none", "ffn=two_experts")
-    model = archlab.build(*ONE_LAYER, *words, config_dir=str(OWN / "my")).to("meta")
+    model = archlab.build(*ONE_LAYER, f"size.d_ff={D_FF}", *words, config_dir=str(OWN / "my")).to("meta")
     seq, width = 31, HEADS * HEAD_DIM
     products = 4 * D_MODEL * width + 2 * D_MODEL + 2 * 2 * D_MODEL * D_FF + D_MODEL * 61  # the last is the head's
     sums = HEADS * (seq * HEAD_DIM + seq * (HEAD_DIM + 1) + 2 * HEAD_DIM * (HEAD_DIM + 1))
