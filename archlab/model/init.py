@@ -73,6 +73,14 @@ class Init(ABC):
             self.zero in ("head", "all") and weight.role is Role.HEAD
         )
 
+    @abstractmethod
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        """The standard deviation of a matrix or a table."""
+
+
+class ByShape(Init):
+    """Standard deviations that go by a weight's own shape."""
+
     def std_of(self, weight: Weight, decoder: Decoder) -> float:
         """The standard deviation of a matrix or a table."""
         if weight.role in TABLES:
@@ -104,7 +112,7 @@ class Init(ABC):
         """The standard deviation of a table whose rows are d_model wide."""
 
 
-class Normal(Init):
+class Normal(ByShape):
     """N(0, std^2) for every matrix and table.
 
     With `depth_scaled` the projections back to the stream are divided by the root of the number of branches, which are 2 n_layers,
@@ -126,7 +134,7 @@ class Normal(Init):
         return self.std
 
 
-class Xavier(Init):
+class Xavier(ByShape):
     """N(0, gain^2 * 2 / (fan_in + fan_out)) for every matrix, N(0, 1 / d_model) for every table.
 
     A table that embedding and head share is divided by the embedding's scale. Undivided, a token's own logit would start near
@@ -170,14 +178,8 @@ class Small(Init):
         narrow = 2 / (len(decoder.layers) * decoder.d_model**0.5)
         return branch_gain(weight, decoder) * (narrow if self.wang and weight.writes_to_stream else small)
 
-    def matrix_std(self, fan_out: int, fan_in: int) -> float:
-        raise NotImplementedError("a standard deviation here depends on d_model alone")
 
-    def table_std(self, d_model: int) -> float:
-        raise NotImplementedError("a standard deviation here depends on d_model alone")
-
-
-class MaximalUpdate(Init):
+class MaximalUpdate(ByShape):
     """muP: what is best for a model `base_width` wide stays so for a wider one, the learning rate too.
 
     With m = d_model / base_width, of a weight by its role:

@@ -48,10 +48,13 @@ def whether_compiled(
         went_on: Compile = about["compile"]
         return went_on, f"compile: {'off' if went_on == 'off' else 'on'}, as before"
     if where.device.type != "cpu" or where.dtype != torch.float32:
-        return "off", "compile: off; what it saves was measured on CPUs in float32 alone; compile=on compiles"
+        return (
+            "off",
+            "compile: off; what it saves was measured on CPUs in float32 alone; compile=on compiles all the same",
+        )
     steps = cfg.train.steps - about.get("step", 0)
     saved, cost = SAVED * steps * seconds_of_a_step(cfg) / torch.get_num_threads(), COMPILING * kinds
     figures = f"in {steps} steps it would save about {duration(saved)}, and compiling takes up to {duration(cost)}"
     if saved < AT_LEAST * cost:
-        return "off", f"compile: off; {figures}; compile=on compiles"
-    return "auto", f"compile: on; {figures}; compile=off does not"
+        return "off", f"compile: off; {figures}; compile=on compiles all the same"
+    return "auto", f"compile: on; {figures}; compile=off leaves it"
