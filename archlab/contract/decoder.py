@@ -196,6 +196,19 @@ def decoding(subject: Subject) -> str:
 
 
 @torch.no_grad()
+def beginnings(subject: Subject) -> str:
+    """Beginnings alike."""
+    decoder, begin = subject.decoder(), SEQ // 2
+    if not decoder.begins_alike:
+        raise NotAsked("A block says that what it computes depends on later tokens, or on how many there are.")
+    expected, first = logits_of(decoder, subject.tokens)[:, :begin], subject.tokens[:, :begin]
+    error = float(relative(logits_of(decoder, first), expected).max())
+    if not error < SAME:
+        raise Broken(f"The first {begin} of {SEQ} tokens are predicted otherwise where there are no more: logits are {error:.1e} (relative) away. A block whose output depends on the length says so by `uses_length`.")  # fmt: skip
+    return "What a sequence begins with is predicted as it is where the sequence ends there."
+
+
+@torch.no_grad()
 def padded(subject: Subject) -> str:
     """Left padding."""
     decoder, pad = decodable(subject), 2
@@ -263,6 +276,7 @@ CHECKS = (
     apart,
     state,
     decoding,
+    beginnings,
     padded,
     recomputed,
     compiled,

@@ -5,6 +5,7 @@ A logger's library is imported when a run opens it, so libraries that are not us
 
 import io
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -36,6 +37,9 @@ class TensorBoard:
     def __init__(self, directory: Path, config: Record, after: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
+        # Readers take the files in the order of their names, which begin with the second: a later one has a later second.
+        while any(second_of(file) == int(time.time()) for file in directory.glob("events.out.tfevents.*")):
+            time.sleep(0.05)
         self.events = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
@@ -44,6 +48,11 @@ class TensorBoard:
 
     def finish(self, summary: Record) -> None:
         self.events.close()
+
+
+def second_of(file: Path) -> int:
+    """The second in which a file of events was begun, 0 where its name tells none: events.out.tfevents.SECOND.HOST..."""
+    return int(second) if (second := file.name.split(".")[3]).isdecimal() else 0
 
 
 class WeightsAndBiases:

@@ -105,6 +105,10 @@ class Mixes(Plain):
         y = super().forward(x)
         return y + torch.cat((y[:, :1] * 0, y[:, :-1]), dim=1)
 
+class ByLength(Plain):
+    def forward(self, x):
+        return super().forward(x) * x.shape[1]
+
 class Crowd(Plain):
     """Takes the batch's mean away."""
     def forward(self, x):
@@ -227,6 +231,7 @@ PLANTED = [
     ("ffn", "Shared", "No shared parameters", "layers.0.ffn.up_proj.weight and layers.1.ffn.up_proj.weight are one and the same"),
     ("ffn", "SaysGated", "`gated`", "`gated` is True and it has 2 times d_model x d_ff weights"),
     ("ffn", "Mixes", "Each position alone", "What it makes of position 2 depends on positions [1, 2]"),
+    ("ffn", "ByLength", "Beginnings alike", "The first 3 of 7 tokens are predicted otherwise where there are no more"),
     ("ffn", "Mixes", "Decoding equals forward", "the logits at position 3 are"),
     ("residual", "Backwards", "Both branches, the mixer first", "The branches were called as ffn, mixer"),
     ("residual", "Unnormed", "`needs_final_norm`", "nothing norms it before the head"),
@@ -346,7 +351,7 @@ def test_verifying_leaves_the_generator_alone(without_compiling):
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["norm=Gain"], 0, "norm=Gain: 14 promises hold, 0 are broken."),
+        (["norm=Gain"], 0, "norm=Gain: 15 promises hold, 0 are broken."),
         (["norm=OverSequence", "mask=prefix"], 1, "are broken."),
         (["mask=full"], 0, "mask=full: 13 promises hold, 0 are broken."),
         ([], 2, "verify: no block is named; give one of norm, residual"),

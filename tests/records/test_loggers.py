@@ -187,3 +187,12 @@ def test_trackio_keeps_the_runs_of_a_folder_in_one_store(tmp_path, monkeypatch):
     last, summary = logged[-1]
     assert last == 4
     assert summary["summary/val_loss"] == json.loads((directory / "summary.json").read_text())["val_loss"]
+
+
+def test_events_of_a_resumed_run_are_read_after_those_before_it(tmp_path):
+    from archlab.records.loggers import TensorBoard
+
+    for after in (0, 3, 5):
+        TensorBoard(tmp_path, {}, after).events.close()
+    seconds = [int(file.name.split(".")[3]) for file in tmp_path.iterdir()]
+    assert len(set(seconds)) == 3
