@@ -15,8 +15,8 @@ from scipy import stats
 
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
-from archlab.comparison.rule import ALPHA, MANY
-from archlab.comparison.sequence import LARGEST, flip_p, half_width, majority_e, one_sided_e, pairs_needed
+from archlab.comparison.rule import ALPHA
+from archlab.comparison.sequence import LARGEST, flip_p, half_width, least, majority_e, one_sided_e, pairs_needed
 
 Values = Mapping[int, float | None] | Sequence[float | None]
 Reading = Literal["a", "b", "above", "below", "tie", "not a", "not b", "not above", "not below", "open"]
@@ -306,8 +306,8 @@ def _needed(
     ways = []
     effect, sd = losses["effect"], losses["sd"]
     if sd is not None and losses["by"] == "signs":
-        sure = next(k for k in range(1, MANY) if majority_e(k, 0) >= 1 / alpha)
-        ways.append(max(sure, n_losses + 1) if abs(effect) != margin else None)
+        sure = least(lambda pairs: majority_e(pairs, 0) >= 1 / alpha, n_losses + 1)
+        ways.append(sure if abs(effect) != margin else None)
     elif sd is not None:
         leaning = _read(
             {
@@ -323,10 +323,9 @@ def _needed(
             pairs = pairs_needed(abs(effect) - margin, sd, alpha, above=n_losses)
             ways.append(pairs and math.ceil(pairs * n / n_losses))
     if better is not None and failures.only_a != failures.only_b:
-        more, less = sorted((failures.only_a, failures.only_b), reverse=True)
-        at = (k for k in range(n + 1, MANY) if majority_e(round(more / n * k), round(less / n * k)) >= 1 / alpha)
-        ways.append(next(at, None))
-    known = [pairs for pairs in ways if pairs is not None and pairs < MANY]
+        more, less = sorted((failures.only_a / n, failures.only_b / n), reverse=True)
+        ways.append(least(lambda pairs: majority_e(more * pairs, less * pairs) >= 1 / alpha, n + 1))
+    known = [pairs for pairs in ways if pairs is not None]
     return min(known, default=None)
 
 

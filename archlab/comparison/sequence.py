@@ -14,7 +14,8 @@ Source: arXiv:2310.03722, the Gaussian mixture of scale-invariant likelihood rat
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import betainc, betaln, ndtri
@@ -72,19 +73,20 @@ def pairs_needed(distance: float, sd: float, alpha: float, above: int = 1) -> in
     def enough(n: int) -> bool:
         return half_width(n, alpha) + z / math.sqrt(n) <= abs(distance) / sd
 
+    return least(enough, above + 1)
+
+
+def least(enough: Callable[[int], bool], start: int) -> int | None:
+    """The least number of pairs from `start` on that is enough, where all above it are; None where 10,000 are not."""
     if not enough(MANY):
         return None
-    low, high = 1, MANY  # enough(high), and not enough(low): an interval of one pair is infinite
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return max(high, above + 1)
+    return start + bisect_left(range(start, MANY), True, key=enough)
 
 
 # ---------------------------------------------------------------- signs
 
 
-def majority_e(more: int, less: int, prior: tuple[float, float] = FAILURE_PRIOR) -> float:
+def majority_e(more: float, less: float, prior: tuple[float, float] = FAILURE_PRIOR) -> float:
     """The e-value against "one of two outcomes is as likely as the other, or less", seen `more` and `less` times.
 
         e = 1/2 integral of (2 p)^more (2 (1 - p))^less w(p) dp over p in (1/2, 1),   w a Beta density cut to (1/2, 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from archlab.base.plateau import on_plateau
 from archlab.blocks.token_positions import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
@@ -22,9 +23,6 @@ Record = dict[str, Any]
 
 IMPROVES, HOLDS, DEGRADES = 0.99, 1.02, 1.5
 """Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
-
-PLATEAU = 0.05
-"""Nats: a loss no further than this below that of token frequencies alone is a model that has not learned."""
 
 FIRST = 4
 """Targets of a window that have next to no context."""
@@ -141,7 +139,7 @@ def verdict(lengths: list[Record], train_len: int, exact: bool, unigram: float) 
     longest = max(defined, key=lambda record: record["eval_len"], default=None)
     if at_train_len is None or longest is None or longest is at_train_len:
         return undecided("no figure both at train_len and beyond it")
-    if at_train_len["loss"] > unigram - PLATEAU:
+    if on_plateau(at_train_len["loss"], unigram):
         loss = at_train_len["loss"]
         return undecided(f"not learned: loss {loss:.3f} at train_len, {unigram:.3f} for token frequencies alone")
     multiple = longest["eval_len"] // train_len
