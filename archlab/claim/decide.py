@@ -261,7 +261,7 @@ def failures_in_words(part: Part, judged: Judged) -> str | None:
     if part.form != "difference" or part.against:
         return f"{failures.a} of {judged.n} runs failed"
     a, b = part.arms
-    p = "" if failures.p is None else f" (Boschloo p {failures.p:.2g})"
+    p = "" if (found := failures.p_boschloo) is None else f" (Boschloo p {found:.2g})"
     return f"{failures.a} of {judged.n} runs of {a} failed and {failures.b} of {b}{p}"
 
 

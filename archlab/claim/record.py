@@ -134,7 +134,7 @@ def part_record(result: PartResult) -> Record:
         "n": judged.n,
         "seeds_needed": judged.needed,
         "failed": [judged.failures.a, judged.failures.b],
-        "failures_p": judged.failures.p,
+        "failures_p": judged.failures.p_boschloo,
     }
 
 
