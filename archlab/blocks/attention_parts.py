@@ -76,7 +76,7 @@ class LogLength(Block):
     of positions is added after it. s starts at 1. With n counted per query, what is decoded is what the whole sequence
     gives.
 
-    Source: arXiv:2501.19399 (SSMax: z_i -> n^(s z_i) / sum of n^(s z_j), by a factor s log n on the queries).
+    Source: arXiv:2501.19399, eq. 2 (SSMax: z_i -> n^(s z_i) / sum of n^(s z_j), by a factor s log n on the queries).
     """
 
     vectors = Role.SCALAR

@@ -1,12 +1,15 @@
 """Recurrences by flash-linear-attention: what it is called with and what is made of its answer, with a stand-in for its kernels.
 
 The stand-in has the library's arguments and the order of its axes, and goes token by token, its gradient written out. The
-kernels themselves run on CUDA devices alone; `archlab bench suite=gpu` holds them to `kernel=chunked` there.
+kernels themselves are run by Triton's interpreter where they are installed; on a CUDA device `archlab bench suite=gpu` holds
+them to `kernel=chunked`.
 """
 
+import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -230,6 +233,17 @@ def test_models_are_the_same_by_either_in_a_program():
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(here.parent), str(here.parents[1])))},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("fla") and find_spec("triton")), reason="needs fla-core and triton")
+def test_the_kernels_themselves_by_tritons_interpreter():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("interpreted_fla.py"))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert len(errors) == 4 and max(errors.values()) < 1e-5  # float32, sums over 70 tokens
 
 
 def test_an_operation_says_of_itself_what_is_asked():
