@@ -45,7 +45,9 @@ class UNetSkips(Block, Skips):
     def __init__(self, n_layers: int):
         super().__init__()
         if n_layers < 2:
-            raise UserError("skips=unet: one layer has no other whose stream it could be given; use more layers, or skips=null")
+            raise UserError(
+                "skips=unet: one layer has no other whose stream it could be given; use more layers, or skips=null"
+            )
         starts = range(n_layers // 2)
         self.ends = {n_layers - 1 - start: (start,) for start in starts}
         self.starts = frozenset(starts)

@@ -346,7 +346,9 @@ def grows_by_layers(cfg: DictConfig) -> bool:
 def check_depths(cfg: DictConfig, explicit: Collection[str]) -> None:
     """Refuses depths that were typed for a model of which none are compared."""
     if "preflight.depths" in explicit and cfg.preflight.depths and not grows_by_layers(cfg):
-        without = "are layers without one" if loop_of(cfg)["times"] is None else "are looped layers, whose gradients are sums"
+        without = (
+            "are layers without one" if loop_of(cfg)["times"] is None else "are looped layers, whose gradients are sums"
+        )
         raise UserError(
             f"preflight.depths={list(cfg.preflight.depths)}: compares gradients of the last layer's feed-forward network, and there"
             f" {without}; leave it out, or use one in every layer, each applied once"

@@ -51,23 +51,35 @@ def course_of(n_layers: int, times: int | None = None, looped: str | int | None 
 def parts_of(n_layers: int, times: int | None, looped: str | int | None) -> tuple[range, range, range]:
     """The layers before a loop, in it and after it; all are in it where there is none."""
     if times == 1:
-        raise UserError("loop.times=1: applies the layers once, as they are without it; use 2 or more, or loop.times=null")
+        raise UserError(
+            "loop.times=1: applies the layers once, as they are without it; use 2 or more, or loop.times=null"
+        )
     if looped is None:
         return range(0), range(n_layers), range(n_layers, n_layers)
     given = f"loop.layers={looped}"
     if times is None:
-        raise UserError(f"{given}: changes nothing without loop.times; set how often these layers are applied, as loop.times=2")
+        raise UserError(
+            f"{given}: changes nothing without loop.times; set how often these layers are applied, as loop.times=2"
+        )
     at = str(looped).replace(" ", "")
     if not SLICE.fullmatch(at):
-        raise UserError(f"{given}: should be a slice of the layers, such as 1:3, or one layer's number; layers count from 0")
+        raise UserError(
+            f"{given}: should be a slice of the layers, such as 1:3, or one layer's number; layers count from 0"
+        )
     inside = layers_in(at, n_layers)
     if not inside:
-        raise UserError(f"{given}: matches none of the size.n_layers={n_layers} layers, counted from 0; use another slice")
+        raise UserError(
+            f"{given}: matches none of the size.n_layers={n_layers} layers, counted from 0; use another slice"
+        )
     first, last = inside[0], inside[-1]
     if inside != list(range(first, last + 1)):
-        raise UserError(f"{given}: layers {', '.join(map(str, inside))} do not follow each other; use a slice without a step")
+        raise UserError(
+            f"{given}: layers {', '.join(map(str, inside))} do not follow each other; use a slice without a step"
+        )
     if len(inside) == n_layers:
-        raise UserError(f"{given}: are all layers, which are looped without it as well; leave it out, or use a smaller slice")
+        raise UserError(
+            f"{given}: are all layers, which are looped without it as well; leave it out, or use a smaller slice"
+        )
     return range(first), range(first, last + 1), range(last + 1, n_layers)
 
 

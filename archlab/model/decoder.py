@@ -392,8 +392,8 @@ class Decoder(Block):
     def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
         """Hands each layer's network what it counted in a step, by application; called after the step's update."""
         of_layers: list[dict[str, Tensor]] = [{} for _ in self.layers]
-        for (layer, _), counted in zip(self.course, counts, strict=True):
-            so_far = of_layers[layer]
+        for (depth, _), counted in zip(self.course, counts, strict=True):
+            so_far = of_layers[depth]
             so_far |= {name: so_far[name] + value if name in so_far else value for name, value in counted.items()}
         for layer, counted in zip(self.layers, of_layers, strict=True):
             layer.ffn.after_step(counted)

@@ -81,7 +81,9 @@ def structure(decoder: Decoder) -> Iterator[tuple[str, str]]:
         deep = f"so that {len(decoder.course)} follow each other with the weights of {len(decoder.layers)}"
         yield f"layer{'s' * (len(looped) > 1)} {which}", f"applied {times} times in turn, {deep}"
     if decoder.skips.ends:
-        pairs = [f"{start} → {end}" for end, starts in sorted(decoder.skips.ends.items(), reverse=True) for start in starts]
+        pairs = [
+            f"{start} → {end}" for end, starts in sorted(decoder.skips.ends.items(), reverse=True) for start in starts
+        ]
         counted = ", each layer counted as often as it is applied" if looped else ""
         yield "skips", f"{', '.join(pairs if len(pairs) < 6 else [*pairs[:2], '...', pairs[-1]])}{counted}"
 

@@ -28,7 +28,14 @@ from archlab.train.objective import Program
 EXACT = dict(rtol=1e-10, atol=1e-10)  # float64, sums in another order
 VOCAB, SEQ = 31, 9
 TOKENS = torch.randint(VOCAB, (2, SEQ), generator=torch.Generator().manual_seed(3))
-SIZES = ("size.d_model=24", "size.n_layers=4", "size.n_heads=4", f"size.vocab_size={VOCAB}", "size.d_ff=40", "mixer=gqa")
+SIZES = (
+    "size.d_model=24",
+    "size.n_layers=4",
+    "size.n_heads=4",
+    f"size.vocab_size={VOCAB}",
+    "size.d_ff=40",
+    "mixer=gqa",
+)
 MIDDLE = ("loop.times=3", "loop.layers=1:3")
 UNROLLED = [0, 1, 2, 1, 2, 1, 2, 3]
 """The layers of MIDDLE in the order in which they are applied, written down by hand."""
@@ -171,7 +178,6 @@ def test_recomputing_activations_changes_no_gradient(structure):
         assert torch.equal(gradient, before[name]), name
 
 
-
 # ---------------------------------------------------------------- by application and by weight
 
 
@@ -294,7 +300,10 @@ def test_show_says_what_is_looped_and_what_skips():
         (["loop.times=300"], "loop.times=300: makes 1200 layers"),
         (["loop.times=2", "residual=scaled"], "residual=scaled: goes by a layer's number, and layer 0 has several"),
         (["loop.times=2", "residual=hyper"], "residual=hyper: goes by a layer's number"),
-        (["loop.times=2", "mixer.value_residual=true"], "mixer: layer 0 leaves the .* each time that loop.times applies"),
+        (
+            ["loop.times=2", "mixer.value_residual=true"],
+            "mixer: layer 0 leaves the .* each time that loop.times applies",
+        ),
         (["skips=unet", "residual=mhc"], "skips=unet: adds one stream to another, and residual=mhc has 4"),
         (["skips=unet", "size.n_layers=1"], "skips=unet: one layer has no other"),
         (["skips=dense"], "skips=dense: should be 'unet'"),
