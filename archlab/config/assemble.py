@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS, locate, option
-from archlab.config.plan import IN_LAYERS, layer_plans
+from archlab.config.plan import IN_LAYERS, layer_plans, loop_of
 from archlab.model.decoder import Decoder, LayerParts
 
 MADE_FROM = "made_from"
@@ -46,6 +46,8 @@ def assemble(cfg: DictConfig) -> Decoder:
             "dropout": cfg.dropout,
             "kernel": cfg.kernel,
             "canon": cfg.get("canon"),  # a run's file may be older than it
+            "skips": cfg.get("skips"),
+            **{f"loop_{name}": value for name, value in loop_of(cfg).items()},
         }
         try:
             decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)

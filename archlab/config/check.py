@@ -19,7 +19,7 @@ from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Positive, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.flex import LEAST_HEAD_DIM
-from archlab.config.plan import layer_plans
+from archlab.config.plan import course, layer_plans, loop_of
 from archlab.cost.estimate import keeps_scores
 from archlab.cost.settings import MemorySettings, check_memory
 from archlab.data.batch import Source
@@ -60,6 +60,7 @@ class TopLevel:
     random_positions: Count | None
     allow_leak: bool
     canon: str | None
+    skips: Literal["unet"] | None
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
     tune: Literal["lr"] | None
@@ -88,6 +89,12 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Loop:
+    times: Depth | None
+    layers: str | int | None
+
+
+@dataclass(frozen=True)
 class Probe:
     every: Count | None
 
@@ -99,6 +106,7 @@ SECTIONS = {
     "": TopLevel,
     "size": Size,
     "embed": Embed,
+    "loop": Loop,
     "train": TrainOptions,
     "loss": LossOptions,
     "probe": Probe,
@@ -335,26 +343,32 @@ def has_width(ffn: Mapping[str, Any]) -> bool:
     return locate("ffn", ffn["_target_"]).acts
 
 
-def ends_in_networks(cfg: DictConfig) -> bool:
-    """Whether every layer has a feed-forward network; only of such models is it proved how the last one's gradient goes by depth."""
-    return all(has_width(plan.ffn.node) for plan in layer_plans(cfg))
+def grows_by_layers(cfg: DictConfig) -> bool:
+    """Whether what is proved of the last feed-forward network's gradient by depth is about models such as this, made deeper.
+
+    Every layer has such a network, and weights of its own.
+    """
+    return loop_of(cfg)["times"] is None and all(has_width(plan.ffn.node) for plan in layer_plans(cfg))
 
 
 def check_depths(cfg: DictConfig, explicit: Collection[str]) -> None:
     """Refuses depths that were typed for a model of which none are compared."""
-    if "preflight.depths" in explicit and cfg.preflight.depths and not ends_in_networks(cfg):
+    if "preflight.depths" in explicit and cfg.preflight.depths and not grows_by_layers(cfg):
+        without = (
+            "are layers without one" if loop_of(cfg)["times"] is None else "are looped layers, whose gradients are sums"
+        )
         raise UserError(
             f"preflight.depths={list(cfg.preflight.depths)}: compares gradients of the last layer's feed-forward network, and there"
-            " are layers without one; leave it out, or use one in every layer"
+            f" {without}; leave it out, or use one in every layer, each applied once"
         )
 
 
 def check_share(cfg: DictConfig) -> None:
     """Refuses a share of the layers that is all of them."""
-    share, layers = cfg.residual.get("share"), cfg.size.n_layers
+    share, layers = cfg.residual.get("share"), len(course(cfg))
     if isinstance(share, float | int) and share * layers > layers - 1 > 0:
         raise UserError(
-            f"residual.share={share}: of size.n_layers={layers} is every layer; use residual=post, or at most"
+            f"residual.share={share}: of size.n_layers={cfg.size.n_layers} is every layer; use residual=post, or at most"
             f" {math.floor(1000 * (layers - 1) / layers) / 1000}"
         )
 

@@ -76,6 +76,9 @@ def outer_terms(decoder: Decoder, rules: Accounting) -> Iterator[Term]:
         yield Term("embeddings before their norm", rules.e * d_model)
     if rules.drops(decoder.embed_dropout.p):
         yield Term("embeddings: dropout mask", MASK * d_model)
+    if covered := sum(start + 1 in decoder.skips.ends for starts in decoder.skips.ends.values() for start in starts):
+        # Every other stream that skips layers is also what the next layer is given, and counted there.
+        yield Term("skips: the stream within the innermost", covered * rules.e * decoder.d_model)
     if isinstance(decoder.final_norm, Norm):
         yield Term("final norm: input", rules.e * d_model)
     yield Term("head: input", rules.e * d_model, needed_by=("head",))

@@ -27,7 +27,7 @@ def count_active_parameters(decoder: Decoder) -> int:
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     """The same count, part by part; a tied head has none of its own. Parts without parameters are left out."""
-    parts = dict.fromkeys(("embedding", "positions", "mixer", "ffn", "canon", "norms", "head", "other"), 0)
+    parts = dict.fromkeys(("embedding", "positions", "mixer", "ffn", "canon", "skips", "norms", "head", "other"), 0)
     seen: set[int] = set()
     for path, module in decoder.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -40,7 +40,13 @@ def parameters_by_part(decoder: Decoder) -> dict[str, int]:
 def part_of(path: str) -> str:
     """What a module belongs to, by where it stands in the decoder."""
     words = path.split(".")
-    named = {"embedding": "embedding", "position": "positions", "other_positions": "positions", "head": "head"}
+    named = {
+        "embedding": "embedding",
+        "position": "positions",
+        "other_positions": "positions",
+        "head": "head",
+        "skips": "skips",
+    }
     named |= {"mixer": "mixer", "ffn": "ffn", "canon_a": "canon", "canon_c": "canon"}
     place = words[2] if words[0] == "layers" and len(words) > 2 else words[0]
     return "norms" if "norm" in place or {"norm", "norms", "branch_norms"} & set(words) else named.get(place, "other")

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
-from archlab.blocks.context import AttentionContext
 from archlab.blocks.token_positions import at_the_start
+from archlab.model.course import course_of
 from archlab.model.decoder import Decoder, Layer, LayerCall, run_plainly
 
 LENGTHS = (8, 16, 32)
@@ -75,7 +75,7 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
 
 
 def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
-    """The same decoder with one layer of those that are built alike, and how many of each it has; the weights are shared."""
+    """The same decoder with one layer of those that are built alike, and how many of each it applies; the weights are shared."""
     first = {kind: decoder.kinds.index(kind) for kind in dict.fromkeys(decoder.kinds)}
     layers = nn.ModuleList(decoder.layers[depth] for depth in first.values())
     shared = {id(value): value for name, value in vars(decoder).items() if name != "_modules"}
@@ -83,7 +83,8 @@ def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
     short = copy.deepcopy(decoder, shared)
     short.pair_of_layer = [decoder.pair_of_layer[depth] for depth in first.values()]
     short.kinds = list(first)
-    return short, [decoder.kinds.count(kind) for kind in first]
+    short.course = course_of(len(first))
+    return short, [decoder.by_application(decoder.kinds).count(kind) for kind in first]
 
 
 def costs(decoder: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
@@ -122,9 +123,8 @@ def numbers_held(decoder: Decoder, seq_len: int) -> int:
         nonlocal total
         cache = Cache()
         cache.token_positions = at_the_start(tokens, decoder.position)
-        contexts = [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
         with torch.no_grad():
-            decoder.eval().compute(tokens, contexts)
+            decoder.eval().compute(tokens, decoder.contexts(cache.token_positions, cache))
         kept = [
             sum(tensor.numel() for part in layer.modules() for tensor in cache.states.get(part, ()))
             for layer in decoder.layers

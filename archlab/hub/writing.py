@@ -16,7 +16,7 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans
+from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans, loop_of
 from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
@@ -109,6 +109,9 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
         yield "layers that differ in another way"
     if cfg.get("canon") != again.get("canon"):
         yield f"canon={again.get('canon')}"
+    if cfg.get("skips") != again.get("skips"):
+        yield f"skips={again.get('skips')}"
+    yield from (f"loop.{name}={value}" for name, value in loop_of(again).items() if value != loop_of(cfg)[name])
     of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
     for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))

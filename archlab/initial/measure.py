@@ -68,8 +68,8 @@ def look_at_start(
         with where.autocast():
             losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
         loss = backward(decoder, losses, where)
-        seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
-        matrices = [matrix_gradients(layer) for layer in decoder.layers]
+        seen = columns(output.taps) | {"grad_norm": decoder.by_application(gradient_norms(decoder.layers))}
+        matrices = [matrix_gradients(layer) for layer in decoder.applied]
     return InitialMeasures(
         loss=loss,
         uniform_loss=math.log(decoder.head.out_features),

@@ -24,8 +24,10 @@ from archlab.blocks.fla import RECURRENCES
 from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
+from archlab.blocks.skips import Kept, make_skips
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
+from archlab.model.course import Course, course_of, first_places, looped_layers, times_of
 
 Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar], dict[str, Tensor]]
 """A layer's output, what was seen in it, what it adds to the loss, and what it counted."""
@@ -56,10 +58,10 @@ class Output(NamedTuple):
     """What is minimised beside the tokens' own loss, by name, such as a router's balance; the sum over the layers."""
 
     taps: tuple[dict[str, Scalar], ...]
-    """By layer, what was asked for and the layer has."""
+    """By application of a layer, in order, what was asked for and the layer has."""
 
     counts: tuple[dict[str, Tensor], ...] = ()
-    """By layer, what its feed-forward network counted for its `after_step`."""
+    """By application of a layer, what its feed-forward network counted for its `after_step`."""
 
 
 class Layer(Block):
@@ -150,7 +152,9 @@ class Decoder(Block):
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
     layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
-    of Canon layers in every layer: A, C or AC. Weights are torch's
+    of Canon layers in every layer: A, C or AC. `loop_times` is how often the layers that `loop_layers` names, by default all, are
+    applied one after the other, with the same weights (`archlab.model.course`). `skips` is None or one of
+    `archlab.blocks.skips.SKIPS`: which layers are also given what an earlier one left. Weights are torch's
     own until `archlab.model.init` has set them.
     """
 
@@ -182,12 +186,18 @@ class Decoder(Block):
         dropout: float = 0.0,
         kernel: str = "auto",
         canon: str | None = None,
+        loop_times: int | None = None,
+        loop_layers: str | int | None = None,
+        skips: str | None = None,
     ):
         super().__init__()
         check_canon(canon)
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, head_dim
         make_norm = partial(norm, d_model=d_model)
         parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
+        self.course: Course = course_of(len(parts), loop_times, loop_layers)
+        self.skips = make_skips(skips, len(self.course))
+        check_looped(self.course, parts)
         self.has_scores = any("kernel" in parameters_of(part.mixer) for part in parts)
         self.has_recurrence = any("recurrence" in parameters_of(part.mixer) for part in parts)
         self.kinds = kinds_of(parts)
@@ -211,13 +221,13 @@ class Decoder(Block):
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
         layers_made = (
-            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel, canon or "")
-            for depth, (part, pair) in enumerate(zip(parts, of_layers, strict=True))
+            make_layer(part, pair, norm, d_model, place, len(self.course), n_heads, head_dim, kernel, canon or "")
+            for part, pair, place in zip(parts, of_layers, first_places(self.course), strict=True)
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
-        check_streams([layer.residual for layer in self.layers])
-        check_given([layer.mixer for layer in self.layers])
+        check_streams([layer.residual for layer in self.layers], skips)
+        check_given([layer.mixer for layer in self.applied], self.course)
         self.kinds = numbered(
             [(kind, layer.residual.variant) for kind, layer in zip(self.kinds, self.layers, strict=True)]
         )
@@ -229,6 +239,15 @@ class Decoder(Block):
         self.run_layer: Callable[..., Watched] = run_plainly
         self.rates: dict[str, float] = {}
         """What the learning rate of some weights is multiplied by, by name, as the init has it."""
+
+    @property
+    def applied(self) -> list[Layer]:
+        """The layers in the order in which they are applied, each as often as it is."""
+        return [self.layers[layer] for layer, _ in self.course]
+
+    def by_application(self, of_layers: Sequence[Any]) -> list[Any]:
+        """Something of each layer, for each application of one."""
+        return [of_layers[layer] for layer, _ in self.course]
 
     @property
     def heads_of_positions(self) -> dict[str, int]:
@@ -297,8 +316,12 @@ class Decoder(Block):
         seen: list[dict[str, Scalar]] = []
         counts: list[dict[str, Tensor]] = []
         losses: dict[str, Scalar] = {}
-        for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added, counted = self.run_layer(call, layer, x, contexts[pair], wanted)
+        kept: Kept = {}
+        for place, (layer, visit) in enumerate(self.course):
+            context = contexts[visit * len(self.pairs) + self.pair_of_layer[layer]]
+            given = self.skips.into(place, x, kept)
+            x, in_layer, added, counted = self.run_layer(call, self.layers[layer], given, context, wanted)
+            self.skips.out_of(place, x, kept)
             seen.append(in_layer)
             counts.append(counted)
             losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
@@ -314,7 +337,7 @@ class Decoder(Block):
         cache: Cache | None = None,
         document_starts: Int[Tensor, "#batch seq"] | None = None,
     ) -> list[AttentionContext]:
-        """One context for each pair of position scheme and mask that the layers have; arguments and errors as in `forward`."""
+        """The `contexts` of these tokens; arguments and errors as in `forward`."""
         if prefix_len is not None and not self.mask.uses_prefix:
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
@@ -334,8 +357,13 @@ class Decoder(Block):
             token_positions = cache.token_positions = self.continued(
                 cache, tokens, prefix_len, positions, padding, document_starts
             )
+        return self.contexts(token_positions, cache)
+
+    def contexts(self, token_positions: TokenPositions, cache: Cache | None = None) -> list[AttentionContext]:
+        """One for each pair of position scheme and mask that the layers have; again for layers' later applications, in order."""
         shared: dict[str, Tensor] = {}
-        return [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
+        first = [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
+        return [context.of_visit(visit) for visit in range(times_of(self.course)) for context in first]
 
     def continued(
         self,
@@ -364,8 +392,12 @@ class Decoder(Block):
         return at_the_start(tokens, self.position, prefix_len, positions, padding, document_starts, self.mask)
 
     def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Hands each layer's network what it counted in a step, by layer; called after the step's update."""
-        for layer, counted in zip(self.layers, counts, strict=True):
+        """Hands each layer's network what it counted in a step, by application; called after the step's update."""
+        of_layers: list[dict[str, Tensor]] = [{} for _ in self.layers]
+        for (depth, _), counted in zip(self.course, counts, strict=True):
+            so_far = of_layers[depth]
+            so_far |= {name: so_far[name] + value if name in so_far else value for name, value in counted.items()}
+        for layer, counted in zip(self.layers, of_layers, strict=True):
             layer.ffn.after_step(counted)
 
     def for_packs(self) -> None:
@@ -571,9 +603,25 @@ def check_positions(base: Position, others: Sequence[Position]) -> None:
             )
 
 
-def check_streams(schemes: Sequence[Residual]) -> None:
-    """Raises UserError where layers have different numbers of streams."""
+def check_looped(course: Course, parts: Sequence[LayerParts]) -> None:
+    """Raises UserError where a looped layer's residual scheme goes by the layer's number."""
+    for depth in looped_layers(course):
+        if "layer" in parameters_of(parts[depth].residual):
+            name = name_of(parts[depth].residual)
+            raise UserError(
+                f"residual={name}: goes by a layer's number, and layer {depth} has several, since loop.times applies it more"
+                " than once; use another scheme in the loop, or loop.layers without this layer"
+            )
+
+
+def check_streams(schemes: Sequence[Residual], skips: str | None) -> None:
+    """Raises UserError where layers have different numbers of streams, or where one of several would skip layers."""
     counts = dict.fromkeys(scheme.streams for scheme in schemes)
+    if skips is not None and max(counts) > 1:
+        raise UserError(
+            f"skips={skips}: adds one stream to another, and residual={type(schemes[0]).__name__} has {max(counts)} side by side"
+            " and mixes them itself; use skips=null, or a scheme of one stream"
+        )
     if len(counts) > 1:
         raise UserError(
             f"layers: residual schemes of {' and '.join(map(str, counts))} streams follow each other, and a stream cannot"
@@ -581,10 +629,18 @@ def check_streams(schemes: Sequence[Residual]) -> None:
         )
 
 
-def check_given(mixers: Sequence[Mixer]) -> None:
-    """Raises UserError where a mixer needs what no earlier layer leaves for it, or leaves what no later layer needs."""
+def check_given(mixers: Sequence[Mixer], course: Course) -> None:
+    """Raises UserError where a mixer needs what no earlier layer leaves for it, or leaves what no later layer needs, or twice.
+
+    `mixers` are those of the course's applications.
+    """
     given: dict[str, tuple[int, ...]] = {}
-    for depth, mixer in enumerate(mixers):
+    for (depth, visit), mixer in zip(course, mixers, strict=True):
+        for what in mixer.gives if visit else ():
+            raise UserError(
+                f"mixer: layer {depth} leaves the {what} for later layers, and would leave others each time that loop.times"
+                " applies it; leave the option out, or use loop.layers without this layer"
+            )
         for what, sizes in mixer.needs.items():
             if given.get(what) != sizes:
                 there = f"those left for it have {given[what]}" if what in given else "no layer before it leaves them"

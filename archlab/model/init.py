@@ -86,7 +86,7 @@ class ByShape(Init):
         if weight.role in TABLES:
             tied = weight.tensor is decoder.head.weight
             return self.table_std(self.width_of(weight, decoder)) / (self.scale_of_tied(decoder) if tied else 1.0)
-        n_branches = sum(layer.n_branches for layer in decoder.layers)
+        n_branches = sum(layer.n_branches for layer in decoder.applied)
         gain = branch_gain(weight, decoder) * (self.back_to_stream(n_branches) if weight.writes_to_stream else 1.0)
         return gain * self.matrix_std(weight.fan_out, weight.fan_in)
 
@@ -116,7 +116,7 @@ class Normal(ByShape):
     """N(0, std^2) for every matrix and table.
 
     With `depth_scaled` the projections back to the stream are divided by the root of the number of branches, which are 2 n_layers,
-    or n_layers without feed-forward networks.
+    or n_layers without feed-forward networks; a looped layer's count as often as it is applied.
     Source: GPT-2's report (Radford et al. 2019), sec. 2.3; its released code has the std of 0.02.
     """
 
@@ -161,7 +161,8 @@ class Xavier(ByShape):
 class Small(Init):
     """N(0, 2 / (5 d_model)) for every matrix and table, whatever its own widths.
 
-    With `wang` a projection back to the stream has the standard deviation 2 / (n_layers sqrt(d_model)).
+    With `wang` a projection back to the stream has the standard deviation 2 / (n_layers sqrt(d_model)), a looped layer counting
+    as often as it is applied.
     A table that embedding and head share has rows of N(0, 1 / d_model^2), so that a token's own logit, and the loss with it,
     starts no larger than another's.
 
@@ -175,7 +176,7 @@ class Small(Init):
         small = (2 / (5 * decoder.d_model)) ** 0.5
         if weight.role in TABLES:
             return 1 / decoder.d_model if weight.tensor is decoder.head.weight else small
-        narrow = 2 / (len(decoder.layers) * decoder.d_model**0.5)
+        narrow = 2 / (len(decoder.course) * decoder.d_model**0.5)
         return branch_gain(weight, decoder) * (narrow if self.wang and weight.writes_to_stream else small)
 
 

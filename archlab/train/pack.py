@@ -193,7 +193,8 @@ class Pack:
         loss, taps = self.backward(inputs, wanted)
         grads = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         if probed:
-            taps["grad_norm"] = [norms([grads[name] for name in names if name in grads]) for names in self.of_layer]
+            by_layer = [norms([grads[name] for name in names if name in grads]) for names in self.of_layer]
+            taps["grad_norm"] = self.base.by_application(by_layer)
         grad_norm = norms(list(grads.values()))
         finite = loss.isfinite() & grad_norm.isfinite()
         self.broken = self.broken | ~finite
@@ -201,7 +202,7 @@ class Pack:
         before = self.layers_before() if closely else None
         self.update(grads, number, (self.clip / (grad_norm + 1e-6)).clamp(max=1.0), alive)
         if before is not None:
-            taps["update_ratio"] = self.update_ratios(before)
+            taps["update_ratio"] = self.base.by_application(self.update_ratios(before))
         self.pending.append(StepResult(number, loss, grad_norm, finite, taps))
         self.number = number
         for one, runs, broken in zip(self.following, running, self.broken, strict=True):

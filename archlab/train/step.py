@@ -81,7 +81,7 @@ def make_step(
         loss, seen, counts = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted, called, terms)
         state.scaler.unscale_(state.optimizer)
         if probe_every:
-            seen["grad_norm"] = gradient_norms(layers)
+            seen["grad_norm"] = decoder.by_application(gradient_norms(layers))
         grad_norm = clip_grad_norm_(decoder.parameters(), settings.clip or math.inf)
         finite = not_broken(loss, grad_norm, state.scaler)
         state.broken = was_broken | ~finite
@@ -90,7 +90,7 @@ def make_step(
         apply(state, ~grad_norm.isfinite())
         decoder.after_step(counts)
         if update:
-            seen["update_ratio"] = update.ratios()
+            seen["update_ratio"] = decoder.by_application(update.ratios())
         for buffer, before in zip(kept_beside, buffers, strict=True):
             buffer.copy_(before.where(was_broken, buffer))
         if state.averaged is not None and number > average_after:
@@ -114,14 +114,14 @@ def backward(
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
     What blocks and `terms` add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
-    that loss, in nats per token, the quantities recorded in the layers on the first piece, and by layer what they counted
-    in all of them.
+    that loss, in nats per token, the quantities recorded in the layers on the first piece, and by application of a layer what
+    it counted in all of them.
     """
     batch = batch.to(machine.device)
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
-    counts: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
+    counts: list[dict[str, Tensor]] = [{} for _ in decoder.course]
     for i, piece in enumerate(split(batch, pieces)):
         # Compiled, all pieces record the same: what another compiles for costs more than a few numbers that nobody reads.
         shown_here = wanted if i == 0 or call is not Layer.watched else ()

@@ -324,6 +324,13 @@ def test_every_option_compiles_as_one_graph(group, name, tmp_path):
     assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told
 
 
+@pytest.mark.slow
+def test_every_promise_is_kept_where_layers_are_looped_and_skipped(tmp_path):
+    told = in_a_process("mixer=mha", "loop.times=2", "loop.layers=1:3", "skips=unet", folder=tmp_path)
+    assert told.returncode == 0 and "0 are broken" in told.stdout, told
+    assert "torch.compile takes the whole decoder as one graph" in told.stdout, told
+
+
 def test_what_asks_for_a_value_does_not_compile(folder):
     told = in_a_process("norm=Peeks", "--config-dir", "conf", folder=folder.parent)
     assert told.returncode == 1 and "torch.compile cannot take it as one graph" in told.stdout, told

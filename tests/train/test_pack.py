@@ -95,6 +95,7 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
             "residual=two_streams",
             "train.accumulate=2",
         ),  # what they add to the loss too
+        ("size.n_layers=3", "loop.times=2", "loop.layers=1:", "skips=unet"),
         pytest.param(("pos=alibi", "mixer=mqa", "residual=post"), marks=pytest.mark.slow),
         pytest.param(("ffn=gelu", "norm=layer", "pos=learned", "data=blank"), marks=pytest.mark.slow),
         pytest.param(("mixer.softcap=20", "mask=window", "mask.window=5"), marks=pytest.mark.slow),
