@@ -70,7 +70,7 @@ class Plan:
         step = {name: whole["train"][name] for name in OF_A_STEP}
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
         keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
-        return json.dumps([keyed, model, whole.get("canon"), step], sort_keys=True)
+        return json.dumps([keyed, model, whole.get("canon"), whole["mtp"], step], sort_keys=True)
 
 
 OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel", "compile")

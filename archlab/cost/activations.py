@@ -76,10 +76,11 @@ def outer_terms(decoder: Decoder, rules: Accounting) -> Iterator[Term]:
         yield Term("embeddings before their norm", rules.e * d_model)
     if rules.drops(decoder.embed_dropout.p):
         yield Term("embeddings: dropout mask", MASK * d_model)
+    predicted = 1 + len(decoder.trained_layers) - len(decoder.layers)
     if isinstance(decoder.final_norm, Norm):
-        yield Term("final norm: input", rules.e * d_model)
-    yield Term("head: input", rules.e * d_model, needed_by=("head",))
-    yield Term("log-probabilities", FLOAT32 * vocab)
+        yield Term("final norm: input", predicted * rules.e * d_model)
+    yield Term("head: input", predicted * rules.e * d_model, needed_by=("head",))
+    yield Term("log-probabilities", predicted * FLOAT32 * vocab)
 
 
 def kept(terms: Collection[Term], trained: Collection[str] | None) -> list[Term]:
