@@ -13,14 +13,14 @@ from archlab.blocks.steps import DrawnStep
 from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
-from archlab.diagram.sketch import Box, DrawnBranch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.sketch import Box, DrawnBranch, DrawnHeads, Graph, Layers, LayerSketch, ModelSketch, Node, chain
 from archlab.diagram.words import box_of, details, linear, scale
 from archlab.model.decoder import Decoder, Layer
 
 
 def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
     """The sketch of a decoder, on any device, as it is built. Raises UserError where a block of the user's own cannot be run."""
-    return ModelSketch(title, embedding(decoder), layers(decoder), head(decoder), matrices(decoder))
+    return ModelSketch(title, embedding(decoder), layers(decoder), head(decoder), matrices(decoder), further(decoder))
 
 
 def embedding(decoder: Decoder) -> Graph:
@@ -49,6 +49,14 @@ def head(decoder: Decoder) -> Graph:
     inside = [node.box for node in traced[1:]] if straight and there else [box]
     before = (box_of(decoder.final_norm, "final_norm"), box_of(decoder.head_proj, "head_proj"))
     return chain(*filter(None, before), *inside)
+
+
+def further(decoder: Decoder) -> DrawnHeads | None:
+    """The heads of the tokens after the next, of which the first is drawn."""
+    heads = getattr(decoder, "mtp", None)
+    if heads is None:
+        return None
+    return DrawnHeads(type(heads).__name__, len(heads.layers), drawn(heads.steps, heads, "mtp", {}))
 
 
 def layers(decoder: Decoder) -> tuple[Layers, ...]:

@@ -77,9 +77,19 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class DrawnHeads:
+    """Heads that predict tokens after the next, in training alone: their kind, how many there are, and what one does."""
+
+    name: str
+    count: int
+    graph: Graph
+
+
+@dataclass(frozen=True)
 class ModelSketch:
     title: str
     embedding: Graph
     layers: tuple[Layers, ...]
     head: Graph
     matrices: tuple[Matrix, ...] = field(default=())
+    further: DrawnHeads | None = None

@@ -23,6 +23,7 @@ from archlab.blocks.embedding import embed_factor, make_projection, make_token_t
 from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
+from archlab.blocks.steps import DrawnStep
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
 
@@ -140,6 +141,8 @@ class FurtherTokens(Block):
 
     layers: Sequence[Layer]
     factor: float
+    steps: Sequence[DrawnStep]
+    """What the first of them does, for a drawing."""
 
     def forward(self, trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
         """What the model's head makes logits of, normed: one for each further token, in order."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.contracts import Norm, Stream
+from archlab.blocks.steps import DrawnStep
 from archlab.model.decoder import FurtherTokens, Layer, Trunk
 
 
@@ -59,6 +60,11 @@ class Independent(Heads):
     """
 
     usual_weight = 1.0
+    steps = (
+        DrawnStep("op", "before the last layer", "what that one is given"),
+        DrawnStep("op", "layer", "built as the last one is", "layers.0", (1,)),
+        DrawnStep("op", "norm and head", "the model's", reads=(2,)),
+    )
 
     @staticmethod
     def share_of(weight: float, heads: int) -> float:
@@ -87,6 +93,17 @@ class Chained(Heads):
     """
 
     usual_weight = 0.3
+    steps = (
+        DrawnStep("op", "stream", "of the module before, or the layers"),
+        DrawnStep("op", "embedding", "of token i + k"),
+        DrawnStep("part", "", path="stream_norms.0", reads=(1,)),
+        DrawnStep("part", "", path="embedding_norms.0", reads=(2,)),
+        DrawnStep("op", "concatenated", reads=(3, 4)),
+        DrawnStep("part", "", path="projections.0", reads=(5,)),
+        DrawnStep("op", "layer", "built as the last one is", "layers.0", (6,)),
+        DrawnStep("part", "", path="final_norms.0", reads=(7,)),
+        DrawnStep("op", "head", "the model's", reads=(8,)),
+    )
 
     def __init__(
         self,

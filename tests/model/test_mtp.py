@@ -25,6 +25,7 @@ IN_FLOAT32 = dict(rtol=2e-5, atol=2e-6, check_dtype=False)  # losses are taken o
 SIZES = ("size.d_model=24", "size.n_layers=3", "size.n_heads=4", "size.vocab_size=31", "size.d_ff=40")
 SEQ = 9
 FORMS = ("independent", "chained")
+PLAIN = LossOptions()
 
 
 def built(*words):
@@ -37,7 +38,7 @@ def some_batch(prefix=None, starts=None, scored=None) -> Batch:
     return Batch(tokens, prefix, counts, document_starts=starts)
 
 
-def parts_of(decoder, batch, options=LossOptions()):
+def parts_of(decoder, batch, options=PLAIN):
     return Program(decoder, terms=terms_of(options))(*placed(decoder, batch))[0]
 
 
@@ -71,7 +72,8 @@ def independent_by_the_paper(decoder, tokens, weight=1.0):
     z = through(decoder, decoder.layers[:-1], embedded(decoder, inputs), inputs)
     heads = [decoder.layers[-1], *decoder.mtp.layers]
     return [
-        (weight if by else 1.0) * nats(decoder, decoder.final_norm(through(decoder, [head], z, inputs)), tokens, by).sum()
+        (weight if by else 1.0)
+        * nats(decoder, decoder.final_norm(through(decoder, [head], z, inputs)), tokens, by).sum()
         for by, head in enumerate(heads)
     ]
 
@@ -84,8 +86,9 @@ def chained_by_the_paper(decoder, tokens, weight=0.3):
     depth = len(mtp.layers)
     for k in range(1, depth + 1):
         left = SEQ - k
-        of_h, of_token = mtp.stream_norms[k - 1](h[:, :left]), mtp.embedding_norms[k - 1](
-            embedded(decoder, inputs[:, k:])
+        of_h, of_token = (
+            mtp.stream_norms[k - 1](h[:, :left]),
+            mtp.embedding_norms[k - 1](embedded(decoder, inputs[:, k:])),
         )
         joined = torch.einsum("oi,bsi->bso", mtp.projections[k - 1].weight, torch.cat((of_h, of_token), -1))
         h = through(decoder, [mtp.layers[k - 1]], joined, inputs[:, :left])
@@ -139,7 +142,7 @@ def test_the_next_tokens_model_is_the_same_without(form):
         for weight in with_heads.mtp.parameters():
             weight.fill_(math.nan)
         assert torch.equal(token_losses(with_heads, batch).nats, token_losses(alone, batch).nats)
-        both = [generate(decoder.eval(), batch.inputs[:1, :4], 5, temperature=0) for decoder in (alone, with_heads)]
+        both = [generate(decoder.eval(), batch.inputs[:1, :4], max_new_tokens=5) for decoder in (alone, with_heads)]
     assert torch.equal(*both)
 
 
@@ -175,7 +178,9 @@ def test_nothing_that_counts_sees_what_it_is_to_predict(form, case):
     starts = torch.tensor([[0] * 4 + [4] * 5, [0] * 6 + [6] * 3])
     if case == "document":
         scored[0, 3] = scored[1, 5] = False  # the first token of a document is no target
-    batch = some_batch(torch.tensor([3, 4]) if case == "prefix" else None, starts if case == "document" else None, scored)
+    batch = some_batch(
+        torch.tensor([3, 4]) if case == "prefix" else None, starts if case == "document" else None, scored
+    )
     inputs = placed(decoder, batch)
 
     def further(tokens):
