@@ -53,8 +53,7 @@ def head(decoder: Decoder) -> Graph:
 
 def further(decoder: Decoder) -> DrawnHeads | None:
     """The heads of the tokens after the next, of which the first is drawn."""
-    heads = getattr(decoder, "mtp", None)
-    if heads is None:
+    if (heads := decoder.further_tokens) is None:
         return None
     return DrawnHeads(type(heads).__name__, len(heads.layers), drawn(heads.steps, heads, "mtp", {}))
 

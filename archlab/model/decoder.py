@@ -304,14 +304,19 @@ class Decoder(Block):
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
 
     @property
+    def further_tokens(self) -> FurtherTokens | None:
+        """The heads of the tokens after the next, where there are any; their weights are under `mtp`."""
+        return cast(FurtherTokens | None, self._modules.get("mtp"))
+
+    @property
     def ahead(self) -> Callable[[Trunk], list[Tensor]]:
         """What predicts the tokens after the next while training."""
-        return getattr(self, "mtp", next_alone)
+        return self.further_tokens or next_alone
 
     @property
     def trained_layers(self) -> list[Layer]:
-        """The layers, and after them those of `mtp`, each built as the last one is."""
-        return [*self.layers, *getattr(self.ahead, "layers", ())]
+        """The layers, and after them those of further tokens' heads, each built as the last one is."""
+        return [*self.layers, *(self.further_tokens.layers if self.further_tokens else ())]
 
     @property
     def kinds_trained(self) -> list[int]:

@@ -94,12 +94,12 @@ class Chained(Heads):
 
     usual_weight = 0.3
     steps = (
-        DrawnStep("op", "stream", "of the module before, or the layers"),
+        DrawnStep("op", "stream", "of module k - 1"),
         DrawnStep("op", "embedding", "of token i + k"),
         DrawnStep("part", "", path="stream_norms.0", reads=(1,)),
         DrawnStep("part", "", path="embedding_norms.0", reads=(2,)),
         DrawnStep("op", "concatenated", reads=(3, 4)),
-        DrawnStep("part", "", path="projections.0", reads=(5,)),
+        DrawnStep("linear", "projection", "2 d_model → d_model", "projections.0", (5,)),
         DrawnStep("op", "layer", "built as the last one is", "layers.0", (6,)),
         DrawnStep("part", "", path="final_norms.0", reads=(7,)),
         DrawnStep("op", "head", "the model's", reads=(8,)),

@@ -126,13 +126,14 @@ class Program(nn.Module):
         inputs = Inputs(tokens, targets, scored, prefix_len, positions, document_starts)
         nats, output = nats_of(self.decoder, inputs, self.wanted, self.call, self.decoder.ahead)
         terms = self.added(output.logits, targets, nats, scored)
-        further = {}
+        further, heads = {}, self.decoder.further_tokens
+        share = 0.0 if heads is None else heads.factor
         for by, logits in enumerate(output.further, start=1):
             its_targets, counts = targets_ahead(targets, scored, by)
             its_nats = losses_of(logits, its_targets)
             sums = total(its_nats, counts)
             beside = self.added(logits, its_targets, its_nats, counts)
-            terms[further_name(by)] = self.decoder.mtp.factor * (sums + sum(beside.values()))
+            terms[further_name(by)] = share * (sums + sum(beside.values()))
             further[further_name(by)] = torch.stack((sums, counts.sum().type_as(sums)))
         return LossParts(total(nats, scored), scored.sum(), output.losses, terms, output.counts, further), output.taps
 
