@@ -1,5 +1,6 @@
 """Several tokens predicted at each position: both forms as their papers write them, what counts, and what of it costs."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from oracles import randomise
 
 import archlab
+from archlab import hub
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.compose import compose, in_turn
@@ -15,6 +17,9 @@ from archlab.cost.estimate import activation_bytes
 from archlab.cost.measure import forward_flops_per_token
 from archlab.cost.settings import MemorySettings
 from archlab.data.batch import Batch
+from archlab.diagram.drawing import svg
+from archlab.diagram.parts import sketch
+from archlab.diagram.saved import read_sketch
 from archlab.model.generate import generate
 from archlab.runs.lab import check_further_tokens
 from archlab.train.objective import Program, placed, targets_ahead, terms_of, token_losses
@@ -263,6 +268,36 @@ def test_memory_counts_a_layer_and_logits_for_each_further_token():
     )
     assert with_heads[0] == alone[0] * 5 / 3  # three layers alike, and two more
     assert with_heads[1] == 3 * alone[1]
+
+
+def test_a_run_writes_the_further_losses_beside_its_own(tmp_path):
+    run = archlab.run(
+        "size=nano", "mtp.form=chained", "mtp.tokens=3", "train.steps=3", "train.train_len=8",
+        "train.batch_size=2", "train.log_every=1", "eval.lengths=[1]", "eval.tokens=16", f"output={tmp_path}",
+    )  # fmt: skip
+    records = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["mtp_loss_2"] > 0 and record["mtp_loss_3"] > 0 for record in records)
+    summary = json.loads((run.directory / "summary.json").read_text())
+    assert summary["n_mtp_params"] == count_mtp_parameters(archlab.load(run.directory).decoder)
+    drawn = read_sketch(run.directory)
+    assert (
+        drawn is not None and drawn.further is not None and (drawn.further.name, drawn.further.count) == ("Chained", 2)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_exported_predicts_the_next_token(form, tmp_path):
+    decoder = archlab.build("size=nano", f"mtp.form={form}").eval()
+    hub.export(decoder, tmp_path / "it")
+    tokens = some_batch().inputs
+    torch.testing.assert_close(hub.load(tmp_path / "it")(tokens), decoder(tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_are_drawn_apart(form):
+    drawn = svg(sketch(assemble_without_weights(compose("size=nano", f"mtp.form={form}", "mtp.tokens=4"))))
+    assert f"{form.capitalize()}, in training alone" in drawn and "3 of them, for the tokens after the next" in drawn
+    assert "in training alone" not in svg(sketch(assemble_without_weights(compose("size=nano"))))
 
 
 # --- what is refused ----------------------------------------------------------------------------
