@@ -225,7 +225,7 @@ def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: s
             " run as it is"
         )
     again = in_turn(*asked, config_dir=own)
-    for part in (*BLOCKS, "layers", "size", "embed", "canon"):
+    for part in (*BLOCKS, "layers", "size", "embed", "canon", "mtp"):
         if again.get(part) != cfg.get(part):
             raise UserError(
                 f"{directory}: its overrides no longer compose to the {part} in its config.yaml, so nothing can be changed"
