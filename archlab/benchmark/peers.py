@@ -130,6 +130,7 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
         ("canon", cfg.canon, None),
         ("skips", cfg.skips, None),
         ("loop.times", cfg.loop.times, None),
+        ("mtp.form", cfg.mtp.form, None),
         ("size.n_kv_heads", cfg.size.n_kv_heads, cfg.size.n_heads),
         ("train.accumulate", cfg.train.accumulate, 1),
     ):

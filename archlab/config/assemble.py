@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS, locate, option
 from archlab.config.plan import IN_LAYERS, layer_plans, loop_of
-from archlab.model.decoder import Decoder, LayerParts
+from archlab.model.decoder import Decoder, FurtherTokens, LayerParts
+from archlab.model.mtp import FORMS
 
 MADE_FROM = "made_from"
 """Where a decoder keeps the configuration it was assembled from."""
@@ -48,6 +50,7 @@ def assemble(cfg: DictConfig) -> Decoder:
             "canon": cfg.get("canon"),  # a run's file may be older than it
             "skips": cfg.get("skips"),
             **{f"loop_{name}": value for name, value in loop_of(cfg).items()},
+            "mtp": further_tokens(cfg),
         }
         try:
             decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
@@ -55,6 +58,13 @@ def assemble(cfg: DictConfig) -> Decoder:
             raise UserError(by_options(str(error), cfg)) from None
     setattr(decoder, MADE_FROM, cfg.copy())
     return decoder
+
+
+def further_tokens(cfg: DictConfig) -> Callable[..., FurtherTokens] | None:
+    """Makes the heads of the tokens after the next, where more than that one is predicted."""
+    if cfg.mtp.form is None:
+        return None
+    return partial(FORMS[cfg.mtp.form], tokens=cfg.mtp.tokens, weight=cfg.mtp.weight)
 
 
 def by_options(message: str, cfg: DictConfig) -> str:

@@ -95,6 +95,13 @@ class Loop:
 
 
 @dataclass(frozen=True)
+class SeveralTokens:
+    form: Literal["independent", "chained"] | None
+    tokens: Annotated[int, Interval(ge=2, le=64)]
+    weight: Positive | None
+
+
+@dataclass(frozen=True)
 class Probe:
     every: Count | None
 
@@ -107,6 +114,7 @@ SECTIONS = {
     "size": Size,
     "embed": Embed,
     "loop": Loop,
+    "mtp": SeveralTokens,
     "train": TrainOptions,
     "loss": LossOptions,
     "probe": Probe,
@@ -210,6 +218,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_documents(cfg, decoder)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
+    check_mtp(cfg, decoder, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
     check_numbers_used(cfg, explicit)
@@ -487,6 +496,29 @@ def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
 
 def goes_by_positions(decoder: Decoder) -> bool:
     return any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs)
+
+
+def check_mtp(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    """Refuses options about further tokens where none are predicted, and further tokens that a position attends to."""
+    form = cfg.mtp.form
+    for name in ("tokens", "weight"):
+        if form is None and f"mtp.{name}" in explicit:
+            raise UserError(
+                f"mtp.{name}={cfg.mtp[name]}: changes nothing under mtp.form=null, which predicts the next token alone; leave it"
+                " out, or use mtp.form=independent or chained"
+            )
+    if form is not None and any(mask.bidirectional for _, mask in decoder.pairs):
+        raise UserError(
+            f"mtp.form={form}: under mask=full a position attends to all tokens after it, so there is none further on to"
+            " predict; leave it out, or use mask=causal, prefix or window"
+        )
+    if form is not None and (
+        leaking := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None)
+    ):
+        raise UserError(
+            f"mtp.form={form}: norm={option(cfg, 'norm')} takes statistics over {' and '.join(leaking.reduces)}, and so over the"
+            " tokens to be predicted; leave it out, or use a norm over d_model alone"
+        )
 
 
 def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:

@@ -71,7 +71,7 @@ class Plan:
         step = {name: whole["train"][name] for name in OF_A_STEP}
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
         keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
-        structure = [whole.get("canon"), whole.get("skips"), loop_of(whole)]
+        structure = [whole.get("canon"), whole.get("skips"), loop_of(whole), whole["mtp"]]
         return json.dumps([keyed, model, structure, step], sort_keys=True)
 
 

@@ -79,10 +79,11 @@ def outer_terms(decoder: Decoder, rules: Accounting) -> Iterator[Term]:
     if covered := sum(start + 1 in decoder.skips.ends for starts in decoder.skips.ends.values() for start in starts):
         # Every other stream that skips layers is also what the next layer is given, and counted there.
         yield Term("skips: the stream within the innermost", covered * rules.e * decoder.d_model)
+    predicted = 1 + len(decoder.trained_layers) - len(decoder.layers)
     if isinstance(decoder.final_norm, Norm):
-        yield Term("final norm: input", rules.e * d_model)
-    yield Term("head: input", rules.e * d_model, needed_by=("head",))
-    yield Term("log-probabilities", FLOAT32 * vocab)
+        yield Term("final norm: input", predicted * rules.e * d_model)
+    yield Term("head: input", predicted * rules.e * d_model, needed_by=("head",))
+    yield Term("log-probabilities", predicted * FLOAT32 * vocab)
 
 
 def kept(terms: Collection[Term], trained: Collection[str] | None) -> list[Term]:

@@ -122,6 +122,9 @@ def terms_by_layer(decoder: Decoder, settings: MemorySettings, rules: Accounting
     terms = terms_by_kind(decoder, rules)
     for depth in range(len(decoder.layers)):
         yield [*kept(terms[depth], trained), Term("lora: between A and B", rules.e * ranks.get(depth, 0))]
+    if (heads := decoder.further_tokens) is not None:
+        for _ in heads.layers:
+            yield kept([*terms[-1], *(heads.saved_activations(rules) or ())], trained)
 
 
 def terms_by_kind(decoder: Decoder, rules: Accounting) -> list[list[Term]]:

@@ -20,7 +20,7 @@ from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
 from archlab.blocks.token_positions import at_the_start
 from archlab.model.course import course_of
-from archlab.model.decoder import Decoder, Layer, LayerCall, run_plainly
+from archlab.model.decoder import Decoder, Layer, LayerCall, next_alone, run_plainly
 
 LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
@@ -43,12 +43,12 @@ LEFT_OUT = {
 """What torch's counter leaves out: the delta rule solves for all tokens of a chunk at once, a short convolution adds products."""
 
 
-def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
+def forward_flops_per_token(decoder: Decoder, seq_len: int, training: bool = False) -> float:
     """Floating-point operations of the matrix products of one forward pass, per token.
 
     A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, whatever
     kernel runs and however it cuts them; the backward pass costs twice as much again. Of layers that are built alike one
-    is run.
+    is run. Heads of further tokens are run in `training` alone.
     """
     tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
     short, times = one_of_each_kind(decoder)
@@ -66,8 +66,9 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
 
         decoder.run_layer = counted
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
-            decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
-        more = sum((n - 1) * flops for n, flops in zip(times, by_layer, strict=True))
+            contexts = [context.as_one_block() for context in decoder.read(tokens)]
+            decoder.compute(tokens, contexts, ahead=decoder.ahead if training else next_alone)
+        more = sum((n - 1) * flops for n, flops in zip(times, by_layer[: len(times)], strict=True))
         total = counter.get_total_flops() + more
 
     where_it_can(short, run, tokens)
@@ -90,9 +91,10 @@ def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
 def costs(decoder: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
     """FLOPs per token at a length, and what decoding keeps of a sequence: bytes for each token, and however long it is."""
     forward, state = forward_flops_per_token(decoder, seq_len), decode_state(decoder)
+    trained = forward if decoder.ahead is next_alone else forward_flops_per_token(decoder, seq_len, training=True)
     return {
         "flops_per_token": forward,
-        "train_flops_per_token": 3 * forward,
+        "train_flops_per_token": 3 * trained,
         "kv_bytes_per_token": None if state is None else state.per_token * bytes_per_number,
         "state_bytes": None if state is None else state.fixed * bytes_per_number,
     }

@@ -10,7 +10,7 @@ from itertools import pairwise
 from archlab.diagram.canvas import GREY, INK, Canvas, document
 from archlab.diagram.heatmap import BLOCK, PANEL, matrices
 from archlab.diagram.lettering import wrapped
-from archlab.diagram.sketch import DrawnBranch, Edge, Graph, Layers, ModelSketch
+from archlab.diagram.sketch import DrawnBranch, DrawnHeads, Edge, Graph, Layers, ModelSketch
 from archlab.diagram.trunk import DrawnJoin, along_the_stream, formula
 from archlab.diagram.wiring import GAP, RADIUS, column, draw, stack
 
@@ -96,10 +96,26 @@ class _Stream:
             self.layers(layers, total)
             frames.append((bottom, self.y))
         self.edges(sketch.edges, frames)
+        beside = self.further(sketch.further) if sketch.further else self.y
         self.boxes(sketch.head)
         self.rise(GAP, arrow=True)
         self.canvas.text(STREAM, self.y - 6, "logits", 12)
-        return self.y - 20
+        return min(self.y - 20, beside - MARGIN)
+
+    def further(self, heads: DrawnHeads) -> float:
+        """A frame beside the head, with what the heads of further tokens do; returns where it ends, at the top."""
+        bottom = self.y - GAP
+        outside, self.canvas.elements = self.canvas.elements, []
+        top = stack(self.canvas, heads.graph, ARMS + 8, bottom, ARM - 16) - 42
+        inside, self.canvas.elements = self.canvas.elements, outside
+        several = f"{heads.count} of them, for the tokens" if heads.count > 1 else "for the token"
+        with self.canvas.group("further", name=heads.name):
+            self.canvas.rect(ARMS, top, ARM, bottom - top, "white", GREY, "5 3")
+            self.canvas.text(ARMS + 9, top + 15, f"{heads.name}, in training alone", 12, bold=True, anchor="start")
+            words = f"{several} after the next"
+            self.canvas.text(ARMS + 9, top + 29, words, 10.5, room=ARM - 18, anchor="start", fill=GREY)
+            self.canvas.elements += inside
+        return top
 
     def rise(self, by: float, arrow: bool = False) -> None:
         """Draws the stream further upwards."""

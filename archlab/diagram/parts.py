@@ -13,7 +13,7 @@ from archlab.blocks.steps import DrawnStep
 from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
-from archlab.diagram.sketch import Box, DrawnBranch, Edge, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.sketch import Box, DrawnBranch, DrawnHeads, Edge, Graph, Layers, LayerSketch, ModelSketch, Node, chain
 from archlab.diagram.words import box_of, details, linear, scale
 from archlab.model.course import first_places, looped_layers, times_of
 from archlab.model.decoder import Decoder, Layer
@@ -23,7 +23,7 @@ def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
     """The sketch of a decoder, on any device, as it is built. Raises UserError where a block of the user's own cannot be run."""
     drawn = layers(decoder)
     lines = edges(decoder, [entry.indices for entry in drawn])
-    return ModelSketch(title, embedding(decoder), drawn, head(decoder), matrices(decoder), lines)
+    return ModelSketch(title, embedding(decoder), drawn, head(decoder), matrices(decoder), lines, further(decoder))
 
 
 def embedding(decoder: Decoder) -> Graph:
@@ -52,6 +52,13 @@ def head(decoder: Decoder) -> Graph:
     inside = [node.box for node in traced[1:]] if straight and there else [box]
     before = (box_of(decoder.final_norm, "final_norm"), box_of(decoder.head_proj, "head_proj"))
     return chain(*filter(None, before), *inside)
+
+
+def further(decoder: Decoder) -> DrawnHeads | None:
+    """The heads of the tokens after the next, of which the first is drawn."""
+    if (heads := decoder.further_tokens) is None:
+        return None
+    return DrawnHeads(type(heads).__name__, len(heads.layers), drawn(heads.steps, heads, "mtp", {}))
 
 
 def layers(decoder: Decoder) -> tuple[Layers, ...]:

@@ -94,6 +94,15 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class DrawnHeads:
+    """Heads that predict tokens after the next, in training alone: their kind, how many there are, and what one does."""
+
+    name: str
+    count: int
+    graph: Graph
+
+
+@dataclass(frozen=True)
 class ModelSketch:
     title: str
     embedding: Graph
@@ -101,3 +110,4 @@ class ModelSketch:
     head: Graph
     matrices: tuple[Matrix, ...] = field(default=())
     edges: tuple[Edge, ...] = field(default=())
+    further: DrawnHeads | None = None

@@ -82,7 +82,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
 def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
-    A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
+    Heads of further tokens (`mtp`), which transformers' classes leave out too, are not written. A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
     (`archlab.hub.writing`). The tokenizer's files are copied from the folder that the weights came from, where there are
     any. Raises UserError.
     """
@@ -91,7 +91,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
         raise UserError(f"{path}: exists already; give a folder that does not")
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is not a folder; make it first")
-    ours = decoder.state_dict()
+    ours = {name: weight for name, weight in decoder.state_dict().items() if not name.startswith("mtp.")}
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
     elif hasattr(decoder, MADE_FROM):

@@ -25,6 +25,7 @@ from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
 from archlab.blocks.skips import Kept, make_skips
+from archlab.blocks.steps import DrawnStep
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
 from archlab.model.course import Course, course_of, first_places, looped_layers, times_of
@@ -61,7 +62,11 @@ class Output(NamedTuple):
     """By application of a layer, in order, what was asked for and the layer has."""
 
     counts: tuple[dict[str, Tensor], ...] = ()
-    """By application of a layer, what its feed-forward network counted for its `after_step`."""
+    """By application of a layer, and then by layer of several-token prediction that was run, what its feed-forward network
+    counted for its `after_step`."""
+
+    further: tuple[Float[Tensor, "batch seq vocab_size"], ...] = ()
+    """Logits of the tokens after the next, in order, where they were asked for."""
 
 
 class Layer(Block):
@@ -114,6 +119,45 @@ LayerCall = Callable[[Layer, Tensor, AttentionContext, Collection[str]], Watched
 """`Layer.watched`, or what computes the same."""
 
 
+class Trunk(NamedTuple):
+    """What was computed on the way to the next token, for heads that predict the tokens after it."""
+
+    before_last: Tensor
+    """What the last layer was given, with all streams of its residual scheme."""
+
+    stream: Float[Tensor, "batch seq d_model"]
+    """What the last layer left, before the final norm."""
+
+    embedded: Float[Tensor, "batch seq d_model"]
+    """The token embeddings, before positions, a norm and dropout."""
+
+    final_norm: Callable[[Tensor], Tensor]
+    run: Callable[[Layer, Tensor], Tensor]
+    """Calls a layer as the last one is called, and returns what it leaves, (batch, seq, d_model)."""
+
+
+class FurtherTokens(Block):
+    """Predicts the tokens after the next at each position, in training alone: `archlab.model.mtp` has the forms.
+
+    `layers` are its layers, each built as the model's last one is; `factor` is what the loss of each further token is
+    multiplied by.
+    """
+
+    layers: Sequence[Layer]
+    factor: float
+    steps: Sequence[DrawnStep]
+    """What the first of them does, for a drawing."""
+
+    def forward(self, trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
+        """What the model's head makes logits of, normed: one for each further token, in order."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
+
+
+def next_alone(trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
+    """No further token is predicted."""
+    return []
+
+
 def todays_name(weight: str) -> str:
     """A weight's name; files that were written when every mixer was attention call it so."""
     return re.sub(r"^(layers\.\d+)\.attention\.", r"\1.mixer.", weight)
@@ -151,7 +195,7 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
+    layer is made of. `mtp` makes a `FurtherTokens`. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
     of Canon layers in every layer: A, C or AC. `loop_times` is how often the layers that `loop_layers` names, by default all, are
     applied one after the other, with the same weights (`archlab.model.course`). `skips` is None or one of
     `archlab.blocks.skips.SKIPS`: which layers are also given what an earlier one left. Weights are torch's
@@ -189,6 +233,7 @@ class Decoder(Block):
         loop_times: int | None = None,
         loop_layers: str | int | None = None,
         skips: str | None = None,
+        mtp: Callable[..., FurtherTokens] | None = None,
     ):
         super().__init__()
         check_canon(canon)
@@ -220,8 +265,18 @@ class Decoder(Block):
         self.embed_types = make_token_types(embed_types, d_model)
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
+        made = partial(
+            make_layer,
+            norm=norm,
+            d_model=d_model,
+            n_layers=len(self.course),
+            n_heads=n_heads,
+            head_dim=head_dim,
+            kernel=kernel,
+            canon=canon or "",
+        )
         layers_made = (
-            make_layer(part, pair, norm, d_model, place, len(self.course), n_heads, head_dim, kernel, canon or "")
+            made(part, pair, depth=place)
             for part, pair, place in zip(parts, of_layers, first_places(self.course), strict=True)
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
@@ -236,6 +291,10 @@ class Decoder(Block):
         self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
         if tied:
             self.head.weight = self.embedding.weight
+        self.last_pair = self.pair_of_layer[-1]
+        if mtp is not None:
+            like_last = partial(made, parts[-1], of_layers[-1], depth=len(parts) - 1)
+            self.mtp = mtp(d_model=d_model, norm=make_norm, layer=like_last)
         self.run_layer: Callable[..., Watched] = run_plainly
         self.rates: dict[str, float] = {}
         """What the learning rate of some weights is multiplied by, by name, as the init has it."""
@@ -266,6 +325,31 @@ class Decoder(Block):
     def taps(self) -> tuple[str, ...]:
         """Which quantities can be recorded in at least one layer, by name."""
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
+
+    @property
+    def further_tokens(self) -> FurtherTokens | None:
+        """The heads of the tokens after the next, where there are any; their weights are under `mtp`."""
+        return cast(FurtherTokens | None, self._modules.get("mtp"))
+
+    @property
+    def ahead(self) -> Callable[[Trunk], list[Tensor]]:
+        """What predicts the tokens after the next while training."""
+        return self.further_tokens or next_alone
+
+    @property
+    def trained_layers(self) -> list[Layer]:
+        """The layers, and after them those of further tokens' heads, each built as the last one is."""
+        return [*self.layers, *(self.further_tokens.layers if self.further_tokens else ())]
+
+    @property
+    def applications_of_a_step(self) -> int:
+        """How often a layer is run in a training step, those of further tokens' heads included."""
+        return len(self.course) + len(self.trained_layers) - len(self.layers)
+
+    @property
+    def kinds_trained(self) -> list[int]:
+        """The `kinds` of `trained_layers`."""
+        return [*self.kinds, *[self.kinds[-1]] * (len(self.trained_layers) - len(self.layers))]
 
     @property
     def begins_alike(self) -> bool:
@@ -305,28 +389,45 @@ class Decoder(Block):
         contexts: Sequence[AttentionContext],
         wanted: Collection[str] = (),
         call: LayerCall = Layer.watched,
+        ahead: Callable[[Trunk], list[Tensor]] = next_alone,
     ) -> Output:
         """Logits, the quantities named in `wanted` (`taps`), and what blocks add to the loss; a pure function of its inputs.
 
         `contexts` are those that `read` returns for these tokens. `call` is how each layer is called, such as compiled.
+        With `ahead`, the decoder's own, there are logits of further tokens too, which training alone needs.
         """
-        x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
-        x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
-        x = self.layers[0].residual.enter(x)
+        embedded = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
+        positions = contexts[0].token_positions.query_positions
+        x = self.layers[0].residual.enter(self.embed_dropout(self.embed_norm(self.position.embed(embedded, positions))))
         seen: list[dict[str, Scalar]] = []
         counts: list[dict[str, Tensor]] = []
         losses: dict[str, Scalar] = {}
-        kept: Kept = {}
-        for place, (layer, visit) in enumerate(self.course):
-            context = contexts[visit * len(self.pairs) + self.pair_of_layer[layer]]
-            given = self.skips.into(place, x, kept)
-            x, in_layer, added, counted = self.run_layer(call, self.layers[layer], given, context, wanted)
-            self.skips.out_of(place, x, kept)
+
+        def run(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Tensor:
+            x, in_layer, added, counted = self.run_layer(call, layer, x, context, wanted)
             seen.append(in_layer)
             counts.append(counted)
-            losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
+            losses.update({name: losses.get(name, 0.0) + value for name, value in added.items()})
+            return x
+
+        def run_as_last(layer: Layer, x: Tensor) -> Tensor:
+            return layer.residual.leave(run(layer, x, contexts[self.last_pair], ()))
+
+        before, kept = x, Kept()
+        for place, (layer, visit) in enumerate(self.course):
+            context = contexts[visit * len(self.pairs) + self.pair_of_layer[layer]]
+            before = self.skips.into(place, x, kept)
+            x = run(self.layers[layer], before, context, wanted)
+            self.skips.out_of(place, x, kept)
         x = self.layers[-1].residual.leave(x)
-        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen), tuple(counts))
+        logits = self.logits(self.final_norm(x))
+        further = ahead(Trunk(before, x, embedded, self.final_norm, run_as_last))
+        of_layers = tuple(seen[: len(self.course)])
+        return Output(logits, losses, of_layers, tuple(counts), tuple(map(self.logits, further)))
+
+    def logits(self, normed: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq vocab_size"]:
+        """What the head makes of the stream after the final norm."""
+        return self.head(self.head_proj(normed))
 
     def read(
         self,
@@ -392,17 +493,18 @@ class Decoder(Block):
         return at_the_start(tokens, self.position, prefix_len, positions, padding, document_starts, self.mask)
 
     def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Hands each layer's network what it counted in a step, by application; called after the step's update."""
+        """Hands each network what it counted in a step, as `Output.counts` has it; called after the step's update."""
         of_layers: list[dict[str, Tensor]] = [{} for _ in self.layers]
-        for (depth, _), counted in zip(self.course, counts, strict=True):
+        n = len(self.course)
+        for (depth, _), counted in zip(self.course, counts[:n], strict=True):
             so_far = of_layers[depth]
             so_far |= {name: so_far[name] + value if name in so_far else value for name, value in counted.items()}
-        for layer, counted in zip(self.layers, of_layers, strict=True):
+        for layer, counted in zip(self.trained_layers, [*of_layers, *counts[n:]], strict=True):
             layer.ffn.after_step(counted)
 
     def for_packs(self) -> None:
         """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""
-        for layer in self.layers:
+        for layer in self.trained_layers:
             layer.mixer.for_packs()
 
     def recompute_activations(self) -> None:

@@ -8,9 +8,10 @@ from the same weights everywhere else.
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Width
 from archlab.blocks.embedding import embed_factor
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, Layer
 
 Zero = Literal["none", "branches", "head", "all"]
 """Which matrices start at zero: none, those that write to the residual stream, the head, or both."""
@@ -240,8 +241,9 @@ def branch_gain(weight: Weight, decoder: Decoder) -> float:
     """What the residual scheme of the weight's layer multiplies it by."""
     if not weight.branch_gain:
         return 1.0
-    depth = int(weight.name.split(".")[1])
-    return decoder.layers[depth].residual.branch_gain
+    place = re.match(r"(mtp\.)?layers\.\d+", weight.name)
+    assert place is not None, f"{weight.name} is in a layer"
+    return cast(Layer, decoder.get_submodule(place[0])).residual.branch_gain
 
 
 def drawn_as(name: str) -> str:

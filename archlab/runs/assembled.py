@@ -61,9 +61,11 @@ def machine_of(cfg: DictConfig) -> Runtime:
 
 def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
     """What the model costs, by its shapes alone; parameters that a token uses where it does not use all. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
-    n_params, active = describe.count_parameters(decoder), describe.count_active_parameters(decoder)
+    n_params, active = describe.count_own_parameters(decoder), describe.count_active_parameters(decoder)
+    further = describe.count_mtp_parameters(decoder)
     return {
         "n_params": n_params,
+        **({"n_mtp_params": further} if further else {}),
         **({"n_active_params": active} if active != n_params else {}),
         **measure.costs(decoder, cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),

@@ -227,7 +227,7 @@ def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: s
         )
     again = in_turn(*asked, config_dir=own)
     then, now = (whole | {"loop": loop_of(whole)} for whole in (plain_dict(cfg), plain_dict(again)))
-    for part in (*BLOCKS, "layers", "size", "embed", "canon", "skips", "loop"):
+    for part in (*BLOCKS, "layers", "size", "embed", "canon", "skips", "loop", "mtp"):
         if now.get(part) != then.get(part):
             raise UserError(
                 f"{directory}: its overrides no longer compose to the {part} in its config.yaml, so nothing can be changed"
