@@ -13,8 +13,9 @@ from archlab.initial.measure import update_size
 from archlab.train import optimizer as rules
 from archlab.train.average import Exponential
 from archlab.train.pack import Member, train_together
+from archlab.train.schedules import Constant
 from archlab.train.state import TrainState
-from archlab.train.step import make_step
+from archlab.train.step import backward, make_step
 
 NGPT = (*SMALL, "preset=ngpt_0_5b")
 OF_ROUNDING = dict(rtol=0, atol=3e-7)  # float32: the length of a vector of some dozen numbers
@@ -71,14 +72,12 @@ def test_after_each_step_they_are_of_length_one(name):
 
 
 def test_a_step_is_the_optimizers_and_then_the_division():
-    """By torch's own AdamW, whose fused kernel rounds otherwise."""
-    decoder, chosen = built(*NGPT).double(), held(clip=None)
+    """By torch's own AdamW, of the same gradients; its fused kernel adds in another order."""
+    decoder, chosen = built(*NGPT).double(), held(clip=None, schedule=Constant())
     beside = deepcopy(decoder)
     batch = Counting().train(0, 1, chosen.batch_size, chosen.train_len)
     make_step(decoder, chosen, CPU)(TrainState.begin(decoder, chosen, CPU, 0), batch)
-    logits = beside(batch.tokens[:, :-1])
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none")
-    losses[batch.scored].mean().backward()
+    backward(beside, batch, 1, CPU, CPU.scaler())
     torch.optim.AdamW(beside.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0).step()
     for (name, ours), theirs in zip(decoder.named_parameters(), beside.parameters(), strict=True):
         if theirs.ndim > 1:
@@ -187,7 +186,7 @@ def test_is_refused_in_one_line(asked, told, proposed):
 
 def test_the_first_steps_of_a_preflight_hold_too():
     moves = [
-        update_size(built(*NGPT, *words), Counting(), 0, steps=2, lr=1e-2, batch_size=3, seq_len=11)
+        update_size(built(*NGPT, *words), Counting(), steps=2, lr=1e-2, batch_size=3, seq_len=11)
         for words in ((), ("init.hold=false",))
     ]
     assert all(0 < one < 1 for one in moves) and moves[0] != moves[1]
