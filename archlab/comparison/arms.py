@@ -18,6 +18,7 @@ UNSAID: Mapping[str, Any] = {
     "kernel": "auto", "compile": "auto", "train.deterministic": False,
     "choices.optimizer": "adamw", "choices.schedule": "cosine", "choices.average": "none",
     "loss.z": 0.0, "loss.label_smoothing": 0.0, "init.zero": "none",
+    "eval.part": "test",
 }  # fmt: skip
 """What older runs, which do not say it, did."""
 
@@ -158,6 +159,7 @@ SAME: Mapping[str, Callable[[Run], Any]] = {
     "eval.protocol": lambda run: run.config["eval"]["protocol"],
     "eval.lengths": lambda run: run.config["eval"]["lengths"],
     "eval.stride": lambda run: run.config["eval"]["stride"],
+    "eval.part": lambda run: run.config["eval"].get("part", "test"),
     "eval.tokens": lambda run: run.config["eval"]["tokens"],
     "scored": _scored,
     "leaking": lambda run: run.summary.get("leaking", False),

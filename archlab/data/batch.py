@@ -79,6 +79,11 @@ def in_one_copy(columns: Sequence[Tensor], device: torch.device) -> list[Tensor]
     return [part.view(column.shape).to(column.dtype) for part, column in zip(parts, columns, strict=True)]
 
 
+def last_quarter(n: int) -> slice:
+    """Of so many held-out tokens, those that settings are chosen by."""
+    return slice(n - n // 4, None)
+
+
 class Source(ABC):
     """Yields batches that depend on the arguments of the call and on nothing else: no state, no worker, no order."""
 
@@ -114,3 +119,11 @@ class Source(ABC):
         The last batch may be smaller. With a `stride`, windows overlap and advance by that many tokens, and each
         target is still scored once; the last window may advance by less, to end where the last disjoint one would.
         """
+
+    def tuning(self) -> "Source":
+        """The same with other held-out data, for choosing settings by: what is chosen on it is not scored on it.
+
+        Of a text it is the last quarter of the held-out part, which an evaluation of few tokens does not reach; of a
+        generated task, other draws. Raises UserError where a source has none.
+        """
+        raise UserError(f"eval.part=tuning: data={self.name} has no held-out part to choose settings by; use test")

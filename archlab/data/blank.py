@@ -1,6 +1,7 @@
 """GLM's objective: spans are cut out of a text, and what stood in the blanks follows it, span by span."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Annotated, NamedTuple, final
 
 import numpy as np
@@ -9,7 +10,7 @@ from annotated_types import Interval
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Fraction, Share
-from archlab.data.batch import Batch, Source
+from archlab.data.batch import Batch, Source, last_quarter
 from archlab.data.corpus import hash_of, slices
 from archlab.data.given import as_bytes, check_disjoint, check_length, drawn, given_text, one_after_another
 
@@ -82,6 +83,11 @@ class Blank(Source):
         starts = one_after_another(self.valid_part, seq_len, n_tokens)
         for rows in slices(len(starts), batch_size):
             yield self._batch(rng, [self.valid_part[start : start + seq_len] for start in starts[rows]])
+
+    def tuning(self) -> "Blank":
+        other = copy(self)
+        other.valid_part = self.valid_part[last_quarter(len(self.valid_part))]
+        return other
 
     def _check(self, asked: str, seq_len: int) -> None:
         if seq_len < SHORTEST:

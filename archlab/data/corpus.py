@@ -3,13 +3,14 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer, UInt8
 
 from archlab.base.errors import UserError
-from archlab.data.batch import Batch, Source, TooLong
+from archlab.data.batch import Batch, Source, TooLong, last_quarter
 
 DocumentStarts = Int[np.ndarray, " _"]
 """Where each document of a run of tokens starts, from 0 on; no document is empty."""
@@ -59,6 +60,13 @@ class Corpus(Source):
         self._check_eval_len(seq_len)
         self._check_stride(stride, seq_len)
         return self._held_out_windows(seq_len, n_tokens, batch_size, stride or seq_len)
+
+    def tuning(self) -> "Corpus":
+        other, part = copy(self), last_quarter(len(self.valid_part))
+        other.valid_part = self.valid_part[part]
+        if self.valid_documents is not None:
+            other.valid_documents = split_documents(self.valid_documents, part.start)[1]
+        return other
 
     def _held_out_windows(self, seq_len: int, n_tokens: int, batch_size: int, stride: int) -> Iterator[Batch]:
         n_windows = max(1, min(n_tokens, len(self.valid_part) - 1) // seq_len)

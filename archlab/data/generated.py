@@ -13,6 +13,7 @@ import json
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ HELD_OUT_ONE_IN = 8
 FEWEST_QUESTIONS = 64  # of the smallest size: with 8 held out, both parts are there
 MOST_DRAWS = 1000  # a held-out question is missed so often once in 10**57
 MOST_TOKEN_IDS = 256
+TUNING = (1,)
 
 Sizes = Int[np.ndarray, " batch"]
 
@@ -47,6 +49,9 @@ class Task(Source):
     """
 
     exact = True
+
+    draws: tuple[int, ...] = ()
+    """Which draws validation takes, beside those of a seq_len; none but those of `tuning` are numbered."""
 
     scores_every: int = 1
     """Of an answer's tokens, every such one is scored, from the first on; the others are given."""
@@ -84,8 +89,15 @@ class Task(Source):
             raise UserError(f"eval.stride={stride}: data={self.name} asks whole problems; use eval.protocol=disjoint")
         largest = self._largest("eval.lengths: a length of ", seq_len)
         sizes = np.full(max(1, n_tokens // seq_len), largest)
-        whole = self._lay_out(self._draw_from(True, np.random.default_rng(seq_len), sizes, largest), seq_len)
+        whole = self._lay_out(
+            self._draw_from(True, np.random.default_rng([seq_len, *self.draws]), sizes, largest), seq_len
+        )
         return (whole.rows(rows) for rows in slices(len(sizes), batch_size))
+
+    def tuning(self) -> "Task":
+        other = copy(self)
+        other.draws = TUNING
+        return other
 
     def _smallest(self, asked: int | None, given: str) -> int:
         """The smallest size asked for, or the smallest that is possible."""

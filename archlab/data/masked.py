@@ -1,6 +1,7 @@
 """BERT's objective: some tokens of a text are masked, and these are to be predicted."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import final
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Fraction, Share
-from archlab.data.batch import Batch, Source
+from archlab.data.batch import Batch, Source, last_quarter
 from archlab.data.corpus import hash_of, slices
 from archlab.data.given import as_bytes, check_disjoint, check_length, drawn, given_text, one_after_another
 
@@ -69,6 +70,12 @@ class Masked(Source):
             yield self._batch(
                 *(cut(part, starts[rows], seq_len) for part in (self.valid_part, self.hidden, self.kind, self.other))
             )
+
+    def tuning(self) -> "Masked":
+        other, part = copy(self), last_quarter(len(self.valid_part))
+        for name in ("valid_part", "hidden", "kind", "other"):
+            setattr(other, name, getattr(self, name)[part])
+        return other
 
     def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which places are to be predicted, what decides what stands there, and any byte."""

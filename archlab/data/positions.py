@@ -52,6 +52,9 @@ class DrawnPositions(Source):
             )
         return self._with_positions(batches, seq_len)
 
+    def tuning(self) -> "DrawnPositions":
+        return DrawnPositions(self.source.tuning(), self.upto, self.in_validation)
+
     def _with_positions(self, batches: Iterator[Batch], seq_len: int) -> Iterator[Batch]:
         rng = np.random.default_rng([seq_len, OF_POSITIONS])
         for batch in batches:

@@ -14,3 +14,4 @@ class EvalSettings:
     protocol: Literal["disjoint", "sliding"]
     stride: Count | None
     random_positions: bool = False
+    part: Literal["test", "tuning"] = "test"

@@ -207,12 +207,10 @@ def _outcome(summary: Record) -> list[tuple[str, str]]:
         ("speed", _in("tokens/s", count(summary.get("tokens_per_second")))),
     ]
     if tuned := summary.get("tuned"):
-        edge = ", at the edge of the sweep" if tuned["edge"] else ""
+        edge = ", at the edge of the rates that were tried" if tuned["edge"] else ""
+        tried = tuned.get("rates") or tuned["losses"]  # as older runs have it
         rows.append(
-            (
-                "learning rate",
-                f"{number(tuned['lr'])}, best of {', '.join(number(lr) for lr, _ in tuned['losses'])}{edge}",
-            )
+            ("learning rate", f"{number(tuned['lr'])}, best of {', '.join(number(lr) for lr, _ in tried)}{edge}")
         )
     wall, first = summary.get("wall_seconds"), summary.get("first_step_seconds")
     return [*rows, ("time", f"{duration(wall)}, of which the first step {duration(first)}")]

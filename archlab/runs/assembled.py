@@ -37,6 +37,8 @@ def open_source(cfg: DictConfig) -> Source:
             f"size.vocab_size={cfg.size.vocab_size}: data={cfg.choices.data} has ids up to {source.vocab_size - 1};"
             f" use size.vocab_size={source.vocab_size}"
         )
+    if cfg.eval.get("part") == "tuning":
+        source = source.tuning()
     if cfg.get("random_positions") is None:
         return source
     return DrawnPositions(source, cfg.random_positions, cfg.eval.random_positions)

@@ -130,7 +130,7 @@ def prepared(
         print(why)
         if slower := slower_in_bf16(cfg, where):
             print(slower)
-    tuned = (about.get("tuned") or find_rate(cfg, source, where)) if cfg.tune else None
+    tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
     if settings.checkpoint:
@@ -377,13 +377,6 @@ def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
         "length": lengths,
         "seconds": time.time() - since,
     }
-
-
-def find_rate(cfg: DictConfig, source: Source, where: Runtime) -> Record:
-    from archlab.report.progress import track
-
-    rates = tune.rates(cfg)
-    return tune.tuned_rate(cfg, source, where, track(rates, "tune lr", len(rates)))
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -1,7 +1,14 @@
-"""A learning rate of its own for every arm, found by the same small sweep, so that no arm is judged at another's best.
+"""A learning rate of its own for every arm, so that no arm is judged at another's best.
 
-The sweep runs on a seed that no comparison uses; it scores on the same held-out tokens as the runs themselves, which
-favours every arm alike. Its outcome is kept beside the runs, so that an arm's seeds share one sweep.
+Rates are factors of two apart. They are tried around train.lr, and beyond the best so far, until the best has a worse
+neighbour on both sides: a grid with its best at the edge says nothing of what lies beyond. A trial is a whole run at
+one rate and one of the tuning seeds, scored on the part of the held-out data that nothing else is scored on
+(`Source.tuning`). Arms that are tuned together try the same rates, so that none has more trials than another.
+
+Seeds from 1000 on are for tuning and development. What was found is kept beside the runs, every trial of it, so that
+an arm's seeds share one search and an interrupted one goes on.
+
+Source: why each arm needs its own, arXiv:2103.03098; a grid of factor two, arXiv:2509.02046.
 """
 
 import hashlib
@@ -9,22 +16,22 @@ import io
 import json
 import math
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from archlab.base.configuration import plain_dict
 from archlab.base.files import write_text
+from archlab.base.plain import Unreadable, read_json
 from archlab.base.signals import Stop, Stopped
 from archlab.config.assemble import build
 from archlab.config.plan import Plan, layer_plans
-from archlab.data.batch import Source
 from archlab.evaluate.validation import held_out
-from archlab.model.decoder import Decoder
 from archlab.runs.assembled import machine_of, open_source, settings_of
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_run
@@ -32,45 +39,85 @@ from archlab.runs.packs import PackSize, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
 from archlab.train.loop import train
 from archlab.train.pack import Member, train_together
-from archlab.train.runtime import Runtime, settled_precision
+from archlab.train.runtime import settled_precision
 
-MULTIPLES = (1 / 3, 1, 3)
-"""Of train.lr."""
+FACTOR = 2.0
+"""Between neighbouring rates."""
 
-SEED = 2**31
-"""Of the sweep's weights and data."""
+FARTHEST = 8
+"""Places of the grid on either side of train.lr, 256 times as much or as little; beyond, the search gives up."""
+
+DEVELOPMENT = 1000
+"""Seeds from here on are never part of a verdict."""
+
+SEEDS = (DEVELOPMENT, DEVELOPMENT + 1)
+"""Of the trials of each rate."""
 
 APART = ("seed", "output", "device")
 """What does not make another arm; what `device` decides is the precision."""
 
+Cells = Mapping[int, Sequence[float]]
+"""By place in the grid, the loss of each trial, nats per token; infinite where it diverged."""
 
-def tuned_rate(cfg: DictConfig, source: Source, where: Runtime, rates: Iterable[float]) -> dict[str, object]:
-    """The rate with the lowest held-out loss, and the loss at each, nats per token; None where it diverged.
 
-    `edge` says that the best is the smallest or largest that was tried, so that a better one may lie beyond.
+# ---------------------------------------------------------------- the search
+
+
+def rate_at(place: int, middle: float) -> float:
+    """The rate at a place of the grid, 0 being its middle, to three digits."""
+    return float(f"{middle * FACTOR**place:.3g}")
+
+
+def best_place(cells: Cells) -> int:
+    """The place of the lowest mean loss; of several, the lowest rate."""
+    return min(sorted(cells), key=lambda place: mean_loss(cells[place]))
+
+
+def mean_loss(losses: Sequence[float]) -> float:
+    """Infinite where a trial diverged: a rate that fails at one seed of two is no rate to use."""
+    return math.fsum(losses) / len(losses)
+
+
+def places_to_try(arms: Sequence[Cells]) -> list[int]:
+    """What the search needs next, of arms tuned together; nothing where each arm's best has a worse neighbour on both sides.
+
+    Raises nothing where a search runs off the grid: it ends at its last place, and `Found.edge` says so.
     """
-    file = kept_in(cfg)
-    if file.is_file():
-        return json.loads(file.read_text())
-    return keep(file, {rate: loss_at(rate, cfg, source, where) for rate in rates})
+    wanted = {place for cells in arms for place in around_the_best(cells)}
+    tried_by_any = {place for cells in arms for place in cells} | wanted
+    return sorted(place for place in tried_by_any if any(place not in cells for cells in arms))
 
 
-def keep(file: Path, losses: Mapping[float, float]) -> dict[str, object]:
-    """Writes down what the rates came to, and returns it."""
-    best = min(losses, key=lambda rate: losses[rate])
-    found = {
-        "lr": best,
-        "edge": best in (min(losses), max(losses)),
-        "losses": [[rate, loss if math.isfinite(loss) else None] for rate, loss in losses.items()],
-        "seed": SEED,
+def around_the_best(cells: Cells) -> list[int]:
+    if not cells:
+        return [-1, 0, 1]
+    best = best_place(cells)
+    wanted = [place for place in (best - 1, best, best + 1) if abs(place) <= FARTHEST]
+    if not math.isfinite(mean_loss(cells[best])):  # all diverged: only lower rates can do better
+        wanted = [max(min(cells) - 1, -FARTHEST)]
+    return [place for place in wanted if place not in cells]
+
+
+def at_edge(cells: Cells) -> bool:
+    """Whether the best is the first or last that was tried, so that a better one may lie beyond."""
+    return best_place(cells) in (min(cells), max(cells))
+
+
+def found(cells: Cells, middle: float) -> dict[str, Any]:
+    """The record of a search: the rate, whether it lies at the edge, and every trial; None where one diverged."""
+    return {
+        "lr": rate_at(best_place(cells), middle),
+        "edge": at_edge(cells),
+        "rates": [[rate_at(place, middle), [finite_or_none(loss) for loss in cells[place]]] for place in sorted(cells)],
+        "seeds": list(SEEDS),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(found))
-    return found
 
 
-def rates(cfg: DictConfig) -> list[float]:
-    return [float(f"{multiple * cfg.train.lr:.3g}") for multiple in MULTIPLES]
+def finite_or_none(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+# ---------------------------------------------------------------- what is kept of it
 
 
 def kept_in(cfg: DictConfig) -> Path:
@@ -85,15 +132,93 @@ def key(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def loss_at(rate: float, cfg: DictConfig, source: Source, where: Runtime) -> float:
-    trial, stop = Trial(cfg, rate).member(source, where), Stop()
+def kept(cfg: DictConfig) -> dict[int, list[float]]:
+    """The trials of an arm that were made before; none where the file is not there, or is no such record."""
+    try:
+        record = read_json(kept_in(cfg))
+        by_rate = {
+            rate: [math.inf if loss is None else float(loss) for loss in losses] for rate, losses in record["rates"]
+        }
+    except (Unreadable, FileNotFoundError, KeyError, TypeError, ValueError):
+        return {}
+    places = {rate_at(place, cfg.train.lr): place for place in range(-FARTHEST, FARTHEST + 1)}
+    return {places[rate]: losses for rate, losses in by_rate.items() if rate in places and len(losses) == len(SEEDS)}
+
+
+def keep(cfg: DictConfig, cells: Cells) -> None:
+    file = kept_in(cfg)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(found(cells, cfg.train.lr)))
+
+
+# ---------------------------------------------------------------- trials
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of one arm at one rate and one tuning seed."""
+
+    arm: DictConfig
+    place: int
+    seed: int
+
+    @property
+    def cfg(self) -> DictConfig:
+        """What the trial is, as a run."""
+        cfg = self.arm.copy()
+        cfg.train.lr, cfg.seed, cfg.probe.every, cfg.eval.part = self.rate, self.seed, None, "tuning"
+        return cfg
+
+    @property
+    def rate(self) -> float:
+        return rate_at(self.place, self.arm.train.lr)
+
+    @property
+    def plan(self) -> Plan:
+        cfg = self.cfg
+        return Plan((), cfg, tuple(layer_plans(cfg)))
+
+    def member(self) -> Member:
+        cfg = self.cfg
+        where, source, settings = machine_of(cfg), open_source(cfg), settings_of(cfg)
+        decoder = build(cfg).to(where.device)
+        if settings.checkpoint:
+            decoder.recompute_activations()
+
+        def validate() -> float | None:
+            return held_out(decoder, source, where, settings.train_len, cfg.eval.tokens).loss()
+
+        return Member(decoder, source, settings, self.seed, validate=validate, report=ignore)
+
+
+def loss_of(trial: Trial) -> float:
+    """Nats per token of the tuning part; infinite where the trial diverged."""
+    member, stop = trial.member(), Stop()
     outcome = train(
-        trial.decoder, source, trial.settings, where, seed=SEED, validate=trial.validate, report=ignore, tick=ignore,
-        stop=stop,
+        member.decoder, member.source, member.settings, machine_of(trial.cfg), seed=trial.seed, validate=member.validate,
+        report=ignore, tick=ignore, stop=stop,
     )  # fmt: skip
     if outcome.interrupted:
         raise Stopped(stop.asked or signal.SIGINT)
-    return finite(math.inf if outcome.status == "diverged" else trial.validate())
+    return math.inf if outcome.status == "diverged" else finite(member.validate())
+
+
+def losses_of(trials: Sequence[Trial]) -> list[float]:
+    """The losses of trials of one program, trained as a pack where they are several."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        if len(trials) == 1:
+            return [loss_of(trials[0])]
+        members, stop = [trial.member() for trial in trials], Stop()
+        outcomes = train_together(members, machine_of(trials[0].cfg), tick=ignore, stop=stop)
+        if stop.asked is not None:
+            raise Stopped(stop.asked)
+        for member in members:
+            if member.error is not None:
+                raise member.error
+        return [
+            math.inf if outcome.status == "diverged" else finite(member.validate())
+            for member, outcome in zip(members, outcomes, strict=True)
+        ]
 
 
 def finite(loss: float | None) -> float:
@@ -105,35 +230,22 @@ def ignore(*seen: object) -> None:
     pass
 
 
-# ---------------------------------------------------------------- several at a time
+# ---------------------------------------------------------------- searches
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A short run of one arm at one rate."""
-
-    cfg: DictConfig
-    rate: float
-
-    @property
-    def plan(self) -> Plan:
-        """What the trial is, as a run."""
-        cfg = self.cfg.copy()
-        cfg.train.lr, cfg.seed, cfg.probe.every = self.rate, SEED, None
-        return Plan((), cfg, tuple(layer_plans(cfg)))
-
-    def member(self, source: Source, where: Runtime) -> Member:
-        cfg = self.plan.cfg
-        settings = settings_of(cfg)
-        decoder = build(cfg).to(where.device)
-        if settings.checkpoint:
-            decoder.recompute_activations()
-        validate = partial(validated, decoder, source, where, settings.train_len, cfg.eval.tokens)
-        return Member(decoder, source, settings, SEED, validate=validate, report=ignore)
-
-
-def validated(decoder: Decoder, source: Source, where: Runtime, train_len: int, tokens: int) -> float | None:
-    return held_out(decoder, source, where, train_len, tokens).loss()
+def tuned_rate(cfg: DictConfig, tick: Callable[[Trial], None] = ignore) -> dict[str, Any]:
+    """The record of an arm's search, which is made here as far as it was not; `tick` is told of each trial that ended."""
+    cells = kept(cfg)
+    while places := places_to_try([cells]):
+        for place in places:
+            trials = [Trial(cfg, place, seed) for seed in SEEDS]
+            losses = []
+            for trial in trials:
+                losses.append(losses_of([trial])[0])
+                tick(trial)
+            cells[place] = losses
+            keep(cfg, cells)
+    return found(cells, cfg.train.lr)
 
 
 def find_rates(
@@ -141,32 +253,44 @@ def find_rates(
 ) -> None:
     """Finds the rate of every arm among configurations with `tune`, several trials at a time where that is faster.
 
-    Where it is not, and for an arm whose trial failed, nothing is done here: its first run finds the rate by itself, or
-    fails as the trial did. `workers` and `pack` are those of `archlab.runs.sweep.carry_out`; the rates of an arm make
-    a pack. Raises UserError where a pack is asked for that can't be made.
+    The arms try the same places of the grid. An arm whose trial failed is left alone: its first run fails as the trial
+    did. `workers` and `pack` are those of `archlab.runs.sweep.carry_out`; trials of one program make a pack.
+    Raises UserError where a pack is asked for that can't be made.
     """
-    arms = {file: cfg for cfg in cfgs if cfg.tune and not (file := kept_in(cfg)).is_file()}
-    trials = [Trial(cfg, rate) for cfg in arms.values() for rate in rates(cfg)]
-    if not trials:
-        return
+    arms = {kept_in(cfg): cfg for cfg in cfgs if cfg.tune}
+    cells = {file: kept(cfg) for file, cfg in arms.items()}
+    while arms and (places := places_to_try([cells[file] for file in arms])):
+        missing = [(file, place) for file in arms for place in places if place not in cells[file]]
+        trials = [Trial(arms[file], place, seed) for file, place in missing for seed in SEEDS]
+        losses: dict[tuple[Path, int], dict[int, float]] = {}
+        for trial, loss in carried_out(trials, workers, pack, show):
+            losses.setdefault((kept_in(trial.arm), trial.place), {})[trial.seed] = loss
+        for file, place in missing:
+            of = losses.get((file, place), {})
+            if len(of) == len(SEEDS):
+                cells[file][place] = [of[seed] for seed in SEEDS]
+            else:
+                arms.pop(file, None)
+        for file, cfg in arms.items():
+            keep(cfg, cells[file])
+
+
+def carried_out(
+    trials: Sequence[Trial], workers: int | None, pack: PackSize, show: bool
+) -> Iterator[tuple[Trial, float]]:
+    """Each trial that came to a loss, with it."""
     packs = packs_of([trial.plan for trial in trials], pack)
     seconds = [sum(seconds_of_a_run(trials[number].cfg) for number in places) for places in packs]
     workers = min(workers or worthwhile(seconds), len(packs))
-    if workers < 2 and len(packs) == len(trials):
-        return
     if show:
-        print(f"tune=lr: {len(trials)} trials, {workers} at a time" + told(packs), flush=True)
-    losses: dict[Path, dict[float, float]] = {file: {} for file in arms}
+        rates = sorted({trial.rate for trial in trials})
+        print(f"tune=lr: {len(trials)} trials at {', '.join(f'{rate:g}' for rate in rates)}, {workers} at a time" + told(packs), flush=True)  # fmt: skip
     jobs = {number: partial(losses_of, [trials[i] for i in places]) for number, places in enumerate(packs)}
     if workers > 1:
         with closing(side_by_side(jobs, workers, lambda number: "a trial of tune=lr")) as ended:
-            results = ((number, result) for number, result, _ in ended)
-            note(results, packs, trials, losses)
+            yield from results(((number, result) for number, result, _ in ended), packs, trials)
     else:
-        note(jobs.items(), packs, trials, losses)
-    for file, found in losses.items():
-        if len(found) == len(MULTIPLES):
-            keep(file, {rate: found[rate] for rate in rates(arms[file])})
+        yield from results(jobs.items(), packs, trials)
 
 
 def worthwhile(seconds: Sequence[float]) -> int:
@@ -179,29 +303,10 @@ def told(packs: Sequence[Sequence[int]]) -> str:
     return f", up to {most} of them as one pack" if most > 1 else ""
 
 
-def note(results: Iterable, packs: Sequence[Sequence[int]], trials: Sequence[Trial], losses: dict) -> None:
-    """Notes what trials came to; those of an arm that failed are left out, since its run will say why."""
-    for number, result in results:
+def results(
+    ended: Iterable[tuple[int, Callable[[], list[float]]]], packs: Sequence[Sequence[int]], trials: Sequence[Trial]
+) -> Iterator[tuple[Trial, float]]:
+    """What trials came to; those that failed are left out, since their arm's run will say why."""
+    for number, result in ended:
         with suppress(Exception):  # whatever it is: the run tries again, and is what the error is about
-            for i, loss in zip(packs[number], result(), strict=True):
-                losses[kept_in(trials[i].cfg)][trials[i].rate] = loss
-
-
-def losses_of(trials: Sequence[Trial]) -> list[float]:
-    """The losses of trials of one program, trained as a pack where they are several."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        first = trials[0].cfg
-        where, source = machine_of(first), open_source(first)
-        if len(trials) == 1:
-            return [loss_at(trials[0].rate, first, source, where)]
-        members, stop = [trial.member(source, where) for trial in trials], Stop()
-        outcomes = train_together(members, where, tick=ignore, stop=stop)
-        if stop.asked is not None:
-            raise Stopped(stop.asked)
-        for member in members:
-            if member.error is not None:
-                raise member.error
-        return [
-            math.inf if outcome.status == "diverged" else finite(member.validate())
-            for member, outcome in zip(members, outcomes, strict=True)
-        ]
+            yield from zip([trials[i] for i in packs[number]], result(), strict=True)

@@ -1,4 +1,4 @@
-"""`tune=lr`: the same small sweep for every arm, before it is compared."""
+"""`tune=lr`: the same search for every arm, before it is compared."""
 
 import contextlib
 import io
@@ -9,8 +9,6 @@ import pytest
 
 import archlab
 from archlab.runs import lab, tune
-from archlab.runs.assembled import open_source
-from archlab.train.runtime import runtime
 
 SMALL = (
     "size=nano",
@@ -27,51 +25,121 @@ def composed(tmp_path, *overrides):
     return archlab.compose(*SMALL, f"output={tmp_path}", "tune=lr", *overrides)
 
 
-def sweep(cfg, rates) -> dict:
-    return tune.tuned_rate(cfg, open_source(cfg), runtime("cpu", "fp32"), rates)
+def told(monkeypatch, loss_by_rate) -> list:
+    """Trials come to these losses; returns the trials as they are made."""
+    tried = []
+
+    def losses_of(trials):
+        tried.extend((trial.rate, trial.seed) for trial in trials)
+        return [loss_by_rate(trial.rate) for trial in trials]
+
+    monkeypatch.setattr(tune, "losses_of", losses_of)
+    return tried
 
 
-def test_the_rates_are_a_third_of_it_itself_and_three_times_it():
-    assert tune.rates(archlab.compose("train.lr=3e-4")) == pytest.approx([1e-4, 3e-4, 9e-4])
+def searched(*valleys: float, start: float = 1.0) -> list[list[int]]:
+    """The places that arms try together whose losses are |log2(rate / valley)|."""
+    cells: list[dict[int, list[float]]] = [{} for _ in valleys]
+    while places := tune.places_to_try(cells):
+        for arm, valley in zip(cells, valleys, strict=True):
+            for place in places:
+                loss = abs(math.log2(tune.rate_at(place, start) / valley))
+                arm[place] = [loss, loss + 1e-3]
+    return [sorted(arm) for arm in cells]
 
 
-def test_each_rate_is_trained_and_the_lowest_loss_wins(tmp_path, monkeypatch):
-    losses = {1.0: 3.0, 2.0: 2.0, 4.0: float("inf")}
-    monkeypatch.setattr(tune, "loss_at", lambda rate, *rest: losses[rate])
-    found = sweep(composed(tmp_path), losses)
-    assert found["lr"] == 2.0 and not found["edge"]
-    assert found["losses"] == [[1.0, 3.0], [2.0, 2.0], [4.0, None]]
+def test_rates_are_factors_of_two_apart():
+    assert [tune.rate_at(place, 3e-3) for place in (-2, -1, 0, 1, 2)] == [7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2]
 
 
-def test_a_best_rate_at_the_edge_of_the_sweep_is_called_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "loss_at", lambda rate, *rest: rate)
-    assert sweep(composed(tmp_path), [1.0, 2.0])["edge"]
+@pytest.mark.parametrize(
+    ("valley", "tried"),
+    [(1.0, [-1, 0, 1]), (2.1, [-1, 0, 1, 2]), (8.0, [-1, 0, 1, 2, 3, 4]), (1 / 4, [-3, -2, -1, 0, 1])],
+)
+def test_the_grid_grows_until_the_best_has_a_worse_neighbour_on_both_sides(valley, tried):
+    assert searched(valley) == [tried]
 
 
-def test_the_loss_at_a_rate_is_that_of_a_run_at_this_rate_on_the_sweeps_own_seed(tmp_path):
+def test_arms_that_are_tuned_together_try_the_same_rates():
+    assert searched(1 / 4, 4.0) == [[-3, -2, -1, 0, 1, 2, 3]] * 2
+
+
+def test_a_divergence_is_a_worse_neighbour():
+    cells = {-1: [3.0, 3.1], 0: [2.0, 2.0], 1: [math.inf, 1.0]}
+    assert tune.places_to_try([cells]) == [] and tune.best_place(cells) == 0
+
+
+def test_where_all_diverge_lower_rates_are_tried_down_to_the_end_of_the_grid():
+    cells: dict[int, list[float]] = {}
+    while places := tune.places_to_try([cells]):
+        cells |= {place: [math.inf, math.inf] for place in places}
+    assert min(cells) == -tune.FARTHEST and tune.at_edge(cells)
+
+
+def test_equal_losses_are_not_worse():
+    cells = {-1: [3.0], 0: [2.0], 1: [2.0]}
+    assert tune.best_place(cells) == 0
+    assert tune.places_to_try([{-1: [2.0], 0: [2.0], 1: [3.0]}]) == [-2]
+
+
+def test_each_rate_is_tried_at_both_seeds_and_the_lowest_mean_wins(tmp_path, monkeypatch):
+    tried = told(monkeypatch, lambda rate: {1.5e-3: 3.0, 3e-3: 2.0}.get(rate, math.inf))
     cfg = composed(tmp_path)
-    found = tune.loss_at(0.01, cfg, open_source(cfg), runtime("cpu", "fp32"))
-    alone = archlab.compose(*SMALL, f"output={tmp_path}", "train.lr=0.01", f"seed={2**31}")
+    found = tune.tuned_rate(cfg)
+    assert sorted(tried) == [(rate, seed) for rate in (1.5e-3, 3e-3, 6e-3) for seed in (1000, 1001)]
+    assert found == {
+        "lr": 3e-3,
+        "edge": False,
+        "rates": [[1.5e-3, [3.0, 3.0]], [3e-3, [2.0, 2.0]], [6e-3, [None, None]]],
+        "seeds": [1000, 1001],
+    }
+
+
+def test_a_search_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    def killed(rate):
+        if rate == 6e-3:
+            raise KeyboardInterrupt
+        return abs(rate - 3e-3)
+
+    told(monkeypatch, killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune.tuned_rate(composed(tmp_path))
+    tried = told(monkeypatch, lambda rate: abs(rate - 3e-3))
+    assert tune.tuned_rate(composed(tmp_path))["lr"] == 3e-3
+    assert {rate for rate, _ in tried} == {6e-3}
+
+
+def test_the_loss_of_a_trial_is_that_of_a_run_on_the_tuning_part(tmp_path):
+    cfg = composed(tmp_path)
+    (found,) = tune.losses_of([tune.Trial(cfg, 1, 1000)])
+    alone = archlab.compose(*SMALL, f"output={tmp_path}", "train.lr=6e-3", "seed=1000", "eval.part=tuning")
     with contextlib.redirect_stdout(io.StringIO()):
         directory = lab.run(alone, plots=False)
     assert found == json.loads((directory / "summary.json").read_text())["val_loss"]
 
 
-def test_seeds_of_an_arm_share_one_sweep_and_another_arm_has_its_own(tmp_path, monkeypatch):
-    tried = []
-    monkeypatch.setattr(tune, "loss_at", lambda rate, cfg, *rest: tried.append(rate) or rate)
+def test_seeds_of_an_arm_share_one_search_and_another_arm_has_its_own(tmp_path, monkeypatch):
+    tried = told(monkeypatch, lambda rate: abs(rate - 3e-3))
     for overrides in (["seed=0"], ["seed=1"], ["seed=0", "norm=layer"]):
-        sweep(composed(tmp_path, *overrides), [1.0, 2.0])
-    assert tried == [1.0, 2.0, 1.0, 2.0]
+        tune.tuned_rate(composed(tmp_path, *overrides))
+    assert len(tried) == 2 * 3 * 2
+
+
+def test_a_damaged_record_of_a_search_is_made_again(tmp_path, monkeypatch):
+    cfg = composed(tmp_path)
+    tune.kept_in(cfg).parent.mkdir(parents=True)
+    tune.kept_in(cfg).write_text('{"rates": [[0.003, "x"]]}')
+    told(monkeypatch, lambda rate: abs(rate - 3e-3))
+    assert tune.tuned_rate(cfg)["lr"] == 3e-3
 
 
 def test_a_tuned_run_trains_with_what_was_found_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "loss_at", lambda rate, *rest: abs(rate - 0.009))
+    told(monkeypatch, lambda rate: abs(rate - 0.006))
     with contextlib.redirect_stdout(io.StringIO()):
         directory = lab.run(composed(tmp_path), plots=False)
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["tuned"]["lr"] == 0.009
+    assert summary["tuned"]["lr"] == 0.006
     first, *_ = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     assert first["lr"] == pytest.approx(
-        0.009 * (0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2)
+        0.006 * (0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2)
     )  # the first of six steps of the cosine, no warm-up

@@ -6,7 +6,6 @@ import pytest
 import archlab
 from archlab.base.errors import UserError
 from archlab.runs import sweep, tune
-from archlab.runs.assembled import machine_of, open_source
 from archlab.runs.beside import Ended
 from archlab.runs.packs import by_program
 
@@ -23,7 +22,7 @@ def composed(output, *words):
 
 
 def one_by_one(cfg) -> dict:
-    return tune.tuned_rate(cfg, open_source(cfg), machine_of(cfg), tune.rates(cfg))
+    return tune.tuned_rate(cfg)
 
 
 def beside(jobs, workers, words):
@@ -37,36 +36,29 @@ def test_however_the_trials_are_made_the_arms_get_what_they_get_one_by_one(
     tmp_path, monkeypatch, workers, pack, exactly
 ):
     monkeypatch.setattr(tune, "side_by_side", beside)
+    monkeypatch.setattr(tune, "FARTHEST", 1)  # six trials for each arm
     words = [("norm=rms", "seed=0"), ("norm=rms", "seed=1"), ("norm=layer", "seed=0")]
     alone = [one_by_one(composed(tmp_path / "a", *arm)) for arm in words]
     cfgs = [composed(tmp_path / "b", *arm) for arm in words]
     tune.find_rates(cfgs, workers, pack)
-    monkeypatch.setattr(tune, "loss_at", None)  # whatever is read below was there
+    monkeypatch.setattr(tune, "losses_of", None)  # whatever is read below was there
     for cfg, expected in zip(cfgs, alone, strict=True):
         found = one_by_one(cfg)
-        assert (found["lr"], found["edge"], found["seed"]) == (expected["lr"], expected["edge"], expected["seed"])
+        assert (found["lr"], found["edge"], found["seeds"]) == (expected["lr"], expected["edge"], [1000, 1001])
         tolerance = 0 if exactly else 1e-5  # a pack adds in another order, in float32
-        for (rate, loss), (same, other) in zip(found["losses"], expected["losses"], strict=True):
-            assert rate == same and loss == pytest.approx(other, rel=tolerance, abs=0)
+        for (rate, losses), (same, others) in zip(found["rates"], expected["rates"], strict=True):
+            assert rate == same and losses == pytest.approx(others, rel=tolerance, abs=0)
     assert len(list((tmp_path / "b" / ".tuned").glob("*.json"))) == 2  # the seeds of an arm share one
 
 
-def test_short_trials_are_left_to_the_run(tmp_path):
-    tune.find_rates([composed(tmp_path)])
-    assert not (tmp_path / ".tuned").exists()
-
-
 def test_an_arm_whose_trial_fails_is_left_to_its_run(tmp_path, monkeypatch):
-    real = tune.losses_of
-
     def fails(trials):
-        if trials[0].cfg.choices.norm == "layer" and trials[0].rate == 0.003:
+        if trials[0].arm.choices.norm == "layer" and trials[0].rate == 0.003:
             raise UserError("no such data")
-        return real(trials)
+        return [abs(trial.rate - 0.003) for trial in trials]
 
-    monkeypatch.setattr(tune, "side_by_side", beside)
     monkeypatch.setattr(tune, "losses_of", fails)
-    tune.find_rates([composed(tmp_path, "norm=layer"), composed(tmp_path, "norm=rms")], workers=2)
+    tune.find_rates([composed(tmp_path, "norm=layer"), composed(tmp_path, "norm=rms")])
     (kept,) = (tmp_path / ".tuned").iterdir()
     assert kept == tune.kept_in(composed(tmp_path, "norm=rms"))
 
@@ -76,10 +68,11 @@ def test_trials_that_cannot_be_packed_are_refused_in_one_line(tmp_path):
         tune.find_rates([composed(tmp_path, "dropout=0.1")], pack=3)
 
 
-def test_a_single_run_takes_workers_and_pack_for_its_trials(command, tmp_path):
+def test_a_single_run_takes_workers_and_pack_for_its_trials(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "FARTHEST", 1)
     done = command(*SMALL, "pack=3", f"output={tmp_path}", "plots=false")
     assert done.status == 0, done.err
-    assert "tune=lr: 3 trials, 1 at a time, up to 3 of them as one pack" in done.out
+    assert "tune=lr: 6 trials at 0.0015, 0.003, 0.006, 1 at a time, up to 3 of them as one pack" in done.out
     assert len(list((tmp_path / ".tuned").glob("*.json"))) == 1
 
 
