@@ -102,12 +102,11 @@ class QueryKeyFactors(Block):
 
     def __init__(self, n_heads: int, head_dim: int, d_model: int):
         super().__init__()
-        self.s = Factors(n_heads * head_dim, 1.0, stream_scale(None, d_model))
+        self.s = Factors(n_heads * head_dim, 1.0, stream_scale(None, d_model), torch.square)
         self.n_heads = n_heads
 
     def forward(self, q: SomeHeads) -> SomeHeads:
-        squares = self.s().square().view(self.n_heads, 1, -1)
-        return (at_least_float32(q) * squares).type_as(q)
+        return self.s.values().view(self.n_heads, 1, -1).type_as(q) * q
 
 
 class OutputGate(Block):

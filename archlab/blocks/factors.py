@@ -1,5 +1,7 @@
 """Learned factors that are kept at another scale than they act at."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,22 +10,31 @@ from archlab.blocks.contracts import Block
 from archlab.blocks.precision import at_least_float32
 
 
-class Factors(Block):
-    """A vector of learned factors s = start / scale * stored, where `stored` is the weight, which starts at `scale`, so that s starts at `start`.
+def as_it_is(s: Tensor) -> Tensor:
+    """The factors themselves."""
+    return s
 
-    An optimizer that moves each number of a weight by about lr, as Adam does, moves s by about lr start / scale.
+
+class Factors(Block):
+    """s * x, with a learned s for each feature that is kept at another scale: s = start / scale * stored.
+
+    The weight is `stored`, which starts at `scale`, so that s starts at `start`. An optimizer that moves each number of a
+    weight by about lr, as Adam does, moves s by about lr * start / scale. `through` is applied to s before the product.
 
     Source: arXiv:2410.01131, sec. 2.5 and 2.6, where start and scale are called init and scale.
     """
 
-    def __init__(self, width: int, start: float, scale: float):
+    def __init__(self, width: int, start: float, scale: float, through: Callable[[Tensor], Tensor] = as_it_is):
         super().__init__()
-        self.ratio = start / scale
+        self.ratio, self.through = start / scale, through
         self.stored = nn.Parameter(torch.full((width,), float(scale)))
 
-    def forward(self) -> Float[Tensor, " width"]:
-        """s, float32 or wider."""
-        return self.ratio * at_least_float32(self.stored)
+    def values(self) -> Float[Tensor, " width"]:
+        """What x is multiplied by, float32 or wider."""
+        return self.through(self.ratio * at_least_float32(self.stored))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return self.values().type_as(x) * x
 
 
 def stream_scale(scale: float | None, d_model: int) -> float:

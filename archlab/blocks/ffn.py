@@ -137,12 +137,10 @@ class ScaledGated(PositionWise):
         inner_norm: MakeWidthNorm = no_norm,
     ):
         super().__init__(d_model, d_ff, activation, bias, dropout, inner_norm)
-        self.root = d_model**0.5
-        self.s_u, self.s_v = Factors(d_ff, start, scale), Factors(d_ff, start, scale)
+        self.s_u, self.s_v = Factors(d_ff, start, scale), Factors(d_ff, d_model**0.5 * start, scale)
 
     def forward(self, x: Stream) -> Stream:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        hidden = self.activation((self.root * self.s_v()).type_as(gate) * gate) * (self.s_u().type_as(up) * up)
+        hidden = self.activation(self.s_v(self.gate_proj(x))) * self.s_u(self.up_proj(x))
         return self.dropout(self.down_proj(self.inner_norm(hidden)))
 
     def saved_activations(self, rules: Accounting) -> Iterator[Term]:

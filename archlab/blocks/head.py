@@ -83,8 +83,7 @@ class ScaledHead(Head):
         self.s_z = Factors(vocab_size, start, stream_scale(scale, d_model))
 
     def forward(self, x: Stream) -> Logits:
-        products = F.linear(x, self.weight)
-        return (self.s_z() * products).type_as(products)
+        return self.s_z(F.linear(x, self.weight))
 
 
 class MaskedHead(Head):

@@ -286,12 +286,12 @@ class Interpolated(Residual):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(branches))
         self.branch_norms = nn.ModuleList(norm() for _ in range(branches))
-        self.alphas = nn.ModuleList(Factors(d_model, start, stream_scale(scale, d_model)) for _ in range(branches))
+        self.alphas = nn.ModuleList(Factors(d_model, start, stream_scale(scale, d_model), torch.abs) for _ in range(branches))
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         parts = zip(self.norms, self.branch_norms, self.alphas, branches, strict=True)
         for norm, branch_norm, alpha, branch in parts:
-            x = norm(x + (alpha().abs() * (branch_norm(branch(x)) - x)).type_as(x))
+            x = norm(x + alpha(branch_norm(branch(x)) - x))
         return x
 
 

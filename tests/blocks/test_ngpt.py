@@ -140,17 +140,17 @@ def test_what_is_decoded_is_the_parallel_forward():
 
 
 def test_what_the_factors_start_at():
-    """alpha 0.05, s_qk, s_u, s_v and s_z 1; kept at 1 / sqrt(d_model), those of the network at 1."""
+    """alpha 0.05, s_qk, s_u and s_z 1, s_v 1 times sqrt(d_model); kept at 1 / sqrt(d_model), those of the network at 1."""
     decoder = build(dtype=torch.float32, fresh=True, **NGPT)
     layer = decoder.layers[2]
     for block, start, scale in (
         (layer.residual.alphas[1], 0.05, 48**-0.5),
         (layer.mixer.factors.s, 1.0, 48**-0.5),
         (layer.ffn.s_u, 1.0, 1.0),
-        (layer.ffn.s_v, 1.0, 1.0),
+        (layer.ffn.s_v, 48**0.5, 1.0),
         (decoder.head.s_z, 1.0, 48**-0.5),
     ):
-        assert block().unique().tolist() == pytest.approx([start]) and block.stored.unique().tolist() == pytest.approx([scale])  # fmt: skip
+        assert block.values().unique().tolist() == pytest.approx([start]) and block.stored.unique().tolist() == pytest.approx([scale])  # fmt: skip
     assert not any(name.endswith("gain") for name, _ in decoder.named_parameters())
 
 
