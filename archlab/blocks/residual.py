@@ -286,7 +286,9 @@ class Interpolated(Residual):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(branches))
         self.branch_norms = nn.ModuleList(norm() for _ in range(branches))
-        self.alphas = nn.ModuleList(Factors(d_model, start, stream_scale(scale, d_model), torch.abs) for _ in range(branches))
+        self.alphas = nn.ModuleList(
+            Factors(d_model, start, stream_scale(scale, d_model), torch.abs) for _ in range(branches)
+        )
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         parts = zip(self.norms, self.branch_norms, self.alphas, branches, strict=True)

@@ -32,6 +32,7 @@ NORMS_A_LAYER = {
     "layer_scale": 2,
     "hyper": 2,
     "mhc": 2,
+    "ngpt": 4,
 }
 """Of each residual scheme, from the papers; sub-LN has one before each branch and one inside, Mix-LN two in each of two kinds of layer."""
 
