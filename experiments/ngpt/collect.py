@@ -40,11 +40,20 @@ def main(directories: list[str]) -> None:
     print(tuning.pivot(index=["steps", "arm"], columns="lr", values="val_loss").round(4).to_string(), "\n")
     seeds = main_arms[main_arms.seed != TUNING_SEED].groupby(["steps", "arm", "lr"]).val_loss
     print(seeds.agg(["mean", "std", "count"]).round(4).to_string(), "\n")
+    print(seeds_side_by_side(main_arms[main_arms.seed != TUNING_SEED]), "\n")
     best = tuning.loc[tuning.groupby(["steps", "arm"]).val_loss.idxmin()]
     for steps in sorted(best.steps.unique()):
         reached = steps_to_reach(best[best.arm == "Pre-LN"], best[(best.arm == "nGPT") & (best.steps == steps)])
         print(f"nGPT's loss after {steps} steps is Pre-LN's after {reached:.0f}: {reached / steps:.2f} times as many")
     draw(tuning, best)
+
+
+def seeds_side_by_side(seeds: pd.DataFrame) -> str:
+    """By number of steps and seed, nGPT's loss less Pre-LN's, each arm at the rate with the lower mean over seeds."""
+    means = seeds.groupby(["steps", "arm", "lr"], as_index=False).val_loss.mean()
+    best = means.loc[means.groupby(["steps", "arm"]).val_loss.idxmin(), ["steps", "arm", "lr"]]
+    wide = seeds.merge(best).pivot(index=["steps", "seed"], columns="arm", values="val_loss")
+    return wide.assign(difference=wide["nGPT"] - wide["Pre-LN"]).round(4).to_string()
 
 
 def steps_to_reach(curve: pd.DataFrame, other: pd.DataFrame) -> float:
@@ -64,6 +73,9 @@ def draw(tuning: pd.DataFrame, best: pd.DataFrame) -> None:
         by_steps.plot(curve.steps, curve.val_loss, "-" if arm == "nGPT" else "--", marker="o", label=arm)
     by_rate.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats per token)")
     by_steps.set(xscale="log", xlabel="steps, each run with a schedule of its own")
+    for axes, ticks in ((by_rate, sorted(tuning.lr.unique())), (by_steps, sorted(best.steps.unique()))):
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
     by_steps.set_title("each at its best rate")
     by_rate.set_title("the tuning seed's loss by rate")
     by_rate.legend(fontsize=7)
