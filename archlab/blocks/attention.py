@@ -18,6 +18,7 @@ from archlab.blocks.attention_parts import (
     LogLength,
     OutputGate,
     PerHeadNorm,
+    QueryKeyFactors,
     ValueResidual,
     leave_values,
     multiply,
@@ -79,6 +80,8 @@ class Attention(Mixer):
                 StableLM 2); `width` over the features of all heads together (OLMo 2)
     qk_norm_kind
                 which norm that is: the `model`'s own, or `rms`, `layer`, `layer_no_shift` with the eps of its class
+    qk_factors  multiplies queries and keys, when they have been normed and rotated, by a learned factor for each head and
+                feature (nGPT)
     gate        multiplies what the heads gathered by a sigmoid of a projection of the input: `elementwise` a factor for each
                 feature (Qwen3-Next), `head` one for each head; the projection has a bias where `qkv_bias` says so
     sinks       adds a learned sink for each head to the softmax's denominator (gpt-oss)
@@ -90,7 +93,8 @@ class Attention(Mixer):
     conv        width of a causal convolution of each channel of queries, keys and values along the sequence
     conv_residual
                 adds queries, keys and values to what the convolution makes of them: a Canon layer B (arXiv:2512.17351)
-    scale       the factor on q k^T, in the place of 1 / sqrt(head_dim) (Gemma 2)
+    scale       the factor on q k^T, in the place of 1 / sqrt(head_dim): a number (Gemma 2), or `sqrt_head_dim`, for queries
+                and keys of length 1 (nGPT)
     softcap     soft-caps the scores to within +-softcap, before the bias (Gemma 2)
     dropout     a probability, of the weights and of the output
     norm        makes the norms of `qk_norm`
@@ -118,6 +122,7 @@ class Attention(Mixer):
         out_bias: bool = False,
         qk_norm: Literal["none", "head", "each_head", "width"] = "none",
         qk_norm_kind: Literal["model", "rms", "layer", "layer_no_shift"] = "model",
+        qk_factors: bool = False,
         gate: Literal["none", "elementwise", "head"] = "none",
         sinks: bool = False,
         weighting: Literal["softmax", "scalable_softmax", "sigmoid"] = "softmax",
@@ -125,7 +130,7 @@ class Attention(Mixer):
         value_residual: bool = False,
         conv: Annotated[Count, Ge(2)] | None = None,
         conv_residual: bool = False,
-        scale: Positive | None = None,
+        scale: Positive | Literal["sqrt_head_dim"] | None = None,
         softcap: Positive | None = None,
         dropout: Probability = 0.0,
         norm: MakeWidthNorm = RMSNorm,
@@ -156,10 +161,9 @@ class Attention(Mixer):
             self.q_norm = make_norm(d_model=head_dim if per_head else n_heads * head_dim)
             self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
         self.norm_and_split = split_then_norm if per_head else norm_then_split
-        self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
-        self.scale, self.softcap, self.conv = (
-            head_dim**-0.5 if scale is None else scale, softcap, conv
-        )  # fmt: skip
+        self.scale, self.softcap, self.conv = scale_of_scores(scale, head_dim), softcap, conv
+        self.rescale = leave if scale is None else partial(multiply, by=self.scale * head_dim**0.5)
+        self.factors = QueryKeyFactors(n_heads, head_dim, d_model) if qk_factors else leave
         widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
         make_conv = Canon if conv_residual else CausalConv
         self.q_conv, self.k_conv, self.v_conv = (make_conv(w, conv) if conv else without_context for w in widths)
@@ -208,7 +212,7 @@ class Attention(Mixer):
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and rotated."""
         q = self.norm_and_split(self.q_norm, self.heads, self.q_conv(self.q_proj(x), context))
         k = self.norm_and_split(self.k_norm, self.heads, self.k_conv(self.k_proj(x), context))
-        return self.sharpen(self.rescale(context.rotate_queries(q)), context), context.rotate_keys(k)
+        return self.sharpen(self.factors(self.rescale(context.rotate_queries(q))), context), context.rotate_keys(k)
 
     def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
         """The scores of a block of queries, biases included, before they become weights; float32, -inf where a key is masked."""
@@ -245,6 +249,8 @@ class Attention(Mixer):
             yield Term("attention: queries, keys, values before their convolution", e * (q_width + 2 * kv_width))
         if any(isinstance(norm, (Norm, PerHeadNorm)) for norm in (self.q_norm, self.k_norm)):
             yield Term("attention: queries and keys before their norm", e * (q_width + kv_width))
+        if isinstance(self.factors, QueryKeyFactors):
+            yield Term("attention: queries before their factors", e * q_width)
         if isinstance(self.sharpen, LogLength):
             yield Term("attention: queries before s log n", e * q_width)
         if isinstance(self.mix_values, ValueResidual):
@@ -302,6 +308,8 @@ class Attention(Mixer):
             q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
         if position.rotates:
             q = k = then(DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
+        if isinstance(self.factors, QueryKeyFactors):
+            q = then(DrawnStep("op", "× s²", path="factors", reads=(q,)))
         if isinstance(self.sharpen, LogLength):
             q = then(DrawnStep("op", "× s ln n", path="sharpen", reads=(q,)))
         factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
@@ -324,6 +332,11 @@ class Attention(Mixer):
 
     def _projected(self, name: str, n_heads: int) -> DrawnStep:
         return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
+
+
+def scale_of_scores(scale: float | str | None, head_dim: int) -> float:
+    """The factor on q k^T: a number, sqrt(head_dim) by that name, or 1 / sqrt(head_dim) for None."""
+    return scale if isinstance(scale, float | int) else head_dim ** (-0.5 if scale is None else 0.5)
 
 
 def check_options(

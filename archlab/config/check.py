@@ -644,6 +644,7 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
             f"init={option(cfg, 'init')}: its learning rates by width are for optimizers that move each number of a weight by"
             f" itself, as Adam does, and optimizer={option(cfg, 'optimizer')} does not; use optimizer=adamw, or another init"
         )
+    check_held(cfg)
     if cfg.init.get("zero") in ("branches", "all") and any(
         layer.residual.drops_zero_branches for layer in decoder.layers
     ):
@@ -657,6 +658,22 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
                 f"init.{name}=true: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
                 " leave it out"
             )
+
+
+def check_held(cfg: DictConfig) -> None:
+    """Refuses what acts on the length of weights that are held at length 1."""
+    if not made(cfg, "init").holds:
+        return
+    if cfg.train.weight_decay:
+        raise UserError(
+            f"train.weight_decay={cfg.train.weight_decay}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
+            " after every step; use train.weight_decay=0, init.hold=false, or another init"
+        )
+    if target(cfg, "optimizer").averages:
+        raise UserError(
+            f"optimizer={option(cfg, 'optimizer')}: trains and evaluates means of weights that init={option(cfg, 'init')} holds at"
+            " length 1, and means of such are shorter; use another optimizer, or init.hold=false"
+        )
 
 
 def made(cfg: DictConfig, group: str) -> Any:

@@ -117,6 +117,7 @@ def update_size(
                 losses = token_losses(moved, source.train(seed, step, batch_size, seq_len))
             backward(moved, losses, where)
             optimizer.step()
+            moved.hold()
     with where.autocast():
         change = read_by_head(moved, held_out) - read_by_head(decoder, held_out)
     return float(change.norm(dim=-1).mean()) / change.shape[-1] ** 0.5

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -298,6 +299,8 @@ class Decoder(Block):
         self.run_layer: Callable[..., Watched] = run_plainly
         self.rates: dict[str, float] = {}
         """What the learning rate of some weights is multiplied by, by name, as the init has it."""
+        self.held: dict[str, int] = {}
+        """The axis along which some weights are held at length 1, by name, as the init has it."""
 
     @property
     def applied(self) -> list[Layer]:
@@ -502,6 +505,16 @@ class Decoder(Block):
         for layer, counted in zip(self.trained_layers, [*of_layers, *counts[n:]], strict=True):
             layer.ffn.after_step(counted)
 
+    @torch.no_grad()
+    def hold(self, unless: Tensor | None = None) -> None:
+        """Sets the weights that are held at length 1 back to it, but where `unless`, a Bool on the device, is true.
+
+        Called after each step's update. It does not wait for the device.
+        """
+        for name, axis in self.held.items():
+            weight = self.get_parameter(name)
+            weight.copy_(held_at_one(weight, axis, unless))
+
     def for_packs(self) -> None:
         """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""
         for layer in self.trained_layers:
@@ -510,6 +523,15 @@ class Decoder(Block):
     def recompute_activations(self) -> None:
         """From now on the backward pass computes each layer again instead of keeping its activations."""
         self.run_layer = run_again_in_backward
+
+
+def held_at_one(weight: Tensor, axis: int, unless: Tensor | None = None) -> Tensor:
+    """A weight with its vectors along `axis` divided by their length, but where `unless` is true.
+
+    Source: arXiv:2410.01131, sec. 2.6.
+    """
+    held = F.normalize(weight, dim=axis)
+    return held if unless is None else torch.where(unless, weight, held)
 
 
 def run_plainly(

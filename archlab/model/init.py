@@ -41,6 +41,9 @@ class Init(ABC):
     scales_rates = False
     """Whether weights have learning rates of their own."""
 
+    holds = False
+    """Whether training sets weights back to length 1 after every step."""
+
     def __call__(self, decoder: Decoder, seed: int) -> None:
         """Sets all weights in place, and the rates of those whose learning rate is not `train.lr`."""
         self.check(decoder)
@@ -235,6 +238,48 @@ class MaximalUpdate(ByShape):
 
     def table_std(self, d_model: int) -> float:
         return self.base_width**-0.5
+
+
+class UnitLength(Init):
+    """Vectors of length 1 in random directions, for every matrix and for the embedding's and the head's tables.
+
+    They run along the axis of the stream: a matrix's rows, and of one that writes to the stream its columns. With `hold`
+    training sets them back to length 1 after every step, so that a step only turns them; weight decay would act on nothing
+    but these lengths. An average of the weights that is evaluated is set to length 1 too. Other tables are N(0, 1 / d_model).
+
+    Source: arXiv:2410.01131, sec. 2.6; which axis, and that it is done at the start and after each step, as its published
+    code (NVIDIA/ngpt) has it.
+    """
+
+    def __init__(self, hold: bool = True):
+        self.holds = hold
+
+    def __call__(self, decoder: Decoder, seed: int) -> None:
+        super().__call__(decoder, seed)
+        of_length_one = [w for w in decoder.weights() if w.role in OF_LENGTH_ONE and w.starts_within is None]
+        decoder.held = {w.name: w.axis_of_stream for w in of_length_one}
+        decoder.hold()
+        decoder.held = decoder.held if self.holds else {}
+
+    def check(self, decoder: Decoder) -> None:
+        super().check(decoder)
+        if decoder.embedding.weight.shape[-1] != decoder.d_model:
+            raise UserError(
+                f"init=unit: an embedding of embed.width={decoder.embedding.weight.shape[-1]} has vectors of another width than"
+                " the stream's; use embed.width=null, or another init"
+            )
+        if any(layer.residual.branch_gain != 1 for layer in decoder.layers):
+            raise UserError(
+                "init=unit: under a residual scheme with a gain on initial weights (deep, deep_glm, sub) the gain would change"
+                " nothing, since every vector has length 1; use residual=ngpt or pre, or another init"
+            )
+
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        return decoder.d_model**-0.5
+
+
+OF_LENGTH_ONE = MATRICES | {Role.EMBEDDING}
+"""What nGPT holds at length 1. Tables of positions it has none; gains, biases and scalars have no direction."""
 
 
 def branch_gain(weight: Weight, decoder: Decoder) -> float:

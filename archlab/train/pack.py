@@ -20,7 +20,7 @@ from archlab.base.messages import beyond_the_machine
 from archlab.base.signals import Stop
 from archlab.blocks.roles import DECAYING
 from archlab.data.batch import Batch, Source
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, held_at_one
 from archlab.probe.look import EVERY_STEP
 from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
 from archlab.train.compiling import compile_errors, compiled
@@ -158,6 +158,12 @@ class Pack:
             name: torch.tensor([d.rates.get(name, 1.0) for d in decoders], dtype=torch.float64, device=device)
             for name in self.weights
         }
+        self.held = {
+            name: (axis, torch.tensor([name in d.held for d in decoders], device=device))
+            for decoder in decoders
+            for name, axis in decoder.held.items()
+        }
+        """The axis, counted from the last as in a member's own weights, and which members hold the weight at length 1."""
         self.terms = terms_of(self.settings[0].loss)
         self.beta1, self.beta2 = self.of_each("beta1", device), self.of_each("beta2", device)
         self.clip = torch.tensor([s.clip or math.inf for s in self.settings], device=device)
@@ -284,6 +290,9 @@ class Pack:
             square.mul_(each(self.beta2)).addcmul_(grad * each(1 - self.beta2), grad)
             denominator = (square.sqrt() / each(second.sqrt())).add_(EPS)
             weight.sub_(mean / denominator * each(rates * self.rates[name] / first))
+            if name in self.held:
+                axis, holds = self.held[name]
+                weight.copy_(held_at_one(weight, axis, unless=each(alive & holds) == 0))
 
     # ------------------------------------------------------------ what is seen of a step
 

@@ -166,8 +166,10 @@ def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) ->
 
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
-    """The optimizer's update, which is skipped where a loss or gradient is not finite."""
-    step_unless(state.optimizer, state.broken | overflowed)
+    """The optimizer's update, which is skipped where a loss or gradient is not finite, and what its weights are held to."""
+    skip = state.broken | overflowed
+    step_unless(state.optimizer, skip)
+    state.decoder.hold(unless=skip)
     state.scaler.update()
 
 

@@ -31,6 +31,8 @@ PARAMETERS = {
     + 2 * 12288,
     # PaLM: arXiv:2204.02311, table 1 gives 540.35 B; here with its 119 gains.
     "palm_540b": 256000 * 18432 + 118 * (2 * 18432 * 12288 + 2 * 18432 * 256 + 3 * 18432 * 73728) + 119 * 18432,
+    # nGPT 0.5B by hand: two tables, 24 layers of 4 d^2 + 3 d 4d and their factors (alpha twice, s_qk, s_u and s_v), s_z.
+    "ngpt_0_5b": 2 * 32000 * 1024 + 24 * (16 * 1024**2 + 3 * 1024 + 2 * 4096) + 32000,
     # transformers' class on the meta device: CLASSES below makes the same numbers again.
     "apertus_8b": 8_053_338_176,
     "bert_base": 109_514_298,

@@ -63,6 +63,12 @@ def test_a_compiled_pack_is_an_eager_one():
 
 
 @pytest.mark.slow
+def test_weights_are_held_beside_compiled_layers():
+    """In a run and in a pack; what is divided by its length after a step is no part of what is compiled."""
+    check(told("aot_eager", "preset=ngpt_0_5b", "preset=ngpt_0_5b pack"), SAME)
+
+
+@pytest.mark.slow
 def test_compiled_to_machine_code_it_trains_alike():
     seen = told("inductor", "size.n_layers=3", "size.n_layers=3 norm=batch allow_leak=true", "size.n_layers=2 pack")
     check(seen, FUSED)
