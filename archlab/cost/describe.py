@@ -41,7 +41,9 @@ def count_active_parameters(decoder: Decoder) -> int:
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     """The same count, part by part; a tied head has none of its own. Parts without parameters are left out."""
-    parts = dict.fromkeys(("embedding", "positions", "mixer", "ffn", "canon", "skips", "norms", "head", "mtp", "other"), 0)
+    parts = dict.fromkeys(
+        ("embedding", "positions", "mixer", "ffn", "canon", "skips", "norms", "head", "mtp", "other"), 0
+    )
     seen: set[int] = set()
     for path, module in decoder.named_modules():
         for parameter in module.parameters(recurse=False):

@@ -13,7 +13,18 @@ from archlab.blocks.steps import DrawnStep
 from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
-from archlab.diagram.sketch import Box, DrawnBranch, DrawnHeads, Edge, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.sketch import (
+    Box,
+    DrawnBranch,
+    DrawnHeads,
+    Edge,
+    Graph,
+    Layers,
+    LayerSketch,
+    ModelSketch,
+    Node,
+    chain,
+)
 from archlab.diagram.words import box_of, details, linear, scale
 from archlab.model.course import first_places, looped_layers, times_of
 from archlab.model.decoder import Decoder, Layer
