@@ -17,13 +17,13 @@ def stability_section(record: Record) -> Section:
     The summary of an arm (largest_stable_lr, lr_sensitivity, best_loss) is in the arm, or in its rows, one per depth.
     """
     rows = [line(arm["label"], row) for arm in record["arms"] for row in arm.get("rows") or [arm]]
-    headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "largest stable LR")
-    caption = "LR sensitivity is also low for arms that never train: read it together with the best loss."
+    headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "stable up to LR")
+    caption = "LR sensitivity is low too for arms that hardly train: read it together with the best loss."
     return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows)])
 
 
 def line(label: str, row: Record) -> list[Cell]:
-    stable, edge = row["largest_stable_lr"], row.get("at_edge")
+    stable, edge = row.get("stable_up_to", row["largest_stable_lr"]), row.get("at_edge")
     return [
         word(label),
         Cell(f"{row['n_layers']}" if "n_layers" in row else "all", row.get("n_layers")),
