@@ -70,6 +70,7 @@ def chart(label="residual=deep"):
         "best_lr": 0.00316,
         "lr_sensitivity": 0.1234,
         "largest_stable_lr": 0.01,
+        "stable_up_to": 0.01,
         "at_edge": True,
     }
     return {"arms": [{"label": label, "cells": cells, "rows": [row]}], "notes": [f"note of {label}"]}
