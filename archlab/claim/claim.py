@@ -2,20 +2,28 @@
 
 sentence   what is claimed, in words
 source     where it is claimed: a paper and its table, or the note's item
+kind       trained (the default); initial, measured before training or within a few steps; identity, which follows from
+           formulas or definitions, so that chance has no part in it
+tune       lr (the default of trained claims): each arm is trained at its own best rate; or a sentence that says why not
 arms       name: overrides of that arm; or {train: overrides, then: overrides} to look at trained weights under others
 common     overrides of every arm
-quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one
+quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one. `seeds` is the
+           most that are used: a trained claim is looked at from 6 on (archlab.comparison.rule.LOOKS)
+controls   parts as below that show that the runs can tell: without them there is no verdict. What expects no difference needs
+           one that finds a difference
 parts      what has to be seen, all of it:
     says      the part in words
     measure   a number of a run (val_loss, late_ratio@4, exact_match@2, any of its summary) or one of `measures`
     difference: [a, b], ratio: [a, b], value: a, or between: [a, b] for a measure that takes two models at once
     over      a field and its values: every arm is run at each of them
-    reduce    what becomes of these: best, slope, largest_stable, sensitivity, last_over_first
+    reduce    what becomes of these: one of archlab.claim.reductions
     expect    above, below or equal
     than      what it is held against; 0 for a difference, 1 for a ratio unless given
     by        the smallest effect of interest, in the unit of the quantity
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,10 +35,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.quantities import Count, NonNegative
+from archlab.claim.measures import MEASURES
+from archlab.claim.reductions import REDUCTIONS
+from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
+from archlab.records.summary import KINDS
+from archlab.runs.tune import DEVELOPMENT
 
 BudgetName = Literal["quick", "full"]
 ClaimWords = Annotated[str, MinLen(1)]
+Kind = Literal["trained", "initial", "identity"]
+
+MOST_SEEDS = LOOKS[-1]
 
 
 class Strict(BaseModel):
@@ -40,9 +56,9 @@ class Strict(BaseModel):
 
 
 class Budget(Strict):
-    """How much a claim may cost: seeds, and overrides that size the runs."""
+    """How much a claim may cost: seeds at most, and overrides that size the runs."""
 
-    seeds: Count
+    seeds: Count = MOST_SEEDS
     overrides: tuple[str, ...] = ()
 
 
@@ -66,7 +82,7 @@ class Part(Strict):
     between: tuple[str, str] | None = None
     than: float | None = None
     over: dict[str, Annotated[tuple[Any, ...], MinLen(2)]] | None = None
-    reduce: Literal["best", "slope", "largest_stable", "sensitivity", "last_over_first"] | None = None
+    reduce: ClaimWords | None = None
 
     @property
     def form(self) -> str:
@@ -76,6 +92,15 @@ class Part(Strict):
     def arms(self) -> tuple[str, ...]:
         named = getattr(self, self.form)
         return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is of runs; else of a model before training."""
+        return self.measure not in MEASURES
+
+    @property
+    def over_rates(self) -> bool:
+        return self.over is not None and "train.lr" in self.over
 
     @property
     def against(self) -> float:
@@ -91,10 +116,17 @@ class Claim:
     name: str
     sentence: str
     source: str
+    kind: Kind
+    tune: str
+    """lr; or why the arms are not tuned."""
+
     arms: dict[str, ClaimArm]
     parts: tuple[Part, ...]
+    controls: tuple[Part, ...]
     common: tuple[str, ...]
     budgets: dict[str, Budget | str]
+    sha256: str
+    """Of what the file says, but for its layout."""
 
 
 class ClaimFile(Strict):
@@ -104,6 +136,9 @@ class ClaimFile(Strict):
     source: ClaimWords
     arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | ClaimArm], MinLen(1)]
     parts: Annotated[tuple[Part, ...], MinLen(1)]
+    kind: Kind = "trained"
+    tune: ClaimWords | None = None
+    controls: tuple[Part, ...] = ()
     quick: Budget | ClaimWords
     full: Budget | ClaimWords
     common: tuple[str, ...] = ()
@@ -121,11 +156,43 @@ def read_claim(file: Path) -> Claim:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"claim/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
     arms = {label: arm if isinstance(arm, ClaimArm) else ClaimArm(train=arm) for label, arm in given.arms.items()}
-    claim = Claim(name, one_line(given.sentence), one_line(given.source), arms, given.parts, given.common,
-                  {"quick": given.quick, "full": given.full})  # fmt: skip
-    for number, part in enumerate(claim.parts):
-        check_part(f"claim/{name}.yaml: parts.{number}", part, claim)
+    claim = Claim(
+        name, one_line(given.sentence), one_line(given.source), given.kind, one_line(given.tune or "lr"), arms, given.parts,
+        given.controls, given.common, {"quick": given.quick, "full": given.full}, hash_of(given),
+    )  # fmt: skip
+    check_kind(f"claim/{name}.yaml", claim, given)
+    for field, parts in (("parts", claim.parts), ("controls", claim.controls)):
+        for number, part in enumerate(parts):
+            check_part(f"claim/{name}.yaml: {field}.{number}", part, claim)
     return claim
+
+
+def hash_of(given: ClaimFile) -> str:
+    return hashlib.sha256(json.dumps(given.model_dump(), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:
+    if claim.kind != "trained" and given.tune is not None:
+        raise UserError(
+            f"{where}: tune: is for kind: trained; a claim of kind {claim.kind} has no rate to find; leave it out"
+        )
+    for field, budget in claim.budgets.items():
+        if not isinstance(budget, Budget):
+            continue
+        if budget.seeds > DEVELOPMENT:
+            raise UserError(
+                f"{where}: {field}.seeds: seeds from {DEVELOPMENT} on are for tuning; use at most {MOST_SEEDS}"
+            )
+        if claim.kind == "trained" and not LOOKS[0] <= budget.seeds <= MOST_SEEDS:
+            raise UserError(
+                f"{where}: {field}.seeds: {budget.seeds} of a trained claim, which takes {LOOKS[0]} to {MOST_SEEDS}"
+            )
+    no_difference = next((n for n, part in enumerate(claim.parts) if part.expect == "equal" and part.trained), None)
+    if claim.kind == "trained" and no_difference is not None and not claim.controls:
+        raise UserError(
+            f"{where}: parts.{no_difference}.expect: equal says that there is no difference, and nothing shows that these runs"
+            " would find one; give controls"
+        )
 
 
 def check_part(where: str, part: Part, claim: Claim) -> None:
@@ -142,6 +209,24 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
         raise UserError(f"{where}.over: runs over one field; give one, such as train.lr: [1e-3, 3e-3]")
     if part.form == "value" and part.than is None:
         raise UserError(f"{where}.than: is missing; a value is held against a number")
+    if part.reduce is not None and part.reduce not in REDUCTIONS:
+        hint = did_you_mean(part.reduce, REDUCTIONS)
+        raise UserError(f"{where}.reduce: {part.reduce} is no reduction; {hint}reductions: {', '.join(REDUCTIONS)}")
+    if part.trained and quantity_of(part.measure) not in KINDS:
+        names = (*MEASURES, *KINDS)
+        hint = did_you_mean(part.measure, names)
+        raise UserError(
+            f"{where}.measure: {part.measure} is neither measured nor a number of a run; {hint}measures: {', '.join(MEASURES)}; numbers: {', '.join(KINDS)}"
+        )
+    if part.trained and claim.kind != "trained":
+        raise UserError(
+            f"{where}.measure: {part.measure} is a number of a trained run, and kind: {claim.kind} trains nothing; use kind: trained"
+        )
+
+
+def quantity_of(measure: str) -> str:
+    """late_ratio@4 is a late_ratio; stability.max_grad_norm a max_grad_norm."""
+    return measure.partition("@")[0].rpartition(".")[2]
 
 
 def tupled(value: Any) -> Any:

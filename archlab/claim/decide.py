@@ -1,14 +1,16 @@
-"""From what was measured to a verdict: supported, refuted or inconclusive, with an effect and an interval.
+"""From what was measured to a verdict, with its evidence.
 
-A part is decided by `archlab.comparison.paired` at the claim's seeds, against a number or arm against arm:
+A part holds two arms, or an arm and a number, against each other by the one rule of comparisons (`archlab.comparison.judge`):
 
-    above, below   supported where the whole interval lies beyond the smallest effect of interest on the claimed side;
-                   refuted where it lies beyond it on the other side, or inside: no effect of interest is there
-    equal          supported where the whole interval lies inside; refuted where it lies wholly outside
-    otherwise      inconclusive
+    above, below   supported where the quantity lies beyond the margin on the claimed side; refuted where it does not, or
+                   where it lies beyond it on the other side. TIE: it lies within the margin of no difference
+    equal          supported where it lies within the margin, refuted where it lies beyond it
 
-A claim is supported where every part is, refuted where any part is, and inconclusive otherwise. Supporting needs all
-parts at once, so no correction for several of them is called for; refuting takes each part at alpha over their number.
+A claim is supported where every part is: the evidence for it is that of its weakest part. It is refuted where the mean of
+the parts' e-values against it reaches 1/alpha, which is evidence against all of them holding at once. Its controls, parts of
+the same form, have to be supported, or there is no verdict: the runs could not have told.
+
+An identity is no matter of chance: it holds where every one of its parts does at every seed.
 """
 
 import math
@@ -16,97 +18,256 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from archlab.claim.claim import Part
-from archlab.comparison.paired import Paired, paired
+from archlab.base.metrics import Direction
+from archlab.claim.claim import Claim, Part, quantity_of
+from archlab.comparison.judge import Judged, judge
+from archlab.comparison.rule import ALPHA
+from archlab.records.summary import KINDS
 
-Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
-Values = Mapping[int, float]
-"""By seed; infinite where the run diverged."""
+Verdict = Literal["SUPPORTED", "REFUTED", "TIE", "INCONCLUSIVE", "IDENTITY HOLDS", "IDENTITY FAILS", "NOT RUN"]
+VERDICTS: tuple[Verdict, ...] = (
+    "SUPPORTED",
+    "REFUTED",
+    "TIE",
+    "INCONCLUSIVE",
+    "NOT RUN",
+    "IDENTITY HOLDS",
+    "IDENTITY FAILS",
+)
+OPEN: Verdict = "INCONCLUSIVE"
 
-ALPHA = 0.05
+SIDES = {"a": "below", "b": "above", "below": "below", "above": "above", "tie": "equal"}
+"""Of readings where lower is better, what is said of a - b."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a measure came to, by seed, and the seeds at which the run failed."""
+
+    by_seed: Mapping[int, float]
+    failed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class PartResult:
     part: Part
     verdict: Verdict
-    found: Paired
-    values: dict[str, dict[int, float]]
-    """By arm and seed, what the part compares; infinite where it diverged."""
+    judged: Judged | None
+    """None of an identity."""
+
+    values: Mapping[str, Values]
+    """By arm, what the part compares."""
+
+    e_for: float
+    """E-value against "the part does not hold"."""
+
+    e_against: float
+    """E-value against "it holds"."""
 
 
-def decide_part(part: Part, values: Mapping[str, Values], n_parts: int = 1) -> PartResult:
-    """`values` holds, by arm and seed, what the part's measure gave; of a `between`, under "between"."""
+@dataclass(frozen=True)
+class Decision:
+    """A claim's verdict, with the e-value of the evidence for it."""
+
+    verdict: Verdict
+    e: float
+    parts: tuple[PartResult, ...]
+    controls: tuple[PartResult, ...]
+
+    @property
+    def open(self) -> bool:
+        """Whether more seeds could tell."""
+        return self.verdict == OPEN
+
+    @property
+    def because(self) -> PartResult | None:
+        """The part that decided it."""
+        if self.verdict == OPEN and (lacking := [one for one in self.controls if one.verdict != "SUPPORTED"]):
+            return lacking[0]
+        if self.verdict in ("REFUTED", "TIE"):
+            return max(self.parts, key=lambda result: result.e_against)
+        return (
+            next((result for result in self.parts if result.verdict == self.verdict), self.parts[0])
+            if self.parts
+            else None
+        )
+
+
+def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartResult]) -> Decision:
+    if claim.kind == "identity":
+        holds = all(result.verdict == "IDENTITY HOLDS" for result in parts)
+        return Decision("IDENTITY HOLDS" if holds else "IDENTITY FAILS", math.inf, tuple(parts), tuple(controls))
+    e_for = min(result.e_for for result in parts)
+    e_against = math.fsum(result.e_against for result in parts) / len(parts)
+    verdict: Verdict = OPEN
+    if all(result.verdict == "SUPPORTED" for result in parts):
+        verdict = "SUPPORTED"
+    elif e_against >= 1 / ALPHA:
+        worst = max(parts, key=lambda result: result.e_against)
+        verdict = "TIE" if worst.verdict == "TIE" else "REFUTED"
+    if any(result.verdict != "SUPPORTED" for result in controls):
+        verdict = OPEN
+    return Decision(
+        verdict,
+        e_for if verdict == "SUPPORTED" else e_against if verdict != OPEN else max(e_for, e_against),
+        tuple(parts),
+        tuple(controls),
+    )
+
+
+def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
+    """`values` holds, by arm, what the part's measure gave; of a `between`, under "between"."""
     if part.form == "difference" and part.against == 0:
         a, b = (values[label] for label in part.arms)
+        better = direction(part)
     else:
-        a = quantity(part, values)
-        b = dict.fromkeys(a, part.against)
-    found, stricter = (against(a, b, part.by, alpha) for alpha in (ALPHA, ALPHA / n_parts))
-    verdict = read(part, found)
-    if verdict == "REFUTED" and read(part, stricter) != "REFUTED":
-        verdict, found = "INCONCLUSIVE", stricter
-    return PartResult(part, verdict, found, {label: dict(of) for label, of in values.items()})
+        a, better = quantity(part, values), None
+        b = Values(dict.fromkeys(a.by_seed, part.against))
+    judged = judge(
+        a.by_seed, b.by_seed, better=better, margin=part.by, failed_a=a.failed, failed_b=b.failed, alpha=ALPHA
+    )
+    e_for, e_against = evidence(part, judged)
+    verdict = verdict_of(part, side_of(judged))
+    if verdict == "SUPPORTED" and judged.better is None and (a.failed or b.failed):
+        verdict, e_for = OPEN, 0.0  # what the runs that did not fail come to is not what the arm does
+    return PartResult(part, verdict, judged, values, e_for, e_against)
 
 
-def quantity(part: Part, values: Mapping[str, Values]) -> dict[int, float]:
+def verdict_of(part: Part, side: str | None) -> Verdict:
+    if side == part.expect:
+        return "SUPPORTED"
+    if side == "equal":
+        return "TIE"
+    return "REFUTED" if side in ("above", "below", f"not {part.expect}") else OPEN
+
+
+def identity_part(part: Part, values: Mapping[str, Values]) -> PartResult:
+    """Whether every seed's number is what is claimed."""
+    found = quantity(part, values).by_seed.values()
+    beyond = [value - part.against for value in found]
+    holds = {
+        "equal": all(abs(distance) <= part.by for distance in beyond),
+        "above": all(distance > part.by for distance in beyond),
+        "below": all(distance < -part.by for distance in beyond),
+    }[part.expect]
+    return PartResult(part, "IDENTITY HOLDS" if holds else "IDENTITY FAILS", None, values, math.inf, math.inf)
+
+
+def direction(part: Part) -> Direction | None:
+    """Which way is better of what a part measures; None where neither is, or it is not known."""
+    kind = KINDS.get(quantity_of(part.measure)) if part.trained else None
+    reduced = part.reduce in (None, "best", "sensitivity")
+    return kind.better if kind is not None and reduced else None
+
+
+def side_of(judged: Judged) -> str | None:
+    """The reading as what is said of a - b: above, below, equal, not above, not below; None where it is open."""
+    if judged.reading == "open":
+        return None
+    negated, word = judged.reading.startswith("not "), judged.reading.removeprefix("not ")
+    if judged.better == "higher" and word in ("a", "b"):
+        word = {"a": "b", "b": "a"}[word]
+    return f"not {SIDES[word]}" if negated else SIDES[word]
+
+
+def evidence(part: Part, judged: Judged) -> tuple[float, float]:
+    """E-values against "the part does not hold" and against "it holds"; where an arm fails more often, of that alone.
+
+    Losses given success speak where no pair has one failure alone, or for the arm that fails less.
+    """
+    below, above = judged.e_below, judged.e_above
+    losses = {
+        "below": (below, judged.e_not_below),
+        "above": (above, judged.e_not_above),
+        "equal": (judged.e_inside, judged.e_outside),
+    }[part.expect]
+    fails = judged.failures
+    if fails.alike or judged.better is None:
+        return losses if fails.alike else (losses[0] if part.expect != "equal" else 0.0, losses[1])
+    a_worse, b_worse = fails.e_a_fails_more, fails.e_b_fails_more
+    if part.expect == "equal":
+        return 0.0, max(losses[1], a_worse, b_worse)
+    favours_a = (part.expect == "below") == (judged.better == "lower")
+    worse, safer = (b_worse, a_worse) if favours_a else (a_worse, b_worse)
+    more_of_the_favoured = fails.only_a > fails.only_b if favours_a else fails.only_b > fails.only_a
+    return (worse if more_of_the_favoured else max(losses[0], worse)), (
+        max(losses[1], safer) if more_of_the_favoured else safer
+    )
+
+
+def quantity(part: Part, values: Mapping[str, Values]) -> Values:
     """What is held against a number, by seed."""
     match part.form:
         case "value":
-            return dict(values[part.arms[0]])
+            return values[part.arms[0]]
         case "between":
-            return dict(values["between"])
+            return values["between"]
     first, second = (values[label] for label in part.arms)
-    seeds = first.keys() & second.keys()
-    return {seed: join(part.form, first[seed], second[seed]) for seed in sorted(seeds)}
+    seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
+    return Values(
+        {seed: joined(part.form, first.by_seed[seed], second.by_seed[seed]) for seed in seeds},
+        first.failed | second.failed,
+    )
 
 
-def join(form: str, a: float, b: float) -> float:
-    """A diverged run on either side leaves nothing to compute: the pair counts as diverged."""
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return math.inf
-    return a - b if form == "difference" else a / b
+def joined(form: str, a: float, b: float) -> float:
+    return a - b if form == "difference" else a / b if b else math.nan
 
 
-def against(a: Values, b: Values, by: float, alpha: float) -> Paired:
-    """Lower is called better throughout, so that "b" means that a is above."""
-    return paired(a, b, smallest_effect=by, alpha=alpha, lower_is_better=True)
+# ---------------------------------------------------------------- in words
 
 
-def read(part: Part, found: Paired) -> Verdict:
-    where = {"a": "below", "b": "above", "equivalent": "equal"}.get(found.verdict)
-    if where is None:
-        return "INCONCLUSIVE"
-    return "SUPPORTED" if where == part.expect else "REFUTED"
-
-
-def decide(results: Sequence[PartResult]) -> Verdict:
-    verdicts = {result.verdict for result in results}
-    if "REFUTED" in verdicts:
-        return "REFUTED"
-    return "SUPPORTED" if verdicts == {"SUPPORTED"} else "INCONCLUSIVE"
-
-
-def reason(results: Sequence[PartResult]) -> str:
+def reason(decision: Decision) -> str:
     """The part that decided it, in a sentence."""
-    verdict = decide(results)
-    result = next((result for result in results if result.verdict == verdict), results[0])
-    return f"{result.part.says}: {in_words(result)}"
+    result = decision.because
+    if result is None:
+        return "nothing was measured"
+    control = "the control was not found, so these runs could not have told: " if result in decision.controls else ""
+    return f"{control}{result.part.says}: {in_words(result)}"
 
 
 def in_words(result: PartResult) -> str:
-    """What was asked and what was seen: effect, interval and number of seeds."""
-    part, found = result.part, result.found
-    if found.diverged_a or found.diverged_b:
-        return f"{found.diverged_a} of {found.n} runs diverged on the one side, {found.diverged_b} on the other (worst-rank p {found.p:.3g})"
-    assert found.effect is not None  # all runs finished
-    seen = f"asked: {asked(part)}; seen: {signed(part, found.effect + part.against if shifted(part) else found.effect)}"
-    if found.interval is None:
-        return f"{seen}, from one seed"
-    low, high = (bound + part.against if shifted(part) else bound for bound in found.interval)
-    limits = f"{found.level:.3g} interval {low:.4g} to {high:.4g}, {found.n} seeds" if low != high else "exactly"
-    needed = f"; about {found.seeds_needed} seeds would tell" if found.seeds_needed else ""
-    return f"{seen} ({limits}){needed}"
+    """What was asked and what was seen: effect, interval and number of seeds, and failures where there were any."""
+    part, judged = result.part, result.judged
+    if judged is None:
+        found = list(quantity(part, result.values).by_seed.values())
+        return f"asked: {asked(part)}; seen: {spread(found)}"
+    words = [f"asked: {asked(part)}"]
+    if judged.effect is not None:
+        offset = part.against if shifted(part) else 0.0
+        words.append(f"seen: {signed(part, judged.effect + offset)} ({interval_in_words(part, judged)})")
+    if failed := failures_in_words(part, judged):
+        words.append(failed)
+    if result.verdict == OPEN and judged.needed:
+        words.append(f"about {judged.needed} seeds would tell")
+    return "; ".join(words)
+
+
+def interval_in_words(part: Part, judged: Judged) -> str:
+    offset = part.against if shifted(part) else 0.0
+    seeds = f"{judged.n} seeds"
+    if judged.sd == 0:
+        return f"the same at every seed, {seeds}"
+    if judged.interval is None:
+        return f"no interval, {seeds}"
+    low, high = (bound + offset for bound in judged.interval)
+    return f"{judged.level:.3g} interval {low:.4g} to {high:.4g} at any number of seeds, {seeds}"
+
+
+def failures_in_words(part: Part, judged: Judged) -> str | None:
+    failures = judged.failures
+    if not failures.a and not failures.b:
+        return None
+    if part.form != "difference" or part.against:
+        return f"{failures.a} of {judged.n} runs failed"
+    a, b = part.arms
+    p = "" if (found := failures.p_boschloo) is None else f" (Boschloo p {found:.2g})"
+    return f"{failures.a} of {judged.n} runs of {a} failed and {failures.b} of {b}{p}"
+
+
+def spread(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def asked(part: Part) -> str:

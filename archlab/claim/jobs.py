@@ -11,17 +11,17 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-import archlab
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
+from archlab.claim.code import code_of
 from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
@@ -42,19 +42,22 @@ class RunJob:
     cfg: DictConfig
     root: Path
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         return self.root / digest("run", self.cfg)
 
     @property
     def result(self) -> Path | None:
         """summary.json, where the run is done."""
+        return done_once(self)
+
+    def look_for_result(self) -> Path | None:
         return next((file for file in self.folder.glob("*/summary.json") if is_finished(file.parent)), None)
 
-    @property
+    @cached_property
     def record(self) -> Record:
         assert self.result is not None
-        return said(self.result, "status", "wall_seconds")
+        return said(self.result, "status", "wall_seconds", "val_loss", "unigram_loss")
 
     def do(self) -> None:
         """Finishes what an interrupted session left, or makes the run; another session that is at it is waited for."""
@@ -121,15 +124,18 @@ class LookJob:
     of: RunJob
     cfg: DictConfig
 
-    @property
+    @cached_property
     def file(self) -> Path:
         return self.of.folder / f"then-{digest(self.cfg)}.json"
 
     @property
     def result(self) -> Path | None:
+        return done_once(self)
+
+    def look_for_result(self) -> Path | None:
         return self.file if self.of.result and self.file.is_file() else None
 
-    @property
+    @cached_property
     def record(self) -> Record:
         return said(self.file, "length", "seconds")
 
@@ -155,15 +161,18 @@ class Measurement:
     cfgs: tuple[DictConfig, ...]
     root: Path
 
-    @property
+    @cached_property
     def file(self) -> Path:
         return self.root / "measured" / f"{digest(self.measure, *self.cfgs)}.json"
 
     @property
     def result(self) -> Path | None:
+        return done_once(self)
+
+    def look_for_result(self) -> Path | None:
         return self.file if self.file.is_file() else None
 
-    @property
+    @cached_property
     def record(self) -> Record:
         return said(self.file, "value", "seconds")
 
@@ -183,10 +192,19 @@ class Measurement:
 Job = RunJob | LookJob | Measurement
 
 
+def done_once(job: Job) -> Path | None:
+    """Where a job's result is; looked for on the disk until it is there, and not again."""
+    found = job.__dict__.get("found") or job.look_for_result()
+    if found is not None:
+        job.__dict__["found"] = found  # as a cached_property does, of a frozen dataclass
+    return found
+
+
 def digest(*parts: object) -> str:
-    """A name for what decides an outcome, this version of archlab included."""
+    """A name for what decides an outcome: the configuration, the code that it goes through, and torch's version."""
     described = [plain(part) for part in parts]
-    return hashlib.sha256(json.dumps([archlab.__version__, described], sort_keys=True).encode()).hexdigest()[:20]
+    code = [code_of(part) for part in described if isinstance(part, dict)]
+    return hashlib.sha256(json.dumps([code, described], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def plain(part: object) -> object:
@@ -229,16 +247,17 @@ def quietly(log: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- doing them
 
 
-def in_packs(jobs: Sequence[Job], missing: Sequence[Job], pack: PackSize) -> list[Job | PackJob]:
-    """What is missing, with the runs that nobody has begun by pack.
-
-    Raises UserError where a pack is asked for and no two of all the runs are of one program, or memory can't hold it.
-    """
+def check_pack(jobs: Sequence[Job], pack: PackSize) -> None:
+    """Raises UserError where a pack is asked for and no two of all the runs are of one program."""
     runs = [job for job in jobs if isinstance(job, RunJob)]
     if pack not in ("auto", "off") and all(len(same) < 2 for same in by_program([run.plan for run in runs]).values()):
         raise UserError(
             f"pack={pack}: no two runs of these claims are of one program, so it would change nothing; leave it out"
         )
+
+
+def in_packs(missing: Sequence[Job], pack: PackSize) -> list[Job | PackJob]:
+    """What is missing, with the runs that nobody has begun by pack. Raises UserError where memory can't hold one."""
     new = [job for job in missing if isinstance(job, RunJob) and job.begun is None]
     packs = [[new[i] for i in places] for places in packs_of([run.plan for run in new], pack)]
     packed = {run.folder for members in packs if len(members) > 1 for run in members}

@@ -11,55 +11,92 @@ from omegaconf import DictConfig
 
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
-from archlab.claim.bench import ClaimPlan
-from archlab.claim.decide import PartResult, Verdict, decide, in_words, reason, shifted
+from archlab.claim.course import Course
+from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason, shifted
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
+from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, readme
+from archlab.runs import tune
 
 Record = dict[str, Any]
 
 
-def record_of(plan: ClaimPlan, budget_name: str) -> Record:
-    """The claim, what was measured and what it comes to; JSON."""
-    claim = plan.claim
+def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
+    """The claim, what was measured and what it comes to; JSON. `registered` is the date."""
+    claim = made.claim
     record: Record = {
         "name": claim.name,
         "sentence": claim.sentence,
         "source": claim.source,
+        "kind": claim.kind,
         "budget": budget_name,
         "date": f"{date.today()}",
+        "registered": registered,
+        "says": claim.sha256,
         "versions": versions(),
         "git": git_state(),
         "command": f"python -m archlab claims {claim.name} budget={budget_name}",
     }
-    if isinstance(plan.budget, str):
-        verdict: Verdict = "INCONCLUSIVE"
-        return record | {
-            "verdict": verdict, "reason": plan.budget, "regime": None, "seconds": 0.0, "seeds": 0, "parts": [], "arms": {}
-        }  # fmt: skip
-    results = plan.results()
-    jobs = list(plan)
+    if isinstance(made.budget, str):
+        nothing = {
+            "regime": None,
+            "seconds": 0.0,
+            "seeds": 0,
+            "parts": [],
+            "controls": [],
+            "arms": {},
+            "rates": {},
+            "e": None,
+        }
+        return record | {"verdict": "NOT RUN", "reason": made.budget} | nothing
+    seeds = made.seeds
+    decision, jobs = made.decision(seeds), made.jobs(seeds)
+    trials = made.trials()
+    runs = [job for job in jobs if isinstance(job, RunJob)]
     return record | {
-        "verdict": decide(results),
-        "reason": reason(results),
+        "verdict": decision.verdict,
+        "e": finite(decision.e),
+        "reason": reason(decision),
+        "would_change": would_change(made, decision),
+        "tune": claim.tune if claim.kind == "trained" else None,
         "regime": regime(jobs),
-        "seconds": sum({job.result: seconds_of(job) for job in jobs}.values()),
-        "seeds": plan.budget.seeds,
-        "runs": len({job.folder for job in jobs if isinstance(job, RunJob)}),
+        "seconds": sum(seconds_of(job) for job in [*jobs, *trials]),
+        "seeds": seeds,
+        "runs": len(runs),
+        "trials": len(trials),
         "commits": sorted(commits(jobs)),
-        "parts": [part_record(result) for result in results],
+        "rates": {label: rates_record(made, label) for label in made.tuned},
+        "parts": [part_record(result) for result in decision.parts],
+        "controls": [part_record(result) for result in decision.controls],
         "arms": {
-            label: {"train": [*claim.common, *plan.budget.overrides, *arm.train], "then": list(arm.then)}
+            label: {"train": [*claim.common, *made.budget.overrides, *arm.train, *made.rung], "then": list(arm.then)}
             for label, arm in claim.arms.items()
         },
     }
 
 
+def rates_record(made: Course, label: str) -> Record:
+    """The search of an arm's rate: every trial, None where it diverged."""
+    return tune.found(made.cells(label), made.middle(label))
+
+
+def would_change(made: Course, decision: Decision) -> str:
+    """What it would take for another verdict."""
+    if made.claim.kind == "identity":
+        return "an error in the formula, or in the code"
+    regime = "other sizes, budgets or data, of which nothing was asked here"
+    if not decision.open:
+        return regime
+    because = decision.because
+    needed = because.judged.needed if because and because.judged else None
+    return f"about {needed} seeds; or {regime}" if needed else f"more seeds than can be estimated; or {regime}"
+
+
 def part_record(result: PartResult) -> Record:
-    part, found = result.part, result.found
+    part, judged = result.part, result.judged
     offset = part.against if shifted(part) else 0.0
-    return {
+    record: Record = {
         "text": part.says,
         "told": in_words(result),
         "form": part.form,
@@ -70,16 +107,34 @@ def part_record(result: PartResult) -> Record:
         "expect": part.expect,
         "than": part.against,
         "smallest_effect": part.by,
-        "effect": None if found.effect is None else found.effect + offset,
-        "interval": None if found.interval is None else [bound + offset for bound in found.interval],
-        "level": found.level,
-        "p": found.p,
-        "test": found.test,
-        "n": found.n,
-        "seeds_needed": found.seeds_needed,
-        "diverged": [found.diverged_a, found.diverged_b],
         "verdict": result.verdict,
-        "values": {label: [finite(value) for value in seeds.values()] for label, seeds in result.values.items()},
+        "values": {
+            label: [None if seed in of.failed else finite(value) for seed, value in sorted(of.by_seed.items())]
+            for label, of in result.values.items()
+        },
+    }
+    if judged is None:
+        return record | {
+            "effect": None,
+            "interval": None,
+            "level": None,
+            "e": None,
+            "p": None,
+            "n": len(next(iter(record["values"].values()))),
+            "seeds_needed": None,
+            "failed": [0, 0],
+        }
+    effect, interval = judged.effect, judged.interval
+    return record | {
+        "effect": None if effect is None else effect + offset,
+        "interval": None if interval is None else [bound + offset for bound in interval],
+        "level": judged.level,
+        "e": finite(result.e_for if result.verdict in ("SUPPORTED", "INCONCLUSIVE") else result.e_against),
+        "p": judged.p_flip,
+        "n": judged.n,
+        "seeds_needed": judged.needed,
+        "failed": [judged.failures.a, judged.failures.b],
+        "failures_p": judged.failures.p_boschloo,
     }
 
 
@@ -126,16 +181,24 @@ def commits(jobs: Iterable[Job]) -> set[str]:
 
 
 def keep(record: Record, folder: Path) -> None:
-    """Writes a claim's folder; what was there of an earlier decision is replaced."""
+    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
+    verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
     write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
     picture = draw_claim(record, folder / "plot.png")
     write_text(folder / "README.md", readme(record, picture))
 
 
+LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "date", "reason", "git")
+"""What verdicts.jsonl says of each verdict."""
+
+
 def keep_index(output: Path) -> None:
     """A page of all claims that were decided here, by verdict and name."""
     records = [record for file in output.glob("*/result.json") if (record := kept(file))]
+    survives = surviving(output)
+    for record in records:
+        record["survives"] = survives.get(record["name"])
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
     made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
     head = f"# Claims\n\nDecided by `python -m archlab claims`: {'; '.join(made)}.\n\n"
@@ -150,6 +213,3 @@ def kept(file: Path) -> Record | None:
         return record if record["verdict"] in VERDICTS and record["date"] and record["budget"] else None
     except (Unreadable, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None
-
-
-VERDICTS = ("SUPPORTED", "REFUTED", "INCONCLUSIVE")

@@ -1,7 +1,7 @@
 """Deciding claims: an estimate first, progress meanwhile, and each claim written down as soon as it is decided."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
 
@@ -9,12 +9,13 @@ from rich.console import Console
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
-from archlab.claim.bench import ClaimPlan, plan
 from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
-from archlab.claim.jobs import Job, PackJob, RunJob, in_packs, seconds, work, worthwhile_workers
-from archlab.claim.measures import MEASURES
+from archlab.claim.course import Course, course
+from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
+from archlab.claim.ledger import register, registrations, surviving
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
+from archlab.claim.store import Jobs, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
 from archlab.runs.packs import PackSize, why_not
@@ -31,54 +32,96 @@ def decide_claims(
     workers: int | None = None,
     own: Path | None = None,
     pack: PackSize = "auto",
+    anew: bool = False,
 ) -> list[Record]:
     """Runs what the claims need that is not there yet, and returns their records; every claim where no name is given.
 
     `workers` is how many jobs go on at a time; None: one for each core where that is faster, else one in all. `pack` is
-    how many runs of one program are trained as one (`archlab.runs.packs`).
+    how many runs of one program are trained as one (`archlab.runs.packs`). `anew` is that of `archlab.claim.ledger.register`.
 
     Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`. Where
     none is given, that is `experiments/claims`, whose pages belong to archlab's own claims, and for a claim of one's own
-    `decided` beside its runs.
+    `decided` beside its runs. Every claim is registered there before its first run.
     Raises UserError before anything is run where a claim can't be read or made.
     """
     start, claims = since_start(), chosen(names, own)
-    if workers != 1 and any(part.measure not in MEASURES for claim in claims for part in claim.parts):
+    if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
         expect_workers()  # they import while this process plans
-    plans = [plan(claim, budget, runs, own) for claim in claims]
-    for job in (job for planned in plans for job in planned if job.result is not None):
+    jobs = Jobs(runs, own)
+    courses = [course(claim, budget, jobs) for claim in claims]
+    for job in (job for made in courses for job in made.most if job.result is not None):
         _ = job.record  # what is damaged is found before anything runs
-    missing = list({key(job): job for planned in plans for job in planned if job.result is None}.values())
-    todo = in_packs([job for planned in plans for job in planned], missing, pack)
-    if missing:
+    least, most = (in_all(missing(getattr(made, extent)) for made in courses) for extent in ("least", "most"))
+    check_pack([job for made in courses for job in made.most], pack)
+    folders = {made.claim.name: output or home(made.claim.name, runs) for made in courses}
+    if most:
         writable(runs)
+    for folder in dict.fromkeys(folders.values()):
+        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
-    for line in why_not([job.plan for job in missing if isinstance(job, RunJob)], pack):
+    for line in why_not([job.plan for job in most if isinstance(job, RunJob)], pack):
         console.print(line, highlight=False, soft_wrap=True)
-    workers = max(1, min(workers or worthwhile_workers(todo), len(todo)))
-    announce(console, plans, missing, todo, workers, start)
-    folders = {planned.claim.name: output or home(planned.claim.name, runs) for planned in plans}
+    workers = max(1, min(workers or worthwhile_workers(most), len(most)))
+    announce(console, courses, least, most, workers, start)
     records: dict[str, Record] = {}
 
-    def settle() -> None:
-        for planned in plans:
-            if planned.claim.name not in records and all(job.result for job in planned):
-                record = records[planned.claim.name] = record_of(planned, budget)
-                keep(record, folders[planned.claim.name] / planned.claim.name)
-                console.print(
-                    f"{record['verdict']:12} {record['sentence']}", highlight=False, markup=False, soft_wrap=True
-                )
+    def settle(made: Course) -> None:
+        name = made.claim.name
+        record = records[name] = record_of(made, budget, registered_on(folders[name], name))
+        keep(record, folders[name] / name)
+        console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
-    with Counted("claims", sum(map(seconds, missing)), console) as progress:
-        settle()
-        for done, _ in work(todo, workers):
-            progress.add(seconds(done))
-            settle()
+    with Counted("claims", sum(map(seconds, most)), console) as progress:
+        for made in as_they_settle(courses, workers, pack, progress):
+            settle(made)
     for folder in dict.fromkeys(folders.values()):
         keep_index(folder)
+        survives = surviving(folder)
+        for name, record in records.items():
+            if folders[name] == folder:
+                record["survives"] = survives.get(name)
         if folder != OUR_OWN:
             console.print(str(folder), markup=False, highlight=False, soft_wrap=True)
-    return [records[planned.claim.name] for planned in plans]
+    return [records[made.claim.name] for made in courses]
+
+
+AHEAD = 4
+"""So many jobs for each worker are sought before any is begun, from as many claims as that takes."""
+
+
+def as_they_settle(courses: Sequence[Course], workers: int, pack: PackSize, progress: Counted) -> Iterator[Course]:
+    """Does what the claims want, the first of them first, and yields each when it is settled."""
+    left = list(courses)
+    while left:
+        todo: dict[object, Job] = {}
+        settled = []
+        for made in left:
+            if len(todo) >= AHEAD * workers:
+                break
+            wanted = made.wanted()
+            todo |= {key(job): job for job in wanted}
+            if not wanted:
+                settled.append(made)
+        for made in settled:
+            left.remove(made)
+            yield made
+            progress.add(sum(map(seconds, missing(made.most))))  # what it turned out not to need
+        for done, _ in work(in_packs(list(todo.values()), pack), workers):
+            progress.add(seconds(done))
+
+
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.result is None]
+
+
+def in_all(lists: Iterable[Sequence[Job]]) -> list[Job]:
+    """Each job once."""
+    return list({key(job): job for jobs in lists for job in jobs}.values())
+
+
+def registered_on(folder: Path, name: str) -> str | None:
+    """The date of a claim's first registration."""
+    return next((record["date"] for record in registrations(folder).records() if record["claim"] == name), None)
 
 
 def writable(runs: Path) -> None:
@@ -105,32 +148,28 @@ def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
     return [read_claim(file) for file in picked.values()]
 
 
-def key(job: Job) -> object:
-    return job.folder if isinstance(job, RunJob) else job.file
-
-
 def announce(
-    console: Console,
-    plans: Sequence[ClaimPlan],
-    missing: Sequence[Job],
-    todo: Sequence[Job | PackJob],
-    workers: int,
-    start: float,
+    console: Console, courses: Sequence[Course], least: Sequence[Job], most: Sequence[Job], workers: int, start: float
 ) -> None:
-    """Says what there is to do and how long it takes, by the pace of this machine."""
-    jobs = {key(job): job for planned in plans for job in planned}
-    claims, needed = counted(len(plans), "claim"), needs(list(jobs.values()))
-    if not missing:
+    """Says what there is to do and how long it takes, by the pace of this machine: as little, and as much, as it may be."""
+    claims = counted(len(courses), "claim")
+    if not most:
+        there = in_all(made.most for made in courses)
         console.print(
-            f"{claims}: {needed}, all there already" if jobs else f"{claims}, of nothing to run", highlight=False
+            f"{claims}: {needs(there)}, all there already" if there else f"{claims}, of nothing to run", highlight=False
         )
         return
-    there = f", {len(jobs) - len(missing)} of them there already" if len(missing) < len(jobs) else ""
-    pace = measured(todo, threads_each(workers), start if workers > 1 else 0.0, workers)
-    estimate = pace.estimate(todo, workers)
+    pace = measured(most, threads_each(workers), start if workers > 1 else 0.0, workers)
+    shortest, longest = (duration(pace.estimate(jobs, workers)) for jobs in (least, most))
+    takes = (
+        longest
+        if len(least) == len(most)
+        else f"{shortest} where all is clear at once, to {longest} where no seed is spared"
+    )
+    count = needs(most) if len(least) == len(most) else f"{needs(least)} at least and {needs(most)} at most"
     console.print(
-        f"{claims} need{'s' * (len(plans) == 1)} {needed}{there}; what is missing takes about {duration(estimate)}, {workers} at"
-        " a time at this machine's pace",
+        f"{claims} need{'s' * (len(courses) == 1)} {count or 'nothing'} that are not there; this takes about {takes},"
+        f" {workers} at a time at this machine's pace",
         highlight=False,
         soft_wrap=True,
     )

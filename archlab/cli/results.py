@@ -69,6 +69,7 @@ class ClaimsOptions:
     runs: str = "experiments/runs/claims"
     output: str | None = None
     pack: Literal["auto", "off"] | Count = "auto"
+    anew: bool = False
 
 
 def claims(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from archlab.base.plateau import on_plateau
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
 
-AT_LENGTH = ("loss", "loss_last", "late_ratio", "exact_match", "token_accuracy")
+AT_LENGTH = ("loss", "loss_last", "context_gain", "late_ratio", "exact_match", "token_accuracy")
 """What is measured at each evaluation length."""
 
 COSTS = frozenset(

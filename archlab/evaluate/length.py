@@ -15,7 +15,7 @@ from archlab.base.plateau import on_plateau
 from archlab.blocks.token_positions import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
-from archlab.evaluate.validation import HeldOut, Longer, held_out
+from archlab.evaluate.validation import HeldOut, Longer, held_out, mean
 from archlab.model.decoder import Decoder
 from archlab.train.runtime import Runtime
 
@@ -23,6 +23,9 @@ Record = dict[str, Any]
 
 IMPROVES, HOLDS, DEGRADES = 0.99, 1.02, 1.5
 """Upper limits of the ratio of the late targets' loss to their loss at train_len; beyond the last it collapses."""
+
+FIRST = 4
+"""Targets of a window that have next to no context."""
 
 LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 """For tasks, of exact match: the least at train_len that counts as learned, and lower limits of the ratio."""
@@ -88,9 +91,20 @@ def measured(eval_len: int, settings: EvalSettings, seen: HeldOut, train_len: in
         "eval_len": eval_len,
         "loss": seen.loss(),
         "loss_last": seen.loss(last=train_len // 2),
+        "context_gain": context_gain(seen),
         "protocol": settings.protocol,
         "n_sequences": len(seen.nats),
     }
+
+
+def context_gain(seen: HeldOut) -> float | None:
+    """The loss of a window's first targets less that of its last quarter: what the tokens between are worth, nats per token.
+
+    A model that goes by the token before alone has none, whatever its loss. None where either is not scored.
+    """
+    first = mean(seen.nats[:, :FIRST][seen.scored[:, :FIRST]])
+    late = seen.loss(last=max(1, seen.nats.shape[1] // 4))
+    return None if first is None or late is None else first - late
 
 
 def against(at_train_len: HeldOut, seen: HeldOut, train_len: int) -> Record:

@@ -38,6 +38,9 @@ class AtLength(TypedDict, total=False):
     loss_last: Annotated[Number | None, LOSS]
     """Over the last tokens of each sequence."""
 
+    context_gain: Annotated[Number | None, Higher(NATS)]
+    """The loss of a window's first targets less that of its last quarter."""
+
     late_ratio: Annotated[Number | None, Lower("times the same targets at 1x")]
     exact_match: Annotated[Number | None, Higher("share of answers")]
     token_accuracy: Annotated[Number | None, Higher("share of tokens")]

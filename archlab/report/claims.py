@@ -14,7 +14,10 @@ from archlab.base.files import whole
 from archlab.report.plots import in_plot
 from archlab.report.tables import Record, as_code, duration, in_markdown, make_table, number
 
-COLORS = {"SUPPORTED": "green", "REFUTED": "red", "INCONCLUSIVE": "yellow"}
+COLORS = {
+    "SUPPORTED": "green", "REFUTED": "red", "TIE": "cyan", "INCONCLUSIVE": "yellow", "NOT RUN": "dim",
+    "IDENTITY HOLDS": "green", "IDENTITY FAILS": "red",
+}  # fmt: skip
 
 
 def claims_table(records: Iterable[Record]) -> RenderableType:
@@ -23,6 +26,7 @@ def claims_table(records: Iterable[Record]) -> RenderableType:
     table.add_column("claim", overflow="fold", ratio=1)
     table.add_column("effect", justify="right", no_wrap=True)
     table.add_column("seeds", justify="right", no_wrap=True)
+    table.add_column("beside all others", no_wrap=True)
     for record in records:
         part = deciding(record)
         table.add_row(
@@ -30,19 +34,27 @@ def claims_table(records: Iterable[Record]) -> RenderableType:
             Text.assemble((record["name"], "bold"), "\n", record["sentence"]),
             f"{number(part['effect'])}\n{interval(part)}" if part else "n/a",
             str(record["seeds"]),
+            survives(record),
         )
     return table
 
 
+def survives(record: Record) -> str:
+    """Whether a verdict survives beside those of all other claims at one error rate."""
+    return {True: "survives", False: "does not survive", None: ""}[
+        record.get("survives") if record["verdict"] in ("SUPPORTED", "REFUTED", "TIE") else None
+    ]
+
+
 def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
     """The same rows for a page; each claim's name links to the claim's own page, under `folder`."""
-    lines = ["| claim | verdict | effect (interval) | seeds |", "|---|---|---|---|"]
+    lines = ["| claim | verdict | effect (interval) | seeds | beside all others |", "|---|---|---|---|---|"]
     for record in records:
         part = deciding(record)
         effect = f"{number(part['effect'])} ({interval(part)})" if part else "not measured"
         name = f"[{in_markdown(record['name'])}]({folder}{quote(record['name'])}/README.md)"
         lines.append(
-            f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} |"
+            f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} | {survives(record)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -50,29 +62,57 @@ def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
 def deciding(record: Record) -> Record | None:
     """The part that decided a claim; None where nothing was measured."""
     parts: Sequence[Record] = record["parts"]
+    if record["verdict"] == "INCONCLUSIVE" and (
+        lacking := [one for one in record.get("controls", []) if one["verdict"] != "SUPPORTED"]
+    ):
+        return lacking[0]
     return next((part for part in parts if part["verdict"] == record["verdict"]), parts[0] if parts else None)
 
 
 def interval(part: Record) -> str:
     if part["interval"] is None:
-        return "n/a"
+        return "no interval"
     low, high = part["interval"]
     return "exact" if low == high else f"{number(low)} to {number(high)}"
 
 
 def draw_claim(record: Record, path: Path) -> Path | None:
-    """One panel per part: a dot for each arm and seed, the dots of a seed joined, and the value they are compared with."""
-    parts = [
-        part for part in record["parts"] if any(value is not None for of in part["values"].values() for value in of)
-    ]
-    if not parts:
+    """One panel per part: a dot for each arm and seed, the dots of a seed joined, and the value they are compared with; and
+    one of the losses at each rate that was tried, where rates were."""
+    everything = [*record["parts"], *record.get("controls", [])]
+    parts = [part for part in everything if any(value is not None for of in part["values"].values() for value in of)]
+    rates = record.get("rates") or {}
+    n = len(parts) + bool(rates)
+    if not n:
         return None
-    figure = Figure(figsize=(4.2 * len(parts), 3.4), layout="constrained")
-    for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
+    figure = Figure(figsize=(4.2 * n, 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, n))
+    for axes, part in zip(panels, parts, strict=False):
         draw_part(axes, part)
+    if rates:
+        draw_rates(panels[-1], rates)
     with whole(path) as part:
         figure.savefig(part, dpi=110)
     return path
+
+
+def draw_rates(axes: Axes, rates: Record) -> None:
+    """Loss against learning rate, of each arm; a line through the means, and a dot for the one that was taken."""
+    for label, search in rates.items():
+        rows = [(rate, [loss for loss in losses if loss is not None]) for rate, losses in search["rates"]]
+        there = [(rate, losses) for rate, losses in rows if losses]
+        means = [sum(losses) / len(losses) for _, losses in there]
+        (line,) = axes.plot([rate for rate, _ in there], means, linewidth=1, label=in_plot(label))
+        for rate, losses in there:
+            axes.scatter([rate] * len(losses), losses, s=12, color=line.get_color())
+        taken = [mean for (rate, _), mean in zip(there, means, strict=True) if rate == search["lr"]]
+        axes.scatter([search["lr"]] * len(taken), taken, s=60, facecolors="none", edgecolors=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss on the tuning part")
+    axes.set_title("the rate of each arm, found on seeds of its own", fontsize=8.5, wrap=True)
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_part(axes: Axes, part: Record) -> None:
@@ -87,7 +127,7 @@ def draw_part(axes: Axes, part: Record) -> None:
         missing = len(part["values"][arm]) - len(values)
         if missing:
             axes.annotate(
-                f"{missing} diverged", (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+                f"{missing} failed", (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
             )
     if part["form"] == "value":
         axes.axhline(part["than"], color="0.4", linestyle="--", linewidth=0.9)
@@ -114,17 +154,22 @@ def readme(record: Record, picture: Path | None) -> str:
         "",
     ]
     if record["parts"]:
+        trials = f" and {record['trials']} trials of rates" if record.get("trials") else ""
         lines += [
             (
-                f"Regime: {record['regime']}; {record['seeds']} seeds, {record.get('runs', 0)} runs, "
+                f"Regime: {record['regime']}; {record['seeds']} seeds, {record.get('runs', 0)} runs{trials}, "
                 f"{duration(record['seconds'])} of one process."
             ),
             "",
         ]
+    lines += standing(record)
     if picture:
         lines += [f"![every value that was compared]({picture.name})", ""]
     for part in record["parts"]:
         lines += part_lines(part)
+    for control in record.get("controls", []):
+        lines += part_lines(control, "Control: ")
+    lines += rate_lines(record)
     if record["arms"]:
         lines += [
             "## Arms",
@@ -138,14 +183,50 @@ def readme(record: Record, picture: Path | None) -> str:
     return "\n".join([*lines, *made(record)]) + "\n"
 
 
-def part_lines(part: Record) -> list[str]:
+def standing(record: Record) -> list[str]:
+    """When it was registered, how strong the evidence is, and what would change the verdict."""
+    lines = []
+    if record.get("registered"):
+        lines.append(f"Registered on {record['registered']}, before its first run.")
+    if record.get("e") is not None and record["verdict"] in ("SUPPORTED", "REFUTED", "TIE"):
+        lines.append(f"E-value of the evidence: {number(record['e'])} (20 decides one claim by itself, at 5%).")
+    if record.get("tune") not in (None, "lr"):
+        lines.append(f"Arms are not tuned: {in_markdown(record['tune'])}.")
+    if record.get("would_change"):
+        lines.append(f"What would change the verdict: {in_markdown(record['would_change'])}.")
+    return [" ".join(lines), ""] if lines else []
+
+
+def rate_lines(record: Record) -> list[str]:
+    """The loss of each trial of a rate."""
+    rates = record.get("rates") or {}
+    if not rates:
+        return []
+    tried = [rate for rate, _ in next(iter(rates.values()))["rates"]]
+    lines = [
+        "## Rates",
+        "",
+        "Loss on the tuning part, of each trial.",
+        "",
+        f"| arm | {' | '.join(f'{rate:g}' for rate in tried)} | taken |",
+        "|---" * (len(tried) + 2) + "|",
+    ]
+    for label, search in rates.items():
+        cells = [
+            ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in losses) for _, losses in search["rates"]
+        ]
+        lines.append(f"| {in_markdown(label)} | {' | '.join(cells)} | {search['lr']:g} |")
+    return [*lines, ""]
+
+
+def part_lines(part: Record, before: str = "") -> list[str]:
     header = [
-        f"## {in_markdown(part['text'])}: {part['verdict']}",
+        f"## {before}{in_markdown(part['text'])}: {part['verdict']}",
         "",
         in_markdown(f"{quantity(part)}; {part['told']}."),
         "",
     ]
-    rows = [f"| {in_markdown(label)} | {', '.join('diverged' if value is None else f'{value:.5g}' for value in values)} |"
+    rows = [f"| {in_markdown(label)} | {', '.join('failed' if value is None else f'{value:.5g}' for value in values)} |"
             for label, values in part["values"].items()]  # fmt: skip
     return [*header, f"| arm | {in_markdown(measured(part))}, by seed |", "|---|---|", *rows, ""]
 

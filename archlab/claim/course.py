@@ -1,0 +1,297 @@
+"""A claim on its way to a verdict: what has to be run next, and what has been found so far.
+
+Each arm is first tuned: trials at factors of two around its rate, at seeds and on held-out data of their own
+(`archlab.runs.tune`); arms of one claim try the same rates. Then runs at the best rate of each, from seed 0 on, which are
+looked at as often as `LOOKS` says, until the claim is decided or its seeds are used up. Everything follows from the jobs
+that are done, so that a claim goes on wherever it was broken off.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig
+
+from archlab.base.errors import UserError
+from archlab.base.plateau import on_plateau
+from archlab.claim.claim import Budget, BudgetName, Claim, Part
+from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
+from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
+from archlab.claim.measures import MEASURES
+from archlab.claim.reductions import REDUCTIONS
+from archlab.claim.store import LENGTH, Jobs, Words, composed, key
+from archlab.comparison.rule import LOOKS
+from archlab.records.summary import KINDS
+from archlab.runs import tune
+
+
+@dataclass(frozen=True)
+class Course:
+    """One claim at one budget."""
+
+    claim: Claim
+    budget: Budget | str
+    made: Jobs
+    rung: Words = ()
+    """Overrides of a rung of a ladder, after all others."""
+
+    rates: dict[str, float] = field(default_factory=dict)
+    """By arm, once they are found."""
+
+    # ------------------------------------------------------------ what comes next
+
+    def wanted(self) -> list[Job]:
+        """The jobs that are to be done next; none once the claim is settled."""
+        if isinstance(self.budget, str):
+            return []
+        if trials := [job for job in self.trials_to_make() if job.result is None]:
+            return trials
+        for n in self.looks():
+            if missing := [job for job in self.jobs(n) if job.result is None]:
+                return missing
+            if not self.decision(n).open:
+                return []
+        return []
+
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which the claim is looked at."""
+        assert isinstance(self.budget, Budget)
+        most = self.budget.seeds
+        if self.claim.kind != "trained":
+            return (most,)
+        return (*(n for n in LOOKS if n < most), most)
+
+    @property
+    def seeds(self) -> int:
+        """How many it was decided at, or looked at last."""
+        done = 0
+        for n in self.looks():
+            if any(job.result is None for job in self.jobs(n)):
+                break
+            done = n
+            if not self.decision(n).open:
+                break
+        return done
+
+    @property
+    def least(self) -> list[Job]:
+        """The jobs of a claim that is decided as soon as can be, at guessed rates: for an estimate."""
+        if isinstance(self.budget, str):
+            return []
+        grid = [
+            self.trial(label, place, seed) for label in self.tuned for place in (-1, 0, 1, 2) for seed in tune.SEEDS
+        ]
+        return [*grid, *self.jobs(self.looks()[0])]
+
+    @property
+    def most(self) -> list[Job]:
+        """The jobs of one that uses all its seeds."""
+        if isinstance(self.budget, str):
+            return []
+        return [*self.least, *self.jobs(self.looks()[-1])]
+
+    # ------------------------------------------------------------ rates
+
+    @property
+    def tuned(self) -> list[str]:
+        """Arms that are trained at a rate of their own."""
+        if self.claim.kind != "trained" or self.claim.tune != "lr":
+            return []
+        parts = [part for part in self.all_parts if part.trained and not part.over_rates]
+        return list(dict.fromkeys(label for part in parts for label in part.arms))
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        return (*self.claim.parts, *self.claim.controls)
+
+    def trials_to_make(self) -> list[RunJob]:
+        """The next trials of the arms' rates, all of which are noted once the search is over."""
+        arms = self.tuned
+        cells = {label: self.cells(label) for label in arms}
+        places = tune.places_to_try(list(cells.values())) if arms else []
+        if not places:
+            self.rates.update(
+                {label: tune.rate_at(tune.best_place(cells[label]), self.middle(label)) for label in arms}
+            )
+        return [
+            self.trial(label, place, s)
+            for label in arms
+            for place in places
+            if place not in cells[label]
+            for s in tune.SEEDS
+        ]
+
+    def cells(self, label: str) -> dict[int, list[float]]:
+        """By place of the grid, the losses of its trials, where all of them are done."""
+        found = {}
+        for place in range(-tune.FARTHEST, tune.FARTHEST + 1):
+            trials = [self.trial(label, place, seed) for seed in tune.SEEDS]
+            if all(trial.result for trial in trials):
+                found[place] = [loss_of(trial) for trial in trials]
+        return found
+
+    def trials(self) -> list[RunJob]:
+        """Those that were made."""
+        return [
+            self.trial(label, place, seed) for label in self.tuned for place in self.cells(label) for seed in tune.SEEDS
+        ]
+
+    def middle(self, label: str) -> float:
+        return float(self.composed(label).train.lr)
+
+    def trial(self, label: str, place: int, seed: int) -> RunJob:
+        return self.made.trial(self.words(label), place, seed)
+
+    def composed(self, label: str) -> DictConfig:
+        return composed(self.words(label), self.made.own)
+
+    def words(self, label: str, swept: Words = ()) -> Words:
+        assert isinstance(self.budget, Budget)
+        return (*self.claim.common, *self.budget.overrides, *self.claim.arms[label].train, *self.rung, *swept)
+
+    # ------------------------------------------------------------ runs
+
+    def jobs(self, n: int) -> list[Job]:
+        """Those of the first n seeds, each once; runs that are looked at come before the looks."""
+        every = [
+            job
+            for part in self.all_parts
+            for seeds in self.of_part(part, n).values()
+            for row in seeds.values()
+            for job in row
+        ]
+        runs = [job.of for job in every if isinstance(job, LookJob)]
+        return list({key(job): job for job in (*runs, *every)}.values())
+
+    def of_part(self, part: Part, n: int) -> dict[str, dict[int, list[Job]]]:
+        """By arm, or "between" for two arms taken together: by seed: a job for each swept value."""
+        swept = [(f"{name}={x}",) for name, xs in part.over.items() for x in xs] if part.over else [()]
+        if part.form == "between":
+            rows = [tuple(self.words(label, more) for label in part.arms) for more in swept]
+            return {"between": {s: [self.made.measurement(part.measure, pair, s) for pair in rows] for s in range(n)}}
+        return {label: {s: [self.job(part, label, more, s) for more in swept] for s in range(n)} for label in part.arms}
+
+    def job(self, part: Part, label: str, swept: Words, seed: int) -> Job:
+        words, then = self.words(label, swept), self.claim.arms[label].then
+        if part.measure in MEASURES:
+            return self.made.measurement(part.measure, (words,), seed)
+        rate = None if part.over_rates else self.rates.get(label)
+        return self.made.look(words, then, rate, seed, part.measure) if then else self.made.run(words, rate, seed)
+
+    # ------------------------------------------------------------ what was found
+
+    def decision(self, n: int) -> Decision:
+        parts, controls = (
+            [self.result(part, n) for part in parts] for parts in (self.claim.parts, self.claim.controls)
+        )
+        return decide(self.claim, parts, controls)
+
+    def result(self, part: Part, n: int) -> PartResult:
+        values = {label: values_of(part, seeds) for label, seeds in self.of_part(part, n).items()}
+        return (identity_part if self.claim.kind == "identity" else decide_part)(part, values)
+
+
+def course(claim: Claim, budget_name: BudgetName, jobs: Jobs, rung: Words = ()) -> Course:
+    """Raises UserError where the claim's overrides don't make models, or two of its arms are one model."""
+    made = Course(claim, claim.budgets[budget_name], jobs, rung)
+    for number, part in enumerate(made.all_parts):
+        where = f"parts.{number}" if number < len(claim.parts) else f"controls.{number - len(claim.parts)}"
+        try:
+            check_part(made, part)
+        except UserError as error:
+            raise UserError(f"claim/{claim.name}.yaml: {where}: {error}") from None
+    return made
+
+
+def check_part(made: Course, part: Part) -> None:
+    """Composes the models of a part."""
+    if isinstance(made.budget, str):
+        return
+    jobs = made.of_part(part, 1)
+    both = [jobs[label][0] for label in part.arms] if part.form in ("difference", "ratio") else []
+    if both and [key(job) for job in both[0]] == [key(job) for job in both[1]]:
+        raise UserError(f"{part.form}: {' and '.join(part.arms)} are one and the same; give arms that differ")
+    if (at := LENGTH.fullmatch(part.measure)) and part.trained:
+        for label in part.arms:
+            lengths = list(made.composed(label).eval.lengths)
+            if int(at[2]) not in lengths:
+                raise UserError(
+                    f"measure: {part.measure} of {label}, whose eval.lengths are {lengths}; add {at[2]} to them"
+                )
+
+
+# ---------------------------------------------------------------- reading what was done
+
+
+def values_of(part: Part, seeds: Mapping[int, list[Job]]) -> Values:
+    """What a part's measure came to at each seed, and where the runs failed."""
+    values, failed = {}, set()
+    for seed, row in seeds.items():
+        if part.over is None:
+            if failure(row[0], part.measure):
+                failed.add(seed)
+            values[seed] = value_of(row[0], part.measure)
+        else:
+            values[seed] = reduced(part, row)
+    return Values(values, frozenset(failed))
+
+
+def failure(job: Job, measure: str) -> bool:
+    """Whether a run diverged; or, where a loss is measured, never left the plateau of token frequencies.
+
+    What a model finds of a task's answers is the result itself, however little it has learned.
+    """
+    if isinstance(job, Measurement):
+        return False
+    record = (job.of if isinstance(job, LookJob) else job).record
+    if record["status"] == "diverged":
+        return True
+    kind = KINDS.get(measure.partition("@")[0])
+    return kind is not None and kind.better == "lower" and on_plateau(record["val_loss"], record["unigram_loss"])
+
+
+def loss_of(trial: RunJob) -> float:
+    """On the tuning part; infinite where the trial diverged."""
+    loss = trial.record["val_loss"]
+    return math.inf if trial.record["status"] == "diverged" or loss is None else float(loss)
+
+
+def value_of(job: Job, measure: str) -> float:
+    """What a finished job says of a measure; infinite where the run diverged."""
+    if isinstance(job, Measurement):
+        return job.record["value"]
+    run = job.of if isinstance(job, LookJob) else job
+    if run.record["status"] == "diverged":
+        return math.inf
+    return of_record(job.record, measure, run.cfg.train.train_len)
+
+
+def of_record(record: Record, measure: str, train_len: int) -> float:
+    """val_loss, late_ratio@4 (at four times train_len), or a dotted name of the record."""
+    if match := LENGTH.fullmatch(measure):
+        at = [entry for entry in record["length"] if entry["eval_len"] == int(match[2]) * train_len]
+        value = at[0].get(match[1]) if at else None
+    else:
+        value = record
+        for name in measure.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, (int, float)):
+        raise UserError(
+            f"measure={measure}: a run has no such number; name one of its summary.json, such as val_loss or late_ratio@4"
+        )
+    return float(value)
+
+
+def reduced(part: Part, row: list[Job]) -> float:
+    assert part.over is not None
+    assert part.reduce is not None
+    (xs,) = part.over.values()
+    return REDUCTIONS[part.reduce](list(map(float, xs)), [value_of(job, part.measure) for job in row], unlearned(row))
+
+
+def unlearned(row: list[Job]) -> float:
+    """The loss of a run that learned nothing but token frequencies; infinite where there was no run."""
+    records = [
+        job.of.record if isinstance(job, LookJob) else job.record for job in row if not isinstance(job, Measurement)
+    ]
+    return max((record["unigram_loss"] for record in records), default=math.inf)
