@@ -343,6 +343,11 @@ def _open(measured: Measured, found: ComparedArms) -> list[str]:
         lines.append(
             "all differences are the same, so that there is no spread over seeds to measure; signs alone decide"
         )
+    if measured.verdict == "tie":
+        lines.append(
+            f"a tie in losses; of failures, a chance of up to {against.failures.unseen:.0%} is not ruled out by"
+            f" {against.n} pairs without one"
+        )
     if against.decided:
         return lines
     ruled_out = {

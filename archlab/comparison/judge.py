@@ -63,6 +63,14 @@ class Failures:
         return boschloo(self.a, self.b, self.n) if self.a or self.b else None
 
     @property
+    def unseen(self) -> float:
+        """The chance of failing at which n runs without a failure are as rare as one in twenty: 1 - 0.05^(1/n).
+
+        What a tie leaves possible of either arm. It holds at a number of seeds fixed in advance.
+        """
+        return float(1 - ALPHA ** (1 / self.n))
+
+    @property
     def alike(self) -> bool:
         """Whether no pair has one failure alone."""
         return not self.only_a and not self.only_b

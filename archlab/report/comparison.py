@@ -128,7 +128,7 @@ def _tables(record: Record) -> list[tuple[str, pd.DataFrame]]:
         levels = {level for level in frame["level"] if level}
         same = f"; intervals at {min(levels)}" if len(levels) == 1 else ""
         title = f"Against {record['baseline']} ({NEEDS}{same})"
-        tables.append((title, frame.drop(columns="level") if same else frame))
+        tables.append((title, frame if len(levels) > 1 else frame.drop(columns="level")))
     if any(value is not None for arm in ranked for value in arm["at_equal"].values()):
         tables.append(
             (

@@ -87,26 +87,37 @@ def upper(k: int, n: int) -> float:
 # ---------------------------------------------------------------- data
 
 
-def normal(effect: float = 0.0, sd: float = 1.0, fails: tuple[float, float] = (0.0, 0.0)) -> Draw:
-    """Independent normal noise, the worst case for pairs, which then gain nothing; a is better by `effect` deviations."""
+def normal(sd: float = 1.0, fails: tuple[float, float] = (0.0, 0.0)) -> Draw:
+    """Independent normal noise, the worst case for pairs, which then gain nothing; each arm fails as often as `fails` says."""
 
     def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
         a, b = rng.normal(0.0, sd, (2, studies, CAP))
-        a = a - effect * sd
         return tuple(np.where(rng.random(x.shape) < p, np.nan, x) for x, p in zip((a, b), fails, strict=True))  # type: ignore[return-value]
 
     return draw
 
 
-def of_runs(values: np.ndarray, effect: float = 0.0) -> Draw:
-    """Both arms drawn without replacement from one configuration's runs, as far as they go; `effect` as above."""
+def of_runs(values: np.ndarray) -> Draw:
+    """Both arms drawn without replacement from the runs of one configuration."""
+    if len(values) < 2 * CAP:
+        raise SystemExit(f"{len(values)} runs; {2 * CAP} are needed: python experiments/aa/train_runs.py {2 * CAP}")
 
     def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = values[rng.random((studies, len(values))).argsort(axis=1)]
-        half = min(CAP, len(values) // 2)
-        return drawn[:, :half] - effect * values.std(ddof=1), drawn[:, half : 2 * half]
+        drawn = values[rng.random((studies, len(values))).argsort(axis=1)[:, : 2 * CAP]]
+        return drawn[:, :CAP], drawn[:, CAP:]
 
     return draw
+
+
+def planted(draw: Draw, effect: float) -> Draw:
+    """a is better by `effect` deviations of what is drawn."""
+    sd = float(np.nanstd(draw(2_000)[1], ddof=1))
+
+    def better(studies: int) -> tuple[np.ndarray, np.ndarray]:
+        a, b = draw(studies)
+        return a - effect * sd, b
+
+    return better
 
 
 # ---------------------------------------------------------------- tables
@@ -182,11 +193,15 @@ def column(file: str, name: str) -> np.ndarray:
         return np.array([float(row[name]) for row in csv.DictReader(lines)])
 
 
-def answers(studies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact match of 64 answers, by runs that have found the rule (0.95) or have not (0.10), either one as likely."""
-    found = rng.random((2, studies, CAP)) < 0.5
-    a, b = -rng.binomial(64, np.where(found, 0.95, 0.10)) / 64  # more is better: b would be the one with less
-    return a, b
+def answers(share_a: float = 0.5, share_b: float = 0.5) -> Draw:
+    """Exact match of 64 answers, by runs that have found the rule (0.95 right) or have not (0.10); shares of those that have."""
+
+    def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
+        found = rng.random((2, studies, CAP)) < np.array([share_a, share_b])[:, None, None]
+        a, b = -rng.binomial(64, np.where(found, 0.95, 0.10)) / 64  # more is better
+        return a, b
+
+    return draw
 
 
 def skewed(studies: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +239,7 @@ REDUCED: dict[str, Callable[[list[float]], float]] = {
     "best loss": min,
     "sensitivity": lambda losses: sensitivity(losses, UNIGRAM, UNIGRAM),
     "log10 of the stable rate": lambda losses: float(np.log10(stable_up_to(RATES.tolist(), losses, UNIGRAM))),
-    "the same, of the rates swept only": lambda losses: float(np.log10(max(r for r, loss in zip(RATES, losses, strict=True) if loss < 2.8))),
+    "the same among the rates swept": lambda losses: float(np.log10(max(r for r, loss in zip(RATES, losses, strict=True) if loss < 2.8))),
 }  # fmt: skip
 
 
@@ -240,7 +255,7 @@ def main() -> None:
         ("val_loss of runs, margin 0", of_runs(losses), 0.0),
         ("val_loss of runs, margin 0.01", of_runs(losses), 0.01),
         ("late_ratio@4 of runs, margin 0", of_runs(ratios), 0.0),
-        ("exact_match, two kinds of runs, margin 0", answers, 0.0),
+        ("exact_match, two kinds of runs, margin 0", answers(), 0.0),
         ("skewed, margin 0", skewed, 0.0),
         ("heavy tails, margin 0", heavy, 0.0),
         *((f"{name} of sweeps, margin 0", swept(reduce), 0.0) for name, reduce in REDUCED.items()),
@@ -249,19 +264,25 @@ def main() -> None:
         false_verdicts(name, draw, margin)
 
     print("\n| one better by exactly the margin | it wins, or they tie | 95% bound |\n|---|---|---|")
-    at_the_margin("normal, margin one deviation", normal(1.0), 1.0)
-    at_the_margin("val_loss of runs, margin 0.02", of_runs(losses, 0.02 / sd), 0.02)
+    at_the_margin("normal, margin one deviation", planted(normal(), 1.0), 1.0)
+    at_the_margin("val_loss of runs, margin 0.02", planted(of_runs(losses), 0.02 / sd), 0.02)
 
     heads = " | ".join(map(str, LOOKS))
     print(f"\n| found by n pairs | effect | {heads} | pairs |\n|---|---|{'---|' * len(LOOKS)}---|")
-    sizes = (1.0, 2.0, 3.0)
-    power("normal, margin 0", {f"{s:g} sd": normal(s) for s in sizes}, 0.0)
-    power("val_loss, margin 0.01", {f"{s:g} sd": of_runs(losses, s) for s in sizes}, 0.01)
-    power("late_ratio@4, margin 0", {f"{s:g} sd": of_runs(ratios, s) for s in sizes}, 0.0)
-    power("a tie, margin 1 to 3 sd", {f"0 sd, {s:g}": normal(0.0, 1 / s) for s in sizes}, 1.0, "tie")
+    for name, draw, margin in (
+        ("normal, margin 0", normal(), 0.0),
+        ("val_loss of runs, margin 0", of_runs(losses), 0.0),
+        ("val_loss of runs, margin 0.01", of_runs(losses), 0.01),
+        ("late_ratio@4 of runs, margin 0", of_runs(ratios), 0.0),
+        ("skewed, margin 0", skewed, 0.0),
+        *((f"{name} of sweeps, margin 0", swept(reduce), 0.0) for name, reduce in REDUCED.items()),
+    ):
+        power(name, {f"{effect:g} sd": planted(draw, effect) for effect in (1.0, 2.0, 3.0)}, margin)
+    power("exact_match, rule found by", {f"{share:.0%}, 50%": answers(share) for share in (0.8, 0.95, 1.0)}, 0.0)
+    power("a tie, margin 1 to 3 sd", {f"0 sd, {s:g}": normal(1 / s) for s in (1.0, 2.0, 3.0)}, 1.0, "tie")
 
     print(f"\n| one arm fails, losses alike, margin 2 sd | | {heads} | pairs |\n|---|---|{'---|' * len(LOOKS)}---|")
-    for rate in (0.3, 0.5, 1.0):
+    for rate in (0.1, 0.3, 0.5, 1.0):
         for wanted, says in (("b", "loses"), ("tie", "ties (wrong)"), ("a", "wins (wrong)")):
             power(f"fails {rate:.0%}", {says: normal(fails=(rate, 0.0))}, 2.0, wanted)
 

@@ -282,6 +282,18 @@ def test_the_record_is_json_with_the_agreed_fields(six_arms):
     assert sequence["failed"] == [1, 3]
 
 
+def test_a_tie_says_which_failures_it_has_not_ruled_out(tmp_path):
+    for seed in range(8):
+        write_run(tmp_path, "norm=rms", seed=seed, val_loss=2.0 + seed / 100)
+        write_run(tmp_path, "norm=layer", seed=seed, val_loss=2.0 + seed / 99)
+    found = compare(read_all([tmp_path])[0])
+    assert found.arms[1].verdict == "tie"
+    assert (
+        "norm=layer: a tie in losses; of failures, a chance of up to 31% is not ruled out by 8 pairs without one"
+        in found.notes
+    )
+
+
 def test_models_that_learned_nothing_are_shown_and_not_judged(tmp_path):
     for seed in range(8):
         write_run(tmp_path, "norm=rms", seed=seed, val_loss=3.5 + seed / 1000, unigram_loss=PLATEAU)
