@@ -23,7 +23,7 @@ Values = dict[int, float | None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ToDecide:
     """What a decision would take, if everything goes on as it did: seeds in all, runs more, minutes of them."""
 
     seeds: int
@@ -48,7 +48,7 @@ class Measured:
     alone: str | None
     """The verdict if this had been the only comparison."""
 
-    plan: Plan | None
+    to_decide: ToDecide | None
     shown: tuple[float, ...] = ()
     """Arm - baseline at every seed at which both have a value."""
 
@@ -115,9 +115,9 @@ class Measured:
             "verdict": self.verdict,
             "alone": self.alone,
             "survives": self.survives,
-            "seeds_needed": self.plan and self.plan.seeds,
-            "runs_needed": self.plan and self.plan.runs,
-            "minutes_needed": self.plan and self.plan.minutes,
+            "seeds_needed": self.to_decide and self.to_decide.seeds,
+            "runs_needed": self.to_decide and self.to_decide.runs,
+            "minutes_needed": self.to_decide and self.to_decide.minutes,
         }
 
 
@@ -220,7 +220,7 @@ def compare(
             ranks[i],
             judged.get(i),
             alone.get(i),
-            _plan(judged[i], arm, reference) if i in judged else None,
+            _to_decide(judged[i], arm, reference) if i in judged else None,
             differences(values[i], values[base]),
         )
         for i, arm in enumerate(arms)
@@ -267,7 +267,7 @@ def _against(
     return {i: WORDS[found.reading] for i, found in alone.items()}, {i: judged(i, level) for i in sharing}
 
 
-def _plan(found: Judged, arm: Arm, reference: Arm) -> Plan | None:
+def _to_decide(found: Judged, arm: Arm, reference: Arm) -> ToDecide | None:
     """Where it is open: the seeds at which a decision is likely, or those of a first look where nothing is known yet."""
     seeds = found.needed or (LOOKS[0] if not found.decided and found.n < LOOKS[0] else None)
     if seeds is None:
@@ -275,7 +275,7 @@ def _plan(found: Judged, arm: Arm, reference: Arm) -> Plan | None:
     more = {side.label: max(0, seeds - len(side.by_seed)) for side in (arm, reference)}
     costs = [(more[side.label], seconds_of(side)) for side in (arm, reference)]
     minutes = [runs * seconds / 60 for runs, seconds in costs if seconds is not None]
-    return Plan(seeds, sum(more.values()), sum(minutes) if len(minutes) == len(costs) else None)
+    return ToDecide(seeds, sum(more.values()), sum(minutes) if len(minutes) == len(costs) else None)
 
 
 def seconds_of(arm: Arm) -> float | None:
@@ -358,13 +358,13 @@ def _open(measured: Measured, found: ComparedArms) -> list[str]:
         ruled_out.get(measured.verdict or "", "nothing can be concluded")
         + f" at {against.n} pair{'s' * (against.n > 1)}{_why(against)}"
     )
-    if (plan := measured.plan) is None:
+    if (takes := measured.to_decide) is None:
         return lines
     if against.needed is None:
-        lines[-1] += f"; how many would decide is not known from so few, {plan.seeds} seeds are a first look"
+        lines[-1] += f"; how many would decide is not known from so few, {takes.seeds} seeds are a first look"
     else:
-        lines[-1] += f"; about {plan.seeds} seeds in all would decide, if effect, spread and failures stay as they are"
-    lines[-1] += f": {_runs(plan.runs, plan.minutes)}"
+        lines[-1] += f"; about {takes.seeds} seeds in all would decide, if effect, spread and failures stay as they are"
+    lines[-1] += f": {_runs(takes.runs, takes.minutes)}"
     return lines
 
 
@@ -386,18 +386,18 @@ def _runs(runs: int, minutes: float | None) -> str:
 
 def _price(found: ComparedArms) -> list[str]:
     """What all that is open would take together; the baseline's seeds serve every arm."""
-    plans = [(measured, measured.plan) for measured in found.arms if measured.plan is not None]
-    if len(plans) < 2:
+    open_arms = [(measured, measured.to_decide) for measured in found.arms if measured.to_decide is not None]
+    if len(open_arms) < 2:
         return []
     base = found.baseline.arm
-    seeds = max(plan.seeds for _, plan in plans)
+    seeds = max(takes.seeds for _, takes in open_arms)
     wanted: list[tuple[int, Arm]] = [
-        (max(0, plan.seeds - len(measured.values)), measured.arm) for measured, plan in plans
+        (max(0, takes.seeds - len(measured.values)), measured.arm) for measured, takes in open_arms
     ]
     wanted.append((max(0, seeds - len(base.by_seed)), base))
     times = [runs * seconds / 60 for runs, arm in wanted if (seconds := seconds_of(arm)) is not None]
     total = math.fsum(times) if len(times) == len(wanted) else None
-    return [f"to decide what is open in {len(plans)} arms: {_runs(sum(runs for runs, _ in wanted), total)}"]
+    return [f"to decide what is open in {len(open_arms)} arms: {_runs(sum(runs for runs, _ in wanted), total)}"]
 
 
 def _commit(summary: Record) -> Any:

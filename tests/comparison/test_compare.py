@@ -311,14 +311,14 @@ def test_models_that_learned_nothing_are_shown_and_not_judged(tmp_path):
 
 def test_what_is_open_says_what_it_would_take_in_runs_and_minutes(compared, six_arms):
     none, notes = compared["none"], compare(six_arms).notes
-    plan = none.plan
+    plan = none.to_decide
     assert plan.seeds == none.against.needed > 8
     assert plan.runs == 2 * (plan.seeds - 8) and plan.minutes == pytest.approx(plan.runs * 1.5)
     (line,) = [note for note in notes if note.startswith("norm=none: ")]
     assert f"nothing can be concluded at 8 pairs; about {plan.seeds} seeds in all would decide" in line
     assert f": {plan.runs} more runs, " in line
     (line,) = [note for note in notes if note.startswith("to decide what is open in 2 arms: ")]
-    other = compared["sequence"].plan
+    other = compared["sequence"].to_decide
     assert f"{plan.seeds + other.seeds - 16 + max(plan.seeds, other.seeds) - 8} more runs" in line
 
 
@@ -332,7 +332,7 @@ def test_two_seeds_decide_nothing_and_say_so(tmp_path):
     (line,) = [note for note in found.notes if "nothing can be concluded" in note]
     assert "at 2 pairs, too few for a finite interval at 0.95; about " in line
     # A run of a pack of three took 30 / 3 seconds.
-    assert layer.plan.minutes == pytest.approx(layer.plan.runs * 10 / 60)
+    assert layer.to_decide.minutes == pytest.approx(layer.to_decide.runs * 10 / 60)
 
 
 def test_a_baseline_is_named_by_as_many_words_as_it_takes(tmp_path):
