@@ -76,7 +76,7 @@ class LogLength(Block):
     of positions is added after it. s starts at 1. With n counted per query, what is decoded is what the whole sequence
     gives.
 
-    Source: arXiv:2501.19399 (SSMax: z_i -> n^(s z_i) / sum of n^(s z_j), by a factor s log n on the queries).
+    Source: arXiv:2501.19399, eq. 2 (SSMax: z_i -> n^(s z_i) / sum of n^(s z_j), by a factor s log n on the queries).
     """
 
     vectors = Role.SCALAR
@@ -94,7 +94,7 @@ class LogLength(Block):
 class OutputGate(Block):
     """sigmoid(W x) times what the heads gathered, x being the mixer's input: a factor for each feature, or for each head.
 
-    Source: arXiv:2505.06708 (Y' = Y * sigmoid(X W), at G1, after the attention); `Qwen3NextAttention` of transformers.
+    Source: arXiv:2505.06708, sec. 2.2, eq. 5, at G1, after the attention; `Qwen3NextAttention` of transformers.
     """
 
     def __init__(self, d_model: int, n_heads: int, per_head: int, bias: bool):

@@ -23,7 +23,7 @@ class CausalConv(Block):
     on a CPU that takes less time, most of all backwards, and `torch.vmap` has rules for it. Weights start evenly
     between -+ 1 / sqrt(size), as those of torch's convolutions do, and do not decay; the bias starts at 0.
 
-    Source: arXiv:2405.21060, sec. 7; arXiv:2109.08668 (Primer's Multi-DConv-Head Attention). Their released code has
+    Source: arXiv:2405.21060, sec. 7; arXiv:2109.08668, fig. 4 (Primer's Multi-DConv-Head Attention). Their released code has
     torch.nn.Conv1d with as many groups as channels, whose names and shapes the weights have.
     """
 

@@ -171,6 +171,7 @@ class Mixer(Block):
     weighing_kernel
                 makes one for scores or weights that no fused kernel computes, of that function, of what makes weights of
                 scores, and of the option that asks for it, as in mixer.sinks=true
+    recurrence  computes the sums of a recurrent mixer, an `archlab.blocks.recurrent.Recurrence`
     depth       which layer it is in, counted from 0
     norm        makes a norm of the width that it is given as `d_model`
     inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream

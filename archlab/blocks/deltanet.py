@@ -15,13 +15,14 @@ from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
-from archlab.blocks.precision import at_least_float32, without_autocast
+from archlab.blocks.precision import at_least_float32, dtype_of_products, without_autocast
 from archlab.blocks.recurrent import (
+    CHUNKED,
     LOG_STEPS,
     OfTokens,
+    Recurrence,
     Recurrent,
     bias_of_step,
-    delta_rule,
     drawn_op,
     drawn_part,
     heads_of,
@@ -54,8 +55,14 @@ class DeltaRule(Recurrent):
         eps: float,
         dropout: float,
         inner_norm: MakeWidthNorm,
+        recurrence: Recurrence,
     ):
-        super().__init__(heads * value_dim, d_model, False, dropout, inner_norm)
+        super().__init__(heads * value_dim, d_model, False, dropout, inner_norm, recurrence)
+        if key_dim > recurrence.most_key_dim:
+            raise UserError(
+                f"kernel=fla: its delta rule takes keys of at most {recurrence.most_key_dim} features, and these have"
+                f" {key_dim}; use kernel=chunked or auto, or a smaller size.head_dim or mixer.key_dim"
+            )
         self.key_heads, self.heads, self.key_dim, self.value_dim = key_heads, heads, key_dim, value_dim
         self.q_proj = nn.Linear(d_model, key_heads * key_dim, bias=False)
         self.k_proj = nn.Linear(d_model, key_heads * key_dim, bias=False)
@@ -72,10 +79,12 @@ class DeltaRule(Recurrent):
         no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
         (state,) = context.decode_state(self, no_state)
         convolved = self.conv(to_convolve, context)
+        products = dtype_of_products(x)
         with without_autocast(x.device):
             parts = at_least_float32(F.silu(convolved)).split([part.shape[-1] for part in projected], dim=-1)
             q, k, v = (heads_of(part, n) for part, n in zip(parts, (self.key_heads, self.key_heads, self.heads), strict=True))  # fmt: skip
-            out, state = delta_rule(unit(q) * self.key_dim**-0.5, unit(k), v, beta, log_decay, state)
+            q, k = unit(q) * self.key_dim**-0.5, unit(k)
+            out, state = self.recurrence.delta_rule(q, k, v, beta, log_decay, state, products)
             context.keep(self, state)
             context.tap(self.taps, partial(self.look, state, log_decay))
             return self.gated(joined(self.norm(out)), x)
@@ -129,8 +138,9 @@ class DeltaNet(DeltaRule):
         eps: Positive = 1e-5,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
+        recurrence: Recurrence = CHUNKED,
     ):
-        super().__init__(d_model, n_heads, n_heads, head_dim, head_dim, conv_size, eps, dropout, inner_norm)
+        super().__init__(d_model, n_heads, n_heads, head_dim, head_dim, conv_size, eps, dropout, inner_norm, recurrence)
 
     def log_decay(self, x: Stream) -> OfTokens:
         return at_least_float32(x.new_zeros(1, self.heads, x.shape[1]))
@@ -181,6 +191,7 @@ class GatedDeltaNet(DeltaRule):
         eps: Positive = 1e-6,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
+        recurrence: Recurrence = CHUNKED,
     ):
         key_heads = key_heads or n_heads
         heads = heads or key_heads
@@ -190,7 +201,7 @@ class GatedDeltaNet(DeltaRule):
                 " multiple, or another mixer.key_heads"
             )
         key_dim, value_dim = key_dim or head_dim, value_dim or head_dim
-        super().__init__(d_model, key_heads, heads, key_dim, value_dim, conv_size, eps, dropout, inner_norm)
+        super().__init__(d_model, key_heads, heads, key_dim, value_dim, conv_size, eps, dropout, inner_norm, recurrence)
         self.a_proj = nn.Linear(d_model, heads, bias=False)
         self.g_proj = nn.Linear(d_model, heads * value_dim, bias=False)
         self.A_log = nn.Parameter(torch.linspace(1.0, 16.0, heads).log())

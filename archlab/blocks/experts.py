@@ -100,10 +100,11 @@ class RoutedExperts(FeedForward):
 
     Raises UserError where these cannot be, or one of them would change nothing.
 
-    Source: arXiv:1701.06538 (top-k routing); arXiv:2401.04088 (normalised); arXiv:2401.06066 (shared experts, load as a
-    share of all assignments); arXiv:2412.19437 (sigmoid, bias, groups, scale); arXiv:2101.03961, eq. 4 to 6 (balance_loss
-    at top_k=1); arXiv:2408.15664 (balance_rate); arXiv:2202.08906 (z_loss). The numbers are those of the published code of
-    Mixtral, OLMoE, Qwen2-MoE (the shared gate), Qwen3-MoE, DeepSeek-V3, GLM-4.5 and gpt-oss.
+    Source: arXiv:1701.06538, eq. 3 to 5 (top-k routing, without its noise); arXiv:2401.04088, sec. 2.1 (normalised);
+    arXiv:2401.06066, eq. 9 to 11 (shared experts), and the load as a share of all assignments; arXiv:2412.19437,
+    sec. 2.1.2 (sigmoid, groups, scale) and eq. 16 (bias); arXiv:2101.03961, eq. 4 to 6 (balance_loss at top_k=1);
+    arXiv:2408.15664, alg. 1 (balance_rate); arXiv:2202.08906, eq. 5 (z_loss). The numbers are those of the published code
+    of Mixtral, OLMoE, Qwen2-MoE (the shared gate), Qwen3-MoE, DeepSeek-V3, GLM-4.5 and gpt-oss.
     """
 
     gated = True
@@ -288,7 +289,7 @@ def largest(scores: Float[Tensor, "*axes options"], k: int) -> Int[Tensor, "*axe
 class WithinGroups(nn.Module):
     """Leaves the experts of the best groups alone: scores (token, experts) -> the same, -inf in all other groups.
 
-    A group is as good as its two best experts together. Source: arXiv:2412.19437 ("node-limited routing"), as
+    A group is as good as its two best experts together. Source: arXiv:2412.19437, sec. 2.1.2 ("Node-Limited Routing"), as
     DeepSeek-V3's published code has it.
     """
 
@@ -308,7 +309,7 @@ class BalancingBias(nn.Module):
 
     bias_i <- bias_i + rate * sign(mean(load) - load_i)
 
-    Source: arXiv:2408.15664.
+    Source: arXiv:2408.15664, alg. 1.
     """
 
     bias: Tensor

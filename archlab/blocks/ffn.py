@@ -130,7 +130,7 @@ class NoFeedForward(FeedForward):
 
 
 class SquaredReLU(nn.Module):
-    """max(0, x)^2. Source: arXiv:2109.08668 (Primer)."""
+    """max(0, x)^2. Source: arXiv:2109.08668, fig. 4 (Primer)."""
 
     keeps = Activation(between=1)
 

@@ -242,6 +242,8 @@ KERNELS: dict[str, Callable[[Position, Mask, int], Kernels]] = {
     "dense": dense,
     "sdpa": sdpa,
     "flex": flex,
+    "chunked": auto,  # this and the next say what computes recurrences
+    "fla": auto,
 }
 """By what `kernel` says: of a layer's position scheme, mask and features of a head."""
 

@@ -13,8 +13,17 @@ from archlab.base.quantities import Count, Positive, Probability
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import LayerNorm, MakeWidthNorm, no_norm
-from archlab.blocks.precision import at_least_float32, without_autocast
-from archlab.blocks.recurrent import Recurrent, drawn_op, drawn_part, gated_sum, heads_of, joined, look_at_state
+from archlab.blocks.precision import at_least_float32, dtype_of_products, without_autocast
+from archlab.blocks.recurrent import (
+    CHUNKED,
+    Recurrence,
+    Recurrent,
+    drawn_op,
+    drawn_part,
+    heads_of,
+    joined,
+    look_at_state,
+)
 from archlab.blocks.steps import DrawnStep
 
 
@@ -41,9 +50,10 @@ class LinearAttention(Recurrent):
         eps: Positive = 1e-6,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
+        recurrence: Recurrence = CHUNKED,
     ):
         width = n_heads * head_dim
-        super().__init__(width, d_model, False, dropout, inner_norm)
+        super().__init__(width, d_model, False, dropout, inner_norm, recurrence)
         self.n_heads, self.eps = n_heads, eps
         self.q_proj = nn.Linear(d_model, width, bias=False)
         self.k_proj = nn.Linear(d_model, width, bias=False)
@@ -51,12 +61,14 @@ class LinearAttention(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         q, k, v = (at_least_float32(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        products = dtype_of_products(x)
         with without_autocast(x.device):
             q, k = elu_plus_one(q), context.without_padding(elu_plus_one(k))
             q, k, v = (heads_of(projected, self.n_heads) for projected in (q, k, v))
             v = F.pad(v, (0, 1), value=1.0)  # a column of ones: its sum is z
             (state,) = context.decode_state(self, k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]))
-            out, state = gated_sum(q, k, v, k.new_zeros(1, *k.shape[1:3]), state)
+            log_decay = k.new_zeros(1, *k.shape[1:3])
+            out, state = self.recurrence.gated_sum(q, k, v, log_decay, state, products)
             context.keep(self, state)
             context.tap(self.taps, partial(look_at_state, state))
             return joined(out[..., :-1] / (out[..., -1:] + self.eps))
@@ -99,9 +111,10 @@ class RetNet(Recurrent):
         eps: Positive = 1e-5,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
+        recurrence: Recurrence = CHUNKED,
     ):
         width = n_heads * head_dim
-        super().__init__(expand * width, d_model, False, dropout, inner_norm)
+        super().__init__(expand * width, d_model, False, dropout, inner_norm, recurrence)
         self.n_heads, self.scale = n_heads, head_dim**-0.5
         self.q_proj = nn.Linear(d_model, width, bias=False)
         self.k_proj = nn.Linear(d_model, width, bias=False)
@@ -114,10 +127,12 @@ class RetNet(Recurrent):
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         q, k = context.rotate_queries(heads_of(self.q_proj(x), self.n_heads)), context.rotate_keys(heads_of(self.k_proj(x), self.n_heads))  # fmt: skip
         v, gate = heads_of(self.v_proj(x), self.n_heads), F.silu(self.g_proj(x))
+        products = dtype_of_products(x)
         with without_autocast(x.device):
             q, k, v = at_least_float32(q), at_least_float32(k) * self.scale, at_least_float32(v)
             (state,) = context.decode_state(self, k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]))
-            out, state = gated_sum(q, k, v, self.log_decay.type_as(q)[None, :, None].expand(1, -1, x.shape[1]), state)
+            log_decay = self.log_decay.type_as(q)[None, :, None].expand(1, -1, x.shape[1])
+            out, state = self.recurrence.gated_sum(q, k, v, log_decay, state, products)
             context.keep(self, state)
             context.tap(self.taps, partial(look_at_state, state))
             return gate * joined(self.norm(out))

@@ -15,14 +15,15 @@ from archlab.blocks.causal_conv import CausalConv
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Position, Stream
 from archlab.blocks.norm import MakeWidthNorm, no_norm
-from archlab.blocks.precision import at_least_float32, without_autocast
+from archlab.blocks.precision import at_least_float32, dtype_of_products, without_autocast
 from archlab.blocks.recurrent import (
+    CHUNKED,
     LOG_STEPS,
+    Recurrence,
     Recurrent,
     bias_of_step,
     drawn_op,
     drawn_part,
-    gated_sum,
     heads_of,
     joined,
     look_at_decay,
@@ -84,6 +85,7 @@ class Mamba2(Recurrent):
         eps: Positive = 1e-5,
         dropout: Probability = 0.0,
         inner_norm: MakeWidthNorm = no_norm,
+        recurrence: Recurrence = CHUNKED,
     ):
         heads = expand * n_heads
         if heads % n_groups:
@@ -92,7 +94,7 @@ class Mamba2(Recurrent):
                 f" size.n_heads={n_heads}; use a divisor"
             )
         width, shared = heads * head_dim, n_groups * state_dim
-        super().__init__(width, d_model, False, dropout, inner_norm)
+        super().__init__(width, d_model, False, dropout, inner_norm, recurrence)
         self.n_heads, self.n_groups = heads, n_groups
         self.widths, self.inner_widths = (width, width + 2 * shared, heads), (width, shared, shared)
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
@@ -109,12 +111,13 @@ class Mamba2(Recurrent):
         mixed = context.without_padding(
             F.silu(self.conv(to_mix, context))
         )  # the convolution's bias is there at padding too
+        products = dtype_of_products(x)
         with without_autocast(x.device):
             gate, mixed = at_least_float32(gate), at_least_float32(mixed)
             v, k, q = (heads_of(part, n) for part, n in zip(mixed.split(self.inner_widths, dim=-1), (self.n_heads, self.n_groups, self.n_groups), strict=True))  # fmt: skip
             dt = F.softplus(of_heads(dt) + self.dt_bias[:, None])
             log_decay = -at_least_float32(self.A_log).exp()[:, None] * dt
-            out, state = gated_sum(q, k, dt[..., None] * v, log_decay, state)
+            out, state = self.recurrence.gated_sum(q, k, dt[..., None] * v, log_decay, state, products)
             context.keep(self, state)
             context.tap(self.taps, partial(self.look, state, log_decay))
             return self.norm(joined(out + self.D[:, None, None] * v), gate)

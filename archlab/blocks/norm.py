@@ -121,7 +121,7 @@ class DynamicTanh(Norm):
 
     start   what alpha starts at
 
-    Source: arXiv:2503.10622 (DyT), as its published code has it.
+    Source: arXiv:2503.10622, sec. 4 and alg. 1, as its published code has it.
     """
 
     reduces = ()

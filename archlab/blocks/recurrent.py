@@ -14,8 +14,9 @@ Everything is float32 or wider. Source: arXiv:2405.21060, sec. 6 and listing 1 (
 (chunks of the delta rule); arXiv:2412.06464, sec. 3 (with decays).
 """
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,6 +140,27 @@ def delta_rule(
     return out_of_chunks(out, seq_len), rearrange(s, "b k share i j -> b (k share) i j")
 
 
+class Recurrence(NamedTuple):
+    """What computes the sums of a recurrent mixer, chosen when the model is built.
+
+    Both take what `gated_sum` and `delta_rule` here take, float32 or wider, and last the dtype that the run's matrix products
+    have, and return what these return, as wide as they were given.
+    """
+
+    gated_sum: Callable[[Keys, Keys, Values, OfTokens, State, torch.dtype], tuple[Values, State]]
+    delta_rule: Callable[[Keys, Keys, Values, OfTokens, OfTokens, State, torch.dtype], tuple[Values, State]]
+
+    most_key_dim: float = math.inf
+    """Features of a key that the delta rule is asked for with at most; a mixer with more is refused."""
+
+
+CHUNKED = Recurrence(
+    lambda q, k, v, log_decay, state, products: gated_sum(q, k, v, log_decay, state),
+    lambda q, k, v, beta, log_decay, state, products: delta_rule(q, k, v, beta, log_decay, state),
+)
+"""By chunks of torch's operations, whose products are as wide as what they are given, whatever the run's are."""
+
+
 def heads_of(x: Float[Tensor, "batch seq width"], n_heads: int) -> Float[Tensor, "batch heads seq dim"]:
     """(batch, seq, heads * dim) -> (batch, heads, seq, dim)."""
     return rearrange(x, "batch seq (heads dim) -> batch heads seq dim", heads=n_heads)
@@ -180,15 +202,25 @@ LOG_STEPS = (-6.907755278982137, -2.302585092994046)
 class Recurrent(Mixer):
     """A mixer whose state is as large however long the sequence is. Causal by nature, without scores.
 
-    `inner_norm` and `dropout` are as attention has them: before and after `out_proj`.
+    `inner_norm` and `dropout` are as attention has them: before and after `out_proj`. `recurrence` computes its sums, where
+    it has any.
     """
 
     honours = frozenset({"padding"})
     decodes = True
     chunk = CHUNK
 
-    def __init__(self, width: int, d_model: int, bias: bool, dropout: float, inner_norm: MakeWidthNorm):
+    def __init__(
+        self,
+        width: int,
+        d_model: int,
+        bias: bool,
+        dropout: float,
+        inner_norm: MakeWidthNorm,
+        recurrence: Recurrence = CHUNKED,
+    ):
         super().__init__()
+        self.recurrence = recurrence
         self.inner_norm = inner_norm(d_model=width)
         self.out_proj = nn.Linear(width, d_model, bias=bias)
         self.out_dropout = nn.Dropout(dropout)
@@ -196,6 +228,10 @@ class Recurrent(Mixer):
     def forward(self, x: Stream, context: AttentionContext) -> Stream:
         mixed = self.mix(context.without_padding(x), context)
         return self.out_dropout(self.out_proj(self.inner_norm(mixed.type_as(x))))
+
+    def for_packs(self) -> None:
+        """Computes by torch's operations alone."""
+        self.recurrence = CHUNKED
 
     def steps(self, position: Position, mask: Mask) -> Sequence[DrawnStep]:
         """What it says of itself, and then the way back to the stream."""

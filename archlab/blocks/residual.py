@@ -165,7 +165,7 @@ class ScaledNorm(OneNormPerBranch):
     """x + f(norm(x) / sqrt(l)), l being the layer's number, counted from 1 (LayerNorm Scaling).
 
     Without it the stream's variance grows with depth, and what deep layers add counts for less and less.
-    Source: arXiv:2502.05795.
+    Source: arXiv:2502.05795, sec. 4.
     """
 
     def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, branches: int = BRANCHES):
@@ -179,7 +179,7 @@ class ScaledNorm(OneNormPerBranch):
 class MixedNorm(OneNormPerBranch):
     """norm(x + f(x)) in the first share of the layers, x + f(norm(x)) in the others (Mix-LN).
 
-    Source: arXiv:2412.13795.
+    Source: arXiv:2412.13795, fig. 1c.
     """
 
     told_apart_by_norms = True
@@ -213,7 +213,7 @@ class ReZero(Residual):
     """x + alpha * f(x): no norm within the layer, and one learned number for both of its branches, which starts at 0.
 
     So each layer starts as the identity. The decoder's own norm before the head stays; norm=none leaves it out.
-    Source: arXiv:2003.04887, as its published code has it.
+    Source: arXiv:2003.04887, eq. 1, as its published code has it.
     """
 
     drops_zero_branches = True

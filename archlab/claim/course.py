@@ -19,7 +19,7 @@ from archlab.claim.decide import Decision, PartResult, Values, decide, decide_pa
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
-from archlab.claim.store import LENGTH, Jobs, Words, composed, key
+from archlab.claim.store import LENGTH, JobStore, Words, composed, key
 from archlab.comparison.rule import LOOKS
 from archlab.records.summary import KINDS
 from archlab.runs import tune
@@ -31,7 +31,7 @@ class Course:
 
     claim: Claim
     budget: Budget | str
-    made: Jobs
+    made: JobStore
     rung: Words = ()
     """Overrides of a rung of a ladder, after all others."""
 
@@ -191,7 +191,7 @@ class Course:
         return (identity_part if self.claim.kind == "identity" else decide_part)(part, values)
 
 
-def course(claim: Claim, budget_name: BudgetName, jobs: Jobs, rung: Words = ()) -> Course:
+def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: Words = ()) -> Course:
     """Raises UserError where the claim's overrides don't make models, or two of its arms are one model."""
     made = Course(claim, claim.budgets[budget_name], jobs, rung)
     for number, part in enumerate(made.all_parts):

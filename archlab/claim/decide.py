@@ -47,6 +47,10 @@ class Values:
     by_seed: Mapping[int, float]
     failed: frozenset[int] = frozenset()
 
+    def less(self, amount: float) -> "Values":
+        """All of them lower by that much."""
+        return Values({seed: value - amount for seed, value in self.by_seed.items()}, self.failed) if amount else self
+
 
 @dataclass(frozen=True)
 class PartResult:
@@ -117,9 +121,9 @@ def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartRes
 
 def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
     """`values` holds, by arm, what the part's measure gave; of a `between`, under "between"."""
-    if part.form == "difference" and part.against == 0:
+    if part.form == "difference":
         a, b = (values[label] for label in part.arms)
-        better = direction(part)
+        a, better = a.less(part.against), direction(part)
     else:
         a, better = quantity(part, values), None
         b = Values(dict.fromkeys(a.by_seed, part.against))
@@ -234,8 +238,7 @@ def in_words(result: PartResult) -> str:
         return f"asked: {asked(part)}; seen: {spread(found)}"
     words = [f"asked: {asked(part)}"]
     if judged.effect is not None:
-        offset = part.against if shifted(part) else 0.0
-        words.append(f"seen: {signed(part, judged.effect + offset)} ({interval_in_words(part, judged)})")
+        words.append(f"seen: {signed(part, judged.effect + part.against)} ({interval_in_words(part, judged)})")
     if failed := failures_in_words(part, judged):
         words.append(failed)
     if result.verdict == OPEN and judged.needed:
@@ -244,13 +247,12 @@ def in_words(result: PartResult) -> str:
 
 
 def interval_in_words(part: Part, judged: Judged) -> str:
-    offset = part.against if shifted(part) else 0.0
     seeds = f"{judged.n} seeds"
     if judged.sd == 0:
         return f"the same at every seed, {seeds}"
     if judged.interval is None:
         return f"no interval, {seeds}"
-    low, high = (bound + offset for bound in judged.interval)
+    low, high = (bound + part.against for bound in judged.interval)
     return f"{judged.level:.3g} interval {low:.4g} to {high:.4g} at any number of seeds, {seeds}"
 
 
@@ -258,7 +260,7 @@ def failures_in_words(part: Part, judged: Judged) -> str | None:
     failures = judged.failures
     if not failures.a and not failures.b:
         return None
-    if part.form != "difference" or part.against:
+    if part.form != "difference":
         return f"{failures.a} of {judged.n} runs failed"
     a, b = part.arms
     p = "" if (found := failures.p_boschloo) is None else f" (Boschloo p {found:.2g})"
@@ -280,8 +282,3 @@ def asked(part: Part) -> str:
 def signed(part: Part, value: float) -> str:
     """A number of the quantity; a difference always has its sign."""
     return f"{value:+.4g}" if part.form == "difference" and value else f"{value:.4g}"
-
-
-def shifted(part: Part) -> bool:
-    """Whether effects are read as the quantity itself rather than as its distance from what it's held against."""
-    return part.form != "difference" or part.against != 0

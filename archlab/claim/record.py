@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.claim.course import Course
-from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason, shifted
+from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
@@ -95,7 +95,6 @@ def would_change(made: Course, decision: Decision) -> str:
 
 def part_record(result: PartResult) -> Record:
     part, judged = result.part, result.judged
-    offset = part.against if shifted(part) else 0.0
     record: Record = {
         "text": part.says,
         "told": in_words(result),
@@ -109,9 +108,9 @@ def part_record(result: PartResult) -> Record:
         "smallest_effect": part.by,
         "verdict": result.verdict,
         "values": {
-            label: [None if seed in of.failed else finite(value) for seed, value in sorted(of.by_seed.items())]
-            for label, of in result.values.items()
+            label: [finite(value) for _, value in sorted(of.by_seed.items())] for label, of in result.values.items()
         },
+        "failed_seeds": {label: sorted(of.failed) for label, of in result.values.items()},
     }
     if judged is None:
         return record | {
@@ -126,8 +125,8 @@ def part_record(result: PartResult) -> Record:
         }
     effect, interval = judged.effect, judged.interval
     return record | {
-        "effect": None if effect is None else effect + offset,
-        "interval": None if interval is None else [bound + offset for bound in interval],
+        "effect": None if effect is None else effect + part.against,
+        "interval": None if interval is None else [bound + part.against for bound in interval],
         "level": judged.level,
         "e": finite(result.e_for if result.verdict in ("SUPPORTED", "INCONCLUSIVE") else result.e_against),
         "p": judged.p_flip,

@@ -15,7 +15,7 @@ from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work,
 from archlab.claim.ledger import register, registrations, surviving
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
-from archlab.claim.store import Jobs, key
+from archlab.claim.store import JobStore, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
 from archlab.runs.packs import PackSize, why_not
@@ -47,7 +47,7 @@ def decide_claims(
     start, claims = since_start(), chosen(names, own)
     if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
         expect_workers()  # they import while this process plans
-    jobs = Jobs(runs, own)
+    jobs = JobStore(runs, own)
     courses = [course(claim, budget, jobs) for claim in claims]
     for job in (job for made in courses for job in made.most if job.result is not None):
         _ = job.record  # what is damaged is found before anything runs

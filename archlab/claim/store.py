@@ -41,7 +41,7 @@ def seeded(cfg: DictConfig, seed: int, rate: float | None = None) -> DictConfig:
 
 
 @dataclass(frozen=True)
-class Jobs:
+class JobStore:
     """Finds the same job for what was asked before."""
 
     root: Path

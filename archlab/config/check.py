@@ -52,7 +52,7 @@ class TopLevel:
     seed: Natural
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-    kernel: Literal["auto", "dense", "sdpa", "flex"]
+    kernel: Literal["auto", "dense", "sdpa", "flex", "chunked", "fla"]
     compile: Literal["auto", "on", "off"]
     dropout: Probability
     prefix: list[Fraction] | None
@@ -91,6 +91,9 @@ class Embed:
 class Probe:
     every: Count | None
 
+
+OF_RECURRENCES = ("chunked", "fla")
+"""What `kernel` may be for recurrences alone; softmax attention is then computed as with kernel=auto."""
 
 SECTIONS = {
     "": TopLevel,
@@ -229,8 +232,13 @@ def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -
 
 
 def check_kernel(cfg: DictConfig, decoder: Decoder) -> None:
-    """Refuses a kernel where no mixer has scores, and FlexAttention where it cannot compute what is asked."""
-    if cfg.kernel != "auto" and not decoder.has_scores:
+    """Refuses a kernel for what no mixer has, and one that cannot compute what is asked."""
+    if cfg.kernel in OF_RECURRENCES and not decoder.has_recurrence:
+        raise UserError(
+            f"kernel={cfg.kernel}: is how recurrences are computed, and mixer={option(cfg, 'mixer')} has none, so it would"
+            " change nothing; leave it out"
+        )
+    if cfg.kernel not in ("auto", *OF_RECURRENCES) and not decoder.has_scores:
         raise UserError(
             f"kernel={cfg.kernel}: is how softmax attention is computed, and mixer={option(cfg, 'mixer')} has none, so it would"
             " change nothing; leave it out"

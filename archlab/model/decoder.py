@@ -20,6 +20,7 @@ from archlab.blocks.causal_conv import Canon
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.embedding import embed_factor, make_projection, make_token_types
+from archlab.blocks.fla import RECURRENCES
 from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
@@ -148,7 +149,7 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed. `canon` names the places
+    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
     of Canon layers in every layer: A, C or AC. Weights are torch's
     own until `archlab.model.init` has set them.
     """
@@ -188,6 +189,7 @@ class Decoder(Block):
         make_norm = partial(norm, d_model=d_model)
         parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
         self.has_scores = any("kernel" in parameters_of(part.mixer) for part in parts)
+        self.has_recurrence = any("recurrence" in parameters_of(part.mixer) for part in parts)
         self.kinds = kinds_of(parts)
         self.position = pos(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
         positions = made_once(pos, self.position, [part.pos for part in parts], self.heads_of_positions)
@@ -424,6 +426,7 @@ def make_layer(
         "capped_kernel": kernels.capped,
         "packed_kernel": kernels.packed,
         "weighing_kernel": kernels.weighing,
+        "recurrence": RECURRENCES[kernel](),
         "depth": depth,
         "norm": norm,
         **inner,

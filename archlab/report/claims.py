@@ -26,15 +26,13 @@ def claims_table(records: Iterable[Record]) -> RenderableType:
     table.add_column("claim", overflow="fold", ratio=1)
     table.add_column("effect", justify="right", no_wrap=True)
     table.add_column("seeds", justify="right", no_wrap=True)
-    table.add_column("beside all others", no_wrap=True)
     for record in records:
         part = deciding(record)
         table.add_row(
-            Text(record["verdict"], style=COLORS[record["verdict"]]),
+            Text.assemble((record["verdict"], COLORS[record["verdict"]]), "\n", (survives(record), "dim")),
             Text.assemble((record["name"], "bold"), "\n", record["sentence"]),
             f"{number(part['effect'])}\n{interval(part)}" if part else "n/a",
             str(record["seeds"]),
-            survives(record),
         )
     return table
 
@@ -127,7 +125,7 @@ def draw_part(axes: Axes, part: Record) -> None:
         missing = len(part["values"][arm]) - len(values)
         if missing:
             axes.annotate(
-                f"{missing} failed", (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+                f"{missing} diverged", (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
             )
     if part["form"] == "value":
         axes.axhline(part["than"], color="0.4", linestyle="--", linewidth=0.9)
@@ -226,9 +224,15 @@ def part_lines(part: Record, before: str = "") -> list[str]:
         in_markdown(f"{quantity(part)}; {part['told']}."),
         "",
     ]
-    rows = [f"| {in_markdown(label)} | {', '.join('failed' if value is None else f'{value:.5g}' for value in values)} |"
+    failed = part.get("failed_seeds", {})
+    rows = [f"| {in_markdown(label)} | {', '.join(seen(value, seed in failed.get(label, ())) for seed, value in enumerate(values))} |"
             for label, values in part["values"].items()]  # fmt: skip
     return [*header, f"| arm | {in_markdown(measured(part))}, by seed |", "|---|---|", *rows, ""]
+
+
+def seen(value: float | None, failed: bool) -> str:
+    """A run's number; one that never left the plateau has one, and failed nevertheless."""
+    return "diverged" if value is None else f"{value:.5g}" + " (failed)" * failed
 
 
 def quantity(part: Record) -> str:

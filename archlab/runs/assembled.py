@@ -11,6 +11,7 @@ from rich.text import Text
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
+from archlab.blocks.fla import why_not
 from archlab.config.assemble import in_the_users_words
 from archlab.config.check import GROUPS, OF_TRAINING
 from archlab.config.match import describe_match
@@ -52,6 +53,8 @@ def machine_of(cfg: DictConfig) -> Runtime:
             f"kernel=flex: has its backward pass on CUDA devices alone, and this run is on {where.device.type}; use"
             " kernel=dense, sdpa or auto"
         )
+    if cfg.kernel == "fla" and (why := why_not(where.device, where.dtype)):
+        raise UserError(f"kernel=fla: {why}")
     return where
 
 

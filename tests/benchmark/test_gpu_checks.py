@@ -14,13 +14,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archlab.base.errors import UserError
-from archlab.benchmark.gpu import agreement, check, memory, packs, short_runs, speed, suite, waits
+from archlab.benchmark.gpu import agreement, check, memory, packs, recurrences, short_runs, speed, suite, waits
 from archlab.benchmark.gpu.backends import all_combinations, attention_backends
 from archlab.benchmark.gpu.check import Observed, carried_out
 from archlab.benchmark.gpu.contracts import contracts
 from archlab.benchmark.gpu.environment import environment
 from archlab.benchmark.gpu.first_command import first_command
-from archlab.blocks import context, mask
+from archlab.blocks import context, fla, mask
+from archlab.blocks.recurrent import gated_sum
 from archlab.train.runtime import Runtime
 
 pytestmark = pytest.mark.slow
@@ -225,6 +226,28 @@ def test_compiled_is_held_to_a_speed(compiled):
 def test_share_of_peak_has_a_reach(compiled):
     """No step does all its products and all else in a twentieth of the time that the products alone take."""
     assert not compiled["impossible"]["passed"] and compiled["anything"]["passed"]
+
+
+def test_recurrences_are_held_to_chunks(monkeypatch):
+    """Off CUDA chunks compute, whatever is asked for, so that all agrees; and nothing is said of a library that cannot be used."""
+    absent = recurrences.recurrences(CPU)
+    assert absent.passed is None and absent.figure.startswith("not used here: its kernels multiply bfloat16 on CUDA")
+    monkeypatch.setattr(recurrences, "why_not", lambda device, dtype: None)
+    mixers = (("mixer=linear",), ("mixer=gdn", "mixer.key_heads=1"))
+    one_layer = (*NANO, "size.n_layers=1")
+    tried = partial(recurrences.recurrences, CPU, small=one_layer, large=one_layer, programs=False)
+    seen = tried(mixers)
+    assert seen.passed and seen.figure.startswith("2 agree; mixer=linear ")
+    errors = seen.data["errors"]["mixer=linear"]
+    assert len(errors) == 2 and all(by_kernels == by_chunks > 0 for by_kernels, by_chunks in errors.values())
+    monkeypatch.setitem(fla.RECURRENCES, "fla", lambda: fla.by_kernels()._replace(gated_sum=a_little_off))
+    wrong = tried(mixers[:1])
+    assert wrong.passed is False and wrong.figure.startswith("mixer=linear: states or what is decoded off by 5.0e-01")
+
+
+def a_little_off(q, k, v, log_decay, state, products):
+    out, state = gated_sum(q, k, v, log_decay, state)
+    return out, 1.5 * state
 
 
 def test_memory_is_linear_in_length(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import commands
@@ -14,13 +15,14 @@ from oracles import composed
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.claim import bench, jobs, measures
-from archlab.claim.bench import plan
+from archlab.claim import course, jobs, ledger, measures
 from archlab.claim.claim import FORMS, Part, known_claims, read_claim
-from archlab.claim.decide import decide, decide_part
+from archlab.claim.decide import Values, decide, decide_part
 from archlab.claim.jobs import Measurement, RunJob
+from archlab.claim.record import part_record
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
+from archlab.claim.store import JobStore
 
 command = commands.command  # the fixture
 NAMES = sorted(known_claims())
@@ -29,7 +31,8 @@ PLAIN = {
     "sentence": "A is lower than B.",
     "source": "nobody",
     "arms": {"a": ["norm=layer"], "b": ["norm=rms"]},
-    "quick": {"seeds": 2},
+    "tune": "it is not what is asked about",
+    "quick": {"seeds": 6},
     "full": "too long",
     "parts": [{"says": "lower", "measure": "val_loss", "difference": ["a", "b"], "expect": "below", "by": 0.1}],
 }
@@ -79,7 +82,8 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
     assert claim.sentence.endswith(".") and claim.source
     assert not isinstance(claim.budgets["full"], str)
     asked = claim.budgets[budget]
-    assert len(list(plan(claim, budget, tmp_path))) >= (0 if isinstance(asked, str) else asked.seeds)
+    made = course.course(claim, budget, JobStore(tmp_path))
+    assert len(made.jobs(1)) >= 1 if not isinstance(asked, str) else made.wanted() == []
     assert not list(tmp_path.iterdir()), "planning runs nothing"
 
 
@@ -100,6 +104,14 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(over={"train.lr": [1, 2]})]}, "claim/mine.yaml: parts.0: over and reduce go together; give both or neither"),
         ({"parts": []}, "claim/mine.yaml: parts: tuple should have at least 1 item after validation, not 0"),
         ({"quick": {"seeds": 0}}, "should be greater than or equal to 1"),
+        ({"quick": {"seeds": 5}}, "claim/mine.yaml: quick.seeds: 5 of a trained claim, which takes 6 to 24"),
+        ({"quick": {"seeds": 1002}}, "claim/mine.yaml: quick.seeds: seeds from 1000 on are for tuning; use at most 24"),
+        ({"parts": [part(expect="equal")]}, "claim/mine.yaml: parts.0.expect: equal says that there is no difference, and nothing shows that these runs would find one; give controls"),
+        ({"parts": [part(measure="val_los")]}, "claim/mine.yaml: parts.0.measure: val_los is neither measured nor a number of a run; did you mean val_loss?"),
+        ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
+        ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
+        ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
+        ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
 def test_a_claim_that_is_not_whole_is_refused_in_one_line(changes, told, tmp_path):
@@ -120,103 +132,202 @@ def test_a_missing_field_is_named(tmp_path):
 def test_an_arm_that_makes_no_model_is_refused_before_anything_runs(tmp_path):
     claim = read_claim(written(tmp_path, arms={"a": ["norm=rsm"], "b": []}))
     with pytest.raises(UserError, match="claim/mine.yaml: parts.0: norm=rsm: no such option; did you mean rms?"):
-        plan(claim, "quick", tmp_path / "runs")
+        course.course(claim, "quick", JobStore(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arms": {"a": ["norm=rms"], "b": []}}, "difference: a and b are one and the same; give arms that differ"),
+        (
+            {"parts": [part(measure="late_ratio@3")]},
+            "measure: late_ratio@3 of a, whose eval.lengths are [1, 2, 4, 8, 16]; add 3 to them",
+        ),
+    ],
+)
+def test_what_could_decide_nothing_is_refused_before_anything_runs(changes, told, tmp_path):
+    claim = read_claim(written(tmp_path, **changes))
+    with pytest.raises(UserError, match=re.escape(f"claim/mine.yaml: parts.0: {told}")):
+        course.course(claim, "quick", JobStore(tmp_path / "runs"))
 
 
 # --- deciding -----------------------------------------------------------------------------------
 
+N = 8
+WIGGLE = np.array([0.3, -0.2, 0.1, -0.4, 0.25, -0.05, 0.15, -0.15])
+"""Of mean 0 and standard deviation 0.24."""
+
 
 def decided(
-    expect: str, form: str = "difference", by: float = 0.1, than: float | None = None, n_parts: int = 1, **values
+    expect: str,
+    form: str = "difference",
+    by: float = 0.1,
+    than: float | None = None,
+    measure: str = "val_loss",
+    failed: dict[str, set[int]] = {},  # noqa: B006
+    **values,
 ):
     arms = tuple(values)
     made = Part(
-        says="it", measure="val_loss", expect=expect, by=by, than=than, **{form: arms if form != "value" else arms[0]}
+        says="it", measure=measure, expect=expect, by=by, than=than, **{form: arms if form != "value" else arms[0]}
     )
-    return decide_part(made, {label: dict(enumerate(of)) for label, of in values.items()}, n_parts)
+    return decide_part(
+        made, {label: Values(dict(enumerate(of)), frozenset(failed.get(label, ()))) for label, of in values.items()}
+    )
 
 
-FAR, NEAR = [1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.05]
+def around(mean: float, spread: float = 0.1, n: int = N) -> list[float]:
+    return [mean + spread * float(wiggle) for wiggle in np.resize(WIGGLE, n)]
+
+
+FLAT = [2.0] * N
 
 
 @pytest.mark.parametrize(("expect", "verdict"), [("below", "SUPPORTED"), ("above", "REFUTED"), ("equal", "REFUTED")])
 def test_a_clear_difference_supports_its_side_and_refutes_the_others(expect, verdict):
-    assert decided(expect, a=FAR, b=NEAR).verdict == verdict
+    assert decided(expect, a=around(1.0), b=FLAT).verdict == verdict
 
 
-@pytest.mark.parametrize(("expect", "verdict"), [("below", "REFUTED"), ("above", "REFUTED"), ("equal", "SUPPORTED")])
-def test_a_difference_inside_the_smallest_of_interest_is_none(expect, verdict):
-    assert decided(expect, by=0.5, a=FAR, b=[1.02, 1.08, 0.93, 1.01]).verdict == verdict
+@pytest.mark.parametrize(("expect", "verdict"), [("below", "TIE"), ("above", "TIE"), ("equal", "SUPPORTED")])
+def test_a_difference_inside_the_margin_is_none(expect, verdict):
+    assert decided(expect, by=0.5, a=around(2.02), b=FLAT).verdict == verdict
+
+
+def test_what_lies_wholly_short_of_the_margin_is_refuted_though_it_is_no_tie():
+    """Fault found: an interval wholly on the wrong side was inconclusive."""
+    a = around(2.1, spread=0.4)
+    result = decided("below", by=0.05, a=a, b=FLAT)
+    assert result.judged.interval[0] > -0.05 and result.judged.interval[1] > 0.05
+    assert result.verdict == "REFUTED"
 
 
 @pytest.mark.parametrize("expect", ["below", "above", "equal"])
 def test_a_noisy_difference_decides_nothing_and_says_how_many_seeds_would(expect):
-    result = decided(expect, a=[1.0, 2.0, 3.0], b=[2.5, 1.0, 3.9])
-    assert result.verdict == "INCONCLUSIVE"
+    result = decided(expect, a=around(2.2, spread=5.0), b=FLAT)
+    assert result.verdict == "INCONCLUSIVE" and "seeds would tell" in part_record(result)["told"]
+
+
+def test_a_spread_of_zero_is_no_certainty():
+    """Fault found: three equal differences of a number that takes few values decided a claim."""
+    assert decided("above", by=0.4, a=[1.0] * 3, b=[0.5] * 3).verdict == "INCONCLUSIVE"
 
 
 def test_a_value_and_a_ratio_are_held_against_their_number():
-    assert decided("above", "value", by=0.0, than=0.5, a=FAR).verdict == "SUPPORTED"
-    assert decided("above", "value", by=0.0, than=1.5, a=FAR).verdict == "REFUTED"
-    assert (
-        decided("equal", "ratio", by=0.1, than=2.0, b=NEAR, a=FAR).verdict == "INCONCLUSIVE"
-    )  # 2.00, 1.91, 2.11, 2.05: too wide for 0.1
-    assert decided("equal", "ratio", by=0.2, than=2.0, b=NEAR, a=FAR).verdict == "SUPPORTED"
-    assert decided("equal", "ratio", by=0.2, b=NEAR, a=FAR).verdict == "REFUTED"  # against 1, where nothing is said
+    assert decided("above", "value", by=0.0, than=0.5, a=around(1.0)).verdict == "SUPPORTED"
+    assert decided("above", "value", by=0.0, than=1.5, a=around(1.0)).verdict == "REFUTED"
+    a = around(1.0)
+    twice = [2 * x + 0.01 * w for x, w in zip(a, WIGGLE, strict=True)]
+    assert decided("equal", "ratio", by=0.1, than=2.0, b=twice, a=a).verdict == "SUPPORTED"
+    assert decided("equal", "ratio", by=0.1, b=twice, a=a).verdict == "REFUTED"  # against 1, where nothing is said
 
 
 def test_a_difference_may_be_held_against_another_number_than_zero():
-    """NEAR lies 1.01 above FAR."""
-    assert decided("above", by=0.1, than=0.5, b=NEAR, a=FAR).verdict == "SUPPORTED"
-    assert decided("above", by=0.1, than=1.5, b=NEAR, a=FAR).verdict == "REFUTED"
-    assert decided("below", by=0.1, than=1.5, b=NEAR, a=FAR).verdict == "SUPPORTED"
-    assert decided("below", by=0.1, than=0.5, b=NEAR, a=FAR).verdict == "REFUTED"
-    assert decided("equal", by=0.2, than=1.0, b=NEAR, a=FAR).verdict == "SUPPORTED"
-    assert decided("equal", by=0.2, than=-1.0, b=NEAR, a=FAR).verdict == "REFUTED"
-    record = record_part(decided("above", by=0.1, than=0.5, b=NEAR, a=FAR))
-    assert record["effect"] == pytest.approx(1.0125) and np.mean(record["interval"]) == pytest.approx(1.0125)
+    far = around(3.0)
+    assert decided("above", by=0.1, than=0.5, b=far, a=FLAT).verdict == "SUPPORTED"
+    assert decided("above", by=0.1, than=1.5, b=far, a=FLAT).verdict == "REFUTED"
+    assert decided("below", by=0.1, than=1.5, b=far, a=FLAT).verdict == "SUPPORTED"
+    assert decided("equal", by=0.2, than=1.0, b=far, a=FLAT).verdict == "SUPPORTED"
+    record = part_record(decided("above", by=0.1, than=0.5, b=far, a=FLAT))
+    assert record["effect"] == pytest.approx(1.0) and np.mean(record["interval"]) == pytest.approx(1.0)
 
 
-def test_an_effect_is_told_in_the_unit_of_the_quantity():
-    result = decided("above", "value", by=0.0, than=0.5, a=[0.9, 1.1])
-    record = record_part(result)
-    assert record["effect"] == pytest.approx(1.0) and record["than"] == 0.5
-    assert np.mean(record["interval"]) == pytest.approx(1.0)
+def test_the_p_is_of_the_margin_and_not_of_zero():
+    """Fault found: a difference well within the margin was printed with a small p. Of eight signs, all as seen: 2^-8."""
+    record = part_record(decided("below", by=0.5, a=around(1.9), b=FLAT))
+    assert record["p"] == pytest.approx(1.0)
+    assert part_record(decided("below", by=0.05, a=around(1.5), b=FLAT))["p"] == pytest.approx(2**-8)
 
 
-def record_part(result):
-    from archlab.claim.record import part_record
+# --- failures -----------------------------------------------------------------------------------
 
-    return part_record(result)
-
-
-def test_arms_that_diverged_take_the_worst_rank_and_are_counted():
-    lost = [math.inf] * 5
-    result = decided("above", a=lost, b=[1.0, 1.1, 1.2, 1.3, 1.4])
-    assert result.verdict == "SUPPORTED"
-    assert record_part(result)["diverged"] == [5, 0]
-    assert record_part(result)["values"]["a"] == [None] * 5
-    assert decided("above", a=[*lost[:2], 1.0], b=[1.0, 1.1, 1.2]).verdict == "INCONCLUSIVE"
+ALL = set(range(N))
 
 
-def test_a_part_among_several_needs_more_to_be_refuted_and_no_more_to_be_supported():
-    a, b = [1.0, 1.2, 1.1, 1.3], [1.25, 1.30, 1.45, 1.45]  # differences of mean -0.2125; p between 0.05 / 4 and 0.05
-    alone = decided("above", by=0.0, a=a, b=b)
-    assert 0.05 / 4 < alone.found.p < 0.05 and alone.verdict == "REFUTED"
-    assert decided("above", by=0.0, n_parts=4, a=a, b=b).verdict == "INCONCLUSIVE"
-    assert decided("below", by=0.0, n_parts=4, a=a, b=b).verdict == "SUPPORTED"
+def test_an_arm_that_always_fails_has_lost_to_one_that_never_does():
+    lost = [math.inf] * N
+    result = decided("above", a=lost, b=around(1.0), failed={"a": ALL})
+    assert result.verdict == "SUPPORTED" and part_record(result)["failed"] == [N, 0]
+    assert part_record(result)["values"]["a"] == [None] * N
+    assert decided("below", a=lost, b=around(1.0), failed={"a": ALL}).verdict == "REFUTED"
 
 
-def test_all_parts_support_a_claim_and_any_part_refutes_it():
-    good, bad, open_ = (
-        decided("below", a=FAR, b=NEAR),
-        decided("above", a=FAR, b=NEAR),
-        decided("below", a=[1.0, 2.0, 3.0], b=[2.5, 1.0, 3.9]),
-    )
+def test_an_arm_that_diverges_does_not_find_more():
+    """Fault found: with exact match, of which more is better, a diverged run counted as infinitely many."""
+    lost = decided("above", by=0.1, measure="exact_match@1", a=[math.inf] * N, b=around(0.5), failed={"a": ALL})
+    assert lost.verdict == "REFUTED"
+
+
+def test_a_claim_of_no_worse_holds_against_an_arm_that_always_fails():
+    """Fault found: DeepNorm finishing where Pre-LN always diverged refuted "no more than 0.02 above Pre-LN"."""
+    values = {"deep": around(2.0), "pre": [math.inf] * N}
+    assert decided("below", by=0.0, than=0.02, failed={"pre": ALL}, **values).verdict == "SUPPORTED"
+
+
+def test_an_arm_that_fails_three_times_in_ten_is_not_the_same_as_one_that_never_does():
+    a, b = around(2.0, n=10), around(2.0, n=10)
+    assert decided("equal", by=0.1, a=a, b=b, failed={"a": {1, 4, 7}}).verdict == "INCONCLUSIVE"
+
+
+def test_an_arm_with_more_failures_does_not_win_by_its_other_runs():
+    assert decided("below", a=around(1.0), b=FLAT, failed={"a": {2}}).verdict == "INCONCLUSIVE"
+    assert decided("below", a=around(1.0), b=FLAT, failed={"b": {2}}).verdict == "SUPPORTED"
+
+
+def test_what_the_runs_come_to_that_did_not_fail_is_not_what_the_arm_does():
+    assert decided("below", "value", by=0.0, than=2.0, a=around(1.0), failed={"a": {3}}).verdict == "INCONCLUSIVE"
+
+
+# --- claims of several parts --------------------------------------------------------------------
+
+
+def whole(parts, controls=()):
+    claim = read_claim(known_claims()["swiglu_beats_gelu"])
+    return decide(claim, parts, controls)
+
+
+def test_all_parts_support_a_claim_and_their_mean_evidence_refutes_it():
+    good, bad = decided("below", a=around(1.0), b=FLAT), decided("above", a=around(1.0), b=FLAT)
+    open_ = decided("below", a=around(2.2, spread=5.0), b=FLAT)
     assert [part.verdict for part in (good, bad, open_)] == ["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
-    assert decide([good, good]) == "SUPPORTED"
-    assert decide([good, open_]) == "INCONCLUSIVE"
-    assert decide([good, bad, open_]) == "REFUTED"
+    assert whole([good, good]).verdict == "SUPPORTED"
+    assert whole([good, open_]).verdict == "INCONCLUSIVE"
+    assert whole([good, bad, open_]).verdict == "REFUTED"
+
+
+def test_a_part_among_several_needs_more_evidence_to_refute_the_claim():
+    weak = next(
+        result
+        for distance in np.arange(0.05, 1.0, 0.005)
+        if (result := decided("above", by=0.0, a=around(2 - distance, 1.0), b=FLAT)).e_against >= 20
+    )
+    neutral = decided("below", a=around(2.2, spread=5.0), b=FLAT)
+    assert 20 <= weak.e_against < 2 * 20 and neutral.e_against < 1
+    assert whole([weak]).verdict == "REFUTED"
+    assert whole([weak, neutral]).verdict == "INCONCLUSIVE"
+
+
+def test_without_its_controls_a_claim_has_no_verdict():
+    good, lost = decided("below", a=around(1.0), b=FLAT), decided("above", a=FLAT, b=around(2.0, spread=5.0))
+    assert whole([good], [good]).verdict == "SUPPORTED"
+    found = whole([good], [lost])
+    assert found.verdict == "INCONCLUSIVE" and found.because is lost
+    from archlab.claim.decide import reason
+
+    assert reason(found).startswith("the control was not found, so these runs could not have told: it: asked")
+
+
+def test_an_identity_holds_at_every_seed_or_fails():
+    from archlab.claim.decide import identity_part
+
+    part = Part(says="it", measure="logit_gap", expect="equal", by=1e-9, between=("a", "b"))
+    results = [identity_part(part, {"between": Values(dict(enumerate(of)))}) for of in ([0.0, 1e-10], [0.0, 1e-8])]
+    assert [result.verdict for result in results] == ["IDENTITY HOLDS", "IDENTITY FAILS"]
+    record = part_record(results[0])
+    assert (
+        record["p"] is None
+        and record["interval"] is None
+        and record["told"] == "asked: within 1e-09 of 0; seen: 0 to 1e-10"
+    )
 
 
 # --- reductions: by hand ------------------------------------------------------------------------
@@ -281,6 +392,17 @@ def test_the_logit_gap_is_relative_to_the_largest_logit():
 # --- running ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def few_seeds(monkeypatch):
+    """Trained claims are looked at after 2 and 3 seeds."""
+    look_early(monkeypatch)
+
+
+def look_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("archlab.claim.course.LOOKS", (2, 3))
+    patch.setattr("archlab.claim.claim.LOOKS", (2, 3))
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
     """A claim of one's own decided twice, and once more after one of its runs was lost."""
@@ -291,30 +413,44 @@ def session(tmp_path_factory):
         part(measure="loss@2", difference=["windowed", "a"], expect="above"),
         part(measure="parameters", difference=["b", "a"]),
     ]
-    written(folder, common=SMALL, arms={"a": ["norm=layer"], "b": ["norm=rms"], "windowed": looked}, parts=parts)
-    did: list[object] = []
+    arms = {"a": ["norm=layer"], "b": ["norm=rms"], "windowed": looked}
+    written(folder, common=SMALL, arms=arms, parts=parts, quick={"seeds": 3})
+    did: list[list[int]] = []
     real = jobs.work
 
     def counted(todo, workers):
-        did.append(len(todo))
+        did[-1].append(len(todo))
         return real(todo, workers)
 
+    def go():
+        did.append([])
+        return decide_claims(["mine"], "quick", folder / "runs", folder / "out", 1, folder)
+
     with pytest.MonkeyPatch.context() as patch:
+        look_early(patch)
         patch.setattr("archlab.claim.session.work", counted)
-        go = lambda: decide_claims(["mine"], "quick", folder / "runs", folder / "out", 1, folder)  # noqa: E731
         first, second = go(), go()
-        one = next(iter(sorted((folder / "runs").glob("*/*/summary.json"))))
-        one.unlink()
+        next(iter(sorted((folder / "runs").glob("*/*/summary.json")))).unlink()
         third = go()
-    return folder, did, first, second, third
+    made, again, after = did
+    return folder, (made, again, after), first, second, third
 
 
 def test_a_claims_runs_are_made_once_and_found_again(session):
-    _, did, first, second, third = session
-    assert did[:2] == [2 * 2 + 2 + 2 * 2, 0]  # two arms at two seeds, two looks, two arms' parameters at two seeds
-    assert did[2] in (1, 2)  # the lost run, and the look at its weights if there was one
+    _, (made, again, after), first, second, third = session
+    # Two arms at two seeds, two looks, two arms' parameters at two seeds; then a third seed of each.
+    assert made == [2 * 2 + 2 + 2 * 2, 2 + 1 + 2] and not sum(again)
+    assert sum(after) in (1, 2)  # the lost run, and the look at its weights if there was one
     told = lambda records: [(record["verdict"], [part["values"] for part in record["parts"]]) for record in records]  # noqa: E731
     assert told(first) == told(second) == told(third)
+
+
+def test_every_verdict_is_kept_in_a_line(session):
+    folder, *_ = session
+    lines = ledger.verdicts(folder / "out").records()
+    assert [line["claim"] for line in lines] == ["mine"] * 3 and len({line["before"] for line in lines}) == 3
+    (registered,) = ledger.registrations(folder / "out").records()
+    assert registered["claim"] == "mine" and registered["says"] == read_claim(folder / "claim" / "mine.yaml").sha256
 
 
 def test_a_run_of_a_claim_is_the_run_the_command_makes(session, command, tmp_path):
@@ -331,7 +467,8 @@ def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session)
     folder, *_, records = session
     kept = folder / "out" / "mine"
     record = json.loads((kept / "result.json").read_text())
-    assert record == json.loads(json.dumps(records[0]))
+    told = json.loads(json.dumps(records[0]))
+    assert told.pop("survives") is False and record == told
     assert (kept / "plot.png").stat().st_size > 5000
     page = (kept / "README.md").read_text()
     assert (
@@ -348,7 +485,7 @@ def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session)
 def test_a_budget_that_cannot_decide_a_claim_says_why_and_runs_nothing(tmp_path):
     written(tmp_path, quick="the effect is smaller than the noise here")
     (record,) = decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
-    assert record["verdict"] == "INCONCLUSIVE" and record["reason"] == "the effect is smaller than the noise here"
+    assert record["verdict"] == "NOT RUN" and record["reason"] == "the effect is smaller than the noise here"
     assert not (tmp_path / "runs").exists()
     assert "the effect is smaller" in (tmp_path / "out" / "mine" / "README.md").read_text()
 
@@ -356,7 +493,7 @@ def test_a_budget_that_cannot_decide_a_claim_says_why_and_runs_nothing(tmp_path)
 def test_a_diverged_run_is_infinitely_bad(tmp_path, monkeypatch):
     cfg = composed(*SMALL)
     monkeypatch.setattr(RunJob, "record", {"status": "diverged", "val_loss": None, "unigram_loss": 3.0})
-    assert bench.value_of(RunJob(cfg, tmp_path), "val_loss") == math.inf
+    assert course.value_of(RunJob(cfg, tmp_path), "val_loss") == math.inf
 
 
 def test_what_decides_an_outcome_names_its_file_and_nothing_else_does(tmp_path):
@@ -373,10 +510,10 @@ def test_a_measure_that_no_run_has_is_named(tmp_path):
         "stability": {"max_grad_norm": 7.0},
         "length": [{"eval_len": 16, "loss": 2.0}, {"eval_len": 32, "loss": 2.5}],
     }
-    assert bench.of_record(record, "loss@2", 16) == 2.5
-    assert bench.of_record(record, "stability.max_grad_norm", 16) == 7.0
+    assert course.of_record(record, "loss@2", 16) == 2.5
+    assert course.of_record(record, "stability.max_grad_norm", 16) == 7.0
     with pytest.raises(UserError, match="measure=los@2: a run has no such number"):
-        bench.of_record(record, "los@2", 16)
+        course.of_record(record, "los@2", 16)
 
 
 def test_every_form_has_a_number_it_is_held_against():
@@ -390,9 +527,9 @@ def test_the_command_prints_the_table_and_writes_the_pages(command, tmp_path):
     done = command("claims", "centred_rms_is_layer", "doubling_*")
     assert done.status == 0, done.err
     assert "takes about" in done.err
-    rows = [line for line in done.out.splitlines() if line.startswith(("SUPPORTED", "REFUTED"))]
-    assert [row.split()[:2] for row in rows] == [
-        ["SUPPORTED", "centred_rms_is_layer"], ["SUPPORTED", "doubling_the_batch_doubles_it"], ["REFUTED", "doubling_the_length_doubles_it"]
+    rows = [line for line in done.out.splitlines() if line.startswith("IDENTITY")]
+    assert [row.split()[1:3] for row in rows] == [
+        ["HOLDS", "centred_rms_is_layer"], ["HOLDS", "doubling_the_batch_doubles_it"], ["FAILS", "doubling_the_length_doubles_it"]
     ]  # fmt: skip
     assert (tmp_path / "experiments/claims/centred_rms_is_layer/README.md").is_file()
 
@@ -401,7 +538,7 @@ def test_the_command_prints_the_table_and_writes_the_pages(command, tmp_path):
     ("words", "told"),
     [
         (["alibi_hold"], "alibi_hold: no such claim; did you mean alibi_holds?"),
-        (["budgte=quick"], "budgte=quick: claims has no option budgte; did you mean budget? it has: budget, workers, runs, output"),
+        (["budgte=quick"], "budgte=quick: claims has no option budgte; did you mean budget? it has: budget, workers, runs, output, pack, anew"),
         (["budget=slow"], "budget=slow: should be 'quick' or 'full'"),
         (["workers=0"], "workers=0: should be greater than or equal to 1"),
         (["--multirun"], "--multirun: claims takes no such flag; it takes --config-dir"),
@@ -419,39 +556,15 @@ def test_misuse_is_one_line_and_status_two(words, told, command, tmp_path):
 @pytest.mark.parametrize(
     ("expect", "form", "options", "values", "told"),
     [
-        (
-            "below",
-            "difference",
-            {"by": 0.01},
-            {"a": [2.025, 2.02, 2.03], "b": [2.0, 2.0, 2.0]},
-            "asked: below -0.01; seen: +0.025 (",
-        ),
-        (
-            "above",
-            "difference",
-            {"by": 0.25},
-            {"a": [2.5, 2.75, 2.25], "b": [2.0, 2.0, 2.0]},
-            "asked: above +0.25; seen: +0.5 (",
-        ),
-        (
-            "above",
-            "difference",
-            {"by": 0.0},
-            {"a": [2.0, 1.75, 2.25], "b": [2.5, 2.5, 2.5]},
-            "asked: above 0; seen: -0.5 (",
-        ),
-        ("below", "value", {"by": 0.5, "than": 2.0}, {"a": [1.25, 1.0, 1.5]}, "asked: below 1.5; seen: 1.25 ("),
-        (
-            "equal",
-            "ratio",
-            {"by": 0.1},
-            {"a": [2.0, 2.5, 3.0], "b": [2.0, 2.5, 3.0]},
-            "asked: within 0.1 of 1; seen: 1 (exactly)",
-        ),
+        ("below", "difference", {"by": 0.01}, {"a": around(2.025, 0.01), "b": FLAT}, "asked: below -0.01; seen: +0.025 ("),
+        ("above", "difference", {"by": 0.25}, {"a": around(2.5), "b": FLAT}, "asked: above +0.25; seen: +0.5 ("),
+        ("above", "difference", {"by": 0.0}, {"a": around(1.5), "b": FLAT}, "asked: above 0; seen: -0.5 ("),
+        ("below", "value", {"by": 0.5, "than": 2.0}, {"a": around(1.25)}, "asked: below 1.5; seen: 1.25 ("),
+        ("equal", "ratio", {"by": 0.1}, {"a": FLAT, "b": FLAT}, "asked: within 0.1 of 1; seen: 1 (the same at every seed"),
     ],
-)
+)  # fmt: skip
 def test_what_was_asked_stands_beside_what_was_seen(expect, form, options, values, told):
-    assert record_part(decided(expect, form, **options, **values))["told"].startswith(told)
+    assert part_record(decided(expect, form, **options, **values))["told"].startswith(told)
 
 
 def test_one_of_something_is_one():
@@ -509,3 +622,88 @@ def test_a_damaged_file_of_a_job_is_one_line(tmp_path, content, why):
     with pytest.raises(UserError) as refused:
         _ = job.record
     assert str(refused.value).startswith(f"{job.file}: is damaged: {why}") and "\n" not in str(refused.value)
+
+
+# --- what may not change ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """A claim of one's own with a verdict."""
+    written(tmp_path, quick="it is not decided here")
+
+    def decide(**changes):
+        return decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, **changes)
+
+    decide()
+    return tmp_path, decide
+
+
+def test_a_claim_that_says_otherwise_than_what_was_registered_is_refused(registered):
+    folder, decide_again = registered
+    decide_again()
+    written(folder, quick="nor here")
+    with pytest.raises(
+        UserError,
+        match="claim/mine.yaml: does not say what was registered on .*; take the change back, or add anew=true",
+    ):
+        decide_again()
+    decide_again(anew=True)
+    assert [line["reason"] for line in ledger.verdicts(folder / "out").records()] == ["it is not decided here"] * 2 + [
+        "nor here"
+    ]
+    with pytest.raises(UserError, match="anew=true: every claim says what was registered, so it would change nothing"):
+        decide_again(anew=True)
+
+
+def test_the_layout_of_a_claim_is_no_part_of_what_it_says(registered):
+    folder, decide_again = registered
+    file = folder / "claim" / "mine.yaml"
+    file.write_text("# a comment\n" + file.read_text())
+    decide_again()
+
+
+@pytest.mark.parametrize("name", ["verdicts.jsonl", "registered.jsonl"])
+@pytest.mark.parametrize("how", ["edited", "taken out", "no JSON"])
+def test_a_line_that_was_edited_is_found(registered, name, how):
+    folder, decide_again = registered
+    decide_again()
+    written(folder, quick="nor here")
+    decide_again(anew=True)
+    file = folder / "out" / name
+    lines = file.read_text().splitlines(keepends=True)
+    changed = {
+        "edited": [lines[0].replace("mine", "yours"), *lines[1:]],
+        "taken out": lines[1:],
+        "no JSON": ["x\n", *lines[1:]],
+    }
+    file.write_text("".join(changed[how]))
+    with pytest.raises(UserError) as refused:
+        decide_again()
+    assert str(refused.value).startswith(f"{file}: line 1") and "\n" not in str(refused.value)
+
+
+def test_verdicts_survive_beside_the_others_by_their_evidence(tmp_path):
+    """Four claims of one day share half of 5%: 4 / (0.025 k) of evidence each, for k survivors."""
+    for name, e in (("a", 200.0), ("b", 90.0), ("c", 30.0), ("d", 1e9)):
+        ledger.registrations(tmp_path).add({"claim": name, "says": "", "date": "2026-01-01"})
+        ledger.verdicts(tmp_path).add({"claim": name, "kind": "identity" if name == "d" else "trained", "e": e})
+    ledger.registrations(tmp_path).add({"claim": "not yet", "says": "", "date": "2026-01-01"})
+    # Without the identity four are registered: 160 for one survivor, 80 for each of two, 53 for each of three.
+    assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": False}
+
+
+def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path):
+    from archlab.claim.code import bare, code_of, reachable
+
+    modules = lambda *names: frozenset(f"archlab.blocks.{name}" for name in names)  # noqa: E731
+    files = {file.name for file in reachable(modules("norm"))}
+    assert {"norm.py", "decoder.py", "step.py"} <= files and not {"deltanet.py", "tables.py"} & files
+    assert "deltanet.py" in {file.name for file in reachable(modules("deltanet"))}
+    one, same, other = (tmp_path / name for name in ("one.py", "same.py", "other.py"))
+    one.write_text('"""Says."""\nx = 1  # this\n')
+    same.write_text("x   = 1\n")
+    other.write_text("x = 2\n")
+    assert bare(one) == bare(same) != bare(other)
+    cfg = {"norm": {"_target_": "archlab.blocks.norm.RMSNorm"}}
+    assert code_of(cfg) != code_of(cfg | {"mixer": {"_target_": "archlab.blocks.deltanet.DeltaNet"}})

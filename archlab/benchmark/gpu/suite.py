@@ -14,6 +14,7 @@ from archlab.benchmark.gpu.environment import environment
 from archlab.benchmark.gpu.first_command import first_command
 from archlab.benchmark.gpu.memory import bill, linear_in_length
 from archlab.benchmark.gpu.packs import many, members_alone
+from archlab.benchmark.gpu.recurrences import recurrences
 from archlab.benchmark.gpu.short_runs import overflow, precisions, repeatable
 from archlab.benchmark.gpu.speed import compiled, eager, share_of_peak
 from archlab.benchmark.gpu.waits import no_waiting
@@ -35,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     overflow,
     precisions,
     first_command,
+    recurrences,  # last, since its kernels are compiled and tried out first, which may take minutes
 )
 
 
