@@ -341,14 +341,16 @@ def test_an_identity_holds_at_every_seed_or_fails():
         ("slope", [2, 6, 18], [9.0, 3.0, 1.0], 9.0, -1.0),
         ("last_over_first", [1, 2], [4.0, 6.0], 9.0, 1.5),
         ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.4], 3.0, -1.0),  # 2.4 is nearer to 2.0 than to 3.0
-        ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.6], 3.0, -2.0),
-        ("largest_stable", [0.001, 0.01, 0.1, 1.0], [2.4, 2.0, 2.6, 2.1], 3.0, -2.0),  # stable again, but not up to there
-        ("largest_stable", [0.001, 0.01], [2.0, math.inf], 3.0, -3.0),
+        ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.6], 3.0, -2 + 0.5 / 0.6),  # the line to 2.6 passes 2.5 there
+        ("largest_stable", [0.001, 0.01, 0.1, 1.0], [2.4, 2.0, 2.6, 2.1], 3.0, -2 + 0.5 / 0.6),  # stable again, but not up to there
+        ("largest_stable", [0.001, 0.01], [2.0, math.inf], 3.0, -2.5),  # half of the way to a run that learned nothing
+        ("largest_stable", [0.001, 0.01], [2.96, 2.99], 3.0, math.nan),  # none learned
+        ("sensitivity", [1, 2, 3], [2.96, 2.99, math.inf], 3.0, math.nan),  # it was 0.02, the least there was
         ("sensitivity", [1, 2, 3, 4], [2.5, 2.0, 3.5, math.inf], 3.0, (0.5 + 0.0 + 1.0 + 1.0) / 4),
     ],
 )  # fmt: skip
 def test_reductions_give_what_they_say(name, xs, values, failed, expected):
-    assert REDUCTIONS[name](xs, values, failed) == pytest.approx(expected, abs=1e-12)
+    assert REDUCTIONS[name](xs, values, failed) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 # --- measures -----------------------------------------------------------------------------------
