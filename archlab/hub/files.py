@@ -95,7 +95,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
     elif hasattr(decoder, MADE_FROM):
-        config, ours, cfg = as_released(ours, getattr(decoder, MADE_FROM))
+        config, ours, cfg = as_released(ours, DictConfig(getattr(decoder, MADE_FROM)))
     else:
         raise UserError(
             f"{path}: this decoder was made by calling its class, so its options are not known; make it with archlab.build"
