@@ -50,11 +50,19 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what it remarks on while it reads is no business of who loads a folder
     try:
-        return classes()[kind].from_dict(copy.deepcopy(dict(config))).to_dict()
+        return without_foreign_biases(classes()[kind].from_dict(copy.deepcopy(dict(config))).to_dict())
     except Exception:  # each class raises errors of its own
         return config
     finally:
         transformers.logging.set_verbosity(said)
+
+
+def without_foreign_biases(config: Config) -> Mapping[str, Any]:
+    """The same without what a class keeps of biases that it has no field for: its model has none."""
+    known = {field.name for field in fields(classes()[str(config["model_type"])])}
+    return {
+        name: value for name, value in config.items() if name in known or name not in ("attention_bias", "mlp_bias")
+    }
 
 
 def check_nothing_left_out(config: Config) -> None:
