@@ -165,8 +165,9 @@ def gemma3(c: Config) -> Words:
     period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
     period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
     words = without(gemma({**c, "rope_parameters": None}, "hidden_activation"), "residual", "mask", "pos")
+    uncapped = {**c, "attn_logit_softcapping": None}  # its class has the field and caps no scores
     pos = two_ropes(c, period, c.get("rope_theta", 1e6), c.get("rope_local_base_freq", 10000.0))
-    return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
+    return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(uncapped)]
 
 
 def clipped(c: Config) -> Words:

@@ -49,6 +49,7 @@ FOUND = {
     "gemma 3, fewer layers than the pattern": ("Gemma3Text", GEMMA | dict(layer_types=["sliding_attention"] * 3), {}),
     "gemma 2, layers in another order": ("Gemma2", GEMMA | dict(layer_types=["full_attention", *THREE_LOCAL[:2]]), {}),
     "gemma 2, no local layer": ("Gemma2", GEMMA | dict(layer_types=["full_attention"] * 3)),
+    "gemma 3, a cap on scores that its class ignores": ("Gemma3Text", GEMMA | dict(attn_logit_softcapping=0.5)),
     "gemma 3, no local layer": ("Gemma3Text", GEMMA | dict(layer_types=["full_attention"] * 3)),
     "cohere 2, no local layer": ("Cohere2", NEW | dict(layer_types=["full_attention"] * 3)),
     "gemma, as released": ("Gemma", NEW | HD, dict(hidden_act="gelu", hidden_activation=None)),
