@@ -109,6 +109,30 @@ class QueryKeyFactors(Block):
         return self.s.values().view(self.n_heads, 1, -1).type_as(q) * q
 
 
+class Temperature(nn.Module):
+    """(1 + scale * log(1 + floor((p + 1) / every))) q, p being how many tokens stand before the query.
+
+    They are counted from where the sequence begins, or the query's document where the mask keeps documents apart. Up to
+    position every - 2 the factor is 1.
+
+    Source: transformers' `Llama4TextAttention` (attn_scale, floor_scale), which names arXiv:2501.19399.
+    """
+
+    def __init__(self, scale: float, every: int):
+        super().__init__()
+        self.scale, self.every = scale, every
+
+    def forward(self, q: SomeHeads, context: AttentionContext) -> SomeHeads:
+        steps = ((context.places + 1).float() / self.every).floor()
+        factor = (steps.log1p() * self.scale + 1.0)[:, None, :, None]
+        return (q * factor).type_as(q)
+
+    @property
+    def formula(self) -> str:
+        """The factor, as a drawing has it."""
+        return f"1 + {self.scale:g} ln(1 + ⌊(p + 1) / {self.every}⌋)"
+
+
 class OutputGate(Block):
     """sigmoid(W x) times what the heads gathered, x being the mixer's input: a factor for each feature, or for each head.
 

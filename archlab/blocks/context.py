@@ -132,6 +132,12 @@ class AttentionContext:
         """What stands `back` tokens before each of these, with zeros where the mask keeps that apart as another document's."""
         return self.token_positions.within_document(earlier, back) if self.mask.uses_documents else earlier
 
+    @property
+    def places(self) -> Int[Tensor, "#batch query"]:
+        """How many tokens stand before each query in its sequence, or in its document where the mask keeps these apart."""
+        where = self.token_positions
+        return where.places if self.mask.uses_documents else where.query_index
+
     def of(self, block: "QueryBlock") -> "QueryBlock":
         """A block of queries as this context's `blocks` have it."""
         return block
