@@ -56,10 +56,9 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
         return [*proportional(entries, float(base), float(asked)), f"pos.layout={layout}"]
     share = fraction if fraction == 1 and kind == "default" else asked
     base, share = as_it_rotates(c, said := float(base), float(share))
-    if kind == "dynamic" and base != said:  # its power of the factor goes by the odd number
-        raise unsupported(
-            "partial_rotary_factor", asked, "one that rotates an even number of features, with rope_type=dynamic"
-        )
+    if kind in ("dynamic", "yarn") and base != said:  # a power of the factor, and a ramp, that go by the odd number
+        can = f"one that rotates an even number of features, with rope_type={kind}"
+        raise unsupported("partial_rotary_factor", asked, can)
     words = ["pos=rope", f"pos.base={base}", f"pos.layout={layout}", f"pos.fraction={share}"]
     if kind == "default":
         return words

@@ -163,6 +163,7 @@ def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
         ("SmolLM3", dict(layer_types=["chunked_attention"] * 3), "layer_types=chunked_attention: no block"),
         ("Llama", dict(rope_parameters=YARN | dict(factor=1.0, attention_factor=1.3)), "attention_factor=1.3: .*; supported is attention_factor=1.0 with factor=1.0"),
         ("Glm", HD | dict(rope_parameters=dict(rope_type="dynamic", factor=2.0, partial_rotary_factor=0.5)), "partial_rotary_factor=0.5: .*; supported is one that rotates an even number of features"),
+        ("Mixtral", dict(head_dim=4, rope_parameters=YARN | dict(partial_rotary_factor=0.75)), "partial_rotary_factor=0.75: .*; supported is one that rotates an even number of features, with rope_type=yarn"),
         ("Mixtral", dict(num_experts_per_tok=1), "num_experts_per_tok=1: .*; supported is 2 or more"),
         ("Glm4Moe", dict(num_experts_per_tok=4, n_routed_experts=4), "num_experts_per_tok=4: .*; supported is fewer than n_routed_experts=4"),
         ("Falcon", dict(new_decoder_architecture=True, parallel_attn=False), "parallel_attn=False: no block"),
