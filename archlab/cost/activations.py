@@ -25,6 +25,7 @@ from torch import Tensor
 from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.contracts import Norm, Residual
 from archlab.cost.measure import kept_by_branches
+from archlab.cost.shapes import shapes_alone
 from archlab.model.decoder import Decoder
 
 
@@ -64,7 +65,7 @@ def branch_inputs(residual: Residual, d_model: int, n_branches: int) -> int:
         return torch.empty_like(x)
 
     on_meta = copy.deepcopy(residual).to("meta")
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad(), shapes_alone():
         on_meta(on_meta.enter(torch.empty(1, 1, d_model)), (branch,) * n_branches)
     return len(read)
 

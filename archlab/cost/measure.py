@@ -5,7 +5,6 @@ on values, is run on the CPU instead, with random weights, one layer of each kin
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
 from archlab.blocks.token_positions import at_the_start
+from archlab.cost.shapes import Flops, shapes_alone
 from archlab.model.course import course_of
 from archlab.model.decoder import Decoder, Layer, LayerCall, next_alone, run_plainly
 
@@ -26,17 +25,17 @@ LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
 
 
-def flops_of_solving(matrix: tuple[int, ...], wanted: tuple[int, ...], **_: Any) -> int:
+def flops_of_solving(matrix: Tensor, wanted: Tensor, **_: Any) -> int:
     """n (n - 1) for each column: a multiply-add for each entry below the diagonal, which is ones."""
-    return math.prod(wanted) * (matrix[-1] - 1)
+    return wanted.numel() * (matrix.shape[-1] - 1)
 
 
-def flops_of_adding_products(*_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+def flops_of_adding_products(*_: Any, out_val: Tensor, **__: Any) -> int:
     """A multiply-add for each number that comes out."""
-    return 2 * math.prod(out_shape)
+    return 2 * out_val.numel()
 
 
-LEFT_OUT = {
+LEFT_OUT: dict[Any, Callable[..., int]] = {
     torch.ops.aten.linalg_solve_triangular: flops_of_solving,
     torch.ops.aten.addcmul: flops_of_adding_products,
 }
@@ -59,17 +58,17 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int, training: bool = Fal
         by_layer: list[int] = []
 
         def counted(call: LayerCall, layer: Layer, *given: Any) -> Any:
-            with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as alone:
-                out = run_plainly(call, layer, *given)
-            by_layer.append(alone.get_total_flops())
+            before = counter.total
+            out = run_plainly(call, layer, *given)
+            by_layer.append(counter.total - before)
             return out
 
         decoder.run_layer = counted
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
+        with torch.no_grad(), Flops(LEFT_OUT) as counter:
             contexts = [context.as_one_block() for context in decoder.read(tokens)]
             decoder.compute(tokens, contexts, ahead=decoder.ahead if training else next_alone)
         more = sum((n - 1) * flops for n, flops in zip(times, by_layer[: len(times)], strict=True))
-        total = counter.get_total_flops() + more
+        total = counter.total + more
 
     where_it_can(short, run, tokens)
     return total / seq_len
@@ -203,8 +202,9 @@ def id_of(tensor: Tensor) -> int:
 def where_it_can(decoder: Decoder, run: Callable[[Decoder, Tensor], None], tokens: Tensor) -> None:
     """Runs on the meta device, or where a block asks for values there, on the CPU with weights of no account."""
     try:
-        with torch.device("meta"):
-            run(on_meta(decoder), tokens)
+        without_numbers = on_meta(decoder)
+        with shapes_alone():
+            run(without_numbers, tokens)
     except (NotImplementedError, RuntimeError):
         real = with_some_weights(decoder)
         run(real, torch.zeros(tokens.shape, dtype=torch.long, device="cpu"))

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -89,7 +89,7 @@ class Layer(Block):
         self.residual = residual
         self.register_load_state_dict_pre_hook(with_todays_names)
         self.n_branches = branches_beside(ffn)
-        self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
+        self.call_ffn = with_taps if "taps" in parameters_of(type(ffn).forward) else without_taps
 
     def forward(self, x: Tensor, context: AttentionContext, taps: Taps = NOBODY_LOOKS) -> Tensor:
         context = context.watched_by(taps)
@@ -635,8 +635,9 @@ def built_alike(one: LayerParts, other: LayerParts) -> bool:
     return one is other or (sizes and all(alike(getattr(one, name), getattr(other, name)) for name in makers))
 
 
+@lru_cache(maxsize=256)
 def parameters_of(maker: Callable[..., Any]) -> Collection[str]:
-    """The names of what a block's constructor takes."""
+    """The names of what a block's constructor, or another function, takes."""
     return inspect.signature(maker).parameters
 
 
