@@ -16,7 +16,7 @@ from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reaso
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
-from archlab.report.claims import claims_markdown, draw_claim, readme
+from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
 
 Record = dict[str, Any]
@@ -192,16 +192,14 @@ LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "date", "reason", "
 """What verdicts.jsonl says of each verdict."""
 
 
-def keep_index(output: Path) -> None:
-    """A page of all claims that were decided here, by verdict and name."""
+def keep_index(output: Path, known: Iterable[str] = ()) -> None:
+    """A page of all claims that were decided here: by verdict, by what choices bought, and what was said of them earlier."""
     records = [record for file in output.glob("*/result.json") if (record := kept(file))]
     survives = surviving(output)
     for record in records:
         record["survives"] = survives.get(record["name"])
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
-    made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
-    head = f"# Claims\n\nDecided by `python -m archlab claims`: {'; '.join(made)}.\n\n"
-    write_text(output / "README.md", head + claims_markdown(records))
+    write_text(output / "README.md", index_page(records, verdicts(output).records(), known))
 
 
 def kept(file: Path) -> Record | None:

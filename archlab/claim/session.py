@@ -75,7 +75,7 @@ def decide_claims(
         for made in as_they_settle(courses, workers, pack, progress):
             settle(made)
     for folder in dict.fromkeys(folders.values()):
-        keep_index(folder)
+        keep_index(folder, known_claims() if folder == OUR_OWN else ())
         survives = surviving(folder)
         for name, record in records.items():
             if folders[name] == folder:
