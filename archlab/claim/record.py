@@ -180,13 +180,20 @@ def commits(jobs: Iterable[Job]) -> set[str]:
 
 
 def keep(record: Record, folder: Path) -> None:
-    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl."""
+    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl.
+
+    What is found once more, of the same evidence, is not noted there again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
+    before = [line for line in verdicts(folder.parent).records() if line["claim"] == record["name"]]
+    if not before or any(before[-1].get(name) != record.get(name) for name in EVIDENCE):
+        verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
     write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
     picture = draw_claim(record, folder / "plot.png")
     write_text(folder / "README.md", readme(record, picture))
 
+
+EVIDENCE = ("says", "budget", "verdict", "e", "seeds", "reason")
 
 LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "date", "reason", "git")
 """What verdicts.jsonl says of each verdict."""

@@ -448,7 +448,7 @@ def test_a_claims_runs_are_made_once_and_found_again(session):
 def test_every_verdict_is_kept_in_a_line(session):
     folder, *_, records = session
     lines = ledger.verdicts(folder / "out").records()
-    assert [line["claim"] for line in lines] == ["mine"] * 3 and len({line["before"] for line in lines}) == 3
+    assert [line["claim"] for line in lines] == ["mine"]  # what was found again is not noted again
     (registered,) = ledger.registrations(folder / "out").records()
     assert registered["claim"] == "mine" and registered["says"] == records[0]["says"]
 
@@ -649,8 +649,9 @@ def test_a_claim_that_says_otherwise_than_what_was_registered_is_refused(registe
     ):
         decide_again()
     decide_again(anew=True)
-    assert [line["reason"] for line in ledger.verdicts(folder / "out").records()] == ["it is not decided here"] * 2 + [
-        "nor here"
+    assert [line["reason"] for line in ledger.verdicts(folder / "out").records()] == [
+        "it is not decided here",
+        "nor here",
     ]
     with pytest.raises(UserError, match="anew=true: every claim says what was registered, so it would change nothing"):
         decide_again(anew=True)
