@@ -45,7 +45,7 @@ class Course:
         if isinstance(self.budget, str):
             return []
         if trials := [job for job in self.trials_to_make() if job.result is None]:
-            return trials
+            return [*trials]
         for n in self.looks():
             if missing := [job for job in self.jobs(n) if job.result is None]:
                 return missing

@@ -39,7 +39,7 @@ def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
         "command": f"python -m archlab claims {claim.name} budget={budget_name}",
     }
     if isinstance(made.budget, str):
-        nothing = {
+        nothing: Record = {
             "regime": None,
             "seconds": 0.0,
             "seeds": 0,

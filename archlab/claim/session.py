@@ -106,8 +106,9 @@ def as_they_settle(courses: Sequence[Course], workers: int, pack: PackSize, prog
             left.remove(made)
             yield made
             progress.add(sum(map(seconds, missing(made.most))))  # what it turned out not to need
-        for done, _ in work(in_packs(list(todo.values()), pack), workers):
-            progress.add(seconds(done))
+        if todo:
+            for done, _ in work(in_packs(list(todo.values()), pack), workers):
+                progress.add(seconds(done))
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:
