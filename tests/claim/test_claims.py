@@ -111,6 +111,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
+        ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
