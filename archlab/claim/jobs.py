@@ -213,6 +213,8 @@ def plain(part: object) -> object:
     from archlab.train.runtime import settled_precision  # here, since it takes a second to import
 
     whole = plain_dict(part)
+    if whole.get("data_seed") is None:
+        whole.pop("data_seed", None)  # runs from before there was one are still found
     settled = {"precision": settled_precision(part.device, part.precision)}
     return {name: value for name, value in whole.items() if name not in WHEREVER} | settled
 

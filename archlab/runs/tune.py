@@ -53,7 +53,7 @@ DEVELOPMENT = 1000
 SEEDS = (DEVELOPMENT, DEVELOPMENT + 1)
 """Of the trials of each rate."""
 
-APART = ("seed", "output", "device")
+APART = ("seed", "data_seed", "output", "device")
 """What does not make another arm; what `device` decides is the precision."""
 
 Cells = Mapping[int, Sequence[float]]
@@ -167,6 +167,7 @@ class Trial:
         """What the trial is, as a run."""
         cfg = self.arm.copy()
         cfg.train.lr, cfg.seed, cfg.probe.every, cfg.eval.part = self.rate, self.seed, None, "tuning"
+        cfg.data_seed = None  # a tuning seed is that of everything
         return cfg
 
     @property

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from omegaconf import open_dict
 from oracles import composed
 
 import archlab
@@ -707,3 +708,12 @@ def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path)
     assert bare(one) == bare(same) != bare(other)
     cfg = {"norm": {"_target_": "archlab.blocks.norm.RMSNorm"}}
     assert code_of(cfg) != code_of(cfg | {"mixer": {"_target_": "archlab.blocks.deltanet.DeltaNet"}})
+
+
+def test_runs_from_before_there_was_a_data_seed_are_found(tmp_path):
+    cfg = composed(*SMALL)
+    older = cfg.copy()
+    with open_dict(older):
+        del older["data_seed"]
+    assert RunJob(cfg, tmp_path).folder == RunJob(older, tmp_path).folder
+    assert RunJob(composed(*SMALL, "data_seed=0"), tmp_path).folder != RunJob(cfg, tmp_path).folder
