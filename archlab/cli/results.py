@@ -70,6 +70,7 @@ class ClaimsOptions:
     output: str | None = None
     pack: Literal["auto", "off"] | Count = "auto"
     anew: bool = False
+    ladder: str | None = None
 
 
 def claims(arguments: list[str]) -> None:
