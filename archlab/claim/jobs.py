@@ -82,6 +82,8 @@ class RunJob:
     @property
     def begun(self) -> Path | None:
         """A run that an interrupted session left."""
+        if not self.folder.is_dir():
+            return None
         return same_run(self.folder, as_written(plain_dict(self.plan.cfg, resolve=True)))
 
     @property

@@ -1,5 +1,6 @@
 """Decided claims -> a table, a plot of every value that was compared, and a page in words."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -114,7 +115,9 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
             rung for rung in rungs if rung[shared] == times and rung["parts"][0]["effect"] is not None and rung[scale]
         ]
         effects = [rung["parts"][0]["effect"] for rung in line]
-        bounds = [rung["parts"][0]["interval"] or (effect, effect) for rung, effect in zip(line, effects, strict=True)]
+        bounds = [
+            rung["parts"][0]["interval"] or (math.nan, math.nan) for rung, effect in zip(line, effects, strict=True)
+        ]
         below, above = ([abs(effect - ends[i]) for effect, ends in zip(effects, bounds, strict=True)] for i in (0, 1))
         axes.errorbar(
             [rung[scale] for rung in line], effects, [below, above], marker="o", markersize=4, linewidth=1, capsize=3,

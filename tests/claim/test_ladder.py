@@ -126,22 +126,18 @@ def test_each_rung_is_decided_and_kept_whole_and_the_claim_covers_all(tmp_path, 
     made_up.of = lambda cfg: (
         2.0 + wiggle(cfg) - (cfg.choices.norm == "layer") * (0.5 + 0.1 * math.log2(cfg.size.d_model / 64))
     )
-    record = decided(tmp_path, "2x2", tune=None)
+    record = decided(tmp_path, "2x2")
     assert len(record["rungs"]) == 4 and [one["label"] for one in record["rungs"]][1] == "width x1, steps x2"
     for one, (width, steps) in zip(record["rungs"], ((1, 1), (1, 2), (2, 1), (2, 2)), strict=True):
         assert one["n_params"] == 64_000 * width and one["tokens"] == 4 * steps * 4 * 16
         assert one["parts"][0]["effect"] == pytest.approx(-0.5 - 0.1 * (width == 2), abs=0.01)
-        assert set(one["rates"]) == {"a", "b"} and one["seeds"] in (2, 3) and one["trials"] > 0
+        assert one["seeds"] in (2, 3)
         assert f"size.d_model={64 * width}" in one["arms"]["a"]["train"] or width == 1
     assert record["seconds"] == sum(one["seconds"] for one in record["rungs"]) == len(made_up.made)
     kept = json.loads((tmp_path / "out" / "mine" / "result.json").read_text())
     assert kept["rungs"] == json.loads(json.dumps(record["rungs"]))
     page = (tmp_path / "out" / "mine" / "README.md").read_text()
-    assert (
-        "ladder=2x2" in page
-        and "| width x2, steps x2 | 1.28e+05 | 512 | -0.6" in page
-        and "## Rates at width x2, steps x1" in page
-    )
+    assert "ladder=2x2" in page and "| width x2, steps x2 | 1.28e+05 | 512 | -0.6" in page
     assert (tmp_path / "out" / "mine" / "plot.png").stat().st_size > 5000
     assert "per doubling of parameters" in record["reason"] and record["slopes"]["parameters"][
         "per_doubling"
@@ -152,8 +148,13 @@ def test_each_rung_finds_rates_of_its_own(tmp_path, made_up):
     """The best rate falls with the width, as here it is made to."""
     best = lambda cfg: 3e-3 * 64 / cfg.size.d_model  # noqa: E731
     made_up.of = lambda cfg: 2.0 + 0.1 * math.log2(cfg.train.lr / best(cfg)) ** 2 + wiggle(cfg)
-    record = decided(tmp_path, "3x1", tune=None)
-    assert [one["rates"]["a"]["lr"] for one in record["rungs"]] == pytest.approx([3e-3, 1.5e-3, 7.5e-4])
+    record = decided(tmp_path, "2x1", tune=None, quick={"seeds": 2})
+    assert [one["rates"]["a"]["lr"] for one in record["rungs"]] == pytest.approx([3e-3, 1.5e-3])
+    assert [one["trials"] for one in record["rungs"]] == [2 * 2 * 3, 2 * 2 * 4], (
+        "two arms, two seeds, three rates and four"
+    )
+    page = (tmp_path / "out" / "mine" / "README.md").read_text()
+    assert "## Rates at width x1, steps x1" in page and "## Rates at width x2, steps x1" in page
 
 
 def test_the_plan_that_is_announced_is_of_all_rungs(tmp_path, made_up, capsys):
