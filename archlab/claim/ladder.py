@@ -31,7 +31,7 @@ AGAINST = ("REFUTED", "TIE")
 
 
 @dataclass(frozen=True)
-class Ladder:
+class ClaimLadder:
     """A claim's courses, one at each rung; a single one where no ladder was asked for."""
 
     claim: Claim
@@ -61,17 +61,17 @@ def joined(lists: Iterable[Sequence[Job]]) -> list[Job]:
     return [job for jobs in lists for job in jobs]
 
 
-def ladder(claim: Claim, budget_name: BudgetName, jobs: JobStore, asked: str | None = None) -> Ladder:
+def ladder(claim: Claim, budget_name: BudgetName, jobs: JobStore, asked: str | None = None) -> ClaimLadder:
     """Raises UserError where the claim cannot be made at a rung, or a rung is beyond this machine's memory."""
     rungs = rungs_of(asked)
     if asked is None or isinstance(claim.budgets[budget_name], str):
-        return Ladder(claim, asked, (course(claim, budget_name, jobs),))
+        return ClaimLadder(claim, asked, (course(claim, budget_name, jobs),))
     where = f"ladder={asked}: {claim.name}"
     if claim.kind != "trained":
         raise UserError(f"{where} trains nothing, so that it has no rungs; leave the ladder out, or name other claims")
     check_swept(where, claim)
     try:
-        made = Ladder(claim, asked, tuple(course(claim, budget_name, jobs, rung) for rung in rungs))
+        made = ClaimLadder(claim, asked, tuple(course(claim, budget_name, jobs, rung) for rung in rungs))
     except UserError as error:
         raise UserError(f"ladder={asked}: {error}") from None
     check_memory(asked, made)
@@ -85,7 +85,7 @@ def check_swept(where: str, claim: Claim) -> None:
             raise UserError(f"{where} runs over {min(both)} itself, which a ladder multiplies; leave the ladder out")
 
 
-def check_memory(asked: str, made: Ladder) -> None:
+def check_memory(asked: str, made: ClaimLadder) -> None:
     """Raises UserError where a run of the widest rung does not fit into this machine's memory."""
     widest = made.rungs[-1]
     for job in widest.jobs(1):

@@ -14,7 +14,7 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.claim.course import Course
 from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
-from archlab.claim.ladder import Ladder, n_params_of, slopes_of, together, tokens_of, why
+from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
 from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, readme
@@ -23,7 +23,7 @@ from archlab.runs import tune
 Record = dict[str, Any]
 
 
-def record_of(made: Ladder, budget_name: str, registered: str | None) -> Record:
+def record_of(made: ClaimLadder, budget_name: str, registered: str | None) -> Record:
     """The claim, what was measured and what it comes to; JSON. `registered` is the date.
 
     Of a ladder `rungs` holds each rung's record whole; parts, controls, rates and the like are then those of the rung that
@@ -62,7 +62,7 @@ def record_of(made: Ladder, budget_name: str, registered: str | None) -> Record:
     return record | (rungs[0] if len(rungs) == 1 else ladder_record(made, decisions, rungs))
 
 
-def ladder_record(made: Ladder, decisions: Sequence[Decision], rungs: Sequence[Record]) -> Record:
+def ladder_record(made: ClaimLadder, decisions: Sequence[Decision], rungs: Sequence[Record]) -> Record:
     """What the rungs come to together."""
     whole = together(decisions)
     rungs = [scale_of(course) | rung for course, rung in zip(made.rungs, rungs, strict=True)]

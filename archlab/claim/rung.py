@@ -25,7 +25,7 @@ FORM = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class Rung:
+class ClaimRung:
     """How many times as wide, and as long in training, as the claim says."""
 
     width: int = 1
@@ -40,7 +40,7 @@ class Rung:
         return multiplied(self.width, self.steps, asked, own)
 
 
-AS_CLAIMED = Rung()
+AS_CLAIMED = ClaimRung()
 
 
 @cache
@@ -65,7 +65,7 @@ def multiplied(width: int, steps: int, asked: Words, own: Path | None) -> Words:
     return tuple(words)
 
 
-def rungs_of(ladder: str | None) -> tuple[Rung, ...]:
+def rungs_of(ladder: str | None) -> tuple[ClaimRung, ...]:
     """Of "3x2": three widths at two horizons each; the claim itself where there is no ladder. Raises UserError."""
     if ladder is None:
         return (AS_CLAIMED,)
@@ -77,4 +77,4 @@ def rungs_of(ladder: str | None) -> tuple[Rung, ...]:
         raise UserError(f"ladder={ladder}: is above {MOST}x{MOST}, 8 times the width and the steps; use less")
     if widths == horizons == 1:
         raise UserError("ladder=1x1: is each claim as it stands, so it would change nothing; leave it out")
-    return tuple(Rung(2**i, 2**j) for i in range(widths) for j in range(horizons))
+    return tuple(ClaimRung(2**i, 2**j) for i in range(widths) for j in range(horizons))

@@ -11,7 +11,7 @@ from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
 from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
-from archlab.claim.ladder import Ladder
+from archlab.claim.ladder import ClaimLadder
 from archlab.claim.ladder import ladder as on_ladder
 from archlab.claim.ledger import register, registrations, surviving
 from archlab.claim.pace import measured, since_start
@@ -47,7 +47,7 @@ def decide_claims(
     `decided` beside its runs. Every claim is registered there before its first run.
     Raises UserError before anything is run where a claim can't be read or made.
     """
-    start, claims = since_start(), chosen(names, own)
+    start, claims = since_start(), chosen(names, own, budget)
     if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
         expect_workers()  # they import while this process plans
     jobs = JobStore(runs, own)
@@ -68,7 +68,7 @@ def decide_claims(
     announce(console, courses, least, most, workers, start)
     records: dict[str, Record] = {}
 
-    def settle(made: Ladder) -> None:
+    def settle(made: ClaimLadder) -> None:
         name = made.claim.name
         record = records[name] = record_of(made, budget, registered_on(folders[name], name, ladder))
         keep(record, folders[name] / name)
@@ -92,7 +92,9 @@ AHEAD = 4
 """So many jobs for each worker are sought before any is begun, from as many claims as that takes."""
 
 
-def as_they_settle(courses: Sequence[Ladder], workers: int, pack: PackSize, progress: Counted) -> Iterator[Ladder]:
+def as_they_settle(
+    courses: Sequence[ClaimLadder], workers: int, pack: PackSize, progress: Counted
+) -> Iterator[ClaimLadder]:
     """Does what the claims want, the first of them first, and yields each when it is settled."""
     left = list(courses)
     while left:
@@ -142,7 +144,19 @@ def home(name: str, runs: Path) -> Path:
     return OUR_OWN if name in known_claims() else runs / "decided"
 
 
-def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
+def chosen(names: Sequence[str], own: Path | None, budget: BudgetName) -> list[Claim]:
+    """The claims that have this budget. Raises UserError where one that is named has none, or none is left."""
+    claims = named(names, own)
+    without = [claim.name for claim in claims if budget not in claim.budgets]
+    if without and (len(without) == len(claims) or without[0] in names):
+        raise UserError(
+            f"budget={budget}: {without[0]} says nothing of it; give the claim {budget}: {{overrides: [...]}}, or use budget=quick"
+            " or full"
+        )
+    return [claim for claim in claims if budget in claim.budgets]
+
+
+def named(names: Sequence[str], own: Path | None) -> list[Claim]:
     known = known_claims((own,) if own else ())
     picked: dict[str, Path] = {}
     for name in names or known:
@@ -154,7 +168,12 @@ def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
 
 
 def announce(
-    console: Console, courses: Sequence[Ladder], least: Sequence[Job], most: Sequence[Job], workers: int, start: float
+    console: Console,
+    courses: Sequence[ClaimLadder],
+    least: Sequence[Job],
+    most: Sequence[Job],
+    workers: int,
+    start: float,
 ) -> None:
     """Says what there is to do and how long it takes, by the pace of this machine: as little, and as much, as it may be."""
     claims = counted(len(courses), "claim")

@@ -37,7 +37,7 @@ class Claims(Shown):
 @checked
 def claims(
     *names: str,
-    budget: Literal["quick", "full"] = "quick",
+    budget: Literal["quick", "full", "gpu"] = "quick",
     workers: Count | None = None,
     runs: str | Path = "experiments/runs/claims",
     output: str | Path | None = None,

@@ -71,7 +71,7 @@ def decided(folder: Path, asked: str | None = "2x2", **changes):
 def test_a_rung_multiplies_the_width_at_a_constant_head_dim_and_the_steps(tmp_path):
     plain = ("size=nano", "train.steps=30", "mixer=gqa")
     for words in (plain, (*plain, "size.n_kv_heads=2", "size.d_ff=96", "embed.width=32"), (*plain, "size.head_dim=24")):
-        once, wide = composed(words, None), composed((*words, *rung.Rung(4, 2).words(words, None)), None)
+        once, wide = composed(words, None), composed((*words, *rung.ClaimRung(4, 2).words(words, None)), None)
         assert wide.size.head_dim == once.size.head_dim and wide.train.steps == 60
         for name in ("d_model", "n_heads", "n_kv_heads"):
             assert wide.size[name] == 4 * once.size[name]
@@ -79,10 +79,10 @@ def test_a_rung_multiplies_the_width_at_a_constant_head_dim_and_the_steps(tmp_pa
         if "size.d_ff=96" in words:
             assert wide.size.d_ff == 4 * 96
         assert wide.size.n_layers == once.size.n_layers and wide.train.lr == once.train.lr
-    assert rung.Rung(1, 1).words(plain, None) == ()
-    assert rung.Rung(1, 4).words(("size=nano", "train.tokens=4000"), None) == ("train.tokens=16000",)
+    assert rung.ClaimRung(1, 1).words(plain, None) == ()
+    assert rung.ClaimRung(1, 4).words(("size=nano", "train.tokens=4000"), None) == ("train.tokens=16000",)
     # Nano's d_ff is matched to the width, so it is left to that rule.
-    assert rung.Rung(2).words(plain, None) == ("size.d_model=128", "size.n_heads=8")
+    assert rung.ClaimRung(2).words(plain, None) == ("size.d_model=128", "size.n_heads=8")
 
 
 def test_a_ladder_is_every_size_at_every_horizon():
