@@ -72,13 +72,13 @@ def decide_claims(
         name = made.claim.name
         record = records[name] = record_of(made, budget, registered_on(folders[name], name, ladder))
         keep(record, folders[name] / name)
+        keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
     with Counted("claims", sum(map(seconds, most)), console) as progress:
         for made in as_they_settle(courses, workers, pack, progress):
             settle(made)
     for folder in dict.fromkeys(folders.values()):
-        keep_index(folder)
         survives = surviving(folder)
         for name, record in records.items():
             if folders[name] == folder:

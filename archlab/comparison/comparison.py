@@ -307,7 +307,7 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
             notes.append(f"{measured.arm.label}: {_failures(measured)}")
         if measured.against is not None:
             notes += [f"{measured.arm.label}: {said}" for said in _open(measured, found)]
-    notes += _price(found)
+    notes += [*_price(found), *_untuned(found)]
     if all(len(measured.values) < 2 for measured in found.arms):
         notes.append("one seed only, so nothing can be said of chance; run more, such as seed=0,1,2,3,4,5")
     if all(reached[axis] is not None for axis in AXES):
@@ -382,6 +382,20 @@ def _runs(runs: int, minutes: float | None) -> str:
     return f"{runs} more runs" + (
         "" if minutes is None else f", {minutes:.2g} minutes" if minutes < 99.5 else f", {minutes / 60:.2g} hours"
     )
+
+
+def _untuned(found: ComparedArms) -> list[str]:
+    """Says of a comparison of trained arms that their rates were not sought, and which they are."""
+    arms = [measured.arm for measured in found.arms]
+    fixed = [arm for arm in arms if not any(run.summary.get("tuned") for run in arm.runs)]
+    rates = sorted({float(run.config["train"]["lr"]) for arm in fixed for run in arm.runs})
+    if len(arms) < 2 or not fixed:
+        return []
+    whose = "every arm is" if len(fixed) == len(arms) else ", ".join(arm.label for arm in fixed) + ":"
+    at = ", ".join(f"{rate:g}" for rate in rates)
+    return [
+        f"{whose} untuned, at lr={at}, which may suit one arm better than another; tune=lr finds each a rate of its own"
+    ]
 
 
 def _price(found: ComparedArms) -> list[str]:

@@ -98,13 +98,11 @@ def normal(sd: float = 1.0, fails: tuple[float, float] = (0.0, 0.0)) -> Draw:
 
 
 def of_runs(values: np.ndarray) -> Draw:
-    """Both arms drawn without replacement from the runs of one configuration."""
-    if len(values) < 2 * CAP:
-        raise SystemExit(f"{len(values)} runs; {2 * CAP} are needed: python experiments/aa/train_runs.py {2 * CAP}")
+    """Both arms drawn with replacement from the runs of one configuration."""
 
     def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = values[rng.random((studies, len(values))).argsort(axis=1)[:, : 2 * CAP]]
-        return drawn[:, :CAP], drawn[:, CAP:]
+        a, b = rng.choice(values, (2, studies, CAP))
+        return a, b
 
     return draw
 

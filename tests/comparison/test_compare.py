@@ -503,7 +503,7 @@ def test_runs_of_several_commits_and_devices_are_said(tmp_path):
 def drawn_run(arm, seed, value, folder):
     config = {
         "seed": seed,
-        "train": {"steps": 4, "batch_size": 2, "train_len": 8},
+        "train": {"steps": 4, "batch_size": 2, "train_len": 8, "lr": 1e-3},
         "size": {"vocab_size": 9},
         "arm": arm,
         "eval": {"protocol": "disjoint", "lengths": [1], "stride": None, "tokens": 64},
@@ -546,3 +546,15 @@ def test_a_run_from_before_mixers_had_their_name_is_of_one_arm_with_a_newer_one(
     new = write_run(tmp_path, seed=1, name="new", config={"choices.mixer": "gqa", "mixer.qkv_bias": True})
     (arm,), _ = sort_into_arms([read_run(old), read_run(new)])
     assert arm.seeds == [0, 1]
+
+
+def test_arms_whose_rates_were_not_sought_are_called_untuned(tmp_path):
+    write_run(tmp_path, "norm=rms", val_loss=2.5)
+    write_run(tmp_path, "norm=layer", val_loss=2.0)
+    untuned = [note for note in compare(read_all([tmp_path])[0]).notes if "untuned" in note]
+    assert len(untuned) == 1 and untuned[0].startswith(
+        "every arm is untuned, at lr=0.003, which may suit one arm better"
+    )
+    write_run(tmp_path, "norm=none", val_loss=2.2, tuned={"lr": 0.006, "edge": False, "rates": [], "seeds": [1000]})
+    (told,) = [note for note in compare(read_all([tmp_path])[0]).notes if "untuned" in note]
+    assert told.startswith("norm=rms, norm=layer: untuned, at lr=0.003")
