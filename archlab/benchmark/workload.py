@@ -8,7 +8,7 @@ from archlab.config.assemble import build
 from archlab.data.batch import Batch
 from archlab.model.decoder import check_decodable
 from archlab.model.generate import generate
-from archlab.runs.assembled import open_source, settings_of
+from archlab.runs.assembled import open_source, settings_of, training_seed
 from archlab.train.compiling import layer_calls
 from archlab.train.objective import placed
 from archlab.train.runtime import Runtime, runtime
@@ -38,11 +38,11 @@ class Workload:
             )
         self.settings: TrainSettings = settings_of(cfg)
         self.source = open_source(cfg)
-        self.batch: Batch = self.source.train(cfg.seed, 1, self.settings.batch_size, self.settings.train_len)
+        self.batch: Batch = self.source.train(training_seed(cfg), 1, self.settings.batch_size, self.settings.train_len)
         self.decoder = build(cfg).to(self.machine.device).train()
         if self.settings.checkpoint:
             self.decoder.recompute_activations()
-        self.state = TrainState.begin(self.decoder, self.settings, self.machine, cfg.seed)
+        self.state = TrainState.begin(self.decoder, self.settings, self.machine, training_seed(cfg))
         self.call = layer_calls(self.decoder, self.machine.compile)
         self._step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every, self.call)
         self._eager_step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every)

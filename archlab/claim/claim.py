@@ -9,6 +9,7 @@ arms       name: overrides of that arm; or {train: overrides, then: overrides} t
 common     overrides of every arm
 quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one. `seeds` is the
            most that are used: a trained claim is looked at from 6 on (archlab.comparison.rule.LOOKS)
+gpu        the same for a machine with a GPU; a claim may be without it
 controls   parts as below that show that the runs can tell: without them there is no verdict. What expects no difference needs
            one that finds a difference
 parts      what has to be seen, all of it:
@@ -42,7 +43,7 @@ from archlab.config.overrides import check_own, conf_dir
 from archlab.records.summary import KINDS
 from archlab.runs.tune import DEVELOPMENT
 
-BudgetName = Literal["quick", "full"]
+BudgetName = Literal["quick", "full", "gpu"]
 ClaimWords = Annotated[str, MinLen(1)]
 Kind = Literal["trained", "initial", "identity"]
 
@@ -141,6 +142,7 @@ class ClaimFile(Strict):
     controls: tuple[Part, ...] = ()
     quick: Budget | ClaimWords
     full: Budget | ClaimWords
+    gpu: Budget | ClaimWords | None = None
     common: tuple[str, ...] = ()
 
 
@@ -158,7 +160,7 @@ def read_claim(file: Path) -> Claim:
     arms = {label: arm if isinstance(arm, ClaimArm) else ClaimArm(train=arm) for label, arm in given.arms.items()}
     claim = Claim(
         name, one_line(given.sentence), one_line(given.source), given.kind, one_line(given.tune or "lr"), arms, given.parts,
-        given.controls, given.common, {"quick": given.quick, "full": given.full}, hash_of(given),
+        given.controls, given.common, budgets_of(given), hash_of(given),
     )  # fmt: skip
     check_kind(f"claim/{name}.yaml", claim, given)
     for field, parts in (("parts", claim.parts), ("controls", claim.controls)):
@@ -167,8 +169,16 @@ def read_claim(file: Path) -> Claim:
     return claim
 
 
+def budgets_of(given: ClaimFile) -> dict[str, Budget | str]:
+    gpu: dict[str, Budget | str] = {} if given.gpu is None else {"gpu": given.gpu}
+    return {"quick": given.quick, "full": given.full} | gpu
+
+
 def hash_of(given: ClaimFile) -> str:
-    return hashlib.sha256(json.dumps(given.model_dump(), sort_keys=True, default=str).encode()).hexdigest()
+    said = given.model_dump()
+    if given.gpu is None:
+        del said["gpu"]  # a file from before there was this budget says what it said
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:

@@ -19,6 +19,7 @@ from archlab.claim.decide import Decision, PartResult, Values, decide, decide_pa
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
+from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key
 from archlab.comparison.rule import LOOKS
 from archlab.records.summary import KINDS
@@ -32,8 +33,8 @@ class Course:
     claim: Claim
     budget: Budget | str
     made: JobStore
-    rung: Words = ()
-    """Overrides of a rung of a ladder, after all others."""
+    rung: ClaimRung = AS_CLAIMED
+    """Of a ladder: its overrides come after all others but what a part runs over."""
 
     rates: dict[str, float] = field(default_factory=dict)
     """By arm, once they are found."""
@@ -147,7 +148,8 @@ class Course:
 
     def words(self, label: str, swept: Words = ()) -> Words:
         assert isinstance(self.budget, Budget)
-        return (*self.claim.common, *self.budget.overrides, *self.claim.arms[label].train, *self.rung, *swept)
+        asked = (*self.claim.common, *self.budget.overrides, *self.claim.arms[label].train)
+        return (*asked, *self.rung.words(asked, self.made.own), *swept)
 
     # ------------------------------------------------------------ runs
 
@@ -191,7 +193,7 @@ class Course:
         return (identity_part if self.claim.kind == "identity" else decide_part)(part, values)
 
 
-def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: Words = ()) -> Course:
+def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: ClaimRung = AS_CLAIMED) -> Course:
     """Raises UserError where the claim's overrides don't make models, or two of its arms are one model."""
     made = Course(claim, claim.budgets[budget_name], jobs, rung)
     for number, part in enumerate(made.all_parts):

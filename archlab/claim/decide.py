@@ -24,11 +24,12 @@ from archlab.comparison.judge import Judged, judge
 from archlab.comparison.rule import ALPHA
 from archlab.records.summary import KINDS
 
-Verdict = Literal["SUPPORTED", "REFUTED", "TIE", "INCONCLUSIVE", "IDENTITY HOLDS", "IDENTITY FAILS", "NOT RUN"]
+Verdict = Literal["SUPPORTED", "REFUTED", "TIE", "MIXED", "INCONCLUSIVE", "IDENTITY HOLDS", "IDENTITY FAILS", "NOT RUN"]
 VERDICTS: tuple[Verdict, ...] = (
     "SUPPORTED",
     "REFUTED",
     "TIE",
+    "MIXED",
     "INCONCLUSIVE",
     "NOT RUN",
     "IDENTITY HOLDS",
@@ -77,6 +78,11 @@ class Decision:
     e: float
     parts: tuple[PartResult, ...]
     controls: tuple[PartResult, ...]
+    e_for: float
+    """E-value against "the claim does not hold"; 0 where a control was not found."""
+
+    e_against: float
+    """E-value against "it holds"; 0 where a control was not found."""
 
     @property
     def open(self) -> bool:
@@ -100,7 +106,9 @@ class Decision:
 def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartResult]) -> Decision:
     if claim.kind == "identity":
         holds = all(result.verdict == "IDENTITY HOLDS" for result in parts)
-        return Decision("IDENTITY HOLDS" if holds else "IDENTITY FAILS", math.inf, tuple(parts), tuple(controls))
+        return Decision(
+            "IDENTITY HOLDS" if holds else "IDENTITY FAILS", math.inf, tuple(parts), tuple(controls), math.inf, math.inf
+        )
     e_for = min(result.e_for for result in parts)
     e_against = math.fsum(result.e_against for result in parts) / len(parts)
     verdict: Verdict = OPEN
@@ -109,13 +117,16 @@ def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartRes
     elif e_against >= 1 / ALPHA:
         worst = max(parts, key=lambda result: result.e_against)
         verdict = "TIE" if worst.verdict == "TIE" else "REFUTED"
-    if any(result.verdict != "SUPPORTED" for result in controls):
+    told = all(result.verdict == "SUPPORTED" for result in controls)
+    if not told:
         verdict = OPEN
     return Decision(
         verdict,
         e_for if verdict == "SUPPORTED" else e_against if verdict != OPEN else max(e_for, e_against),
         tuple(parts),
         tuple(controls),
+        e_for if told else 0.0,
+        e_against if told else 0.0,
     )
 
 

@@ -1,6 +1,6 @@
 """What may not change afterwards: which claims were registered, and every verdict there was, each in a file of lines.
 
-registered.jsonl   a claim's hash and the date, written before its first run
+registered.jsonl   a claim's hash, its ladder and the date, written before its first run
 verdicts.jsonl     a line for each verdict, never taken back; a claim's last line counts
 
 Each line holds the hash of the one before it, so that a line that was edited or taken out is found.
@@ -76,13 +76,16 @@ def verdicts(folder: Path) -> Ledger:
     return Ledger(folder / "verdicts.jsonl")
 
 
-def register(folder: Path, claims: Sequence[Claim], anew: bool = False) -> None:
+def register(folder: Path, claims: Sequence[Claim], anew: bool = False, ladder: str | None = None) -> None:
     """Notes what each claim says before its first run; what was registered before has to say the same.
 
-    With `anew`, one that says otherwise is registered once more: its earlier verdicts stay in verdicts.jsonl.
+    With `anew`, one that says otherwise is registered once more: its earlier verdicts stay in verdicts.jsonl. Each ladder at
+    which a claim is to be decided has a registration of its own.
     Raises UserError.
     """
-    known = {record["claim"]: record for record in registrations(folder).records()}
+    lines = registrations(folder).records()
+    known = {record["claim"]: record for record in lines}
+    at_ladder = {(record["claim"], record["says"]) for record in lines if record.get("ladder") == ladder}
     changed = [claim for claim in claims if claim.name in known and known[claim.name]["says"] != claim.sha256]
     if changed and not anew:
         first = changed[0]
@@ -92,11 +95,15 @@ def register(folder: Path, claims: Sequence[Claim], anew: bool = False) -> None:
         )
     if anew and not changed:
         raise UserError("anew=true: every claim says what was registered, so it would change nothing; leave it out")
-    new = [claim for claim in claims if claim.name not in known or claim in changed]
+    new = [claim for claim in claims if claim in changed or (claim.name, claim.sha256) not in at_ladder]
     if new:
         folder.mkdir(parents=True, exist_ok=True)
         registrations(folder).add(
-            *({"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}"} for claim in new)
+            *(
+                {"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}"}
+                | ({"ladder": ladder} if ladder else {})
+                for claim in new
+            )
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.claim.course import Course
 from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
+from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
 from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
@@ -22,8 +23,12 @@ from archlab.runs import tune
 Record = dict[str, Any]
 
 
-def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
-    """The claim, what was measured and what it comes to; JSON. `registered` is the date."""
+def record_of(made: ClaimLadder, budget_name: str, registered: str | None) -> Record:
+    """The claim, what was measured and what it comes to; JSON. `registered` is the date.
+
+    Of a ladder `rungs` holds each rung's record whole; parts, controls, rates and the like are then those of the rung that
+    stands for all.
+    """
     claim = made.claim
     record: Record = {
         "name": claim.name,
@@ -36,7 +41,9 @@ def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
         "says": claim.sha256,
         "versions": versions(),
         "git": git_state(),
-        "command": f"python -m archlab claims {claim.name} budget={budget_name}",
+        "command": f"python -m archlab claims {claim.name} budget={budget_name}"
+        + (f" ladder={made.asked}" if made.asked else ""),
+        "ladder": made.asked,
     }
     if isinstance(made.budget, str):
         nothing: Record = {
@@ -50,11 +57,50 @@ def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
             "e": None,
         }
         return record | {"verdict": "NOT RUN", "reason": made.budget} | nothing
-    seeds = made.seeds
-    decision, jobs = made.decision(seeds), made.jobs(seeds)
-    trials = made.trials()
+    decisions = [course.decision(course.seeds) for course in made.rungs]
+    rungs = [rung_record(course, decision) for course, decision in zip(made.rungs, decisions, strict=True)]
+    return record | (rungs[0] if len(rungs) == 1 else ladder_record(made, decisions, rungs))
+
+
+def ladder_record(made: ClaimLadder, decisions: Sequence[Decision], rungs: Sequence[Record]) -> Record:
+    """What the rungs come to together."""
+    whole = together(decisions)
+    rungs = [scale_of(course) | rung for course, rung in zip(made.rungs, rungs, strict=True)]
+    effects = [rung["parts"][0]["effect"] for rung in rungs]
+    slopes = slopes_of(effects, [rung["n_params"] for rung in rungs], [rung["tokens"] for rung in rungs])
+    standing = {name: value for name, value in rungs[whole.because].items() if name not in ("n_params", "tokens")}
+    sums = {name: sum(rung[name] for rung in rungs) for name in ("seconds", "runs", "trials")}
+    return (
+        standing
+        | sums
+        | {
+            "verdict": whole.verdict,
+            "e": finite(whole.e),
+            "reason": why(whole, decisions, made.rungs, slopes),
+            "commits": sorted({commit for rung in rungs for commit in rung["commits"]}),
+            "slopes": slopes,
+            "rungs": rungs,
+        }
+    )
+
+
+def scale_of(made: Course) -> Record:
+    """How large a rung is."""
+    return {
+        "label": made.rung.label,
+        "width": made.rung.width,
+        "steps": made.rung.steps,
+        "n_params": n_params_of(made, made.seeds),
+        "tokens": tokens_of(made),
+    }
+
+
+def rung_record(made: Course, decision: Decision) -> Record:
+    """What a claim came to at one rung."""
+    claim, jobs, trials = made.claim, made.jobs(made.seeds), made.trials()
+    assert not isinstance(made.budget, str)
     runs = [job for job in jobs if isinstance(job, RunJob)]
-    return record | {
+    return {
         "verdict": decision.verdict,
         "e": finite(decision.e),
         "reason": reason(decision),
@@ -62,7 +108,7 @@ def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
         "tune": claim.tune if claim.kind == "trained" else None,
         "regime": regime(jobs),
         "seconds": sum(seconds_of(job) for job in [*jobs, *trials]),
-        "seeds": seeds,
+        "seeds": made.seeds,
         "runs": len(runs),
         "trials": len(trials),
         "commits": sorted(commits(jobs)),
@@ -70,8 +116,7 @@ def record_of(made: Course, budget_name: str, registered: str | None) -> Record:
         "parts": [part_record(result) for result in decision.parts],
         "controls": [part_record(result) for result in decision.controls],
         "arms": {
-            label: {"train": [*claim.common, *made.budget.overrides, *arm.train, *made.rung], "then": list(arm.then)}
-            for label, arm in claim.arms.items()
+            label: {"train": list(made.words(label)), "then": list(arm.then)} for label, arm in claim.arms.items()
         },
     }
 
@@ -194,9 +239,9 @@ def keep(record: Record, folder: Path) -> None:
     write_text(folder / "README.md", readme(record, picture))
 
 
-EVIDENCE = ("says", "budget", "verdict", "e", "seeds", "reason")
+EVIDENCE = ("says", "budget", "ladder", "verdict", "e", "seeds", "reason")
 
-LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "date", "reason", "git")
+LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "ladder", "date", "reason", "git")
 """What verdicts.jsonl says of each verdict."""
 
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
-from archlab.claim.course import Course, course
 from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
+from archlab.claim.ladder import ClaimLadder
+from archlab.claim.ladder import ladder as on_ladder
 from archlab.claim.ledger import register, registrations, surviving
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
@@ -33,22 +34,24 @@ def decide_claims(
     own: Path | None = None,
     pack: PackSize = "auto",
     anew: bool = False,
+    ladder: str | None = None,
 ) -> list[Record]:
     """Runs what the claims need that is not there yet, and returns their records; every claim where no name is given.
 
     `workers` is how many jobs go on at a time; None: one for each core where that is faster, else one in all. `pack` is
-    how many runs of one program are trained as one (`archlab.runs.packs`). `anew` is that of `archlab.claim.ledger.register`.
+    how many runs of one program are trained as one (`archlab.runs.packs`). `anew` is that of `archlab.claim.ledger.register`. `ladder`, such
+    as 3x2, decides each claim at so many sizes and horizons (`archlab.claim.ladder`).
 
     Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`. Where
     none is given, that is `experiments/claims`, whose pages belong to archlab's own claims, and for a claim of one's own
     `decided` beside its runs. Every claim is registered there before its first run.
     Raises UserError before anything is run where a claim can't be read or made.
     """
-    start, claims = since_start(), chosen(names, own)
+    start, claims = since_start(), chosen(names, own, budget)
     if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
         expect_workers()  # they import while this process plans
     jobs = JobStore(runs, own)
-    courses = [course(claim, budget, jobs) for claim in claims]
+    courses = [on_ladder(claim, budget, jobs, ladder) for claim in claims]
     for job in (job for made in courses for job in made.most if job.result is not None):
         _ = job.record  # what is damaged is found before anything runs
     least, most = (in_all(missing(getattr(made, extent)) for made in courses) for extent in ("least", "most"))
@@ -57,7 +60,7 @@ def decide_claims(
     if most:
         writable(runs)
     for folder in dict.fromkeys(folders.values()):
-        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew)
+        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
     runs_to_make = [job for job in most if isinstance(job, RunJob)]
     if runs_to_make and on_a_gpu([runs_to_make[0].plan]):  # plans take time to make
@@ -67,9 +70,9 @@ def decide_claims(
     announce(console, courses, least, most, workers, start)
     records: dict[str, Record] = {}
 
-    def settle(made: Course) -> None:
+    def settle(made: ClaimLadder) -> None:
         name = made.claim.name
-        record = records[name] = record_of(made, budget, registered_on(folders[name], name))
+        record = records[name] = record_of(made, budget, registered_on(folders[name], name, ladder))
         keep(record, folders[name] / name)
         keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
@@ -91,7 +94,9 @@ AHEAD = 4
 """So many jobs for each worker are sought before any is begun, from as many claims as that takes."""
 
 
-def as_they_settle(courses: Sequence[Course], workers: int, pack: PackSize, progress: Counted) -> Iterator[Course]:
+def as_they_settle(
+    courses: Sequence[ClaimLadder], workers: int, pack: PackSize, progress: Counted
+) -> Iterator[ClaimLadder]:
     """Does what the claims want, the first of them first, and yields each when it is settled."""
     left = list(courses)
     while left:
@@ -122,9 +127,10 @@ def in_all(lists: Iterable[Sequence[Job]]) -> list[Job]:
     return list({key(job): job for jobs in lists for job in jobs}.values())
 
 
-def registered_on(folder: Path, name: str) -> str | None:
-    """The date of a claim's first registration."""
-    return next((record["date"] for record in registrations(folder).records() if record["claim"] == name), None)
+def registered_on(folder: Path, name: str, ladder: str | None = None) -> str | None:
+    """The date of a claim's first registration, at this ladder."""
+    of_it = (record for record in registrations(folder).records() if record["claim"] == name)
+    return next((record["date"] for record in of_it if record.get("ladder") == ladder), None)
 
 
 def writable(runs: Path) -> None:
@@ -140,7 +146,19 @@ def home(name: str, runs: Path) -> Path:
     return OUR_OWN if name in known_claims() else runs / "decided"
 
 
-def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
+def chosen(names: Sequence[str], own: Path | None, budget: BudgetName) -> list[Claim]:
+    """The claims that have this budget. Raises UserError where one that is named has none, or none is left."""
+    claims = named(names, own)
+    without = [claim.name for claim in claims if budget not in claim.budgets]
+    if without and (len(without) == len(claims) or without[0] in names):
+        raise UserError(
+            f"budget={budget}: {without[0]} says nothing of it; give the claim {budget}: {{overrides: [...]}}, or use budget=quick"
+            " or full"
+        )
+    return [claim for claim in claims if budget in claim.budgets]
+
+
+def named(names: Sequence[str], own: Path | None) -> list[Claim]:
     known = known_claims((own,) if own else ())
     picked: dict[str, Path] = {}
     for name in names or known:
@@ -152,7 +170,12 @@ def chosen(names: Sequence[str], own: Path | None) -> list[Claim]:
 
 
 def announce(
-    console: Console, courses: Sequence[Course], least: Sequence[Job], most: Sequence[Job], workers: int, start: float
+    console: Console,
+    courses: Sequence[ClaimLadder],
+    least: Sequence[Job],
+    most: Sequence[Job],
+    workers: int,
+    start: float,
 ) -> None:
     """Says what there is to do and how long it takes, by the pace of this machine: as little, and as much, as it may be."""
     claims = counted(len(courses), "claim")

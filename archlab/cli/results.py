@@ -64,12 +64,13 @@ def compare_sweep(directories: Sequence[Path]) -> None:
 class ClaimsOptions:
     """What `claims` takes besides names."""
 
-    budget: Literal["quick", "full"] = "quick"
+    budget: Literal["quick", "full", "gpu"] = "quick"
     workers: Count | None = None
     runs: str = "experiments/runs/claims"
     output: str | None = None
     pack: Literal["auto", "off"] | Count = "auto"
     anew: bool = False
+    ladder: str | None = None
 
 
 def claims(arguments: list[str]) -> None:

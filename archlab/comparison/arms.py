@@ -12,7 +12,11 @@ from archlab.base.words import RENAMED, key_of, value_of
 from archlab.records.reader import COMPARED, Record, Run, find, read_run
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
-"""What may differ between two runs of one arm."""
+"""What may differ between two runs of one arm.
+
+Not data_seed: runs that cross it with `seed` share initial weights or data with each other, so they are no independent
+replicates, which a verdict counts; by themselves runs of one data_seed and several seeds are an arm.
+"""
 
 UNSAID: Mapping[str, Any] = {
     "kernel": "auto", "compile": "auto", "train.deterministic": False,

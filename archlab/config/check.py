@@ -50,6 +50,7 @@ class TopLevel:
     """The options that belong to no section."""
 
     seed: Natural
+    data_seed: Natural | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     kernel: Literal["auto", "dense", "sdpa", "flex", "chunked", "fla"]

@@ -1,5 +1,6 @@
 """Decided claims -> a table, a plot of every value that was compared, and a page in words."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -15,9 +16,13 @@ from archlab.report.plots import in_plot
 from archlab.report.tables import Record, as_code, duration, in_markdown, make_table, number
 
 COLORS = {
-    "SUPPORTED": "green", "REFUTED": "red", "TIE": "cyan", "INCONCLUSIVE": "yellow", "NOT RUN": "dim",
+    "SUPPORTED": "green", "REFUTED": "red", "TIE": "cyan", "MIXED": "magenta", "INCONCLUSIVE": "yellow", "NOT RUN": "dim",
     "IDENTITY HOLDS": "green", "IDENTITY FAILS": "red",
 }  # fmt: skip
+
+
+DECIDED = ("SUPPORTED", "REFUTED", "TIE", "MIXED")
+"""Verdicts that stand or fall beside those of other claims."""
 
 
 def claims_table(records: Iterable[Record]) -> RenderableType:
@@ -40,7 +45,7 @@ def claims_table(records: Iterable[Record]) -> RenderableType:
 def survives(record: Record) -> str:
     """Whether a verdict survives beside those of all other claims at one error rate."""
     return {True: "survives", False: "does not survive", None: ""}[
-        record.get("survives") if record["verdict"] in ("SUPPORTED", "REFUTED", "TIE") else None
+        record.get("survives") if record["verdict"] in DECIDED else None
     ]
 
 
@@ -59,8 +64,9 @@ def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
 
 def index_page(records: Sequence[Record], lines: Sequence[Record], known: Iterable[str]) -> str:
     """All claims; `lines` are those of verdicts.jsonl, the earlier ones included, and `known` the names of all claims there are."""
-    made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
-    decided = [record for record in records if record["verdict"] in ("SUPPORTED", "REFUTED", "TIE")]
+    at = lambda record: f", ladder {record['ladder']}" if record.get("ladder") else ""  # noqa: E731
+    made = sorted({f"{record['date']}, budget {record['budget']}{at(record)}" for record in records})
+    decided = [record for record in records if record["verdict"] in DECIDED]
     many = [f"{n} {word}" for word in COLORS if (n := sum(record["verdict"] == word for record in records))]
     standing = sum(bool(record.get("survives")) for record in decided)
     head = [
@@ -107,7 +113,7 @@ def bought(records: Iterable[Record]) -> list[str]:
 
 def failed_here(records: Iterable[Record]) -> list[str]:
     """Claims of the literature that do not hold at these sizes."""
-    there = [record for record in records if record["verdict"] in ("REFUTED", "TIE")]
+    there = [record for record in records if record["verdict"] in ("REFUTED", "TIE", "MIXED")]
     lines = ["## Where the literature failed here", ""]
     lines += [
         f"- {link(record)}, {record['verdict']}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
@@ -166,18 +172,52 @@ def draw_claim(record: Record, path: Path) -> Path | None:
     everything = [*record["parts"], *record.get("controls", [])]
     parts = [part for part in everything if any(value is not None for of in part["values"].values() for value in of)]
     rates = record.get("rates") or {}
-    n = len(parts) + bool(rates)
+    rungs = record.get("rungs") or []
+    scales = [scale for scale in SCALES if len({rung[scale] for rung in rungs}) > 1]
+    n = len(parts) + bool(rates) + len(scales)
     if not n:
         return None
     figure = Figure(figsize=(4.2 * n, 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, n))
-    for axes, part in zip(panels, parts, strict=False):
+    for axes, scale in zip(panels, scales, strict=False):
+        draw_ladder(axes, rungs, scale)
+    for axes, part in zip(panels[len(scales) :], parts, strict=False):
         draw_part(axes, part)
     if rates:
         draw_rates(panels[-1], rates)
     with whole(path) as part:
         figure.savefig(part, dpi=110)
     return path
+
+
+SCALES = {"n_params": ("parameters", "steps"), "tokens": ("tokens", "width")}
+"""What the rungs of a ladder are drawn against: its name, and what the rungs of one line share."""
+
+
+def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
+    """The effect of the first part at each rung, with its interval; a line through the rungs that are alike in all else."""
+    name, shared = SCALES[scale]
+    for times in dict.fromkeys(rung[shared] for rung in rungs):
+        line = [
+            rung for rung in rungs if rung[shared] == times and rung["parts"][0]["effect"] is not None and rung[scale]
+        ]
+        effects = [rung["parts"][0]["effect"] for rung in line]
+        bounds = [
+            rung["parts"][0]["interval"] or (math.nan, math.nan) for rung, effect in zip(line, effects, strict=True)
+        ]
+        below, above = ([abs(effect - ends[i]) for effect, ends in zip(effects, bounds, strict=True)] for i in (0, 1))
+        axes.errorbar(
+            [rung[scale] for rung in line], effects, [below, above], marker="o", markersize=4, linewidth=1, capsize=3,
+            label=f"{shared} x{times}",
+        )  # fmt: skip
+    first = rungs[0]["parts"][0]
+    axes.axhline(first["than"], color="0.4", linestyle="--", linewidth=0.9)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(name)
+    axes.set_ylabel(in_plot(quantity(first)), wrap=True, fontsize=8)
+    axes.set_title(in_plot(f"{first['text']}, by {name}"), fontsize=8.5, wrap=True)
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_rates(axes: Axes, rates: Record) -> None:
@@ -247,13 +287,15 @@ def readme(record: Record, picture: Path | None) -> str:
             "",
         ]
     lines += standing(record)
+    lines += ladder_lines(record)
     if picture:
         lines += [f"![every value that was compared]({picture.name})", ""]
     for part in record["parts"]:
         lines += part_lines(part)
     for control in record.get("controls", []):
         lines += part_lines(control, "Control: ")
-    lines += rate_lines(record)
+    for rung in record.get("rungs") or [record]:
+        lines += rate_lines(rung, f" at {rung['label']}" if record.get("rungs") else "")
     if record["arms"]:
         lines += [
             "## Arms",
@@ -272,7 +314,7 @@ def standing(record: Record) -> list[str]:
     lines = []
     if record.get("registered"):
         lines.append(f"Registered on {record['registered']}, before its first run.")
-    if record.get("e") is not None and record["verdict"] in ("SUPPORTED", "REFUTED", "TIE"):
+    if record.get("e") is not None and record["verdict"] in DECIDED:
         lines.append(f"E-value of the evidence: {number(record['e'])} (20 decides one claim by itself, at 5%).")
     if record.get("tune") not in (None, "lr"):
         lines.append(f"Arms are not tuned: {in_markdown(record['tune'])}.")
@@ -281,14 +323,47 @@ def standing(record: Record) -> list[str]:
     return [" ".join(lines), ""] if lines else []
 
 
-def rate_lines(record: Record) -> list[str]:
+def ladder_lines(record: Record) -> list[str]:
+    """A row for each rung of a ladder: its size, what the first part came to, and its verdict."""
+    rungs = record.get("rungs") or []
+    if not rungs:
+        return []
+    rows = []
+    for rung in rungs:
+        first = rung["parts"][0]
+        effect = "n/a" if first["effect"] is None else f"{number(first['effect'])} ({interval(first)})"
+        cells = (
+            rung["label"],
+            number(rung["n_params"]),
+            number(rung["tokens"]),
+            effect,
+            number(rung["e"]),
+            rung["seeds"],
+        )
+        rows.append(f"| {' | '.join(map(str, cells))} | {rung['verdict']} |")
+    return [
+        "## Ladder",
+        "",
+        in_markdown(
+            f"{quantity(rungs[0]['parts'][0])}, at each rung; its interval holds at any number of seeds. What follows the table is"
+            f" of {record['label']}."
+        ),
+        "",
+        "| rung | parameters | tokens | effect (interval) | e | seeds | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def rate_lines(record: Record, where: str = "") -> list[str]:
     """The loss of each trial of a rate."""
     rates = record.get("rates") or {}
     if not rates:
         return []
     tried = [rate for rate, _ in next(iter(rates.values()))["rates"]]
     lines = [
-        "## Rates",
+        f"## Rates{where}",
         "",
         "Loss on the tuning part, of each trial.",
         "",

@@ -46,6 +46,11 @@ def open_source(cfg: DictConfig) -> Source:
     return DrawnPositions(source, cfg.random_positions, cfg.eval.random_positions)
 
 
+def training_seed(cfg: DictConfig) -> int:
+    """Of what is drawn in training: batches, positions, what dropout drops. `seed` alone decides the initial weights."""
+    return int(cfg.seed if cfg.get("data_seed") is None else cfg.data_seed)
+
+
 def machine_of(cfg: DictConfig) -> Runtime:
     """The machine that a configuration asks for. Raises UserError where there is no such machine here."""
     where = runtime(cfg.device, cfg.precision, cfg.train.deterministic, cfg.compile)

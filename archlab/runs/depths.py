@@ -13,7 +13,7 @@ from archlab.config.check import option, target
 from archlab.data.batch import Source
 from archlab.initial.measure import exponent, look_at_start, update_size
 from archlab.initial.settings import PreflightSettings
-from archlab.runs.assembled import machine_of, open_source
+from archlab.runs.assembled import machine_of, open_source, training_seed
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_step
 from archlab.runs.workers import default_workers, worth_their_start
@@ -128,7 +128,7 @@ class Look:
 
     def do(self, source: Source, where: Runtime) -> tuple[float, float, float]:
         """The gradient and the stream's size at the last layer, and how far the steps move the model."""
-        decoder, seed = build(self.changed).to(where.device), self.cfg.seed
+        decoder, seed = build(self.changed).to(where.device), training_seed(self.cfg)
         last = look_at_start(decoder, source, seed, *self.size, where).layers[-1]
         moved = update_size(decoder, source, self.settings.steps, self.settings.lr, seed, *self.size, where)
         return last["ffn_to_stream"], last["activation_rms"], moved

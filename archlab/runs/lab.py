@@ -37,7 +37,7 @@ from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
-from archlab.runs.assembled import assembled, costs, machine_of, open_source, section, settings_of
+from archlab.runs.assembled import assembled, costs, machine_of, open_source, section, settings_of, training_seed
 from archlab.runs.bf16 import slower_in_bf16
 from archlab.runs.compiling import whether_compiled
 from archlab.runs.load import saved_configuration
@@ -120,7 +120,7 @@ def prepared(
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
-    first = source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
+    first = source.train(training_seed(cfg), 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     decoder = build(cfg)
     check_further_tokens(cfg, decoder, first)
@@ -232,7 +232,7 @@ def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) 
             work.source,
             work.settings,
             work.where,
-            seed=work.cfg.seed,
+            seed=training_seed(work.cfg),
             probe_every=work.cfg.probe.every,
             validate=partial(validated, work),
             report=logbook.step,

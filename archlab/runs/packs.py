@@ -108,6 +108,14 @@ def free_bytes(plan: Plan) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
+def memory_of(plan: Plan) -> float:
+    """All there is of the device that the plan runs on, whoever holds it."""
+    device = runtime(plan.cfg.device, "fp32").device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def most_members(plan: Plan) -> int:
     """As many as memory holds, up to MOST."""
     return max(1, min(MOST, int(SHARE * free_bytes(plan) / bytes_each(plan))))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.records.logbook import Logbook
 from archlab.runs import lab
+from archlab.runs.assembled import training_seed
 from archlab.train.loop import Outcome
 from archlab.train.pack import Member, train_together
 
@@ -48,7 +49,7 @@ def member(work: lab.Work, logbook: Logbook, stop: Stop) -> Member:
         work.decoder,
         work.source,
         work.settings,
-        work.cfg.seed,
+        training_seed(work.cfg),
         validate=partial(lab.validated, work),
         report=logbook.step,
         probe_every=work.cfg.probe.every,

@@ -53,7 +53,7 @@ DEVELOPMENT = 1000
 SEEDS = (DEVELOPMENT, DEVELOPMENT + 1)
 """Of the trials of each rate."""
 
-APART = ("seed", "output", "device")
+APART = ("seed", "data_seed", "output", "device")
 """What does not make another arm; what `device` decides is the precision."""
 
 Cells = Mapping[int, Sequence[float]]
@@ -172,8 +172,9 @@ class Trial:
 
     @property
     def changes(self) -> tuple[tuple[str, Any], ...]:
-        """What is otherwise than in the arm, by field."""
-        return (("train.lr", self.rate), ("seed", self.seed), ("probe.every", None), ("eval.part", "tuning"))
+        """What is otherwise than in the arm, by field. A tuning seed is that of the data too."""
+        seeds = (("seed", self.seed), ("data_seed", None))
+        return (("train.lr", self.rate), *seeds, ("probe.every", None), ("eval.part", "tuning"))
 
     @property
     def rate(self) -> float:

@@ -37,20 +37,23 @@ class Claims(Shown):
 @checked
 def claims(
     *names: str,
-    budget: Literal["quick", "full"] = "quick",
+    budget: Literal["quick", "full", "gpu"] = "quick",
     workers: Count | None = None,
     runs: str | Path = "experiments/runs/claims",
     output: str | Path | None = None,
     config_dir: str | Path | None = None,
     pack: Literal["auto", "off"] | Count = "auto",
     anew: bool = False,
+    ladder: str | None = None,
 ) -> Claims:
     """Decides claims by name or pattern, all of them where none is named; existing runs are used again.
 
     `workers` is how many runs or measurements go on at a time; None: as many as is fastest here. `pack` is how many runs
     of one architecture are trained as one program; auto: on a GPU, as many as its memory holds. `anew` registers claims once
-    more that say otherwise than what was registered; their earlier verdicts stay in verdicts.jsonl.
+    more that say otherwise than what was registered; their earlier verdicts stay in verdicts.jsonl. `ladder`
+    decides each claim at several sizes and horizons, of factors of two: 3x2 at 1, 2 and 4 times the width and at 1 and 2 times
+    the steps.
     Raises UserError before anything is run where a claim cannot be read or made.
     """
     own, folder = (Path(path) if path else None for path in (config_dir, output))
-    return Claims(decide_claims(names, budget, Path(runs), folder, workers, own, pack, anew))
+    return Claims(decide_claims(names, budget, Path(runs), folder, workers, own, pack, anew, ladder))

@@ -19,7 +19,7 @@ from archlab.initial.warn import warnings
 from archlab.report import preflight as tables
 from archlab.report.progress import track
 from archlab.runs import depths
-from archlab.runs.assembled import machine_of, open_source, section
+from archlab.runs.assembled import machine_of, open_source, section, training_seed
 from archlab.runs.named_model import one
 from archlab.verbs.shown import Shown
 
@@ -76,8 +76,8 @@ def preflight(*model: str | Path | DictConfig, config_dir: str | Path | None = N
     size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
     decoder = build(cfg).to(where.device)
     with where.in_force():
-        start = look_at_start(decoder, source, cfg.seed, **size, where=where)
-        update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size, where=where)
+        start = look_at_start(decoder, source, training_seed(cfg), **size, where=where)
+        update = update_size(decoder, source, settings.steps, settings.lr, training_seed(cfg), **size, where=where)
         compared = settings.depths and grows_by_layers(cfg)
         comparison = depths.across_depths(cfg, source, settings, where) if compared else ()
         rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]

@@ -1,5 +1,6 @@
 """Claims: read strictly, decided by paired comparison, run once, found again, written down in words."""
 
+import hashlib
 import json
 import math
 import re
@@ -11,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from omegaconf import open_dict
 from oracles import composed
 
 import archlab
 from archlab.base.errors import UserError
 from archlab.claim import course, jobs, ledger, measures
-from archlab.claim.claim import FORMS, Part, known_claims, read_claim
+from archlab.claim.claim import FORMS, ClaimFile, Part, known_claims, read_claim, tupled
 from archlab.claim.decide import Values, decide, decide_part
 from archlab.claim.jobs import Measurement, RunJob
 from archlab.claim.record import part_record
@@ -542,8 +544,9 @@ def test_the_command_prints_the_table_and_writes_the_pages(command, tmp_path):
     ("words", "told"),
     [
         (["alibi_hold"], "alibi_hold: no such claim; did you mean alibi_holds?"),
-        (["budgte=quick"], "budgte=quick: claims has no option budgte; did you mean budget? it has: budget, workers, runs, output, pack, anew"),
-        (["budget=slow"], "budget=slow: should be 'quick' or 'full'"),
+        (["budgte=quick"], "budgte=quick: claims has no option budgte; did you mean budget? it has: budget, workers, runs, output, pack, anew, ladder"),
+        (["budget=slow"], "budget=slow: should be 'quick', 'full' or 'gpu'"),
+        (["swiglu_beats_gelu", "budget=gpu"], "budget=gpu: swiglu_beats_gelu says nothing of it; give the claim gpu: {overrides: [...]}, or use"),
         (["workers=0"], "workers=0: should be greater than or equal to 1"),
         (["--multirun"], "--multirun: claims takes no such flag; it takes --config-dir"),
     ],
@@ -712,3 +715,26 @@ def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path)
     assert bare(one) == bare(same) != bare(other)
     cfg = {"norm": {"_target_": "archlab.blocks.norm.RMSNorm"}}
     assert code_of(cfg) != code_of(cfg | {"mixer": {"_target_": "archlab.blocks.deltanet.DeltaNet"}})
+
+
+def test_runs_from_before_there_was_a_data_seed_are_found(tmp_path):
+    cfg = composed(*SMALL)
+    older = cfg.copy()
+    with open_dict(older):
+        del older["data_seed"]
+    assert RunJob(cfg, tmp_path).folder == RunJob(older, tmp_path).folder
+    assert RunJob(composed(*SMALL, "data_seed=0"), tmp_path).folder != RunJob(cfg, tmp_path).folder
+
+
+def test_a_budget_for_a_gpu_is_decided_where_a_claim_has_one(tmp_path):
+    """And a file without it still says what was registered of it."""
+    without = read_claim(written(tmp_path, quick="not here"))
+    assert without.budgets.keys() == {"quick", "full"}
+    given = {**PLAIN, "quick": "not here"}
+    said = ClaimFile.model_validate(tupled(given)).model_dump(exclude={"gpu"})
+    assert without.sha256 == hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    written(tmp_path, "other", gpu="there is no GPU")
+    (record,) = decide_claims(["*mine*", "*other*"], "gpu", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert record["name"] == "other" and record["reason"] == "there is no GPU" and record["budget"] == "gpu"
+    with pytest.raises(UserError, match="budget=gpu: mine says nothing of it"):
+        decide_claims(["mine"], "gpu", tmp_path / "runs", tmp_path / "out", 1, tmp_path)

@@ -254,3 +254,36 @@ def test_the_default_run_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     summary = json.loads((Path(done.stdout.strip().splitlines()[-1]) / "summary.json").read_text())
     assert summary["val_loss"] < 2.2 and summary["length_verdict"]["verdict"] in ("holds", "improves")
+
+
+def test_initial_weights_and_what_is_trained_on_have_seeds_of_their_own(tmp_path):
+    """Of torch and the data themselves: the weights are those of `seed`, the batches those of `data_seed`."""
+    from archlab.runs.assembled import training_seed
+
+    cfgs = [in_turn(*NANO, *words) for words in (["seed=5"], ["seed=5", "data_seed=3"], ["seed=3"])]
+    works = [lab.prepared(cfg, 0.0, shown=False) for cfg in cfgs]
+    first = [work.decoder.layers[0].mixer.q_proj.weight for work in works]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    batch = [work.source.train(training_seed(work.cfg), 1, 4, 16).tokens for work in works]
+    assert torch.equal(batch[1], batch[2]) and not torch.equal(batch[0], batch[1])
+
+
+def test_a_run_at_another_data_seed_is_another_run_and_null_is_the_seed(tmp_path):
+    one, null, same, other = (
+        run(tmp_path, *words)[1]["val_loss"] for words in ([], ["data_seed=null"], ["data_seed=0"], ["data_seed=1"])
+    )
+    assert one == null == same != other
+    assert run(tmp_path, "seed=1", "data_seed=1")[1]["val_loss"] == run(tmp_path, "seed=1")[1]["val_loss"]
+
+
+def test_runs_of_another_data_seed_are_an_arm_of_their_own_and_overwrite_nothing(tmp_path):
+    from archlab.comparison.arms import read_all, sort_into_arms
+
+    for words in ([], ["data_seed=7"]):
+        run(tmp_path, *words)
+    older = run(tmp_path, "seed=1")[0]
+    text = (older / "config.yaml").read_text()
+    (older / "config.yaml").write_text(text.replace("data_seed: null\n", ""))  # as runs from before there was one
+    arms, notes = sort_into_arms(read_all([f"{tmp_path}/runs/*"])[0])
+    assert [(arm.label, arm.seeds) for arm in arms] == [("data_seed=null", [0, 1]), ("data_seed=7", [0])] and not notes
+    assert lab.saved_configuration(older).data_seed is None

@@ -143,3 +143,9 @@ def test_a_tuned_run_trains_with_what_was_found_and_says_so(tmp_path, monkeypatc
     assert first["lr"] == pytest.approx(
         0.006 * (0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2)
     )  # the first of six steps of the cosine, no warm-up
+
+
+def test_a_tuning_seed_is_that_of_the_data_too_and_data_seeds_share_a_search(tmp_path):
+    arm, other = (composed(tmp_path, *words) for words in ([], ["data_seed=3"]))
+    assert tune.kept_in(arm) == tune.kept_in(other)
+    assert tune.Trial(other, 0, 1000).cfg.data_seed is None and tune.Trial(other, 0, 1000).cfg.seed == 1000

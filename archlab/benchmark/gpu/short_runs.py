@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from archlab.benchmark.gpu.check import Observed
 from archlab.benchmark.workload import Workload
 from archlab.config.compose import compose
+from archlab.runs.assembled import training_seed
 from archlab.train.runtime import Runtime, runtime
 from archlab.train.step import make_step, read
 
@@ -49,7 +50,7 @@ def losses_of(cfg: DictConfig, machine: Runtime) -> list[float]:
     settings = work.settings
     step = make_step(work.decoder, settings, machine)
     results = [
-        step(work.state, work.source.train(cfg.seed, number, settings.batch_size, settings.train_len))
+        step(work.state, work.source.train(training_seed(cfg), number, settings.batch_size, settings.train_len))
         for number in range(1, settings.steps + 1)
     ]
     return [seen.loss for seen in read(results)]

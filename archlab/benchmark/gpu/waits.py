@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archlab.benchmark.gpu.check import Observed
 from archlab.benchmark.workload import Workload
 from archlab.config.compose import compose
+from archlab.runs.assembled import training_seed
 from archlab.train.runtime import Runtime, runtime
 from archlab.train.step import make_step, read
 
@@ -65,7 +66,7 @@ def no_waiting(device: torch.device, words: tuple[str, ...] = (), machine: Runti
     work = Workload(cfg, machine or runtime(str(device), cfg.precision))
     step = make_step(work.decoder, work.settings, work.machine, cfg.probe.every)
     batches = [
-        work.source.train(cfg.seed, number, work.settings.batch_size, work.settings.train_len)
+        work.source.train(training_seed(cfg), number, work.settings.batch_size, work.settings.train_len)
         for number in range(1, LAST + 1)
     ]
     results = [step(work.state, batch) for batch in batches[: FIRST - 1]]

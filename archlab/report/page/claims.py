@@ -43,7 +43,30 @@ def claim_section(record: Record) -> Section:
         Prose(record["verdict"], "verdict"),
         Facts([(k, v) for k, v in facts if v]),
     ]
+    head += [ladder(record)] if record.get("rungs") else []
     return Section(f"Claim: {record['name']}", [*head, parts(record)] if record["parts"] else head)
+
+
+def ladder(record: Record) -> PageTable:
+    """A row for each size and horizon that a claim was decided at."""
+    rows = []
+    for rung in record["rungs"]:
+        first = rung["parts"][0]
+        ends = first["interval"]
+        rows.append(
+            [
+                word(rung["label"]),
+                Cell(number(rung["n_params"]), rung["n_params"]),
+                Cell(number(rung["tokens"]), rung["tokens"]),
+                Cell(number(first["effect"]), first["effect"]),
+                Cell(" to ".join(map(number, ends)), ends[0]) if ends else word(""),
+                Cell(number(rung["e"]), rung["e"]),
+                word(seeds(rung)),
+                verdict(rung["verdict"]),
+            ]
+        )
+    headings = ("rung", "parameters", "tokens", "effect", "interval", "e", "seeds", "verdict")
+    return PageTable(f"The first part at each rung; what else is told is of {record['label']}", headings, rows)
 
 
 def parts(record: Record) -> PageTable:

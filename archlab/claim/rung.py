@@ -1,0 +1,80 @@
+"""The rungs of a ladder: a claim's models wider, and trained longer, by factors of two.
+
+A rung multiplies the width at a constant head_dim: size.d_model and size.n_heads, and what else is given as a number that
+belongs to the width (size.n_kv_heads, size.d_ff, embed.width). The horizon is multiplied in train.steps, or in train.tokens
+where that is what a claim gives. All else stays as the claim has it: depth, batch, the grid's first rate, a warm-up in steps.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from archlab.base.errors import UserError
+from archlab.config.compose import composed
+
+Words = tuple[str, ...]
+
+MOST = 4
+"""Sizes, and horizons, of a ladder."""
+
+OF_WIDTH = ("size.d_model", "size.n_heads", "size.n_kv_heads", "size.d_ff", "embed.width")
+OF_HORIZON = ("train.steps", "train.tokens")
+
+FORM = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class ClaimRung:
+    """How many times as wide, and as long in training, as the claim says."""
+
+    width: int = 1
+    steps: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"width x{self.width}, steps x{self.steps}"
+
+    def words(self, asked: Words, own: Path | None) -> Words:
+        """Overrides that follow those that were asked for. Raises UserError where these leave nothing to multiply."""
+        return multiplied(self.width, self.steps, asked, own)
+
+
+AS_CLAIMED = ClaimRung()
+
+
+@cache
+def multiplied(width: int, steps: int, asked: Words, own: Path | None) -> Words:
+    whole, _ = composed(asked, own)
+    words = []
+    if width > 1:
+        if rule := next((word for word in asked if word.lstrip("+").startswith("layers[") and ".size." in word), None):
+            raise UserError(
+                f"{rule} sets the size of some layers alone, which a ladder does not multiply; use ladder=1xN"
+            )
+        sizes = {name: whole[name.partition(".")[0]][name.partition(".")[2]] for name in OF_WIDTH}
+        words += [f"{name}={value * width}" for name, value in sizes.items() if isinstance(value, int)]
+    if steps > 1:
+        if whole.budget is not None:
+            raise UserError(
+                f"budget={whole.budget} says how long a model of each size is trained, so that there are no other horizons; use"
+                " ladder=Nx1"
+            )
+        given = "steps" if whole.train.tokens is None else "tokens"
+        words.append(f"train.{given}={whole.train[given] * steps}")
+    return tuple(words)
+
+
+def rungs_of(ladder: str | None) -> tuple[ClaimRung, ...]:
+    """Of "3x2": three widths at two horizons each; the claim itself where there is no ladder. Raises UserError."""
+    if ladder is None:
+        return (AS_CLAIMED,)
+    found = FORM.fullmatch(ladder)
+    if not found:
+        raise UserError(f"ladder={ladder}: is not sizes x horizons; write it as ladder=3x2, each at most {MOST}")
+    widths, horizons = int(found[1]), int(found[2])
+    if max(widths, horizons) > MOST:
+        raise UserError(f"ladder={ladder}: is above {MOST}x{MOST}, 8 times the width and the steps; use less")
+    if widths == horizons == 1:
+        raise UserError("ladder=1x1: is each claim as it stands, so it would change nothing; leave it out")
+    return tuple(ClaimRung(2**i, 2**j) for i in range(widths) for j in range(horizons))
