@@ -1,12 +1,28 @@
 import gc
+import pickle
 import signal
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from jaxtyping import install_import_hook
+from omegaconf import DictConfig
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores.
 torch.set_num_threads(1)
+
+# Shapes and types are checked at every call where signatures have shapes; tests/test_house.py holds that these are all
+# of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
+SHAPED = ["archlab.blocks", "archlab.data", "archlab.model"]
+SHAPED += ["archlab.evaluate.validation", "archlab.initial.measure", "archlab.train.objective"]
+install_import_hook(SHAPED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from archlab.config import compose as compositions  # noqa: E402  # after the hook, which acts on what is imported later
 
 # Whoever starts the tests from a script or under nohup has Ctrl-C ignored, and what they stop would go on for ever.
 for number, handling in (
@@ -16,6 +32,41 @@ for number, handling in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handling)
+
+# Hydra puts a configuration together from some twenty files, most of them the same each time, and a third of that
+# time is parsing. So each text is parsed once; who asks again gets what was read, made anew.
+parse, parsed = yaml.load, dict[tuple[str, str], bytes]()
+
+
+def parse_once(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls it
+    text = stream.read() if hasattr(stream, "read") else stream
+    known = (Loader.__name__, text)  # OmegaConf makes a class of this name for each file
+    if known not in parsed:
+        parsed[known] = pickle.dumps(parse(text, Loader))
+    return pickle.loads(parsed[known])
+
+
+yaml.load = parse_once
+
+# For the same reason what Hydra composes of the same words, and of the same files of one's own, is composed once.
+compose, composed = compositions.by_hydra, dict[tuple, DictConfig]()
+
+
+def compose_once(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
+    files = sorted(file for folder in own for file in folder.rglob("*.yaml"))
+    asked = (
+        str(compositions.conf_dir()),
+        *words,
+        *map(str, own),
+        *((str(file.absolute()), file.read_bytes()) for file in files),
+    )
+    if asked not in composed:
+        composed[asked] = compose(words, own)
+    GlobalHydra.instance().clear()
+    return deepcopy(composed[asked])
+
+
+compositions.by_hydra = compose_once
 
 
 def pytest_collection_finish():

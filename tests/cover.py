@@ -2,17 +2,35 @@
 
 from itertools import cycle, islice
 
-from oracles import admits, attentions, options
+from omegaconf import OmegaConf, open_dict
+from oracles import CONF, admits, attentions, options
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.config.compose import composed, finish
 
+BASE = ("size=nano", "allow_leak=true")
 GROUPS = ("norm", "residual", "pos", "mask", "mixer", "ffn", "head")
 
 
 def admitted(words: list[str]) -> bool:
+    """Whether check admits them, without Hydra where each names an option's file that speaks of its group alone.
+
+    To compose each of these combinations would be the longest part of collecting the tests.
+    """
+    names = dict(word.split("=") for word in words)
+    groups = {group: name for group, name in names.items() if group in GROUPS}
+    whole, blocks = (
+        composed(BASE)[0],
+        {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in groups.items()},
+    )
     try:
-        archlab.compose("size=nano", "allow_leak=true", *words)
+        if len(names) > len(groups) or not all("_target_" in block for block in blocks.values()):
+            archlab.compose(*BASE, *words)
+        else:
+            with open_dict(whole):
+                whole.update(blocks)
+            finish(whole, {**whole.hydra.runtime.choices, **groups}, names)
     except UserError:
         return False
     return True

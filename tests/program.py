@@ -90,7 +90,7 @@ def in_pack(members, inputs, backend: str | None) -> list[dict[str, torch.Tensor
 
 
 def minimised(parts) -> torch.Tensor:
-    return parts.total / parts.n_scored + sum(parts.added.values())
+    return (parts.total + sum(parts.terms.values())) / parts.n_scored + sum(parts.added.values())
 
 
 def seen(taps) -> dict[str, torch.Tensor]:

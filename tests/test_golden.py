@@ -91,7 +91,14 @@ def losses(case: str, folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("case", [*CASES, *PRESETS])
+OF_ONE_CLASS = {f"ffn={name}" for name in ("geglu_tanh", "reglu", "glu", "bilinear", "gelu_tanh", "silu", "relu2")}
+"""Networks that differ from geglu, relu and the default by an activation, which tests/blocks/test_ffn.py holds to torch's: slow."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case in OF_ONE_CLASS)) for case in (*CASES, *PRESETS)],
+)
 def test_the_losses_are_those_of_before(case, tmp_path):
     expected = json.loads(RECORDS.read_text())[case]
     seen = losses(case, tmp_path)

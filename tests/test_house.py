@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import SHAPED
 
 import archlab
 
@@ -71,6 +72,15 @@ def test_blocks_and_their_neighbours_know_nothing_of_hydra(room):
     assert files
     for file in files:
         assert "hydra" not in {word.split(".")[0] for word in imported_packages(file)}, file
+
+
+def test_shapes_are_checked_wherever_a_signature_has_one():
+    modules = {
+        file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): file
+        for file in FILES
+    }
+    shaped = [name for name, file in modules.items() if "jaxtyping" in imported_packages(file)]
+    assert shaped and not [name for name in shaped if not f"{name}.".startswith(tuple(f"{room}." for room in SHAPED))]
 
 
 def imported_packages(file: Path) -> set[str]:

@@ -292,7 +292,7 @@ def test_show_draw_diff_and_preflight(words, capsys):
 @each_block
 def test_run_generate_and_compare(words, capsys):
     for arm in (words, ()):
-        assert run(*NANO, *arm, "seed=3", "output=runs", "device=cpu") == 0
+        assert run(*NANO, *arm, "seed=3", "output=runs", "device=cpu", "plots=false") == 0
     out = capsys.readouterr().out
     group, _, option = words[0].partition("=")
     summaries = {path.parent: json.loads(path.read_text()) for path in Path("runs").glob("2*/summary.json")}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -159,11 +160,11 @@ def test_a_poisoned_run_is_left_out_of_a_report_and_the_rest_is_told(hurtful, go
 @pytest.mark.parametrize("file", ["config.yaml", "overrides.yaml"])
 def test_what_grows_when_it_is_read_is_refused_at_once(anchor, file, copied, capsys):
     (copied / file).write_text(anchor)
-    since = time.perf_counter()
+    since = time.process_time()  # of this process: others take as much of the clock as they like
     refused(read_run, copied, match="it holds an anchor or an alias")
     if file == "config.yaml":
         refused(load_run, copied, match="it holds an anchor or an alias")
-    assert time.perf_counter() - since < 2  # seconds; the bomb's list has 9 ** 8 items
+    assert time.process_time() - since < 2  # seconds; the bomb's list has 9 ** 8 items
 
 
 DEEP = {"config.yaml": "[" * 5000, "summary.json": "[" * 100_000, "positions.json": "[" * 100_000, "metrics.jsonl": "[" * 100_000 + "\n", "overrides.yaml": "- " * 5000}  # fmt: skip
@@ -374,18 +375,25 @@ DAMAGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("file", "content"), [(file, content) for file, contents in DAMAGED.items() for content in contents]
-)
-def test_one_damaged_run_is_left_out_and_the_rest_is_compared(file, content, copied, good, capsys):
-    (copied / file).write_bytes(content)
-    refused(read_run, copied)
+@pytest.mark.parametrize("file", DAMAGED)
+def test_damaged_runs_are_left_out_and_the_rest_is_compared(file, copied, good, capsys):
+    """Each is refused where it is read, and each is named by the verbs that leave it out."""
+    runs = [copied.with_name(f"damaged{number}") for number in range(len(DAMAGED[file]))]
+    for run, content in zip(runs, DAMAGED[file], strict=True):
+        shutil.copytree(copied, run)
+        (run / file).write_bytes(content)
+        refused(read_run, run)
+    names = [str(run) for run in runs]
     for verb in ("compare", "report"):
-        status, out, err = said([verb, str(copied), str(good)], capsys)
+        status, out, err = said([verb, *names, str(good)], capsys)
         assert status == 0 and "Traceback" not in err
-        assert "left out" in " ".join(f"{out} {err}".split()), verb
-    status, _, err = said(["stability_map", str(copied), str(good)], capsys)
-    assert status == 2 and err.startswith("archlab: train.lr: takes 1 value in these runs")  # of the one that is left
+        told = "".join(f"{out} {err}".split())
+        assert [name for name in names if name not in told] == [], verb
+        assert told.count("leftout") == len(names), verb
+    status, _, err = said(["stability_map", *names, str(good)], capsys)
+    assert status == 2 and err.splitlines()[-1].startswith(
+        "archlab: train.lr: takes 1 value in these runs"
+    )  # of the one that is left
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,9 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
         ("embed.tied", cfg.embed.tied, False),
         ("layers", bool(cfg.layers), False),
         ("canon", cfg.canon, None),
+        ("skips", cfg.skips, None),
+        ("loop.times", cfg.loop.times, None),
+        ("mtp.form", cfg.mtp.form, None),
         ("size.n_kv_heads", cfg.size.n_kv_heads, cfg.size.n_heads),
         ("train.accumulate", cfg.train.accumulate, 1),
     ):

@@ -81,7 +81,8 @@ def rates(work: Workload, mode: str, seconds: list[float], peak: float | None = 
     """Tokens per second: the median over the rounds and the quartiles; the share of the peak where FLOPs are counted."""
     tokens = tokens_of(work, mode)
     low, middle, high = (float(tokens / value) for value in np.quantile(seconds, (0.75, 0.5, 0.25)))
-    per_token = PASSES.get(mode, 0) * forward_flops_per_token(work.decoder, work.settings.train_len)
+    training = mode != "forward"
+    per_token = PASSES.get(mode, 0) * forward_flops_per_token(work.decoder, work.settings.train_len, training)
     return {
         "tokens": tokens,
         "seconds": seconds,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from archlab.blocks.attention_parts import (
     LogLength,
     OutputGate,
     PerHeadNorm,
+    QueryKeyFactors,
+    Temperature,
     ValueResidual,
     leave_values,
     multiply,
@@ -58,6 +61,7 @@ QK_NORM_KINDS: dict[str, MakeWidthNorm] = {
     "rms": RMSNorm,
     "layer": LayerNorm,
     "layer_no_shift": partial(LayerNorm, shift=False),
+    "rms_no_gain": partial(RMSNorm, affine=False),
 }
 """Norms of queries and keys, by what `qk_norm_kind` says where they are not of the model's own kind."""
 
@@ -78,19 +82,27 @@ class Attention(Mixer):
                 the heads share (Qwen3, Gemma 3, Phi); `each_head` the same with a gain of its own for each head (Command R+,
                 StableLM 2); `width` over the features of all heads together (OLMo 2)
     qk_norm_kind
-                which norm that is: the `model`'s own, or `rms`, `layer`, `layer_no_shift` with the eps of its class
+                which norm that is: the `model`'s own, or `rms`, `layer`, `layer_no_shift`, `rms_no_gain` (Llama 4)
+    qk_norm_eps the eps of a norm that is not the model's own; left out it is that of its class
+    qk_factors  multiplies queries and keys, when they have been normed and rotated, by a learned factor for each head and
+                feature (nGPT)
     gate        multiplies what the heads gathered by a sigmoid of a projection of the input: `elementwise` a factor for each
                 feature (Qwen3-Next), `head` one for each head; the projection has a bias where `qkv_bias` says so
     sinks       adds a learned sink for each head to the softmax's denominator (gpt-oss)
     weighting   makes weights of scores: `softmax`; `scalable_softmax`, of scores times s log n with a learned s for each
                 head; `sigmoid`, of each score alone, less log n. n is the number of keys the query may attend to
     forget      adds to a score the sum of the log forget gates between key and query, one gate for each head
+    temperature, temperature_every
+                multiplies the query after p others by 1 + temperature * log(1 + floor((p + 1) / temperature_every)), so that
+                far into a long sequence the weights are sharper (Llama 4's layers without positions)
     value_residual
                 adds the first layer's values to those of every later layer, by two learned factors
     conv        width of a causal convolution of each channel of queries, keys and values along the sequence
     conv_residual
                 adds queries, keys and values to what the convolution makes of them: a Canon layer B (arXiv:2512.17351)
-    scale       the factor on q k^T, in the place of 1 / sqrt(head_dim) (Gemma 2)
+    scale       the factor on q k^T, in the place of 1 / sqrt(head_dim): a number (Gemma 2), or `sqrt_head_dim`, for queries
+                and keys of length 1 (nGPT)
+    clip        clamps queries, keys and values to within +-clip, after the norms of queries and keys (OLMo, MPT: clip_qkv)
     softcap     soft-caps the scores to within +-softcap, before the bias (Gemma 2)
     dropout     a probability, of the weights and of the output
     norm        makes the norms of `qk_norm`
@@ -117,15 +129,20 @@ class Attention(Mixer):
         qkv_bias: bool = False,
         out_bias: bool = False,
         qk_norm: Literal["none", "head", "each_head", "width"] = "none",
-        qk_norm_kind: Literal["model", "rms", "layer", "layer_no_shift"] = "model",
+        qk_factors: bool = False,
+        qk_norm_kind: Literal["model", "rms", "layer", "layer_no_shift", "rms_no_gain"] = "model",
+        qk_norm_eps: Positive | None = None,
         gate: Literal["none", "elementwise", "head"] = "none",
         sinks: bool = False,
         weighting: Literal["softmax", "scalable_softmax", "sigmoid"] = "softmax",
         forget: bool = False,
+        temperature: Positive | None = None,
+        temperature_every: Count | None = None,
         value_residual: bool = False,
         conv: Annotated[Count, Ge(2)] | None = None,
         conv_residual: bool = False,
-        scale: Positive | None = None,
+        clip: Positive | None = None,
+        scale: Positive | Literal["sqrt_head_dim"] | None = None,
         softcap: Positive | None = None,
         dropout: Probability = 0.0,
         norm: MakeWidthNorm = RMSNorm,
@@ -137,6 +154,8 @@ class Attention(Mixer):
     ):
         super().__init__()
         check_options(qk_norm, qk_norm_kind, sinks, weighting, conv, conv_residual)
+        check_eps(qk_norm_kind, qk_norm_eps)
+        check_temperature(temperature, temperature_every)
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.dropout = dropout
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)
@@ -146,7 +165,7 @@ class Attention(Mixer):
         self.out_dropout = nn.Dropout(dropout)
         self.inner_norm = inner_norm(d_model=n_heads * head_dim)
         per_head = qk_norm in ("head", "each_head")
-        make_norm = no_norm if qk_norm == "none" else norm if qk_norm_kind == "model" else QK_NORM_KINDS[qk_norm_kind]
+        make_norm = no_norm if qk_norm == "none" else make_qk_norm(norm, qk_norm_kind, qk_norm_eps)
         check_width_norm(f"mixer.qk_norm={qk_norm}", make_norm(d_model=head_dim))
         if qk_norm == "each_head":
             check_gains(make_norm(d_model=head_dim))
@@ -156,10 +175,11 @@ class Attention(Mixer):
             self.q_norm = make_norm(d_model=head_dim if per_head else n_heads * head_dim)
             self.k_norm = make_norm(d_model=head_dim if per_head else n_kv_heads * head_dim)
         self.norm_and_split = split_then_norm if per_head else norm_then_split
-        self.rescale = leave if scale is None else partial(multiply, by=scale * head_dim**0.5)
-        self.scale, self.softcap, self.conv = (
-            head_dim**-0.5 if scale is None else scale, softcap, conv
-        )  # fmt: skip
+        self.scale, self.softcap, self.conv = scale_of_scores(scale, head_dim), softcap, conv
+        self.rescale = leave if scale is None else partial(multiply, by=self.scale * head_dim**0.5)
+        self.factors = QueryKeyFactors(n_heads, head_dim, d_model) if qk_factors else leave
+        self.clip_value = clip
+        self.clip = leave if clip is None else partial(torch.clamp, min=-clip, max=clip)
         widths = (n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
         make_conv = Canon if conv_residual else CausalConv
         self.q_conv, self.k_conv, self.v_conv = (make_conv(w, conv) if conv else without_context for w in widths)
@@ -167,6 +187,9 @@ class Attention(Mixer):
         self.gate = OutputGate(d_model, n_heads, per_gate, qkv_bias) if per_gate else without_gate
         self.own_bias = ForgetGate(d_model, n_heads) if forget else without_own_bias
         self.sharpen = LogLength(n_heads) if weighting == "scalable_softmax" else without_context
+        self.tune = (
+            Temperature(temperature, temperature_every) if temperature and temperature_every else without_context
+        )
         self.mix_values: Callable[[Tensor, AttentionContext], Tensor] = without_context
         if value_residual:
             shared = {FIRST_VALUES: (n_kv_heads, head_dim)}
@@ -195,7 +218,7 @@ class Attention(Mixer):
 
     def forward(self, x: Stream, context: AttentionContext) -> Stream:
         q, k = self.queries_and_keys(x, context)
-        v = self.mix_values(self.heads(self.v_conv(self.v_proj(x), context)), context)
+        v = self.mix_values(self.clip(self.heads(self.v_conv(self.v_proj(x), context))), context)
         biased = self.own_bias(x, context)
         context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, k, biased))
         k, v = context.with_cached(self, k, v)
@@ -206,9 +229,10 @@ class Attention(Mixer):
 
     def queries_and_keys(self, x: Stream, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """(batch, heads, seq, head_dim) and (batch, kv_heads, seq, head_dim), normed and rotated."""
-        q = self.norm_and_split(self.q_norm, self.heads, self.q_conv(self.q_proj(x), context))
-        k = self.norm_and_split(self.k_norm, self.heads, self.k_conv(self.k_proj(x), context))
-        return self.sharpen(self.rescale(context.rotate_queries(q)), context), context.rotate_keys(k)
+        q = self.clip(self.norm_and_split(self.q_norm, self.heads, self.q_conv(self.q_proj(x), context)))
+        k = self.clip(self.norm_and_split(self.k_norm, self.heads, self.k_conv(self.k_proj(x), context)))
+        q = self.factors(self.rescale(context.rotate_queries(q)))
+        return self.tune(self.sharpen(q, context), context), context.rotate_keys(k)
 
     def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
         """The scores of a block of queries, biases included, before they become weights; float32, -inf where a key is masked."""
@@ -245,6 +269,10 @@ class Attention(Mixer):
             yield Term("attention: queries, keys, values before their convolution", e * (q_width + 2 * kv_width))
         if any(isinstance(norm, (Norm, PerHeadNorm)) for norm in (self.q_norm, self.k_norm)):
             yield Term("attention: queries and keys before their norm", e * (q_width + kv_width))
+        if isinstance(self.factors, QueryKeyFactors):
+            yield Term("attention: queries before their factors", e * q_width)
+        if self.clip_value:
+            yield Term("attention: queries, keys, values before they are clamped", e * (q_width + 2 * kv_width))
         if isinstance(self.sharpen, LogLength):
             yield Term("attention: queries before s log n", e * q_width)
         if isinstance(self.mix_values, ValueResidual):
@@ -292,6 +320,8 @@ class Attention(Mixer):
         if self.conv:
             label = f"+ conv {self.conv}" if isinstance(self.q_conv, Canon) else f"conv {self.conv}"
             q, k, v = (then(DrawnStep("op", label, path=f"{name}_conv", reads=(n,))) for name, n in zip("qkv", (q, k, v), strict=True))  # fmt: skip
+        if self.clip_value:
+            v = then(DrawnStep("op", f"clamp ±{self.clip_value:g}", reads=(v,)))
         if self.mix_values is not without_context:
             v = then(DrawnStep("op", "+ layer 0's", reads=(v,)))
         if isinstance(self.q_norm, PerHeadNorm):
@@ -300,10 +330,16 @@ class Attention(Mixer):
             )
         elif isinstance(self.q_norm, Norm):
             q, k = then(DrawnStep("part", "q_norm", path="q_norm", reads=(q,))), then(DrawnStep("part", "k_norm", path="k_norm", reads=(k,)))  # fmt: skip
+        if self.clip_value:
+            q, k = (then(DrawnStep("op", f"clamp ±{self.clip_value:g}", reads=(n,))) for n in (q, k))
         if position.rotates:
             q = k = then(DrawnStep("position", f"{type(position).__name__} rotates q, k", reads=(q, k)))
+        if isinstance(self.factors, QueryKeyFactors):
+            q = then(DrawnStep("op", "× s²", path="factors", reads=(q,)))
         if isinstance(self.sharpen, LogLength):
             q = then(DrawnStep("op", "× s ln n", path="sharpen", reads=(q,)))
+        if isinstance(self.tune, Temperature):
+            q = then(DrawnStep("op", f"× {self.tune.formula}", path="tune", reads=(q,)))
         factor = f"× {self.scale:.4g}" if self.scale != self.head_dim**-0.5 else f"/ √{self.head_dim}"
         scores = then(DrawnStep("op", f"scores  q · k {factor}", reads=(q, k)))
         if self.softcap:
@@ -326,6 +362,11 @@ class Attention(Mixer):
         return DrawnStep("part", name, f"{n_heads}×{self.head_dim}", name)
 
 
+def scale_of_scores(scale: float | str | None, head_dim: int) -> float:
+    """The factor on q k^T: a number, sqrt(head_dim) by that name, or 1 / sqrt(head_dim) for None."""
+    return scale if isinstance(scale, float | int) else head_dim ** (-0.5 if scale is None else 0.5)
+
+
 def check_options(
     qk_norm: str, qk_norm_kind: str, sinks: bool, weighting: str, conv: int | None, conv_residual: bool
 ) -> None:
@@ -344,6 +385,36 @@ def check_options(
         raise UserError(
             "mixer.sinks=true: a sink is a term of a softmax's denominator, and mixer.weighting=sigmoid has none; use one of"
             " the two"
+        )
+
+
+def make_qk_norm(norm: MakeWidthNorm, kind: str, eps: float | None) -> MakeWidthNorm:
+    """Makes norms of this kind, with this eps where it is given."""
+    if kind == "model":
+        return norm
+    return QK_NORM_KINDS[kind] if eps is None else partial(QK_NORM_KINDS[kind], eps=eps)
+
+
+def check_eps(kind: str, eps: float | None) -> None:
+    """Raises UserError where the eps would change nothing."""
+    if kind == "model" and eps is not None:
+        raise UserError(
+            f"mixer.qk_norm_eps={eps:g}: changes nothing under mixer.qk_norm_kind=model, whose eps is norm.eps; leave it out, or"
+            " use another kind, such as mixer.qk_norm_kind=rms"
+        )
+
+
+def check_temperature(temperature: float | None, every: int | None) -> None:
+    """Raises UserError where one of the two is given without the other."""
+    if temperature is None and every is not None:
+        raise UserError(
+            f"mixer.temperature_every={every}: changes nothing under mixer.temperature=null; leave it out, or give"
+            " mixer.temperature=0.1"
+        )
+    if temperature is not None and every is None:
+        raise UserError(
+            f"mixer.temperature={temperature:g}: needs mixer.temperature_every, by how many tokens queries get sharper in steps;"
+            " give it, such as mixer.temperature_every=8192"
         )
 
 

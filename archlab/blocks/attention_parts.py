@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from archlab.blocks.context import AttentionContext, BiasedContext, QueryBlock
 from archlab.blocks.contracts import Block, SomeHeads, Stream
+from archlab.blocks.factors import Factors, stream_scale
 from archlab.blocks.precision import at_least_float32
 from archlab.blocks.roles import Role
 
@@ -89,6 +90,47 @@ class LogLength(Block):
         wide = at_least_float32(q)
         log_n = context.n_attended[:, None, :, None].to(wide.dtype).log()
         return (wide * (at_least_float32(self.s).view(-1, 1, 1) * log_n)).type_as(q)
+
+
+class QueryKeyFactors(Block):
+    """s^2 q, which gives the same scores as s q and s k: a learned s for each head and feature (nGPT's s_qk), kept as `Factors`.
+
+    s starts at 1. Acting on queries alone, it is defined too where several query heads share the keys of one.
+
+    Source: arXiv:2410.01131, sec. 2.6, where s multiplies queries and keys.
+    """
+
+    def __init__(self, n_heads: int, head_dim: int, d_model: int):
+        super().__init__()
+        self.s = Factors(n_heads * head_dim, 1.0, stream_scale(None, d_model), torch.square)
+        self.n_heads = n_heads
+
+    def forward(self, q: SomeHeads) -> SomeHeads:
+        return self.s.values().view(self.n_heads, 1, -1).type_as(q) * q
+
+
+class Temperature(nn.Module):
+    """(1 + scale * log(1 + floor((p + 1) / every))) q, p being how many tokens stand before the query.
+
+    They are counted from where the sequence begins, or the query's document where the mask keeps documents apart. Up to
+    position every - 2 the factor is 1.
+
+    Source: transformers' `Llama4TextAttention` (attn_scale, floor_scale), which names arXiv:2501.19399.
+    """
+
+    def __init__(self, scale: float, every: int):
+        super().__init__()
+        self.scale, self.every = scale, every
+
+    def forward(self, q: SomeHeads, context: AttentionContext) -> SomeHeads:
+        steps = ((context.places + 1).float() / self.every).floor()
+        factor = (steps.log1p() * self.scale + 1.0)[:, None, :, None]
+        return (q * factor).type_as(q)
+
+    @property
+    def formula(self) -> str:
+        """The factor, as a drawing has it."""
+        return f"1 + {self.scale:g} ln(1 + ⌊(p + 1) / {self.every}⌋)"
 
 
 class OutputGate(Block):

@@ -29,6 +29,11 @@ class Cache:
         """By mixer, or part of one, such as (keys, values); every tensor's first axis is the batch."""
 
         self.rooms: dict[tuple[nn.Module, int], Room] = defaultdict(Room)
+        self.later: dict[int, Cache] = {}
+
+    def of_visit(self, visit: int) -> "Cache":
+        """Where a layer that is applied several times caches at this application, counted from 0."""
+        return self if visit == 0 else self.later.setdefault(visit, Cache())
 
     def __len__(self) -> int:
         """Cached tokens, padding included."""

@@ -132,9 +132,19 @@ class AttentionContext:
         """What stands `back` tokens before each of these, with zeros where the mask keeps that apart as another document's."""
         return self.token_positions.within_document(earlier, back) if self.mask.uses_documents else earlier
 
+    @property
+    def places(self) -> Int[Tensor, "#batch query"]:
+        """How many tokens stand before each query in its sequence, or in its document where the mask keeps these apart."""
+        where = self.token_positions
+        return where.places if self.mask.uses_documents else where.query_index
+
     def of(self, block: "QueryBlock") -> "QueryBlock":
         """A block of queries as this context's `blocks` have it."""
         return block
+
+    def of_visit(self, visit: int) -> "AttentionContext":
+        """The context of a layer's later application, which caches apart from its first one; the same where nothing is cached."""
+        return self if self.cache is None or visit == 0 else LaterContext(self, self.cache.of_visit(visit))
 
     def of_first(self) -> "AttentionContext":
         """The context of the first sequence alone."""
@@ -207,17 +217,32 @@ class QueryBlock:
         return aligned(torch.where(self.can_attend[:, None], bias, float("-inf")))
 
 
-class BiasedContext(AttentionContext):
+class DerivedContext(AttentionContext):
+    """A context that has all of another one, computed once for both."""
+
+    def __init__(self, context: AttentionContext):
+        self.position, self.mask, self.token_positions = context.position, context.mask, context.token_positions
+        self.cache, self.taps, self.kept, self.shared = context.cache, context.taps, context.kept, context.shared
+        self.query_block, self.rotation, self.whole = context.query_block, context.rotation, context.whole
+        self.newest_alone, self.everything = context.newest_alone, context.everything
+
+
+class LaterContext(DerivedContext):
+    """The same with another cache."""
+
+    def __init__(self, context: AttentionContext, cache: Cache):
+        super().__init__(context)
+        self.cache = cache
+
+
+class BiasedContext(DerivedContext):
     """The context of one layer's call, with a bias of that layer's own on its scores; the rest is the shared context's.
 
     `bias_of` returns the bias of a block of queries, (batch, heads, query, key).
     """
 
     def __init__(self, context: AttentionContext, bias_of: Callable[[QueryBlock], Tensor]):
-        self.position, self.mask, self.token_positions = context.position, context.mask, context.token_positions
-        self.cache, self.taps, self.kept, self.shared = context.cache, context.taps, context.kept, context.shared
-        self.query_block, self.rotation, self.whole = context.query_block, context.rotation, context.whole
-        self.everything = context.everything
+        super().__init__(context)
         self.of_all_layers, self.bias_of = context, bias_of
 
     def blocks(self) -> Iterator[QueryBlock]:

@@ -172,7 +172,7 @@ class Mixer(Block):
                 makes one for scores or weights that no fused kernel computes, of that function, of what makes weights of
                 scores, and of the option that asks for it, as in mixer.sinks=true
     recurrence  computes the sums of a recurrent mixer, an `archlab.blocks.recurrent.Recurrence`
-    depth       which layer it is in, counted from 0
+    depth       which layer it is in, counted from 0; of a looped layer, at its first application
     norm        makes a norm of the width that it is given as `d_model`
     inner_norm  under a residual scheme with `inner_norms`: makes a norm of what is projected back to the stream
     """
@@ -420,9 +420,9 @@ class Residual(Block):
     """One layer's way of adding its branches to the residual stream, and where the norms sit.
 
     Constructor: `norm`, which makes a fresh norm of width d_model at each call, `n_layers`, its own options, and by keyword
-    those of the following that it has a parameter for.
+    those of the following that it has a parameter for. `n_layers` counts a looped layer as often as it is applied.
 
-    layer       the layer's number, counted from 0
+    layer       the layer's number, counted from 0; with this parameter it is refused in a loop, where a layer has several
     d_model     the width of a stream
     branches    how many branches the layer has: two, or the mixer alone; a scheme without this parameter joins two
     """

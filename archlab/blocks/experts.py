@@ -83,6 +83,7 @@ class RoutedExperts(FeedForward):
     scores       a softmax over the experts, or a sigmoid of each
     normalise    whether w adds up to 1; with softmax it is then the softmax of the chosen logits alone
     scale        a constant on what the chosen experts add
+    weights_on   what w multiplies: the `output` of the experts, or their `input`: then y = sum of f_i(scale * w_i(x) x) (Llama 4)
     shared       how many experts every token gets besides, as one network of width shared * d_ff
     shared_gate  whether what these add is multiplied by sigmoid(gate(x)), one number for each token
     groups, top_groups
@@ -100,11 +101,11 @@ class RoutedExperts(FeedForward):
 
     Raises UserError where these cannot be, or one of them would change nothing.
 
-    Source: arXiv:1701.06538, eq. 3 to 5 (top-k routing, without its noise); arXiv:2401.04088, sec. 2.1 (normalised);
+        Source: arXiv:1701.06538, eq. 3 to 5 (top-k routing, without its noise); arXiv:2401.04088, sec. 2.1 (normalised);
     arXiv:2401.06066, eq. 9 to 11 (shared experts), and the load as a share of all assignments; arXiv:2412.19437,
     sec. 2.1.2 (sigmoid, groups, scale) and eq. 16 (bias); arXiv:2101.03961, eq. 4 to 6 (balance_loss at top_k=1);
     arXiv:2408.15664, alg. 1 (balance_rate); arXiv:2202.08906, eq. 5 (z_loss). The numbers are those of the published code
-    of Mixtral, OLMoE, Qwen2-MoE (the shared gate), Qwen3-MoE, DeepSeek-V3, GLM-4.5 and gpt-oss.
+    of Mixtral, OLMoE, Qwen2-MoE (the shared gate), Qwen3-MoE, DeepSeek-V3, GLM-4.5, gpt-oss and Llama 4.
     """
 
     gated = True
@@ -128,6 +129,7 @@ class RoutedExperts(FeedForward):
         scores: Literal["softmax", "sigmoid"] = "softmax",
         normalise: bool = True,
         scale: Positive = 1.0,
+        weights_on: Literal["output", "input"] = "output",
         shared: Natural = 0,
         shared_gate: bool = False,
         groups: Count = 1,
@@ -152,6 +154,7 @@ class RoutedExperts(FeedForward):
         self.biased = Unbiased() if balance_rate is None else BalancingBias(n_experts, balance_rate)
         self.within_groups = nn.Identity() if groups == 1 else WithinGroups(groups, top_groups)
         self.weigh = partial(normalised if normalise else as_they_are, scale)
+        self.weigh_input, self.add_up = WEIGHED[weights_on]
         losses = {"balance": (balance, balance_loss), "router_z": (router_z, z_loss)}
         self.router_losses = {name: partial(loss, by) for name, (loss, by) in losses.items() if by}
 
@@ -206,11 +209,11 @@ class RoutedExperts(FeedForward):
         by_token = chosen.flatten()
         order = by_token.argsort(stable=True)
         assigned = Assigned(by_token[order], load.long().cumsum(dim=0))
-        rows = x.to(dtype_of_products(x)).flatten(0, 1)[order // self.top_k]
+        rows = self.weigh_input(x.to(dtype_of_products(x)).flatten(0, 1)[order // self.top_k], weights, order)
         hidden = self.hidden(*(self.mapped(name, rows, assigned) for name in self.read_by))
         hidden = self.norm_hidden(self.inner_norm, hidden, order, len(x))
         made = self.mapped("down", hidden, assigned)[order.argsort()].unflatten(0, chosen.shape)
-        return (weights[..., None] * made).sum(dim=-2).type_as(made).view_as(x)
+        return self.add_up(made, weights).view_as(x)
 
     def mapped(self, name: str, x: Float[Tensor, "rows fan_in"], assigned: Assigned) -> Float[Tensor, "rows fan_out"]:
         """Each row by its expert's matrix of this name, and its bias."""
@@ -231,11 +234,19 @@ class RoutedExperts(FeedForward):
         steps = [
             DrawnStep("part", "router", path="router"),
             DrawnStep("op", f"top {self.top_k} of {n}", self.scores, reads=(1,)),
-            *(DrawnStep("linear", f"{name}_proj", wide, path=f"{name}_proj") for name in self.read_by),
         ]
-        steps.append(DrawnStep("activation", self.network, reads=tuple(range(3, len(steps) + 1))))
+        before = self.add_up is plain_sum
+        if before:
+            steps.append(DrawnStep("mul", "× weight", reads=(0, 2)))
+        first = len(steps)
+        given = (first if before else 0,)
+        steps += [DrawnStep("linear", f"{name}_proj", wide, path=f"{name}_proj", reads=given) for name in self.read_by]
+        steps.append(DrawnStep("activation", self.network, reads=tuple(range(first + 1, len(steps) + 1))))
         steps.append(DrawnStep("linear", "down_proj", back, path="down_proj", reads=(len(steps),)))
-        steps.append(DrawnStep("mul", "weighted sum", reads=(len(steps), 2)))
+        last = len(steps)
+        steps.append(
+            DrawnStep("op", "sum", reads=(last,)) if before else DrawnStep("mul", "weighted sum", reads=(last, 2))
+        )
         if self.n_shared:
             routed = len(steps)
             steps.append(
@@ -342,6 +353,35 @@ def normalised(scale: float, chosen_scores: Float[Tensor, "token top_k"]) -> Flo
 def as_they_are(scale: float, chosen_scores: Float[Tensor, "token top_k"]) -> Float[Tensor, "token top_k"]:
     """Scores times a constant."""
     return scale * chosen_scores
+
+
+def weighed_sum(made: Float[Tensor, "token top_k d_model"], weights: Float[Tensor, "token top_k"]) -> Tokens:
+    """The sum over a token's experts, each by its weight."""
+    return (weights[..., None] * made).sum(dim=-2).type_as(made)
+
+
+def plain_sum(made: Float[Tensor, "token top_k d_model"], weights: Float[Tensor, "token top_k"]) -> Tokens:
+    """The sum over a token's experts, which were given their weights with the input."""
+    return made.sum(dim=-2)
+
+
+def unweighed(rows: Float[Tensor, "rows d_model"], weights: Tensor, order: Tensor) -> Float[Tensor, "rows d_model"]:
+    """Inputs as they are."""
+    return rows
+
+
+def weighed_rows(
+    rows: Float[Tensor, "rows d_model"], weights: Float[Tensor, "token top_k"], order: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows d_model"]:
+    """Each assignment's input by its weight."""
+    return (rows * weights.flatten()[order, None]).type_as(rows)
+
+
+WEIGHED: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "output": (unweighed, weighed_sum),
+    "input": (weighed_rows, plain_sum),
+}
+"""What becomes of an expert's inputs and of its outputs, by what the weights multiply."""
 
 
 def balance(coefficient: float, logits: Scores, shares: Scores, load: Load) -> Tensor:

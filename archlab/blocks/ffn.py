@@ -15,6 +15,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Probability
 from archlab.blocks.activations import MASK, Accounting, Activation, Term, saved_by
 from archlab.blocks.contracts import FeedForward, Stream
+from archlab.blocks.factors import Factors
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32
 
@@ -102,6 +103,50 @@ class Gated(PositionWise):
     def saved_activations(self, rules: Accounting) -> Iterator[Term]:
         hidden = rules.e * self.down_proj.in_features
         yield from self.kept_before_the_product(rules)
+        yield Term("ffn: the two sides of the gate", 2 * hidden)
+        yield Term("ffn: their product", hidden, needed_by=("down_proj",))
+        yield from self.kept_by_dropout(rules)
+
+
+class ScaledGated(PositionWise):
+    """down(activation(sqrt(d_model) s_v gate(x)) * (s_u up(x))), with learned s_u and s_v for each hidden feature (nGPT's).
+
+    x and the rows of the matrices are vectors of length 1 in nGPT, so that their products are about 1 / sqrt(d_model); the
+    root puts them where the activation bends. s_u and s_v are kept as `Factors` are.
+
+    Options, beside those of a gated network:
+
+    start  what s_u and s_v start at
+    scale  what the weights that they are made of start at
+
+    Source: arXiv:2410.01131, sec. 2.6. Its published code (NVIDIA/ngpt) has the root on both sides, which changes nothing
+    under residual=ngpt, whose norm takes a factor on the whole output away.
+    """
+
+    gated = True
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        activation: Callable[[], Elementwise],
+        bias: bool = False,
+        start: Positive = 1.0,
+        scale: Positive = 1.0,
+        dropout: Probability = 0.0,
+        inner_norm: MakeWidthNorm = no_norm,
+    ):
+        super().__init__(d_model, d_ff, activation, bias, dropout, inner_norm)
+        self.s_u, self.s_v = Factors(d_ff, start, scale), Factors(d_ff, d_model**0.5 * start, scale)
+
+    def forward(self, x: Stream) -> Stream:
+        hidden = self.activation(self.s_v(self.gate_proj(x))) * self.s_u(self.up_proj(x))
+        return self.dropout(self.down_proj(self.inner_norm(hidden)))
+
+    def saved_activations(self, rules: Accounting) -> Iterator[Term]:
+        hidden = rules.e * self.down_proj.in_features
+        yield from self.kept_before_the_product(rules)
+        yield Term("ffn: the two sides of the gate before their factors", 2 * hidden)
         yield Term("ffn: the two sides of the gate", 2 * hidden)
         yield Term("ffn: their product", hidden, needed_by=("down_proj",))
         yield from self.kept_by_dropout(rules)

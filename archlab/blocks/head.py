@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from archlab.base.quantities import Positive
 from archlab.blocks.contracts import Head, Norm, Stream
+from archlab.blocks.factors import Factors, stream_scale
 from archlab.blocks.softcap import make_softcap
 
 Logits = Float[Tensor, "batch seq vocab"]
@@ -54,6 +55,35 @@ class NormHead(Head):
 
     def forward(self, x: Stream) -> Logits:
         return F.linear(x, F.normalize(self.weight, dim=-1))
+
+
+class ScaledHead(Head):
+    """s_z * (W x), with a learned factor for each token (nGPT's).
+
+    x and the rows of W are vectors of length 1 in nGPT, so that the products are within -1 and 1, which no softmax makes
+    sure predictions of. s_z is kept as `Factors` are.
+
+    Options:
+
+    start  what s_z starts at
+    scale  what the weight that it is made of starts at; None for 1 / sqrt(d_model)
+
+    Source: arXiv:2410.01131, sec. 2.6.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        norm: Callable[[], Norm],
+        start: Positive = 1.0,
+        scale: Positive | None = None,
+    ):
+        super().__init__(d_model, vocab_size, bias=False)
+        self.s_z = Factors(vocab_size, start, stream_scale(scale, d_model))
+
+    def forward(self, x: Stream) -> Logits:
+        return self.s_z(F.linear(x, self.weight))
 
 
 class MaskedHead(Head):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from archlab.base.errors import UserError
 from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Norm, Residual, Stream
+from archlab.blocks.factors import Factors, stream_scale
 from archlab.blocks.precision import at_least_float32, without_autocast
 from archlab.blocks.roles import Role, Weight, is_named
 
@@ -254,6 +255,45 @@ class LayerScale(Residual):
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         for norm, scale, branch in zip(self.norms, self.scales, branches, strict=True):
             x = x + scale(branch(norm(x)))
+        return x
+
+
+class Interpolated(Residual):
+    """norm(x + |alpha| (norm'(f(x)) - x)), with a learned alpha for each feature and branch (nGPT's eigen learning rates).
+
+    So a branch says where the stream is to go, and alpha how far. With norm=l2 every position of the stream is a vector of
+    length 1, and so is what the head is given. alpha is kept as `Factors` are.
+
+    Options:
+
+    start  what alpha starts at
+    scale  what the weight that alpha is made of starts at; None for 1 / sqrt(d_model)
+
+    Source: arXiv:2410.01131, sec. 2.6; |alpha| as its published code (NVIDIA/ngpt) has it.
+    """
+
+    needs_final_norm = False
+
+    def __init__(
+        self,
+        norm: MakeNorm,
+        n_layers: int,
+        d_model: int,
+        start: Positive = 0.05,
+        scale: Positive | None = None,
+        branches: int = BRANCHES,
+    ):
+        super().__init__()
+        self.norms = nn.ModuleList(norm() for _ in range(branches))
+        self.branch_norms = nn.ModuleList(norm() for _ in range(branches))
+        self.alphas = nn.ModuleList(
+            Factors(d_model, start, stream_scale(scale, d_model), torch.abs) for _ in range(branches)
+        )
+
+    def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
+        parts = zip(self.norms, self.branch_norms, self.alphas, branches, strict=True)
+        for norm, branch_norm, alpha, branch in parts:
+            x = norm(x + alpha(branch_norm(branch(x)) - x))
         return x
 
 

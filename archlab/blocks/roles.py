@@ -82,6 +82,11 @@ class Weight:
         """The width of a matrix's output."""
         return self.tensor.shape[-2]
 
+    @property
+    def axis_of_stream(self) -> int:
+        """The axis along which a matrix's vectors are as wide as what it takes from the stream, or as what it adds to it."""
+        return -2 if self.writes_to_stream else -1
+
     def within(self, prefix: str) -> "Weight":
         """The same weight, its name preceded by that of the module it is in."""
         return replace(self, name=f"{prefix}.{self.name}" if prefix else self.name)

@@ -248,12 +248,14 @@ def llama3(
     Source: Llama 3.1's published code, rope_type "llama3".
     """
     check_factor(factor)
-    check_order("low_freq_factor", low_freq_factor, "high_freq_factor", high_freq_factor)
+    if low_freq_factor != high_freq_factor:  # Llama 4 Scout's release has a step between fast and slow pairs
+        check_order("low_freq_factor", low_freq_factor, "high_freq_factor", high_freq_factor)
+    width = high_freq_factor - low_freq_factor or 1.0
 
     def frequencies(positions: Tensor) -> Tensor:
         plain = powers(base, rotated, positions)
         wavelength = 2 * math.pi / plain
-        left = (trained_len / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+        left = (trained_len / wavelength - low_freq_factor) / width
         between = (1 - left) * plain / factor + left * plain  # in this order, as published code rounds
         slow = torch.where(wavelength > trained_len / low_freq_factor, plain / factor, between)
         return torch.where(wavelength < trained_len / high_freq_factor, plain, slow)

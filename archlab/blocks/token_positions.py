@@ -46,6 +46,16 @@ class TokenPositions:
         """Positions of the tokens that the forward pass was given."""
         return self.positions[..., self.n_cached :]
 
+    @property
+    def query_index(self) -> Int[Tensor, "#batch query"]:
+        """Indices of the tokens that the forward pass was given; 0 within padding."""
+        return self.index[:, self.n_cached :].clamp(min=0)
+
+    @property
+    def places(self) -> Int[Tensor, "#batch query"]:
+        """The same counted from where each token's document starts."""
+        return self.query_index - self.document_start(slice(None))[..., 0]
+
     def document_start(self, queries: slice) -> DocumentStart:
         """Where these queries' documents start."""
         if self.document_starts is None:

@@ -36,7 +36,7 @@ from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.quantities import Count, NonNegative
 from archlab.claim.measures import MEASURES
-from archlab.claim.reductions import REDUCTIONS
+from archlab.claim.reductions import BESIDE, REDUCTIONS
 from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
 from archlab.records.summary import KINDS
@@ -212,6 +212,13 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
     if part.reduce is not None and part.reduce not in REDUCTIONS:
         hint = did_you_mean(part.reduce, REDUCTIONS)
         raise UserError(f"{where}.reduce: {part.reduce} is no reduction; {hint}reductions: {', '.join(REDUCTIONS)}")
+    if (beside := BESIDE.get(part.reduce or "")) and not any(
+        other.reduce == beside and set(other.arms) == set(part.arms) for other in claim.parts
+    ):
+        raise UserError(
+            f"{where}.reduce: {part.reduce} says nothing by itself, since a model that hardly trains has a good one; add a part of"
+            f" the same arms with reduce: {beside}"
+        )
     if part.trained and quantity_of(part.measure) not in KINDS:
         names = (*MEASURES, *KINDS)
         hint = did_you_mean(part.measure, names)

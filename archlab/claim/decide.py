@@ -159,9 +159,10 @@ def identity_part(part: Part, values: Mapping[str, Values]) -> PartResult:
 
 def direction(part: Part) -> Direction | None:
     """Which way is better of what a part measures; None where neither is, or it is not known."""
+    if part.reduce == "largest_stable":
+        return "higher"
     kind = KINDS.get(quantity_of(part.measure)) if part.trained else None
-    reduced = part.reduce in (None, "best", "sensitivity")
-    return kind.better if kind is not None and reduced else None
+    return kind.better if kind is not None and part.reduce in (None, "best", "sensitivity") else None
 
 
 def side_of(judged: Judged) -> str | None:

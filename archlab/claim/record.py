@@ -16,7 +16,7 @@ from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reaso
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ledger import surviving, verdicts
 from archlab.records.logbook import git_state, versions
-from archlab.report.claims import claims_markdown, draw_claim, readme
+from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
 
 Record = dict[str, Any]
@@ -144,13 +144,14 @@ def finite(value: float) -> float | None:
 def regime(jobs: Iterable[Job]) -> str:
     """The sizes and budgets the verdict holds for; a range where runs differ."""
     jobs = list(jobs)
-    cfgs = [job.cfg for job in jobs if isinstance(job, RunJob)]
+    runs = [job for job in jobs if isinstance(job, RunJob)]
+    cfgs = list({id(job.base): job.base for job in runs}.values())
     if not cfgs:
-        looked_at = [cfg for job in jobs if isinstance(job, Measurement) for cfg in job.cfgs]
+        looked_at = [cfg for job in jobs if isinstance(job, Measurement) for cfg in job.bases]
         return f"no training; {sizes(looked_at)}"
     lengths = spread(cfg.train.train_len for cfg in cfgs)
     batches = spread(cfg.train.batch_size for cfg in cfgs)
-    rates = spread(cfg.train.lr for cfg in cfgs)
+    rates = spread(dict(job.changes).get("train.lr", job.base.train.lr) for job in runs)
     data = ", ".join(sorted({cfg.choices.data for cfg in cfgs}))
     steps = spread(cfg.train.steps for cfg in cfgs)
     return f"{sizes(cfgs)}; {steps} steps of {batches} x {lengths} tokens of {data}; lr {rates}"
@@ -180,28 +181,33 @@ def commits(jobs: Iterable[Job]) -> set[str]:
 
 
 def keep(record: Record, folder: Path) -> None:
-    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl."""
+    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl.
+
+    What is found once more, of the same evidence, is not noted there again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
+    before = [line for line in verdicts(folder.parent).records() if line["claim"] == record["name"]]
+    if not before or any(before[-1].get(name) != record.get(name) for name in EVIDENCE):
+        verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
     write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
     picture = draw_claim(record, folder / "plot.png")
     write_text(folder / "README.md", readme(record, picture))
 
 
+EVIDENCE = ("says", "budget", "verdict", "e", "seeds", "reason")
+
 LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "date", "reason", "git")
 """What verdicts.jsonl says of each verdict."""
 
 
-def keep_index(output: Path) -> None:
-    """A page of all claims that were decided here, by verdict and name."""
+def keep_index(output: Path, known: Iterable[str] = ()) -> None:
+    """A page of all claims that were decided here: by verdict, by what choices bought, and what was said of them earlier."""
     records = [record for file in output.glob("*/result.json") if (record := kept(file))]
     survives = surviving(output)
     for record in records:
         record["survives"] = survives.get(record["name"])
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
-    made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
-    head = f"# Claims\n\nDecided by `python -m archlab claims`: {'; '.join(made)}.\n\n"
-    write_text(output / "README.md", head + claims_markdown(records))
+    write_text(output / "README.md", index_page(records, verdicts(output).records(), known))
 
 
 def kept(file: Path) -> Record | None:

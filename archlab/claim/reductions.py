@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-Numbers = Sequence[float]
+from archlab.comparison import rates
 
-STABLE_SHARE = 0.5
-"""A rate is still stable where its loss lies in the better half between the best loss and that of a failed run."""
+Numbers = Sequence[float]
 
 
 def best(xs: Numbers, values: Numbers, failed: float) -> float:
@@ -40,22 +39,21 @@ def last_over_first(xs: Numbers, values: Numbers, failed: float) -> float:
 
 
 def largest_stable(xs: Numbers, values: Numbers, failed: float) -> float:
-    """log10 of the largest x up to which, from the best one on, every value is at most half-way from the best to `failed`."""
-    at = int(np.argmin(values))
-    limit = values[at] + STABLE_SHARE * max(0.0, failed - values[at])
-    while at + 1 < len(values) and values[at + 1] <= limit:
-        at += 1
-    return math.log10(xs[at])
+    """log10 of the rate up to which a run keeps half of its best gain, between the rates that were run; nan where none learned."""
+    return math.log10(rates.stable_up_to(xs, values, failed))
 
 
 def sensitivity(xs: Numbers, values: Numbers, failed: float) -> float:
-    """Mean over x of what is lost against the best value, none counted as worse than `failed`.
+    """Mean over x of what is lost against the best value, none counted as worse than `failed`; nan where none learned.
 
     Source: arXiv:2309.14322 (LR sensitivity), with the loss of a failed run in place of the initial loss.
     """
-    return float(np.mean([min(value, failed) for value in values]) - min(values))
+    return rates.sensitivity(values, failed, failed)
 
 
 REDUCTIONS: dict[str, Callable[[Numbers, Numbers, float], float]] = {
     "best": best, "best_x": best_x, "slope": slope, "last_over_first": last_over_first, "largest_stable": largest_stable, "sensitivity": sensitivity
 }  # fmt: skip
+
+BESIDE = {"largest_stable": "best", "sensitivity": "best"}
+"""What says nothing alone, and the reduction to be shown beside it: a model that hardly trains is insensitive and stable."""

@@ -18,7 +18,7 @@ from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.claim.store import JobStore, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
-from archlab.runs.packs import PackSize, why_not
+from archlab.runs.packs import PackSize, on_a_gpu, why_not
 from archlab.runs.workers import expect_workers, threads_each
 
 OUR_OWN = Path("experiments/claims")
@@ -59,8 +59,10 @@ def decide_claims(
     for folder in dict.fromkeys(folders.values()):
         register(folder, [claim for claim in claims if folders[claim.name] == folder], anew)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
-    for line in why_not([job.plan for job in most if isinstance(job, RunJob)], pack):
-        console.print(line, highlight=False, soft_wrap=True)
+    runs_to_make = [job for job in most if isinstance(job, RunJob)]
+    if runs_to_make and on_a_gpu([runs_to_make[0].plan]):  # plans take time to make
+        for line in why_not([job.plan for job in runs_to_make], pack):
+            console.print(line, highlight=False, soft_wrap=True)
     workers = max(1, min(workers or worthwhile_workers(most), len(most)))
     announce(console, courses, least, most, workers, start)
     records: dict[str, Record] = {}
@@ -69,13 +71,13 @@ def decide_claims(
         name = made.claim.name
         record = records[name] = record_of(made, budget, registered_on(folders[name], name))
         keep(record, folders[name] / name)
+        keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
     with Counted("claims", sum(map(seconds, most)), console) as progress:
         for made in as_they_settle(courses, workers, pack, progress):
             settle(made)
     for folder in dict.fromkeys(folders.values()):
-        keep_index(folder)
         survives = surviving(folder)
         for name, record in records.items():
             if folders[name] == folder:
@@ -106,8 +108,9 @@ def as_they_settle(courses: Sequence[Course], workers: int, pack: PackSize, prog
             left.remove(made)
             yield made
             progress.add(sum(map(seconds, missing(made.most))))  # what it turned out not to need
-        for done, _ in work(in_packs(list(todo.values()), pack), workers):
-            progress.add(seconds(done))
+        if todo:
+            for done, _ in work(in_packs(list(todo.values()), pack), workers):
+                progress.add(seconds(done))
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:

@@ -1,40 +1,65 @@
-"""All arms against one of them: the noise first, then each difference, corrected for how many there are."""
+"""All arms against one of them: the noise first, then each difference, with one error rate however many there are."""
 
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from statsmodels.stats.multitest import multipletests
 
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.comparison.arms import Arm, sort_into_arms
 from archlab.comparison.equal import AXES, HALF_LIFE, at_equal
+from archlab.comparison.judge import Judged, judge
+from archlab.comparison.many import survivors
 from archlab.comparison.metric import Metric
-from archlab.comparison.paired import Paired, paired
+from archlab.comparison.rule import ALPHA, LOOKS
 from archlab.records.reader import Record, Run
 
-WORDS = {"a": "better", "b": "worse"}
-"""A verdict of `paired(arm, baseline)`, said of the arm; the other verdicts stand as they are."""
+WORDS = {"a": "better", "b": "worse", "tie": "tie", "not a": "not better", "not b": "not worse", "open": "open"}
+"""A reading of `judge(arm, baseline)`, said of the arm."""
 
 Values = dict[int, float | None]
 
 
 @dataclass(frozen=True)
+class ToDecide:
+    """What a decision would take, if everything goes on as it did: seeds in all, runs more, minutes of them."""
+
+    seeds: int
+    runs: int
+    minutes: float | None
+
+
+@dataclass(frozen=True)
 class Measured:
-    """An arm with its values by seed, None where a run diverged; and how it compares, unless it is the baseline."""
+    """An arm with its values by seed, None where a run has none; and how it compares, unless it is the baseline."""
 
     arm: Arm
     values: Values
+    failed: frozenset[int]
+    """Seeds whose run diverged, never left the unigram plateau, or has no value."""
+
     at_equal: dict[str, float | None]
     rank: int
-    against: Paired | None
-    p_adjusted: float | None
+    against: Judged | None
+    """Of the arm as a and the baseline as b, at the level at which it counts among all comparisons."""
+
+    alone: str | None
+    """The verdict if this had been the only comparison."""
+
+    to_decide: ToDecide | None
+    shown: tuple[float, ...] = ()
+    """Arm - baseline at every seed at which both have a value."""
 
     @property
     def finished(self) -> list[float]:
-        return [value for value in self.values.values() if value is not None]
+        """What mean and spread are of: the values of runs that did not fail; where all did, those that there are."""
+        return finished(self.values, self.failed)
+
+    @property
+    def diverged(self) -> int:
+        return sum(run.diverged for run in self.arm.runs)
 
     @property
     def mean(self) -> float | None:
@@ -46,8 +71,22 @@ class Measured:
 
     @property
     def verdict(self) -> str | None:
-        """better, worse, equivalent, within noise or one pair; None where there is nothing to compare with."""
-        return WORDS.get(self.against.verdict, self.against.verdict) if self.against else None
+        """better, worse, tie, not better, not worse or open; None where there is nothing to compare with."""
+        return WORDS[self.against.reading] if self.against else None
+
+    @property
+    def effect(self) -> float | None:
+        """Mean of arm - baseline where neither failed; where one always did, of whatever values there are, to be seen only."""
+        if self.against is None:
+            return None
+        if self.against.effect is not None:
+            return self.against.effect
+        return statistics.fmean(self.shown) if self.shown else None
+
+    @property
+    def survives(self) -> bool | None:
+        """Whether what it says alone it also says among all comparisons; None where it decides nothing alone."""
+        return self.verdict == self.alone if self.alone in ("better", "worse", "tie") else None
 
     def record(self) -> Record:
         first, against = self.arm.runs[0], self.against
@@ -57,22 +96,46 @@ class Measured:
             "runs": [str(run.directory) for run in self.arm.runs],
             "seeds": self.arm.seeds,
             "values": list(self.values.values()),
+            "failed": sorted(self.failed),
             "mean": self.mean,
             "sd": self.sd,
             "n": len(self.values),
-            "diverged": len(self.values) - len(self.finished),
+            "diverged": self.diverged,
             "rank": self.rank,
             "at_equal": self.at_equal,
             "n_params": first.summary.get("n_params"),
             "train_flops_per_token": first.summary.get("train_flops_per_token"),
-            "effect": against and against.effect,
+            "effect": self.effect,
             "interval": list(against.interval) if against and against.interval else None,
             "level": against and against.level,
-            "p": against and against.p,
-            "p_adjusted": self.p_adjusted,
+            "e": against and against.e,
+            "e_values": against and evidence(against),
+            "p": against and against.p_flip,
+            "failures": against and asdict(against.failures) | {"p_boschloo": against.failures.p_boschloo},
             "verdict": self.verdict,
-            "seeds_needed": against and against.seeds_needed,
+            "alone": self.alone,
+            "survives": self.survives,
+            "seeds_needed": self.to_decide and self.to_decide.seeds,
+            "runs_needed": self.to_decide and self.to_decide.runs,
+            "minutes_needed": self.to_decide and self.to_decide.minutes,
         }
+
+
+def finished(values: Values, failed: Collection[int]) -> list[float]:
+    there = {seed: value for seed, value in values.items() if value is not None}
+    return [value for seed, value in there.items() if seed not in failed] or list(there.values())
+
+
+def evidence(found: Judged) -> dict[str, float]:
+    """Every e-value, by the statement it speaks for."""
+    return {
+        "above": found.e_above,
+        "below": found.e_below,
+        "not_above": found.e_not_above,
+        "not_below": found.e_not_below,
+        "arm_fails_more": found.failures.e_a_fails_more,
+        "baseline_fails_more": found.failures.e_b_fails_more,
+    }
 
 
 @dataclass(frozen=True)
@@ -117,7 +180,7 @@ def compare(
     baseline: str | None = None,
     smallest_effect: float | None = None,
     direction: Direction | None = None,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     mix: bool = False,
 ) -> ComparedArms:
     """Sorts runs into arms and compares every arm with the baseline, seed by seed.
@@ -126,17 +189,14 @@ def compare(
     `smallest_effect` is in the metric's unit; without it, 0.01 where that is nats per token, else 0. `direction` says
     which way is better of a number of which `archlab.records.summary` does not.
 
-    The noise floor is the standard deviation of the baseline's values over seeds (n - 1), of those that finished.
-    Each other arm is compared by `paired(arm, baseline)`; effect is arm - baseline. With k such comparisons the
-    chance that any of them names a winner where no arm differs is kept at alpha by Holm's step-down (statsmodels
-    multipletests): the smallest p is tested at alpha / k, the next at alpha / (k - 1), and so on up to the first that
-    fails; that one and all after it cannot be distinguished from noise. Each interval is shown at the level at which its p was
-    tested, those after the first failure at its level, so that an interval excludes zero exactly where Holm rejects:
-    interval and verdict cannot contradict each other. They are intervals one at a time, not jointly. Arms with fewer
-    than two pairs have no p and are not counted in k.
+    The noise floor is the standard deviation of the baseline's values over seeds (n - 1), of those that did not fail. A run
+    fails where it diverged or has no value and, unless the metric is a cost, where it ended on the unigram plateau.
+    Each other arm is compared by `judge(arm, baseline)`; effect is arm - baseline. Of k such comparisons those with a verdict
+    survive together by e-BH: r of them where the r largest e-values reach k / (r alpha). Every arm is then read at the level
+    1 - alpha r / k (r at least 1), so that interval and verdict agree and of the arms with a verdict a share of alpha is
+    expected to be wrong at most, however they depend on each other. Source: arXiv:2009.02824.
 
-    Ranks order the arms by the share of runs that diverged, then by the mean of the others. A diverged run has no
-    value, whatever the metric, and counts as worse than every finished run in its comparison. Raises UserError where runs cannot be
+    Ranks order the arms by the share of runs that failed, then by the mean of the others. Raises UserError where runs cannot be
     compared, or the metric or the baseline is not among them.
     """
     measure = Metric(metric, direction)
@@ -145,16 +205,34 @@ def compare(
     reference = find_baseline(arms, baseline)
     values = [{seed: measure.value(run) for seed, run in arm.by_seed.items()} for arm in arms]
     values = [dict(sorted(of_arm.items())) for of_arm in values]
+    failed = [frozenset(seed for seed, run in arm.by_seed.items() if measure.failed(run)) for arm in arms]
     _ = measure.lower_is_better  # asked for here, of a number that is there
-    pairs = _against(values[arms.index(reference)], reference, arms, values, measure, smallest, alpha)
+    base = arms.index(reference)
+    alone, judged = _against(base, values, failed, measure, smallest, alpha)
     losses, reached = at_equal(arms)
+    ranks = _ranks(values, failed, measure)
     measured = [
-        Measured(arm, of_arm, of_losses, rank, *pairs.get(arm.label, (None, None)))
-        for arm, of_arm, of_losses, rank in zip(arms, values, losses, _ranks(values, measure), strict=True)
+        Measured(
+            arm,
+            values[i],
+            failed[i],
+            losses[i],
+            ranks[i],
+            judged.get(i),
+            alone.get(i),
+            _to_decide(judged[i], arm, reference) if i in judged else None,
+            differences(values[i], values[base]),
+        )
+        for i, arm in enumerate(arms)
     ]
-    found = ComparedArms(measure, smallest, alpha, measured, measured[arms.index(reference)], notes)
+    found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes)
     notes += _remarks(found, reached)
     return found
+
+
+def differences(values: Values, base: Values) -> tuple[float, ...]:
+    pairs = ((value, base.get(seed)) for seed, value in values.items())
+    return tuple(value - other for value, other in pairs if value is not None and other is not None)
 
 
 def find_baseline(arms: Sequence[Arm], words: str | None) -> Arm:
@@ -169,53 +247,51 @@ def find_baseline(arms: Sequence[Arm], words: str | None) -> Arm:
 
 
 def _against(
-    base: Values,
-    reference: Arm,
-    arms: Sequence[Arm],
+    base: int,
     values: Sequence[Values],
+    failed: Sequence[frozenset[int]],
     metric: Metric,
-    smallest_effect: float,
+    margin: float,
     alpha: float,
-) -> dict[str, tuple[Paired, float | None]]:
-    """By label, how each arm that shares a seed with the baseline compares to it, and its p after Holm's step-down."""
+) -> tuple[dict[int, str], dict[int, Judged]]:
+    """By place, the verdict of each arm that shares a seed with the baseline if it were alone, and how it is read among all."""
 
-    def pair(of_arm: Values, level: float) -> Paired:
-        return paired(
-            of_arm, base, smallest_effect=smallest_effect, alpha=level, lower_is_better=metric.lower_is_better
-        )
+    def judged(i: int, level: float) -> Judged:
+        better: Direction = "lower" if metric.lower_is_better else "higher"
+        return judge(values[i], values[base], better=better, margin=margin, failed_a=failed[i], failed_b=failed[base], alpha=level)  # fmt: skip
 
-    sharing = [(arm.label, of_arm) for arm, of_arm in zip(arms, values, strict=True) if arm is not reference]
-    sharing = [(label, of_arm) for label, of_arm in sharing if of_arm.keys() & base.keys()]
-    p_values = [pair(of_arm, alpha).p for _, of_arm in sharing]
-    steps = iter(holm([p for p in p_values if p is not None], alpha))
-    compared = {}
-    for (label, of_arm), p in zip(sharing, p_values, strict=True):
-        level, p_adjusted = (alpha, None) if p is None else next(steps)
-        compared[label] = pair(of_arm, level), p_adjusted
-    return compared
+    sharing = [i for i, of_arm in enumerate(values) if i != base and of_arm.keys() & values[base].keys()]
+    alone = {i: judged(i, alpha) for i in sharing}
+    surviving = sum(survivors([alone[i].e for i in sharing], alpha))
+    level = alpha * max(surviving, 1) / max(len(sharing), 1)
+    return {i: WORDS[found.reading] for i, found in alone.items()}, {i: judged(i, level) for i in sharing}
 
 
-def holm(p_values: Sequence[float], alpha: float) -> list[tuple[float, float]]:
-    """For each p, the level its step of Holm's procedure tests it at, and the adjusted p.
-
-    Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
-    """
-    if not p_values:
-        return []
-    rejected, adjusted, *_ = multipletests(p_values, alpha=alpha, method="holm")
-    k, last = len(p_values), int(sum(rejected))
-    order = sorted(range(k), key=lambda i: p_values[i])
-    levels = {i: alpha / (k - min(step, last)) for step, i in enumerate(order)}
-    return [(levels[i], float(adjusted[i])) for i in range(k)]
+def _to_decide(found: Judged, arm: Arm, reference: Arm) -> ToDecide | None:
+    """Where it is open: the seeds at which a decision is likely, or those of a first look where nothing is known yet."""
+    seeds = found.needed or (LOOKS[0] if not found.decided and found.n < LOOKS[0] else None)
+    if seeds is None:
+        return None
+    more = {side.label: max(0, seeds - len(side.by_seed)) for side in (arm, reference)}
+    costs = [(more[side.label], seconds_of(side)) for side in (arm, reference)]
+    minutes = [runs * seconds / 60 for runs, seconds in costs if seconds is not None]
+    return ToDecide(seeds, sum(more.values()), sum(minutes) if len(minutes) == len(costs) else None)
 
 
-def _ranks(values: Sequence[Values], metric: Metric) -> list[int]:
+def seconds_of(arm: Arm) -> float | None:
+    """Mean time of one of its runs; those of a pack share its time. None where a run does not say."""
+    told = [(run.summary.get("wall_seconds"), run.summary.get("pack") or 1) for run in arm.runs]
+    known = [seconds / pack for seconds, pack in told if seconds is not None]
+    return statistics.fmean(known) if len(known) == len(told) else None
+
+
+def _ranks(values: Sequence[Values], failed: Sequence[frozenset[int]], metric: Metric) -> list[int]:
     """From 1, the best; arms that are equal share a rank."""
     sign = 1 if metric.lower_is_better else -1
     keys = []
-    for of_arm in values:
-        finished = [value for value in of_arm.values() if value is not None]
-        keys.append((1 - len(finished) / len(of_arm), sign * statistics.fmean(finished) if finished else 0.0))
+    for of_arm, lost in zip(values, failed, strict=True):
+        there = finished(of_arm, lost)
+        keys.append((len(lost) / len(of_arm), sign * statistics.fmean(there) if there else 0.0))
     return [1 + sum(other < key for other in keys) for key in keys]
 
 
@@ -227,8 +303,11 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
         if unpaired and measured is not base:
             seeds = ", ".join(map(str, unpaired))
             notes.append(f"{measured.arm.label}: no partner at seed {seeds}, so left out of its comparison")
-        if diverged := len(measured.values) - len(measured.finished):
-            notes.append(f"{measured.arm.label}: {diverged} of {len(measured.values)} runs diverged, ranked worst")
+        if measured.failed:
+            notes.append(f"{measured.arm.label}: {_failures(measured)}")
+        if measured.against is not None:
+            notes += [f"{measured.arm.label}: {said}" for said in _open(measured, found)]
+    notes += [*_price(found), *_untuned(found)]
     if all(len(measured.values) < 2 for measured in found.arms):
         notes.append("one seed only, so nothing can be said of chance; run more, such as seed=0,1,2,3,4,5")
     if all(reached[axis] is not None for axis in AXES):
@@ -242,6 +321,97 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
         if len(places := {str(get(run.summary)) for run in runs}) > 1:
             notes.append(f"the runs come from more than one {name} ({', '.join(sorted(places))})")
     return notes
+
+
+def _failures(measured: Measured) -> str:
+    """How many of an arm's runs failed, and of what."""
+    n, diverged = len(measured.failed), measured.diverged
+    kinds = [f"{diverged} diverged"] * bool(diverged)
+    kinds += [f"{n - diverged} stayed on the unigram plateau or have no value"] * (n > diverged)
+    return f"{n} of {len(measured.values)} runs failed ({', '.join(kinds)}); their values are in no mean, and they count as failures"
+
+
+def _open(measured: Measured, found: ComparedArms) -> list[str]:
+    """What cannot be concluded of an arm, why, and what it would take."""
+    against = measured.against
+    assert against is not None
+    lines = []
+    compared = sum(other.against is not None for other in found.arms)
+    if measured.survives is False:
+        lines.append(f"{measured.alone} if it were the only comparison; among {compared} it does not survive (e-BH)")
+    if against.by == "signs":
+        lines.append(
+            "all differences are the same, so that there is no spread over seeds to measure; signs alone decide"
+        )
+    if measured.verdict == "tie":
+        lines.append(
+            f"a tie in losses; of failures, a chance of up to {against.failures.unseen:.0%} is not ruled out by"
+            f" {against.n} pairs without one"
+        )
+    if against.decided:
+        return lines
+    ruled_out = {
+        "not better": "that it is better is ruled out; a tie or worse is open",
+        "not worse": "that it is worse is ruled out; a tie or better is open",
+    }
+    lines.append(
+        ruled_out.get(measured.verdict or "", "nothing can be concluded")
+        + f" at {against.n} pair{'s' * (against.n > 1)}{_why(against)}"
+    )
+    if (takes := measured.to_decide) is None:
+        return lines
+    if against.needed is None:
+        lines[-1] += f"; how many would decide is not known from so few, {takes.seeds} seeds are a first look"
+    else:
+        lines[-1] += f"; about {takes.seeds} seeds in all would decide, if effect, spread and failures stay as they are"
+    lines[-1] += f": {_runs(takes.runs, takes.minutes)}"
+    return lines
+
+
+def _why(against: Judged) -> str:
+    if against.effect is None:
+        return ", in none of which both runs succeeded; where they stay on the plateau, train longer (train.steps)"
+    if against.interval is None and against.by == "mean":
+        return f", too few for a finite interval at {against.level:.3g}"
+    if not against.failures.alike and against.of_losses != against.reading:
+        return f", since one of the two failed in {against.failures.only_a + against.failures.only_b} of them"
+    return ""
+
+
+def _runs(runs: int, minutes: float | None) -> str:
+    return f"{runs} more runs" + (
+        "" if minutes is None else f", {minutes:.2g} minutes" if minutes < 99.5 else f", {minutes / 60:.2g} hours"
+    )
+
+
+def _untuned(found: ComparedArms) -> list[str]:
+    """Says of a comparison of trained arms that their rates were not sought, and which they are."""
+    arms = [measured.arm for measured in found.arms]
+    fixed = [arm for arm in arms if not any(run.summary.get("tuned") for run in arm.runs)]
+    rates = sorted({float(run.config["train"]["lr"]) for arm in fixed for run in arm.runs})
+    if len(arms) < 2 or not fixed:
+        return []
+    whose = "every arm is" if len(fixed) == len(arms) else ", ".join(arm.label for arm in fixed) + ":"
+    at = ", ".join(f"{rate:g}" for rate in rates)
+    return [
+        f"{whose} untuned, at lr={at}, which may suit one arm better than another; tune=lr finds each a rate of its own"
+    ]
+
+
+def _price(found: ComparedArms) -> list[str]:
+    """What all that is open would take together; the baseline's seeds serve every arm."""
+    open_arms = [(measured, measured.to_decide) for measured in found.arms if measured.to_decide is not None]
+    if len(open_arms) < 2:
+        return []
+    base = found.baseline.arm
+    seeds = max(takes.seeds for _, takes in open_arms)
+    wanted: list[tuple[int, Arm]] = [
+        (max(0, takes.seeds - len(measured.values)), measured.arm) for measured, takes in open_arms
+    ]
+    wanted.append((max(0, seeds - len(base.by_seed)), base))
+    times = [runs * seconds / 60 for runs, arm in wanted if (seconds := seconds_of(arm)) is not None]
+    total = math.fsum(times) if len(times) == len(wanted) else None
+    return [f"to decide what is open in {len(open_arms)} arms: {_runs(sum(runs for runs, _ in wanted), total)}"]
 
 
 def _commit(summary: Record) -> Any:

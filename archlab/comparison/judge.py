@@ -24,6 +24,16 @@ Reading = Literal["a", "b", "above", "below", "tie", "not a", "not b", "not abov
 DECIDED = frozenset({"a", "b", "above", "below", "tie"})
 """Readings after which no more seeds are needed; the others rule something out at most."""
 
+SIDES: Mapping[Direction | None, tuple[Reading, Reading]] = {
+    "lower": ("b", "a"),
+    "higher": ("a", "b"),
+    None: ("above", "below"),
+}
+"""What it means that a - b lies above the margin, and below its negative."""
+
+NEVER = 1e-200
+"""An alpha that no e-value reaches."""
+
 OPPOSITE: Mapping[str, Reading] = {"a": "not b", "b": "not a"}
 
 
@@ -51,6 +61,14 @@ class Failures:
         Like the sign-flip p it holds at a number of seeds fixed in advance only, and decides nothing.
         """
         return boschloo(self.a, self.b, self.n) if self.a or self.b else None
+
+    @property
+    def unseen(self) -> float:
+        """The chance of failing at which n runs without a failure are as rare as one in twenty: 1 - 0.05^(1/n).
+
+        What a tie leaves possible of either arm. It holds at a number of seeds fixed in advance.
+        """
+        return float(1 - ALPHA ** (1 / self.n))
 
     @property
     def alike(self) -> bool:
@@ -145,13 +163,19 @@ class Judged:
 
     @property
     def e(self) -> float:
-        """The largest e-value of the statements that a reading may rest on; it decides where it reaches 1/alpha.
+        """The largest e-value of the statements that could decide: `reading` is one of them where it reaches 1/alpha.
 
-        Of the statements about the mean (above, below, inside), those that are false have e-values that are no larger than
-        the one e_n at the true mean, so the largest of them is an e-value still; likewise of the two about failures.
+        Of the statements about the mean (above, below, inside), those that are false have e-values no larger than the one e_n
+        at the true mean, so the largest of them is an e-value still; likewise of the two about failures. A statement that
+        failures forbid is not among them.
         """
-        failures = max(self.failures.e_a_fails_more, self.failures.e_b_fails_more)
-        return max(self.e_outside, 0.0 if not self.failures.alike else self.e_inside, failures)
+        top, bottom = SIDES[self.better]
+        of: dict[Reading, float] = {top: self.e_above, bottom: self.e_below, "tie": self.e_inside}
+        allowed = [
+            e for reading, e in of.items() if _with_failures(reading, self.failures, self.better, NEVER) == reading
+        ]
+        by_failures = () if self.better is None else (self.failures.e_a_fails_more, self.failures.e_b_fails_more)
+        return max(*allowed, *by_failures, 0.0, 0.0)
 
 
 def judge(
@@ -259,10 +283,10 @@ def _read(losses: Mapping, better: Direction | None, alpha: float) -> Reading:
     above, below, not_above, not_below = (
         losses[name] >= 1 / alpha for name in ("e_above", "e_below", "e_not_above", "e_not_below")
     )
-    top, bottom = {"lower": ("b", "a"), "higher": ("a", "b"), None: ("above", "below")}[better]
+    top, bottom = SIDES[better]
     names: dict[str, Reading] = {"b": "not b", "a": "not a", "above": "not above", "below": "not below"}
     if above or below:
-        return top if above else bottom  # type: ignore[return-value]
+        return top if above else bottom
     if not_above and not_below:
         return "tie"
     return names[top] if not_above else names[bottom] if not_below else "open"

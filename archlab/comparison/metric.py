@@ -8,11 +8,17 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.metrics import Direction
+from archlab.base.plateau import on_plateau
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
 
 AT_LENGTH = ("loss", "loss_last", "context_gain", "late_ratio", "exact_match", "token_accuracy")
 """What is measured at each evaluation length."""
+
+COSTS = frozenset(
+    {"parameters", "FLOPs per token", "bytes per token", "bytes per sequence", "tokens per second", "seconds"}
+)
+"""Units of numbers that a run has whether or not it learned anything."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,16 @@ class Metric:
             )
         value = there.get(self.name)
         return None if run.diverged or value is None or not math.isfinite(value) else float(value)
+
+    def failed(self, run: Run) -> bool:
+        """Whether a run counts as failed: it diverged, has no value or, of a number that says how well or how calmly it
+        trained, it ended on the unigram plateau. What an architecture costs, it costs whether it learns or not."""
+        if self.value(run) is None:
+            return True
+        loss, unigram = run.summary["val_loss"], run.summary.get("unigram_loss")
+        if self.unit in COSTS or loss is None or unigram is None:
+            return False
+        return on_plateau(loss, unigram)
 
     @property
     def _measured_after_training(self) -> bool:

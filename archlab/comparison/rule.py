@@ -34,3 +34,6 @@ DRAWN_FLIPS = 100_000
 
 KEPT_GAIN = 0.5
 """A learning rate is stable while its loss keeps this share of what the best one gained over a run that learned nothing."""
+
+RATE_MARGIN = 0.301
+"""log10 of a factor of two, one step of a tuning grid: the smallest difference of interest between stable learning rates."""

@@ -11,12 +11,17 @@ A row is all learning rates of one arm, depth and warm-up:
     best_loss           the least mean loss of a trained cell, else of a failed one
     lr_sensitivity      mean over the learning rates of min(loss, ln vocab_size), minus best_loss; a diverged run counts
                         as ln vocab_size, the loss of a model that knows nothing. Source: arXiv:2309.14322,
-                        where the cap is the loss at initialisation. It is low for a model that never trains at
-                        any rate, so it is never to be shown without best_loss.
+                        where the cap is the loss at initialisation. None where nothing trained; it is low too for a model
+                        that hardly trains, so it is never to be shown without best_loss.
     largest_stable_lr   from the best learning rate upwards, the last before the first that is not stable. Stable is a
                         trained cell that keeps half of what the best one gained over the plateau:
                         loss <= best_loss + (plateau - best_loss) / 2. None where nothing trained.
-    at_edge             whether that is the largest learning rate of the sweep, so that it is only a lower bound
+    stable_up_to        where, between that rate and the next, a line of the loss over log lr passes that limit; a failed or
+                        diverged cell counts as the plateau
+    at_edge             whether that is the largest learning rate of the sweep, so that both are only lower bounds
+
+Verdicts: every other arm against the first one in each row, seed by seed, of the best loss over the rates and of
+log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them.
 """
 
 import math
@@ -25,9 +30,17 @@ from itertools import groupby
 from typing import Any
 
 from archlab.base.errors import UserError
+from archlab.base.metrics import Direction
 from archlab.base.nested import leaves, options_alone
+from archlab.base.plateau import on_plateau
 from archlab.comparison.arms import spelt
+from archlab.comparison.comparison import WORDS
+from archlab.comparison.judge import Judged, judge
+from archlab.comparison.many import survivors
+from archlab.comparison.rates import learned, stable_up_to
+from archlab.comparison.rule import ALPHA, KEPT_GAIN, RATE_MARGIN
 from archlab.records.reader import Run
+from archlab.records.summary import KINDS
 
 Record = dict[str, Any]
 
@@ -35,8 +48,6 @@ MAPPED = ("train.lr", "train.steps", "train.warmup", "size.n_layers", "size.voca
 """What a run has to say to have a place on the map."""
 
 LEAST_RATES = 3
-PLATEAU_MARGIN = 0.05
-KEPT_GAIN = 0.5
 
 SWEPT = ("train.lr", "size.n_layers", "train.warmup", "seed")
 WITHOUT_MEANING = ("output", "probe.every", "train.log_every")
@@ -44,10 +55,10 @@ WITHOUT_MEANING = ("output", "probe.every", "train.log_every")
 
 
 def stability_map(runs: Sequence[Run]) -> Record:
-    """{arms: [{label, cells, rows}], notes}, in the order in which the runs are given.
+    """{arms: [{label, cells, rows}], verdicts, notes}, in the order in which the runs are given.
 
     A cell is {lr, n_layers, warmup, losses, seeds, loss, plateau, status}, where a diverged run's loss is None; a row
-    {n_layers, warmup, lrs, best_loss, best_lr, lr_sensitivity, largest_stable_lr, at_edge}. Raises UserError where no
+    {n_layers, warmup, lrs, best_loss, best_lr, lr_sensitivity, largest_stable_lr, stable_up_to, at_edge}. Raises UserError where no
     arm has three learning rates.
     """
     finished = [run for run in runs if is_whole(run.summary)]
@@ -68,7 +79,8 @@ def stability_map(runs: Sequence[Run]) -> Record:
         )
     if len({tuple(row["lrs"]) for row in rows}) > 1:
         notes.append("rows were swept over different learning rates, so their sensitivities do not compare")
-    return {"arms": [one for one in charted if one["rows"]], "notes": notes}
+    kept = [one for one in charted if one["rows"]]
+    return {"arms": kept, "verdicts": verdicts(kept, notes), "notes": notes}
 
 
 def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
@@ -80,6 +92,77 @@ def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
         if n
         else []
     )
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:
+    """Every other arm against the first, in each row that both have: {quantity, n_layers, warmup, arm, baseline, verdict, ...}.
+
+    A seed counts where it was run once at every rate of the row. An arm that learned at no rate has failed at that seed.
+    """
+    first, *others = arms
+    found: list[tuple[Record, Judged]] = []
+    for other, (at, quantity) in ((one, of) for one in others for of in comparable(first, one)):
+        a, b = (by_seed(one, at, quantity) for one in (other, first))
+        if a.keys() & b.keys():
+            better, margin = QUANTITIES[quantity]
+            judged = judge(a, b, better=better, margin=margin, alpha=ALPHA)
+            place = dict(zip(("n_layers", "warmup"), at, strict=True))
+            found.append(({"quantity": quantity, **place, "arm": other["label"], "baseline": first["label"]}, judged))
+    if found and not any(judged.decided for _, judged in found):
+        pairs = sorted({judged.n for _, judged in found})
+        notes.append(
+            f"{pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} seeds decide nothing between the arms; run more, such as"
+            f" seed=0,1,2,3,4,5"
+        )
+    survive = survivors([judged.e for _, judged in found], ALPHA)
+    return [
+        {
+            **place,
+            "verdict": WORDS[judged.reading],
+            "survives": survives if judged.decided else None,
+            "effect": judged.effect,
+            "interval": judged.interval and list(judged.interval),
+            "e": judged.e,
+            "n": judged.n,
+            "failed": [judged.failures.a, judged.failures.b],
+            "seeds_needed": judged.needed,
+        }
+        for (place, judged), survives in zip(found, survive, strict=True)
+    ]
+
+
+QUANTITIES: Mapping[str, tuple[Direction, float]] = {
+    "best_loss": ("lower", KINDS["val_loss"].smallest_effect),
+    "log10_stable_lr": ("higher", RATE_MARGIN),
+}
+"""What is compared, which way is better, and the smallest difference of interest."""
+
+
+def comparable(first: Record, arm: Record) -> list[tuple[tuple[int, int], str]]:
+    """Rows that both have, of the same learning rates, and what is compared in them."""
+    rows = [{(row["n_layers"], row["warmup"]): row["lrs"] for row in one["rows"]} for one in (first, arm)]
+    return [(at, quantity) for at, lrs in rows[1].items() if rows[0].get(at) == lrs for quantity in QUANTITIES]
+
+
+def by_seed(arm: Record, at: tuple[int, int], quantity: str) -> dict[int, float]:
+    """nan where nothing was learned at any rate."""
+    cells = [one for one in arm["cells"] if (one["n_layers"], one["warmup"]) == at]
+    once = [{seed for seed in one["seeds"] if one["seeds"].count(seed) == 1} for one in cells]
+    found = {}
+    for seed in sorted(set.intersection(*once)):
+        told = [one["losses"][one["seeds"].index(seed)] for one in cells]
+        losses = [math.inf if loss is None else loss for loss in told]
+        plateau = cells[0]["plateau"]
+        if not learned(losses, plateau):
+            found[seed] = math.nan
+        elif quantity == "best_loss":
+            found[seed] = min(losses)
+        else:
+            found[seed] = math.log10(stable_up_to([one["lr"] for one in cells], losses, plateau))
+    return found
 
 
 # ---------------------------------------------------------------- arms
@@ -149,7 +232,7 @@ def cell(place: tuple[int, int, float], runs: Sequence[Run]) -> Record:
     if len(known) < len(losses):
         status = "diverged"
     else:
-        status = "failed" if max(known) >= plateau - PLATEAU_MARGIN else "trained"
+        status = "failed" if on_plateau(max(known), plateau) else "trained"
     return {
         "lr": lr,
         "n_layers": n_layers,
@@ -170,12 +253,16 @@ def measure(cells: Sequence[Record], vocab_size: int) -> Record:
     best = min(trained or finite, key=lambda one: one["loss"], default=None)
     stable = stable_from(best, cells) if best and trained else None
     capped = [mean([min(ignorant, ignorant if loss is None else loss) for loss in one["losses"]]) for one in cells]
+    ended = [one["loss"] if one["status"] == "trained" else math.inf for one in cells]
     return {
         "lrs": [one["lr"] for one in cells],
         "best_loss": best and best["loss"],
         "best_lr": best and best["lr"],
-        "lr_sensitivity": mean(capped) - min(best["loss"], ignorant) if best else None,
+        "lr_sensitivity": mean(capped) - min(best["loss"], ignorant) if best and trained else None,
         "largest_stable_lr": stable and stable["lr"],
+        "stable_up_to": stable_up_to([one["lr"] for one in cells], ended, best["plateau"])
+        if best and trained
+        else None,
         "at_edge": stable is cells[-1],
     }
 

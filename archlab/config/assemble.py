@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS, locate, option
-from archlab.config.plan import IN_LAYERS, layer_plans
-from archlab.model.decoder import Decoder, LayerParts
+from archlab.config.plan import IN_LAYERS, Choice, layer_plans, loop_of
+from archlab.model.decoder import Decoder, FurtherTokens, LayerParts
+from archlab.model.mtp import FORMS
 
 MADE_FROM = "made_from"
-"""Where a decoder keeps the configuration it was assembled from."""
+"""Where a decoder keeps the configuration it was assembled from, as plain data."""
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def assemble(cfg: DictConfig) -> Decoder:
     """The decoder a settled configuration describes, its weights not yet set."""
     with in_the_users_words():
         blocks = {group: instantiate(cfg[group]) for group in BLOCKS}
-        layers = makers(cfg)
+        layers = makers(cfg, blocks)
         embedding = {
             "tied": cfg.embed.tied,
             "embed_norm": cfg.embed.norm,
@@ -46,13 +49,23 @@ def assemble(cfg: DictConfig) -> Decoder:
             "dropout": cfg.dropout,
             "kernel": cfg.kernel,
             "canon": cfg.get("canon"),  # a run's file may be older than it
+            "skips": cfg.get("skips"),
+            **{f"loop_{name}": value for name, value in loop_of(cfg).items()},
+            "mtp": further_tokens(cfg),
         }
         try:
             decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
         except UserError as error:
             raise UserError(by_options(str(error), cfg)) from None
-    setattr(decoder, MADE_FROM, cfg.copy())
+    setattr(decoder, MADE_FROM, plain_dict(cfg))
     return decoder
+
+
+def further_tokens(cfg: DictConfig) -> Callable[..., FurtherTokens] | None:
+    """Makes the heads of the tokens after the next, where more than that one is predicted."""
+    if cfg.mtp.form is None:
+        return None
+    return partial(FORMS[cfg.mtp.form], tokens=cfg.mtp.tokens, weight=cfg.mtp.weight)
 
 
 def by_options(message: str, cfg: DictConfig) -> str:
@@ -63,9 +76,10 @@ def by_options(message: str, cfg: DictConfig) -> str:
     return message
 
 
-def makers(cfg: DictConfig) -> list[LayerParts]:
-    """The parts of each layer; layers with the same choice get the same constructor."""
-    plans, made = layer_plans(cfg), {}
+def makers(cfg: DictConfig, blocks: Mapping[str, Any]) -> list[LayerParts]:
+    """The parts of each layer; layers with the same choice get the same constructor, those of the model's choice its `blocks`."""
+    plans = layer_plans(cfg)
+    made = {Choice.of(group, option(cfg, group), plain_dict(cfg[group])): blocks[group] for group in IN_LAYERS}
     for plan in plans:
         for choice in (getattr(plan, group) for group in IN_LAYERS):
             if choice not in made:

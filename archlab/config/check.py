@@ -19,7 +19,7 @@ from archlab.base.errors import UserError, shortened
 from archlab.base.quantities import Count, Depth, Fraction, Literal, Natural, Positive, Probability, Width
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
 from archlab.blocks.flex import LEAST_HEAD_DIM
-from archlab.config.plan import layer_plans
+from archlab.config.plan import course, layer_plans, loop_of
 from archlab.cost.estimate import keeps_scores
 from archlab.cost.settings import MemorySettings, check_memory
 from archlab.data.batch import Source
@@ -60,6 +60,7 @@ class TopLevel:
     random_positions: Count | None
     allow_leak: bool
     canon: str | None
+    skips: Literal["unet"] | None
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
     tune: Literal["lr"] | None
@@ -88,6 +89,19 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Loop:
+    times: Depth | None
+    layers: str | int | None
+
+
+@dataclass(frozen=True)
+class SeveralTokens:
+    form: Literal["independent", "chained"] | None
+    tokens: Annotated[int, Interval(ge=2, le=64)]
+    weight: Positive | None
+
+
+@dataclass(frozen=True)
 class Probe:
     every: Count | None
 
@@ -99,6 +113,8 @@ SECTIONS = {
     "": TopLevel,
     "size": Size,
     "embed": Embed,
+    "loop": Loop,
+    "mtp": SeveralTokens,
     "train": TrainOptions,
     "loss": LossOptions,
     "probe": Probe,
@@ -202,6 +218,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_documents(cfg, decoder)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
+    check_mtp(cfg, decoder, explicit)
     check_budget(cfg, explicit)
     check_training(cfg)
     check_numbers_used(cfg, explicit)
@@ -335,26 +352,32 @@ def has_width(ffn: Mapping[str, Any]) -> bool:
     return locate("ffn", ffn["_target_"]).acts
 
 
-def ends_in_networks(cfg: DictConfig) -> bool:
-    """Whether every layer has a feed-forward network; only of such models is it proved how the last one's gradient goes by depth."""
-    return all(has_width(plan.ffn.node) for plan in layer_plans(cfg))
+def grows_by_layers(cfg: DictConfig) -> bool:
+    """Whether what is proved of the last feed-forward network's gradient by depth is about models such as this, made deeper.
+
+    Every layer has such a network, and weights of its own.
+    """
+    return loop_of(cfg)["times"] is None and all(has_width(plan.ffn.node) for plan in layer_plans(cfg))
 
 
 def check_depths(cfg: DictConfig, explicit: Collection[str]) -> None:
     """Refuses depths that were typed for a model of which none are compared."""
-    if "preflight.depths" in explicit and cfg.preflight.depths and not ends_in_networks(cfg):
+    if "preflight.depths" in explicit and cfg.preflight.depths and not grows_by_layers(cfg):
+        without = (
+            "are layers without one" if loop_of(cfg)["times"] is None else "are looped layers, whose gradients are sums"
+        )
         raise UserError(
             f"preflight.depths={list(cfg.preflight.depths)}: compares gradients of the last layer's feed-forward network, and there"
-            " are layers without one; leave it out, or use one in every layer"
+            f" {without}; leave it out, or use one in every layer, each applied once"
         )
 
 
 def check_share(cfg: DictConfig) -> None:
     """Refuses a share of the layers that is all of them."""
-    share, layers = cfg.residual.get("share"), cfg.size.n_layers
+    share, layers = cfg.residual.get("share"), len(course(cfg))
     if isinstance(share, float | int) and share * layers > layers - 1 > 0:
         raise UserError(
-            f"residual.share={share}: of size.n_layers={layers} is every layer; use residual=post, or at most"
+            f"residual.share={share}: of size.n_layers={cfg.size.n_layers} is every layer; use residual=post, or at most"
             f" {math.floor(1000 * (layers - 1) / layers) / 1000}"
         )
 
@@ -473,6 +496,29 @@ def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
 
 def goes_by_positions(decoder: Decoder) -> bool:
     return any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs)
+
+
+def check_mtp(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
+    """Refuses options about further tokens where none are predicted, and further tokens that a position attends to."""
+    form = cfg.mtp.form
+    for name in ("tokens", "weight"):
+        if form is None and f"mtp.{name}" in explicit:
+            raise UserError(
+                f"mtp.{name}={cfg.mtp[name]}: changes nothing under mtp.form=null, which predicts the next token alone; leave it"
+                " out, or use mtp.form=independent or chained"
+            )
+    if form is not None and any(mask.bidirectional for _, mask in decoder.pairs):
+        raise UserError(
+            f"mtp.form={form}: under mask=full a position attends to all tokens after it, so there is none further on to"
+            " predict; leave it out, or use mask=causal, prefix or window"
+        )
+    if form is not None and (
+        leaking := next((norm for norm in decoder.modules() if isinstance(norm, Norm) and norm.sees_future), None)
+    ):
+        raise UserError(
+            f"mtp.form={form}: norm={option(cfg, 'norm')} takes statistics over {' and '.join(leaking.reduces)}, and so over the"
+            " tokens to be predicted; leave it out, or use a norm over d_model alone"
+        )
 
 
 def check_blanks(cfg: DictConfig, explicit: Collection[str]) -> None:
@@ -598,6 +644,7 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
             f"init={option(cfg, 'init')}: its learning rates by width are for optimizers that move each number of a weight by"
             f" itself, as Adam does, and optimizer={option(cfg, 'optimizer')} does not; use optimizer=adamw, or another init"
         )
+    check_held(cfg)
     if cfg.init.get("zero") in ("branches", "all") and any(
         layer.residual.drops_zero_branches for layer in decoder.layers
     ):
@@ -611,6 +658,22 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
                 f"init.{name}=true: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
                 " leave it out"
             )
+
+
+def check_held(cfg: DictConfig) -> None:
+    """Refuses what acts on the length of weights that are held at length 1."""
+    if not made(cfg, "init").holds:
+        return
+    if cfg.train.weight_decay:
+        raise UserError(
+            f"train.weight_decay={cfg.train.weight_decay}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
+            " after every step; use train.weight_decay=0, init.hold=false, or another init"
+        )
+    if target(cfg, "optimizer").averages:
+        raise UserError(
+            f"optimizer={option(cfg, 'optimizer')}: trains and evaluates means of weights that init={option(cfg, 'init')} holds at"
+            " length 1, and means of such are shorter; use another optimizer, or init.hold=false"
+        )
 
 
 def made(cfg: DictConfig, group: str) -> Any:

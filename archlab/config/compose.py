@@ -162,7 +162,7 @@ def finish(
     from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
     from archlab.config.match import settle_match
     from archlab.config.rules import check_rules, check_width, settle_layers, settle_positions
-    from archlab.cost.describe import count_parameters
+    from archlab.cost.describe import count_own_parameters
     from archlab.train.budget import settle_steps
 
     settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
@@ -182,7 +182,7 @@ def finish(
         decoder = assemble_without_weights(settled)
     except (RuntimeError, TypeError) as error:
         raise beyond_the_machine(error) or error from error
-    settle_steps(settled, count_parameters(decoder))
+    settle_steps(settled, count_own_parameters(decoder))
     check_together(settled, decoder, explicit)
     check_optimizer(settled)
     OmegaConf.set_struct(settled, True)

@@ -11,7 +11,7 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, settle_size
 from archlab.config.check import BLOCKS
-from archlab.cost.describe import count_parameters
+from archlab.cost.describe import count_own_parameters
 from archlab.cost.measure import forward_flops_per_token
 
 TOLERANCE = 0.005
@@ -66,7 +66,7 @@ def at_width(cfg: DictConfig, d_ff: int) -> DictConfig:
 
 
 def parameters(cfg: DictConfig) -> float:
-    return count_parameters(assemble_without_weights(cfg))
+    return count_own_parameters(assemble_without_weights(cfg))
 
 
 def flops(cfg: DictConfig) -> float:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from archlab.base.configuration import plain_dict
 from archlab.base.words import layers_in
+from archlab.model.course import Course, course_of
 
 IN_LAYERS = ("mixer", "ffn", "residual", "pos", "mask")
 """The groups that a rule can choose from for some layers; the other groups apply to the whole model."""
@@ -70,12 +71,24 @@ class Plan:
         step = {name: whole["train"][name] for name in OF_A_STEP}
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
         keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
-        return json.dumps([keyed, model, whole.get("canon"), step], sort_keys=True)
+        structure = [whole.get("canon"), whole.get("skips"), loop_of(whole), whole["mtp"]]
+        return json.dumps([keyed, model, structure, step], sort_keys=True)
 
 
 OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel", "compile")
 OF_ITS_TRAINING = ("optimizer", "average", "loss")
 OF_A_STEP = ("train_len", "batch_size", "accumulate", "checkpoint", "deterministic")
+
+
+def loop_of(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """The section `loop`, which a run's file may be older than: how often layers are applied, and which."""
+    return {"times": None, "layers": None} | dict(cfg.get("loop") or {})
+
+
+def course(cfg: DictConfig) -> Course:
+    """In which order the layers are applied. Raises UserError where `loop` describes no loop."""
+    loop = loop_of(cfg)
+    return course_of(cfg.size.n_layers, loop["times"], loop["layers"])
 
 
 NO_POSITION = Choice.of("pos", "none", {"_target_": "archlab.blocks.position.NoPosition", "_partial_": True})

@@ -372,9 +372,13 @@ def every_option_counts(group: str, *masks: type[Mask]) -> Check:
         before, tried = traces_of(subject), []
         for option, value in node.items():
             others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
-            seen = [trace for other in others if (trace := attempt(subject.with_option(group, option, other)))]
-            tried += [option] * bool(seen)
-            if seen and all(same(trace, before) for trace in seen):
+            idle: bool | None = None  # until a value was taken; the first that changes something decides
+            for trace in (attempt(subject.with_option(group, option, other)) for other in others):
+                idle = idle if trace is None else same(trace, before)
+                if idle is False:
+                    break
+            tried += [option] * (idle is not None)
+            if idle:
                 raise Broken(
                     f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit, in training or"
                     " evaluation, and no loss: an option without effect is no option."

@@ -25,6 +25,7 @@ from torch import Tensor
 from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.contracts import Norm, Residual
 from archlab.cost.measure import kept_by_branches
+from archlab.cost.shapes import shapes_alone
 from archlab.model.decoder import Decoder
 
 
@@ -64,7 +65,7 @@ def branch_inputs(residual: Residual, d_model: int, n_branches: int) -> int:
         return torch.empty_like(x)
 
     on_meta = copy.deepcopy(residual).to("meta")
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad(), shapes_alone():
         on_meta(on_meta.enter(torch.empty(1, 1, d_model)), (branch,) * n_branches)
     return len(read)
 
@@ -76,10 +77,14 @@ def outer_terms(decoder: Decoder, rules: Accounting) -> Iterator[Term]:
         yield Term("embeddings before their norm", rules.e * d_model)
     if rules.drops(decoder.embed_dropout.p):
         yield Term("embeddings: dropout mask", MASK * d_model)
+    if covered := sum(start + 1 in decoder.skips.ends for starts in decoder.skips.ends.values() for start in starts):
+        # Every other stream that skips layers is also what the next layer is given, and counted there.
+        yield Term("skips: the stream within the innermost", covered * rules.e * decoder.d_model)
+    predicted = 1 + len(decoder.trained_layers) - len(decoder.layers)
     if isinstance(decoder.final_norm, Norm):
-        yield Term("final norm: input", rules.e * d_model)
-    yield Term("head: input", rules.e * d_model, needed_by=("head",))
-    yield Term("log-probabilities", FLOAT32 * vocab)
+        yield Term("final norm: input", predicted * rules.e * d_model)
+    yield Term("head: input", predicted * rules.e * d_model, needed_by=("head",))
+    yield Term("log-probabilities", predicted * FLOAT32 * vocab)
 
 
 def kept(terms: Collection[Term], trained: Collection[str] | None) -> list[Term]:

@@ -89,7 +89,8 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
     """What the layers keep, and what is kept outside them."""
     rules = Accounting(settings.bytes_per_number, settings.attention == "flash", settings.dropout)
     trained = None if settings.lora is None else settings.lora_targets
-    layers = [kept_by_layer(terms, settings) for terms in terms_by_layer(decoder, settings, rules)]
+    of_layers = [kept_by_layer(terms, settings) for terms in terms_by_layer(decoder, settings, rules)]
+    layers = decoder.by_application(of_layers)
     by_layer = [sum(term.bytes(settings.batch, seq_len) for term in terms) for terms in layers]
     outside = sum(term.bytes(settings.batch, seq_len) for term in kept(list(outer_terms(decoder, rules)), trained))
     if settings.checkpointing == "full":
@@ -121,6 +122,9 @@ def terms_by_layer(decoder: Decoder, settings: MemorySettings, rules: Accounting
     terms = terms_by_kind(decoder, rules)
     for depth in range(len(decoder.layers)):
         yield [*kept(terms[depth], trained), Term("lora: between A and B", rules.e * ranks.get(depth, 0))]
+    if (heads := decoder.further_tokens) is not None:
+        for _ in heads.layers:
+            yield kept([*terms[-1], *(heads.saved_activations(rules) or ())], trained)
 
 
 def terms_by_kind(decoder: Decoder, rules: Accounting) -> list[list[Term]]:

@@ -5,7 +5,6 @@ on values, is run on the CPU instead, with random weights, one layer of each kin
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,41 +13,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
-from archlab.blocks.context import AttentionContext
 from archlab.blocks.token_positions import at_the_start
-from archlab.model.decoder import Decoder, Layer, LayerCall, run_plainly
+from archlab.cost.shapes import Flops, shapes_alone
+from archlab.model.course import course_of
+from archlab.model.decoder import Decoder, Layer, LayerCall, next_alone, run_plainly
 
 LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""
 
 
-def flops_of_solving(matrix: tuple[int, ...], wanted: tuple[int, ...], **_: Any) -> int:
+def flops_of_solving(matrix: Tensor, wanted: Tensor, **_: Any) -> int:
     """n (n - 1) for each column: a multiply-add for each entry below the diagonal, which is ones."""
-    return math.prod(wanted) * (matrix[-1] - 1)
+    return wanted.numel() * (matrix.shape[-1] - 1)
 
 
-def flops_of_adding_products(*_: Any, out_shape: tuple[int, ...], **__: Any) -> int:
+def flops_of_adding_products(*_: Any, out_val: Tensor, **__: Any) -> int:
     """A multiply-add for each number that comes out."""
-    return 2 * math.prod(out_shape)
+    return 2 * out_val.numel()
 
 
-LEFT_OUT = {
+LEFT_OUT: dict[Any, Callable[..., int]] = {
     torch.ops.aten.linalg_solve_triangular: flops_of_solving,
     torch.ops.aten.addcmul: flops_of_adding_products,
 }
 """What torch's counter leaves out: the delta rule solves for all tokens of a chunk at once, a short convolution adds products."""
 
 
-def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
+def forward_flops_per_token(decoder: Decoder, seq_len: int, training: bool = False) -> float:
     """Floating-point operations of the matrix products of one forward pass, per token.
 
     A multiply-add is two. Attention is counted over all seq_len x seq_len pairs, also those a mask forbids, whatever
     kernel runs and however it cuts them; the backward pass costs twice as much again. Of layers that are built alike one
-    is run.
+    is run. Heads of further tokens are run in `training` alone.
     """
     tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
     short, times = one_of_each_kind(decoder)
@@ -59,23 +58,24 @@ def forward_flops_per_token(decoder: Decoder, seq_len: int) -> float:
         by_layer: list[int] = []
 
         def counted(call: LayerCall, layer: Layer, *given: Any) -> Any:
-            with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as alone:
-                out = run_plainly(call, layer, *given)
-            by_layer.append(alone.get_total_flops())
+            before = counter.total
+            out = run_plainly(call, layer, *given)
+            by_layer.append(counter.total - before)
             return out
 
         decoder.run_layer = counted
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
-            decoder.compute(tokens, [context.as_one_block() for context in decoder.read(tokens)])
-        more = sum((n - 1) * flops for n, flops in zip(times, by_layer, strict=True))
-        total = counter.get_total_flops() + more
+        with torch.no_grad(), Flops(LEFT_OUT) as counter:
+            contexts = [context.as_one_block() for context in decoder.read(tokens)]
+            decoder.compute(tokens, contexts, ahead=decoder.ahead if training else next_alone)
+        more = sum((n - 1) * flops for n, flops in zip(times, by_layer[: len(times)], strict=True))
+        total = counter.total + more
 
     where_it_can(short, run, tokens)
     return total / seq_len
 
 
 def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
-    """The same decoder with one layer of those that are built alike, and how many of each it has; the weights are shared."""
+    """The same decoder with one layer of those that are built alike, and how many of each it applies; the weights are shared."""
     first = {kind: decoder.kinds.index(kind) for kind in dict.fromkeys(decoder.kinds)}
     layers = nn.ModuleList(decoder.layers[depth] for depth in first.values())
     shared = {id(value): value for name, value in vars(decoder).items() if name != "_modules"}
@@ -83,15 +83,17 @@ def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
     short = copy.deepcopy(decoder, shared)
     short.pair_of_layer = [decoder.pair_of_layer[depth] for depth in first.values()]
     short.kinds = list(first)
-    return short, [decoder.kinds.count(kind) for kind in first]
+    short.course = course_of(len(first))
+    return short, [decoder.by_application(decoder.kinds).count(kind) for kind in first]
 
 
 def costs(decoder: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
     """FLOPs per token at a length, and what decoding keeps of a sequence: bytes for each token, and however long it is."""
     forward, state = forward_flops_per_token(decoder, seq_len), decode_state(decoder)
+    trained = forward if decoder.ahead is next_alone else forward_flops_per_token(decoder, seq_len, training=True)
     return {
         "flops_per_token": forward,
-        "train_flops_per_token": 3 * forward,
+        "train_flops_per_token": 3 * trained,
         "kv_bytes_per_token": None if state is None else state.per_token * bytes_per_number,
         "state_bytes": None if state is None else state.fixed * bytes_per_number,
     }
@@ -122,9 +124,8 @@ def numbers_held(decoder: Decoder, seq_len: int) -> int:
         nonlocal total
         cache = Cache()
         cache.token_positions = at_the_start(tokens, decoder.position)
-        contexts = [AttentionContext(*pair, cache.token_positions, cache) for pair in decoder.pairs]
         with torch.no_grad():
-            decoder.eval().compute(tokens, contexts)
+            decoder.eval().compute(tokens, decoder.contexts(cache.token_positions, cache))
         kept = [
             sum(tensor.numel() for part in layer.modules() for tensor in cache.states.get(part, ()))
             for layer in decoder.layers
@@ -201,8 +202,9 @@ def id_of(tensor: Tensor) -> int:
 def where_it_can(decoder: Decoder, run: Callable[[Decoder, Tensor], None], tokens: Tensor) -> None:
     """Runs on the meta device, or where a block asks for values there, on the CPU with weights of no account."""
     try:
-        with torch.device("meta"):
-            run(on_meta(decoder), tokens)
+        without_numbers = on_meta(decoder)
+        with shapes_alone():
+            run(without_numbers, tokens)
     except (NotImplementedError, RuntimeError):
         real = with_some_weights(decoder)
         run(real, torch.zeros(tokens.shape, dtype=torch.long, device="cpu"))

@@ -10,13 +10,15 @@ from itertools import pairwise
 from archlab.diagram.canvas import GREY, INK, Canvas, document
 from archlab.diagram.heatmap import BLOCK, PANEL, matrices
 from archlab.diagram.lettering import wrapped
-from archlab.diagram.sketch import DrawnBranch, Graph, Layers, ModelSketch
+from archlab.diagram.sketch import DrawnBranch, DrawnHeads, Edge, Graph, Layers, ModelSketch
 from archlab.diagram.trunk import DrawnJoin, along_the_stream, formula
 from archlab.diagram.wiring import GAP, RADIUS, column, draw, stack
 
 MARGIN = 14
 STREAM, STREAM_BOX = 90, 136
 ARMS, ARM, BETWEEN = 182, 284, 16
+EDGE = 12
+"""Between the lines of two edges."""
 FRAME = "#F5F5F5"
 TITLE = 13
 THICK = 2.6
@@ -25,18 +27,30 @@ THICK = 2.6
 def svg(sketch: ModelSketch) -> str:
     """The whole drawing as one SVG file."""
     canvas, wide, top = _drawn(sketch)
-    return document(canvas.elements, 0, top, wide, -top, sketch.title)
+    left = _room_for_edges(sketch)
+    return document(canvas.elements, -left, top, left + wide, -top, sketch.title)
 
 
 def side_by_side(left: ModelSketch, right: ModelSketch) -> str:
     """Two drawings in one file, aligned at the bottom."""
     (first, wide, top), (second, second_wide, second_top) = _drawn(left), _drawn(right)
-    moved = [f'<g class="model" transform="translate({wide:.4g} 0)">', *second.elements, "</g>"]
+    before, between = _room_for_edges(left), _room_for_edges(right)
+    moved = [f'<g class="model" transform="translate({wide + between:.4g} 0)">', *second.elements, "</g>"]
     highest = min(top, second_top)
     title = f"{left.title} and {right.title}"
     return document(
-        ['<g class="model">', *first.elements, "</g>", *moved], 0, highest, wide + second_wide, -highest, title
+        ['<g class="model">', *first.elements, "</g>", *moved],
+        -before,
+        highest,
+        before + wide + between + second_wide,
+        -highest,
+        title,
     )
+
+
+def _room_for_edges(sketch: ModelSketch) -> float:
+    """How wide the lines beside the stream are together, to the left of 0."""
+    return EDGE * len(sketch.edges) + MARGIN * bool(sketch.edges)
 
 
 def _drawn(sketch: ModelSketch) -> tuple[Canvas, float, float]:
@@ -76,12 +90,32 @@ class _Stream:
         self.y -= 16
         self.boxes(sketch.embedding)
         self.rise(max(0, self.y + self.room_below))
+        total, frames = sum(len(each.indices) for each in sketch.layers), list[tuple[float, float]]()
         for layers in sketch.layers:
-            self.layers(layers, sum(len(each.indices) for each in sketch.layers))
+            bottom = self.y - GAP
+            self.layers(layers, total)
+            frames.append((bottom, self.y))
+        self.edges(sketch.edges, frames)
+        beside = self.further(sketch.further) if sketch.further else self.y
         self.boxes(sketch.head)
         self.rise(GAP, arrow=True)
         self.canvas.text(STREAM, self.y - 6, "logits", 12)
-        return self.y - 20
+        return min(self.y - 20, beside - MARGIN)
+
+    def further(self, heads: DrawnHeads) -> float:
+        """A frame beside the head, with what the heads of further tokens do; returns where it ends, at the top."""
+        bottom = self.y - GAP
+        outside, self.canvas.elements = self.canvas.elements, []
+        top = stack(self.canvas, heads.graph, ARMS + 8, bottom, ARM - 16) - 42
+        inside, self.canvas.elements = self.canvas.elements, outside
+        several = f"{heads.count} of them, for the tokens" if heads.count > 1 else "for the token"
+        with self.canvas.group("further", name=heads.name):
+            self.canvas.rect(ARMS, top, ARM, bottom - top, "white", GREY, "5 3")
+            self.canvas.text(ARMS + 9, top + 15, f"{heads.name}, in training alone", 12, bold=True, anchor="start")
+            words = f"{several} after the next"
+            self.canvas.text(ARMS + 9, top + 29, words, 10.5, room=ARM - 18, anchor="start", fill=GREY)
+            self.canvas.elements += inside
+        return top
 
     def rise(self, by: float, arrow: bool = False) -> None:
         """Draws the stream further upwards."""
@@ -97,6 +131,14 @@ class _Stream:
         with self.canvas.group("stream"):
             self.y = draw(self.canvas, graph[place].box, STREAM, self.y, STREAM_BOX)
 
+    def edges(self, edges: Sequence[Edge], frames: Sequence[tuple[float, float]]) -> None:
+        """Lines to the left of the layers' frames, whose bottom and top are given: a loop leads down, a skip up."""
+        for number, edge in enumerate(edges):
+            x, frame = -EDGE * (number + 0.5), MARGIN / 2
+            start, end = frames[edge.start][1] + 6 + 8 * number, frames[edge.end][0] - 6 - 8 * number
+            with self.canvas.group("loop" if edge.is_loop else "skip"):
+                self.canvas.line([(frame, start), (x, start), (x, end), (frame, end)], THICK)
+
     def layers(self, layers: Layers, total: int) -> None:
         """A frame around one layer, with the number of such layers."""
         self.rise(GAP)
@@ -104,7 +146,7 @@ class _Stream:
         self.canvas.elements = []
         self.rise(6)
         self.layer(layers)
-        words = [_count(layers.indices, total), *formula(layers.layer.residual)]
+        words = [_count(layers.indices, total), *layers.notes, *formula(layers.layer.residual)]
         self.rise(10 + 14 * len(words))
         inside, self.canvas.elements = self.canvas.elements, outside
         right = ARMS + self.columns * (ARM + BETWEEN)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,14 +13,28 @@ from archlab.blocks.steps import DrawnStep
 from archlab.blocks.token_positions import at_the_start
 from archlab.diagram import trace
 from archlab.diagram.matrices import matrices
-from archlab.diagram.sketch import Box, DrawnBranch, Graph, Layers, LayerSketch, ModelSketch, Node, chain
+from archlab.diagram.sketch import (
+    Box,
+    DrawnBranch,
+    DrawnHeads,
+    Edge,
+    Graph,
+    Layers,
+    LayerSketch,
+    ModelSketch,
+    Node,
+    chain,
+)
 from archlab.diagram.words import box_of, details, linear, scale
+from archlab.model.course import first_places, looped_layers, times_of
 from archlab.model.decoder import Decoder, Layer
 
 
 def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
     """The sketch of a decoder, on any device, as it is built. Raises UserError where a block of the user's own cannot be run."""
-    return ModelSketch(title, embedding(decoder), layers(decoder), head(decoder), matrices(decoder))
+    drawn = layers(decoder)
+    lines = edges(decoder, [entry.indices for entry in drawn])
+    return ModelSketch(title, embedding(decoder), drawn, head(decoder), matrices(decoder), lines, further(decoder))
 
 
 def embedding(decoder: Decoder) -> Graph:
@@ -51,13 +65,79 @@ def head(decoder: Decoder) -> Graph:
     return chain(*filter(None, before), *inside)
 
 
+def further(decoder: Decoder) -> DrawnHeads | None:
+    """The heads of the tokens after the next, of which the first is drawn."""
+    if (heads := decoder.further_tokens) is None:
+        return None
+    return DrawnHeads(type(heads).__name__, len(heads.layers), drawn(heads.steps, heads, "mtp", {}))
+
+
 def layers(decoder: Decoder) -> tuple[Layers, ...]:
-    """One entry for all layers that are built alike, ordered by the first layer of each."""
-    alike: dict[LayerSketch, list[int]] = {}
+    """One entry for all layers that are built alike, ordered by the first layer of each.
+
+    Layers before a loop, in it and after it are entries of their own, and so are those that a skip leads from or to.
+    """
+    alike: dict[tuple[LayerSketch, Hashable], list[int]] = {}
     of_kind = {kind: layer_sketch(decoder, decoder.kinds.index(kind)) for kind in dict.fromkeys(decoder.kinds)}
+    apart = stretches(decoder)
     for index, kind in enumerate(decoder.kinds):
-        alike.setdefault(of_kind[kind], []).append(index)
-    return tuple(Layers(drawn, tuple(indices)) for drawn, indices in alike.items())
+        alike.setdefault((of_kind[kind], apart[index]), []).append(index)
+    entries = sorted(alike.items(), key=lambda entry: (apart[entry[1][0]], entry[1][0]))
+    notes = notes_of(decoder, [indices for _, indices in entries])
+    return tuple(
+        Layers(drawn, tuple(indices), note) for ((drawn, _), indices), note in zip(entries, notes, strict=True)
+    )
+
+
+def stretches(decoder: Decoder) -> list[tuple[int, int]]:
+    """By layer, where it stands: before, in or after the loop; and whether a skip leads from it, past it or to it.
+
+    Of a looped layer under skips it is its first application that decides.
+    """
+    looped, first = looped_layers(decoder.course), first_places(decoder.course)
+    ends = decoder.skips.ends
+    starts = {start for these in ends.values() for start in these}
+    in_loop = [
+        0 if layer < min(looped, default=0) else 1 if layer <= max(looped, default=-1) else 2
+        for layer in range(len(first))
+    ]
+    return [
+        (turn, 0 if place in starts else 2 if place in ends else 1) for turn, place in zip(in_loop, first, strict=True)
+    ]
+
+
+def notes_of(decoder: Decoder, entries: Sequence[Sequence[int]]) -> Iterator[tuple[str, ...]]:
+    """What leads to each entry's layers besides the stream, in words."""
+    looped, places = looped_layers(decoder.course), decoder.by_application(range(len(decoder.layers)))
+    counted = ", unrolled" if looped else ""
+    for indices in entries:
+        words = []
+        if looped and looped[0] in indices:
+            which = "-".join(map(str, dict.fromkeys((looped[0], looped[-1]))))
+            words.append(f"layer{'s' * (len(looped) > 1)} {which} in turn, {times_of(decoder.course)} times")
+        pairs = [
+            f"{start} → {end}"
+            for end, starts in sorted(decoder.skips.ends.items(), reverse=True)
+            for start in starts
+            if places[end] in indices
+        ]
+        if pairs:
+            shown = pairs if len(pairs) < 6 else [*pairs[:2], "...", pairs[-1]]
+            words.append(f"x += w × output: {', '.join(shown)}{counted}")
+        yield tuple(words)
+
+
+def edges(decoder: Decoder, entries: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
+    """A line for the loop, and one for each pair of entries that skips lead from and to in the order of the layers."""
+    entry_of = {layer: number for number, indices in enumerate(entries) for layer in indices}
+    looped, places = looped_layers(decoder.course), decoder.by_application(range(len(decoder.layers)))
+    loop = [Edge(max(entry_of[layer] for layer in looped), min(entry_of[layer] for layer in looped))] if looped else []
+    skips = [
+        Edge(entry_of[places[start]], entry_of[places[end]])
+        for end, starts in decoder.skips.ends.items()
+        for start in starts
+    ]
+    return tuple(dict.fromkeys([*loop, *(edge for edge in skips if not edge.is_loop)]))
 
 
 def layer_sketch(decoder: Decoder, depth: int) -> LayerSketch:

@@ -47,7 +47,7 @@ def read_sketch(directory: Path) -> ModelSketch | None:
     if saved.config_sha256 != config_of(directory):
         return None
     sketch = saved.sketch
-    graphs = [sketch.embedding, sketch.head]
+    graphs = [sketch.embedding, sketch.head, *([sketch.further.graph] if sketch.further else [])]
     graphs += [
         graph
         for layers in sketch.layers

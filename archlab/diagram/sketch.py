@@ -62,6 +62,23 @@ class Layers:
 
     layer: LayerSketch
     indices: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    """What leads to them, in words."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A line beside the stream: a loop, from the end of some layers back to their beginning, or a skip, from the end of some to others.
+
+    `start` and `end` count the model's entries of `Layers` from 0. A loop leads from an entry to itself or to an earlier one.
+    """
+
+    start: int
+    end: int
+
+    @property
+    def is_loop(self) -> bool:
+        return self.end <= self.start
 
 
 @dataclass(frozen=True)
@@ -77,9 +94,20 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class DrawnHeads:
+    """Heads that predict tokens after the next, in training alone: their kind, how many there are, and what one does."""
+
+    name: str
+    count: int
+    graph: Graph
+
+
+@dataclass(frozen=True)
 class ModelSketch:
     title: str
     embedding: Graph
     layers: tuple[Layers, ...]
     head: Graph
     matrices: tuple[Matrix, ...] = field(default=())
+    edges: tuple[Edge, ...] = field(default=())
+    further: DrawnHeads | None = None

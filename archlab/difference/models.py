@@ -13,7 +13,7 @@ from archlab.config.check import GROUPS
 from archlab.config.plan import kinds_of_layers
 from archlab.config.spelling import spelled
 from archlab.cost import bill
-from archlab.cost.describe import count_parameters, parameters_by_part
+from archlab.cost.describe import count_own_parameters, count_parameters, parameters_by_part
 from archlab.cost.estimate import estimate
 from archlab.cost.measure import costs
 from archlab.cost.settings import MemorySettings
@@ -141,7 +141,7 @@ def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
         "parts": parameters_by_part(on_meta) | {"all": n_params},
         "costs": {
             **costs(on_meta, length, settings.bytes_per_number),
-            "token_budget": TOKENS_PER_PARAMETER * n_params,
+            "token_budget": TOKENS_PER_PARAMETER * count_own_parameters(on_meta),
         },
         "memory": bill.rows(held) | {"total": held.total},
     }

@@ -288,6 +288,9 @@ def experts(c: Config, d_ff: int, normalise: bool, **options: Any) -> Words:
     """ffn=experts in the place of the network that `say.llama` chose, of width d_ff each."""
     if c["hidden_act"] not in read.GATED:
         raise read.unsupported("hidden_act", c["hidden_act"], f"one of {', '.join(read.GATED)}")
+    if normalise and c["num_experts_per_tok"] == 1:
+        can = "2 or more, since the weight of one, divided by itself, teaches a router nothing"
+        raise read.unsupported("num_experts_per_tok", 1, can)
     said = {
         "n_experts": of_any(c, "num_local_experts", "num_experts", "n_routed_experts"),
         "top_k": c["num_experts_per_tok"],
@@ -315,8 +318,9 @@ def dense(c: Config, layers: Sequence[int]) -> Words:
         raise read.unsupported("num_hidden_layers", n_layers, "some layers with experts; there are none here")
     first = list(layers) == list(range(len(layers)))
     slices = ([f"layers[:{len(layers)}]"] if layers else []) if first else [f"layers[{i}::{n_layers}]" for i in layers]
-    network = read.GATED[c["hidden_act"]]
-    return [word for at in slices for word in (f"{at}.ffn={network}", f"{at}.size.d_ff={c['intermediate_size']}")]
+    width, chosen = c["intermediate_size"], [f"ffn={read.GATED[c['hidden_act']]}"]
+    chosen += [f"size.d_ff={width}"] if width != c["moe_intermediate_size"] else []
+    return [f"{at}.{word}" for at in slices for word in chosen]
 
 
 def mixtral(c: Config) -> Words:
@@ -331,6 +335,7 @@ def sparse_steps(c: Config) -> list[int]:
 
 
 def qwen3_moe(c: Config) -> Words:
+    c = {**c, "layer_types": None, "max_window_layers": 0}  # where there is a window, all layers have it
     words = with_experts(
         say.qwen3({**c, "mlp_bias": False}), experts(c, c["moe_intermediate_size"], c.get("norm_topk_prob", False))
     )
@@ -338,11 +343,10 @@ def qwen3_moe(c: Config) -> Words:
 
 
 def olmoe(c: Config) -> Words:
-    read.only(c, clip_qkv=None)
     words = with_experts(
         say.llama({**c, "mlp_bias": False}), experts(c, c["intermediate_size"], c.get("norm_topk_prob", False))
     )
-    return [*words, "mixer.qk_norm=width"]
+    return [*words, "mixer.qk_norm=width", *say.clipped(c)]
 
 
 LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
@@ -387,6 +391,9 @@ def deepseek_v2(c: Config) -> Words:
 def sigmoid_router(c: Config) -> dict[str, Any]:
     """The router of DeepSeek-V3: sigmoids, a bias on the choice alone, groups, a constant."""
     read.only(c, topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1)
+    if c["num_experts_per_tok"] == c["n_routed_experts"]:
+        can = f"fewer than n_routed_experts={c['n_routed_experts']}, since a bias on the choice changes nothing there"
+        raise read.unsupported("num_experts_per_tok", c["num_experts_per_tok"], can)
     groups, top_groups = c.get("n_group") or 1, c.get("topk_group") or 1
     grouped = {"groups": groups, "top_groups": top_groups} if top_groups < groups else {}
     return {

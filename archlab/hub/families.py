@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from archlab.hub import experts as of_many
+from archlab.hub import llama4
 from archlab.hub import tables as at
 from archlab.hub import words as say
 from archlab.hub.experts import InFiles
@@ -57,6 +58,7 @@ FAMILIES = {
         beyond=of_many.layers_beyond,
     ),
     "gpt_oss": Family(of_many.gpt_oss, of_many.GPT_OSS_ROWS),
+    "llama4_text": Family(llama4.llama4, llama4.ROWS),
     "qwen3_next": Family(of_many.qwen3_next, of_many.qwen3_next_rows, files=of_many.FILES, beyond=of_many.multi_token),
     "glm": Family(say.glm, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.PRE),
     "glm4": Family(say.glm4, at.ENDS + at.SEPARATE + at.FUSED_GATE + at.GLM4_NORMS),

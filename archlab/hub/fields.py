@@ -18,9 +18,10 @@ num_local_experts num_experts n_routed_experts num_experts_per_tok moe_intermedi
 topk_group first_k_dense_replace decoder_sparse_step moe_layer_freq num_nextn_predict_layers num_mtp_layers
 shared_expert_intermediate_size kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
 linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
-full_attention_interval
+full_attention_interval max_window_layers
 block_ff_dim block_multiple_of conv_L_cache
 num_heads state_size n_groups expand conv_kernel
+intermediate_size_mlp interleave_moe_layer_step attention_chunk_size floor_scale
 """.split()
 
 NUMBERS = """
@@ -28,7 +29,7 @@ rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon rope_theta rota
 rotary_pct partial_rotary_factor rope_ratio logit_scale query_pre_attn_scalar attn_logit_softcapping
 final_logit_softcapping clip_qkv softmax_scale z_loss_weight factor beta_fast beta_slow attention_factor low_freq_factor
 high_freq_factor mscale mscale_all_dim norm_eps norm_epsilon block_ffn_dim_multiplier routed_scaling_factor swiglu_alpha swiglu_limit
-embedding_multiplier attention_multiplier residual_multiplier logits_scaling
+attn_scale embedding_multiplier attention_multiplier residual_multiplier logits_scaling
 """.split()
 
 FLAGS = """
@@ -52,6 +53,9 @@ TYPES: Mapping[str, Any] = {
     **dict.fromkeys(FLAGS, Annotated[bool, Strict()]),
     **dict.fromkeys(WORDS, Annotated[str, Strict()]),
     **dict.fromkeys(WITHIN, dict[str, Any]),
+    "attn_temperature_tuning": bool
+    | Annotated[int, Strict()],  # Llama 4's own releases have a number that counts as true
+    "moe_layers": list[Annotated[int, Strict()]],
     "layer_types": list[Annotated[str, Strict()]],
     "mlp_only_layers": list[Annotated[int, Strict()]],
     "no_rope_layers": list[Annotated[int, Strict()]],

@@ -23,7 +23,7 @@ from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
 from archlab.config.presets import overruled
-from archlab.hub.classes import as_its_class_has_it, known_to_transformers
+from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out, known_to_transformers
 from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
@@ -72,7 +72,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
         return from_hf(from_gguf(path), *overrides)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
-    config = read_object(path / "config.json")
+    config = with_infinity(read_object(path / "config.json"))
     decoder = assembled(config, {} if config.get("quantization_config") else read_tensors(path), overrides)
     setattr(decoder, FOLDER, path.absolute())
     return decoder
@@ -82,7 +82,7 @@ def load(path: str | Path, *overrides: str) -> Decoder:
 def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
-    A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
+    Heads of further tokens (`mtp`), which transformers' classes leave out too, are not written. A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
     (`archlab.hub.writing`). The tokenizer's files are copied from the folder that the weights came from, where there are
     any. Raises UserError.
     """
@@ -91,11 +91,11 @@ def export(decoder: Decoder, path: str | Path) -> None:
         raise UserError(f"{path}: exists already; give a folder that does not")
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is not a folder; make it first")
-    ours = decoder.state_dict()
+    ours = {name: weight for name, weight in decoder.state_dict().items() if not name.startswith("mtp.")}
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
     elif hasattr(decoder, MADE_FROM):
-        config, ours, cfg = as_released(ours, getattr(decoder, MADE_FROM))
+        config, ours, cfg = as_released(ours, DictConfig(getattr(decoder, MADE_FROM)))
     else:
         raise UserError(
             f"{path}: this decoder was made by calling its class, so its options are not known; make it with archlab.build"
@@ -134,7 +134,9 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
             " are read; use the release in bf16 or fp16, or dequantise it first"
         )
     try:
-        words = [plain_word(word) for word in family.words(as_its_class_has_it(config))]
+        whole_config = as_its_class_has_it(config)
+        check_nothing_left_out(whole_config)
+        words = [plain_word(word) for word in family.words(whole_config)]
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -250,6 +252,15 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: should hold one object; fetch it again")
     return content
+
+
+def with_infinity(value: Any) -> Any:
+    """The same with numbers in the place of {"__float__": "Infinity"}, as transformers writes what JSON has no word for."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"} and isinstance(value["__float__"], str):
+            return float(value["__float__"])
+        return {key: with_infinity(part) for key, part in value.items()}
+    return [with_infinity(part) for part in value] if isinstance(value, list) else value
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -46,19 +46,29 @@ def llama_sizes(c: Config) -> Words:
 def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = "max_position_embeddings") -> Words:
     """RoPE in either spelling of transformers: rope_theta and rope_scaling, which takes precedence, or rope_parameters.
 
-    `fraction` is the family's default; where it is 1, whole heads are rotated and no field changes that.
+    `fraction` is the family's default; where it is 1, unscaled RoPE rotates whole heads and no field changes that.
     """
     entries: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
     kind = entries.get("rope_type", entries.get("type", "default"))
     base: Any = entries.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
     asked: Any = entries.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
-    share = fraction if fraction == 1 else asked
-    base, share = as_it_rotates(c, float(base), float(share))
+    if kind == "proportional":
+        return [*proportional(entries, float(base), float(asked)), f"pos.layout={layout}"]
+    share = fraction if fraction == 1 and kind == "default" else asked
+    base, share = as_it_rotates(c, said := float(base), float(share))
+    if kind in ("dynamic", "yarn") and base != said:  # a power of the factor, and a ramp, that go by the odd number
+        can = f"one that rotates an even number of features, with rope_type={kind}"
+        raise unsupported("partial_rotary_factor", asked, can)
     words = ["pos=rope", f"pos.base={base}", f"pos.layout={layout}", f"pos.fraction={share}"]
-    if kind == "default" or (kind in UNSCALED_BY_ONE and entries.get("factor") == 1):
+    if kind == "default":
+        return words
+    if kind in UNSCALED_BY_ONE and entries.get("factor") == 1:
+        if kind == "yarn" and entries.get("attention_factor") not in (None, 1):
+            can = "attention_factor=1.0 with factor=1.0, which changes nothing"
+            raise unsupported("rope_parameters.attention_factor", entries["attention_factor"], can)
         return words
     if kind not in SCALED:
-        raise unsupported("rope_scaling", kind, f"one of default, {', '.join(SCALED)}")
+        raise unsupported("rope_scaling", kind, f"one of default, {', '.join(SCALED)}, proportional")
     if unknown := sorted(set(entries) - {*SCALED[kind], *ROPE_FIELDS}):
         raise unsupported(f"rope_parameters.{unknown[0]}", entries[unknown[0]], f"one of {', '.join(SCALED[kind])}")
     longest = c.get(trained)
@@ -78,6 +88,13 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
         if entries.get(theirs) is not None
     ]
     return words if kind == "linear" else [*words, f"pos.trained_len={c[trained] if length is None else length}"]
+
+
+def proportional(entries: Config, base: float, share: float) -> Words:
+    """A share of the frequencies rotates, from the highest; all are divided by a factor."""
+    factor = entries.get("factor") or 1.0
+    scaled = ["pos.scaling=linear", f"pos.factor={factor}"] if factor != 1 else []
+    return ["pos=rope", f"pos.base={base}", *([f"pos.p={share}"] if share < 1 else []), *scaled]
 
 
 UNSCALED_BY_ONE = ("linear", "yarn", "llama3")

@@ -153,6 +153,7 @@ OPT_ROWS = (
 PHI_ROWS = (
     ends("model.embed_tokens", "model.final_layernorm")
     + separate(SELF, "dense")
+    + of_layers(SELF, q_layernorm=f"{ATTENTION}.q_norm", k_layernorm=f"{ATTENTION}.k_norm")
     + plain(f"{MLP}.fc1", f"{MLP}.fc2")
     + INPUT
 )

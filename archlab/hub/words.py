@@ -21,6 +21,26 @@ def window(c: Config) -> Words:
     return ["mask=causal"] if c.get("sliding_window") is None else ["mask=window", f"mask.window={c['sliding_window']}"]
 
 
+def some_windows(c: Config, has_window: Sequence[bool]) -> Words:
+    """A window in these layers where use_sliding_window asks for one, or as layer_types says."""
+    length, n_layers = c.get("sliding_window") if c.get("use_sliding_window") else None, c["num_hidden_layers"]
+    if kinds := c.get("layer_types"):
+        local = numbered(kinds, n_layers, "sliding_attention", "full_attention")
+        has_window = [i in local for i in range(n_layers)]
+    if length is None and c.get("layer_types") and any(has_window):
+        raise read.unsupported("sliding_window", None, "the length of the window of sliding_attention")
+    if length is None or not any(has_window):
+        return ["mask=causal"]
+    at = slices([not this for this in has_window])
+    return [*window({"sliding_window": length}), *(f"{where}.mask=causal" for where in at)]
+
+
+def last_layers(c: Config) -> list[bool]:
+    """The layers from max_window_layers on."""
+    first = c.get("max_window_layers", 28)
+    return [i >= first for i in range(c["num_hidden_layers"])]
+
+
 def mistral(c: Config) -> Words:
     return without(llama(c), "mask") + window(c)
 
@@ -33,26 +53,26 @@ def phi3(c: Config) -> Words:
 
 
 def smollm3(c: Config) -> Words:
-    """The layers of which no_rope_layers says 0 have no positions."""
-    read.only(c, use_sliding_window=False)
-    if "sliding_attention" in (c.get("layer_types") or ()):
-        raise read.unsupported("layer_types", "sliding_attention", "full_attention")
+    """The layers of which no_rope_layers says 0 have no positions, and the window where there is one."""
     n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
     rotates = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
     if len(rotates) < n_layers:
         raise read.unsupported("no_rope_layers", f"{len(rotates)} of them", f"one for each of {n_layers} layers")
-    words, bare = llama(c), [not turned for turned in rotates[:n_layers]]
+    bare = [not turned for turned in rotates[:n_layers]]
+    asked = bool(c.get("layer_types")) or c.get("use_sliding_window", False)  # layer_types count without it
+    words = [*without(llama(c), "mask"), *some_windows({**c, "use_sliding_window": asked}, bare)]
     if all(bare):
         return [*without(words, "pos"), "pos=none"]
     return [*words, *(f"{where}.pos=none" for where in slices(bare))]
 
 
 def qwen2(c: Config) -> Words:
-    return llama({**c, "attention_bias": False}) + read.only(c, use_sliding_window=False) + ["mixer.qkv_bias=true"]
+    words = without(llama({**c, "attention_bias": False}), "mask")
+    return [*words, *some_windows(c, last_layers(c)), "mixer.qkv_bias=true"]
 
 
 def qwen3(c: Config) -> Words:
-    return llama(c) + read.only(c, use_sliding_window=False) + ["mixer.qk_norm=head"]
+    return [*without(llama(c), "mask"), *some_windows(c, last_layers(c)), "mixer.qk_norm=head"]
 
 
 def glm(c: Config) -> Words:
@@ -106,8 +126,15 @@ def numbered(kinds: Sequence[str], n_layers: int, kind: str, other: str) -> list
 
 def alternating(c: Config, period: int) -> Words:
     """Local layers, and global ones between them."""
+    if all_global(c):
+        return ["mask=causal"]
     local = ["mask=window", f"mask.window={c['sliding_window']}"]
     return [*local, *(f"{where}.mask=causal" for where in global_layers(c, period))]
+
+
+def all_global(c: Config) -> bool:
+    """Whether `layer_types` names no local layer."""
+    return set(c.get("layer_types") or ()) == {"full_attention"}
 
 
 def gemma2(c: Config) -> Words:
@@ -126,6 +153,8 @@ def two_ropes(c: Config, period: int, base: float, local_base: float) -> Words:
     )
     if pos == elsewhere:
         return pos
+    if all_global(c):
+        return elsewhere
     return [*pos, *(f"{where}.{word}" for where in global_layers(c, period) for word in elsewhere)]
 
 
@@ -136,13 +165,19 @@ def gemma3(c: Config) -> Words:
     period = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))
     period = kinds.index("full_attention") + 1 if "full_attention" in kinds else period
     words = without(gemma({**c, "rope_parameters": None}, "hidden_activation"), "residual", "mask", "pos")
+    uncapped = {**c, "attn_logit_softcapping": None}  # its class has the field and caps no scores
     pos = two_ropes(c, period, c.get("rope_theta", 1e6), c.get("rope_local_base_freq", 10000.0))
-    return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(c)]
+    return [*words, "residual=sandwich", *alternating(c, period), *pos, "mixer.qk_norm=head", *capped(uncapped)]
+
+
+def clipped(c: Config) -> Words:
+    """Queries, keys and values clamped, where the configuration says so."""
+    return [f"mixer.clip={cap}"] if (cap := c.get("clip_qkv")) is not None else []
 
 
 def olmo(c: Config) -> Words:
-    read.only(c, clip_qkv=None)
-    return [*without(llama({**c, "rms_norm_eps": 1e-5}), "norm"), "norm=layer", "norm.eps=1e-5", "norm.affine=false"]
+    words = without(llama({**c, "rms_norm_eps": 1e-5}), "norm")
+    return [*words, "norm=layer", "norm.eps=1e-5", "norm.affine=false", *clipped(c)]
 
 
 def olmo2(c: Config) -> Words:
@@ -155,16 +190,22 @@ def olmo3(c: Config) -> Words:
     return [*words, *alternating(c, 4), *two_ropes(c, 4, base, base)]
 
 
+def check_rotated(c: Config, share: float) -> None:
+    """Raises UserError where a class that cuts the rotated features off by their number rotates one: it then rotates two copies."""
+    asked = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", share))
+    if int(asked * (c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"])) == 1:
+        raise read.unsupported("partial_rotary_factor", asked, "one that rotates two features of a head or more")
+
+
 def stablelm(c: Config) -> Words:
-    """The norms of queries and keys have no shift, and here the eps of their class."""
+    """The norms of queries and keys have no shift."""
+    check_rotated(c, 0.25)
     per_head = bool(c.get("qk_layernorm"))
-    if per_head:
-        read.only(c, layer_norm_eps=1e-5)
     words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
     residual = "parallel" if c.get("use_parallel_residual") else "pre"
     return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
             f"mixer.qkv_bias={read.word(c.get('use_qkv_bias'))}",
-            *(["mixer.qk_norm=each_head", "mixer.qk_norm_kind=layer_no_shift"] if per_head else [])]  # fmt: skip
+            *(["mixer.qk_norm=each_head", "mixer.qk_norm_kind=layer_no_shift", f"mixer.qk_norm_eps={c['layer_norm_eps']}"] if per_head else [])]  # fmt: skip
 
 
 def cohere(c: Config) -> Words:
@@ -179,15 +220,17 @@ def cohere2(c: Config) -> Words:
     """Local layers with RoPE; the global ones have no positions."""
     read.only(c, use_qk_norm=False)
     period = c.get("sliding_window_pattern") or 4
+    if all_global(c):
+        return [*without(cohere(c), "pos"), "pos=none"]
     bare = [f"{where}.pos=none" for where in global_layers(c, period)]
     return [*without(cohere(c), "mask"), *alternating(c, period), *bare]
 
 
 def phi(c: Config) -> Words:
-    read.only(c, qk_layernorm=False)
+    check_rotated(c, 0.5)
     return [*read.layer_norm(c, "layer_norm_eps"), "residual=parallel", *read.ffn(c, "hidden_act", read.PLAIN, True),
             *read.rope(c, 0.5), "mask=causal", *read.llama_sizes(c), *read.biases(True, True), "head=linear",
-            "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
+            *(["mixer.qk_norm=head"] if c.get("qk_layernorm") else []), "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
 
 
 def gpt2(c: Config) -> Words:
@@ -225,13 +268,13 @@ def bloom(c: Config) -> Words:
 
 def mpt(c: Config) -> Words:
     attention = c.get("attn_config") or {}
-    read.only(attention, alibi=True, clip_qkv=None, qk_ln=False, attn_type="multihead_attention", softmax_scale=None)
+    read.only(attention, alibi=True, qk_ln=False, attn_type="multihead_attention", softmax_scale=None)
     read.only(c, expansion_ratio=4)
     if (heads := c["n_heads"]) & (heads - 1):
         raise read.unsupported("n_heads", heads, "a power of two, for which ALiBi's slopes are those of archlab")
     return [*read.layer_norm(c, shift=False), "residual=pre", "ffn=gelu", "ffn.bias=false", "pos=alibi", "mask=causal",
             *read.sizes(c, "n_layers", "d_model", "n_heads", 4 * c["d_model"]), *read.biases(False, False),
-            *read.embedding(c)]  # fmt: skip
+            *(clipped(attention) if attention.get("clip_qkv") else []), *read.embedding(c)]  # fmt: skip
 
 
 def opt(c: Config) -> Words:

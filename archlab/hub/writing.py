@@ -1,7 +1,7 @@
 """Writes a decoder made here as the released family whose blocks it has."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -16,15 +16,19 @@ from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir, option_node
-from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans
+from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans, loop_of
+from archlab.hub import llama4
 from archlab.hub.experts import BALANCE_RATE, delta_widths, latent_widths
 from archlab.hub.families import FAMILIES
 
 TRIED = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3",
          "stablelm", "cohere", "cohere2", "phi", "phi3", "gpt2", "gptj", "gpt_neox", "bloom", "mpt", "opt", "falcon", "mixtral",
          "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next", "starcoder2", "lfm2", "granite",
-         "apertus", "nemotron", "nanochat", "mamba2")  # fmt: skip
+         "apertus", "nemotron", "nanochat", "mamba2", "llama4_text")  # fmt: skip
 """Families that transformers has a class for, the most common first."""
+
+OTHERWISE: Mapping[str, Callable[[DictConfig], dict[str, Any]]] = {"llama4_text": llama4.fields}
+"""What the config.json of a family calls otherwise than those of all others."""
 
 WITH_HEAD_DIM = ("qwen3_moe", "glm4_moe")
 """Families whose class in transformers reads a head_dim that its configuration does not name among its fields."""
@@ -57,7 +61,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
         try:
             known |= {"head_dim"} if kind in WITH_HEAD_DIM else set()
-            config = config_class(**{key: value for key, value in everything(cfg).items() if key in known}).to_dict()
+            config = config_class(**{key: value for key, value in said_of(kind, cfg).items() if key in known}).to_dict()
             words = FAMILIES[kind].words(config)
             if apart := [word for word in words if of_another_class(word, cfg)]:
                 differences[kind] = apart
@@ -78,6 +82,11 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         f"no released family has all of these blocks, so transformers could not load them; nearest is {nearest}, with"
         f" {'; '.join(differences[nearest][:4])}"
     )
+
+
+def said_of(kind: str, cfg: DictConfig) -> dict[str, Any]:
+    """The configuration under the field names of all families, and under those of this one."""
+    return everything(cfg) | OTHERWISE.get(kind, lambda _: {})(cfg)
 
 
 def of_another_class(word: str, cfg: DictConfig) -> bool:
@@ -109,6 +118,9 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
         yield "layers that differ in another way"
     if cfg.get("canon") != again.get("canon"):
         yield f"canon={again.get('canon')}"
+    if cfg.get("skips") != again.get("skips"):
+        yield f"skips={again.get('skips')}"
+    yield from (f"loop.{name}={value}" for name, value in loop_of(again).items() if value != loop_of(cfg)[name])
     of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
     for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
@@ -203,6 +215,9 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "rotary_dim": round(fraction * size.head_dim),
         "tie_word_embeddings": cfg.embed.tied,
         "sliding_window": cfg.mask.get("window"),
+        "use_sliding_window": "window" in cfg.mask,
+        "clip_qkv": attn.get("clip"),
+        "attn_config": {"clip_qkv": attn.get("clip")},
         "use_parallel_residual": parallel,
         "parallel_attn": parallel,
         "num_ln_in_parallel_attn": cfg.residual.get("norms"),
@@ -212,7 +227,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "do_layer_norm_before": cfg.choices.residual == "pre",
         "layer_norm_elementwise_affine": norm.get("affine", True),
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
-        "qk_layernorm": attn.get("qk_norm") == "each_head",
+        "qk_layernorm": attn.get("qk_norm") in ("head", "each_head"),
         "no_rope_layers": [int(plan.pos.name != "none") for plan in layer_plans(cfg)],
         "logit_scale": cfg.head.get("scale", 1.0),
         "embedding_multiplier": 1.0 if isinstance(cfg.embed.scale, str) else cfg.embed.scale,

@@ -68,8 +68,8 @@ def look_at_start(
         with where.autocast():
             losses, output = run(decoder, source.train(seed, 1, batch_size, seq_len), decoder.taps)
         loss = backward(decoder, losses, where)
-        seen = columns(output.taps) | {"grad_norm": gradient_norms(decoder.layers)}
-        matrices = [matrix_gradients(layer) for layer in decoder.layers]
+        seen = columns(output.taps) | {"grad_norm": decoder.by_application(gradient_norms(decoder.layers))}
+        matrices = [matrix_gradients(layer) for layer in decoder.applied]
     return InitialMeasures(
         loss=loss,
         uniform_loss=math.log(decoder.head.out_features),
@@ -117,6 +117,7 @@ def update_size(
                 losses = token_losses(moved, source.train(seed, step, batch_size, seq_len))
             backward(moved, losses, where)
             optimizer.step()
+            moved.hold()
     with where.autocast():
         change = read_by_head(moved, held_out) - read_by_head(decoder, held_out)
     return float(change.norm(dim=-1).mean()) / change.shape[-1] ** 0.5

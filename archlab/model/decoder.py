@@ -4,10 +4,11 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,8 +25,11 @@ from archlab.blocks.fla import RECURRENCES
 from archlab.blocks.kernel import KERNELS
 from archlab.blocks.mask import one_mask
 from archlab.blocks.roles import Role, Weight
+from archlab.blocks.skips import Kept, make_skips
+from archlab.blocks.steps import DrawnStep
 from archlab.blocks.taps import NOBODY_LOOKS, Scalar, Taps
 from archlab.blocks.token_positions import TokenPositions, after, at_the_start
+from archlab.model.course import Course, course_of, first_places, looped_layers, times_of
 
 Watched = tuple[Tensor, dict[str, Scalar], dict[str, Scalar], dict[str, Tensor]]
 """A layer's output, what was seen in it, what it adds to the loss, and what it counted."""
@@ -56,10 +60,14 @@ class Output(NamedTuple):
     """What is minimised beside the tokens' own loss, by name, such as a router's balance; the sum over the layers."""
 
     taps: tuple[dict[str, Scalar], ...]
-    """By layer, what was asked for and the layer has."""
+    """By application of a layer, in order, what was asked for and the layer has."""
 
     counts: tuple[dict[str, Tensor], ...] = ()
-    """By layer, what its feed-forward network counted for its `after_step`."""
+    """By application of a layer, and then by layer of several-token prediction that was run, what its feed-forward network
+    counted for its `after_step`."""
+
+    further: tuple[Float[Tensor, "batch seq vocab_size"], ...] = ()
+    """Logits of the tokens after the next, in order, where they were asked for."""
 
 
 class Layer(Block):
@@ -81,7 +89,7 @@ class Layer(Block):
         self.residual = residual
         self.register_load_state_dict_pre_hook(with_todays_names)
         self.n_branches = branches_beside(ffn)
-        self.call_ffn = with_taps if "taps" in inspect.signature(ffn.forward).parameters else without_taps
+        self.call_ffn = with_taps if "taps" in parameters_of(type(ffn).forward) else without_taps
 
     def forward(self, x: Tensor, context: AttentionContext, taps: Taps = NOBODY_LOOKS) -> Tensor:
         context = context.watched_by(taps)
@@ -110,6 +118,45 @@ class Layer(Block):
 
 LayerCall = Callable[[Layer, Tensor, AttentionContext, Collection[str]], Watched]
 """`Layer.watched`, or what computes the same."""
+
+
+class Trunk(NamedTuple):
+    """What was computed on the way to the next token, for heads that predict the tokens after it."""
+
+    before_last: Tensor
+    """What the last layer was given, with all streams of its residual scheme."""
+
+    stream: Float[Tensor, "batch seq d_model"]
+    """What the last layer left, before the final norm."""
+
+    embedded: Float[Tensor, "batch seq d_model"]
+    """The token embeddings, before positions, a norm and dropout."""
+
+    final_norm: Callable[[Tensor], Tensor]
+    run: Callable[[Layer, Tensor], Tensor]
+    """Calls a layer as the last one is called, and returns what it leaves, (batch, seq, d_model)."""
+
+
+class FurtherTokens(Block):
+    """Predicts the tokens after the next at each position, in training alone: `archlab.model.mtp` has the forms.
+
+    `layers` are its layers, each built as the model's last one is; `factor` is what the loss of each further token is
+    multiplied by.
+    """
+
+    layers: Sequence[Layer]
+    factor: float
+    steps: Sequence[DrawnStep]
+    """What the first of them does, for a drawing."""
+
+    def forward(self, trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
+        """What the model's head makes logits of, normed: one for each further token, in order."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
+
+
+def next_alone(trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
+    """No further token is predicted."""
+    return []
 
 
 def todays_name(weight: str) -> str:
@@ -149,8 +196,10 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
-    of Canon layers in every layer: A, C or AC. Weights are torch's
+    layer is made of. `mtp` makes a `FurtherTokens`. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
+    of Canon layers in every layer: A, C or AC. `loop_times` is how often the layers that `loop_layers` names, by default all, are
+    applied one after the other, with the same weights (`archlab.model.course`). `skips` is None or one of
+    `archlab.blocks.skips.SKIPS`: which layers are also given what an earlier one left. Weights are torch's
     own until `archlab.model.init` has set them.
     """
 
@@ -182,12 +231,19 @@ class Decoder(Block):
         dropout: float = 0.0,
         kernel: str = "auto",
         canon: str | None = None,
+        loop_times: int | None = None,
+        loop_layers: str | int | None = None,
+        skips: str | None = None,
+        mtp: Callable[..., FurtherTokens] | None = None,
     ):
         super().__init__()
         check_canon(canon)
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, head_dim
         make_norm = partial(norm, d_model=d_model)
         parts = layers or [LayerParts(mixer, ffn, residual, pos, mask, d_ff, n_kv_heads)] * n_layers
+        self.course: Course = course_of(len(parts), loop_times, loop_layers)
+        self.skips = make_skips(skips, len(self.course))
+        check_looped(self.course, parts)
         self.has_scores = any("kernel" in parameters_of(part.mixer) for part in parts)
         self.has_recurrence = any("recurrence" in parameters_of(part.mixer) for part in parts)
         self.kinds = kinds_of(parts)
@@ -210,14 +266,24 @@ class Decoder(Block):
         self.embed_types = make_token_types(embed_types, d_model)
         self.embed_norm = make_norm() if embed_norm else nn.Identity()
         self.embed_dropout = nn.Dropout(dropout)
+        made = partial(
+            make_layer,
+            norm=norm,
+            d_model=d_model,
+            n_layers=len(self.course),
+            n_heads=n_heads,
+            head_dim=head_dim,
+            kernel=kernel,
+            canon=canon or "",
+        )
         layers_made = (
-            make_layer(part, pair, norm, d_model, depth, len(parts), n_heads, head_dim, kernel, canon or "")
-            for depth, (part, pair) in enumerate(zip(parts, of_layers, strict=True))
+            made(part, pair, depth=place)
+            for part, pair, place in zip(parts, of_layers, first_places(self.course), strict=True)
         )
         # For a type checker a ModuleList holds any modules; these are Layers.
         self.layers = cast(Sequence[Layer], nn.ModuleList(layers_made))
-        check_streams([layer.residual for layer in self.layers])
-        check_given([layer.mixer for layer in self.layers])
+        check_streams([layer.residual for layer in self.layers], skips)
+        check_given([layer.mixer for layer in self.applied], self.course)
         self.kinds = numbered(
             [(kind, layer.residual.variant) for kind, layer in zip(self.kinds, self.layers, strict=True)]
         )
@@ -226,9 +292,24 @@ class Decoder(Block):
         self.head = head(d_model=width, vocab_size=vocab_size, norm=partial(norm, d_model=width))
         if tied:
             self.head.weight = self.embedding.weight
+        self.last_pair = self.pair_of_layer[-1]
+        if mtp is not None:
+            like_last = partial(made, parts[-1], of_layers[-1], depth=len(parts) - 1)
+            self.mtp = mtp(d_model=d_model, norm=make_norm, layer=like_last)
         self.run_layer: Callable[..., Watched] = run_plainly
         self.rates: dict[str, float] = {}
         """What the learning rate of some weights is multiplied by, by name, as the init has it."""
+        self.held: dict[str, int] = {}
+        """The axis along which some weights are held at length 1, by name, as the init has it."""
+
+    @property
+    def applied(self) -> list[Layer]:
+        """The layers in the order in which they are applied, each as often as it is."""
+        return [self.layers[layer] for layer, _ in self.course]
+
+    def by_application(self, of_layers: Sequence[Any]) -> list[Any]:
+        """Something of each layer, for each application of one."""
+        return [of_layers[layer] for layer, _ in self.course]
 
     @property
     def heads_of_positions(self) -> dict[str, int]:
@@ -247,6 +328,31 @@ class Decoder(Block):
     def taps(self) -> tuple[str, ...]:
         """Which quantities can be recorded in at least one layer, by name."""
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
+
+    @property
+    def further_tokens(self) -> FurtherTokens | None:
+        """The heads of the tokens after the next, where there are any; their weights are under `mtp`."""
+        return cast(FurtherTokens | None, self._modules.get("mtp"))
+
+    @property
+    def ahead(self) -> Callable[[Trunk], list[Tensor]]:
+        """What predicts the tokens after the next while training."""
+        return self.further_tokens or next_alone
+
+    @property
+    def trained_layers(self) -> list[Layer]:
+        """The layers, and after them those of further tokens' heads, each built as the last one is."""
+        return [*self.layers, *(self.further_tokens.layers if self.further_tokens else ())]
+
+    @property
+    def applications_of_a_step(self) -> int:
+        """How often a layer is run in a training step, those of further tokens' heads included."""
+        return len(self.course) + len(self.trained_layers) - len(self.layers)
+
+    @property
+    def kinds_trained(self) -> list[int]:
+        """The `kinds` of `trained_layers`."""
+        return [*self.kinds, *[self.kinds[-1]] * (len(self.trained_layers) - len(self.layers))]
 
     @property
     def begins_alike(self) -> bool:
@@ -286,24 +392,45 @@ class Decoder(Block):
         contexts: Sequence[AttentionContext],
         wanted: Collection[str] = (),
         call: LayerCall = Layer.watched,
+        ahead: Callable[[Trunk], list[Tensor]] = next_alone,
     ) -> Output:
         """Logits, the quantities named in `wanted` (`taps`), and what blocks add to the loss; a pure function of its inputs.
 
         `contexts` are those that `read` returns for these tokens. `call` is how each layer is called, such as compiled.
+        With `ahead`, the decoder's own, there are logits of further tokens too, which training alone needs.
         """
-        x = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
-        x = self.embed_dropout(self.embed_norm(self.position.embed(x, contexts[0].token_positions.query_positions)))
-        x = self.layers[0].residual.enter(x)
+        embedded = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
+        positions = contexts[0].token_positions.query_positions
+        x = self.layers[0].residual.enter(self.embed_dropout(self.embed_norm(self.position.embed(embedded, positions))))
         seen: list[dict[str, Scalar]] = []
         counts: list[dict[str, Tensor]] = []
         losses: dict[str, Scalar] = {}
-        for layer, pair in zip(self.layers, self.pair_of_layer, strict=True):
-            x, in_layer, added, counted = self.run_layer(call, layer, x, contexts[pair], wanted)
+
+        def run(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Tensor:
+            x, in_layer, added, counted = self.run_layer(call, layer, x, context, wanted)
             seen.append(in_layer)
             counts.append(counted)
-            losses |= {name: losses.get(name, 0.0) + value for name, value in added.items()}
+            losses.update({name: losses.get(name, 0.0) + value for name, value in added.items()})
+            return x
+
+        def run_as_last(layer: Layer, x: Tensor) -> Tensor:
+            return layer.residual.leave(run(layer, x, contexts[self.last_pair], ()))
+
+        before, kept = x, Kept()
+        for place, (layer, visit) in enumerate(self.course):
+            context = contexts[visit * len(self.pairs) + self.pair_of_layer[layer]]
+            before = self.skips.into(place, x, kept)
+            x = run(self.layers[layer], before, context, wanted)
+            self.skips.out_of(place, x, kept)
         x = self.layers[-1].residual.leave(x)
-        return Output(self.head(self.head_proj(self.final_norm(x))), losses, tuple(seen), tuple(counts))
+        logits = self.logits(self.final_norm(x))
+        further = ahead(Trunk(before, x, embedded, self.final_norm, run_as_last))
+        of_layers = tuple(seen[: len(self.course)])
+        return Output(logits, losses, of_layers, tuple(counts), tuple(map(self.logits, further)))
+
+    def logits(self, normed: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq vocab_size"]:
+        """What the head makes of the stream after the final norm."""
+        return self.head(self.head_proj(normed))
 
     def read(
         self,
@@ -314,7 +441,7 @@ class Decoder(Block):
         cache: Cache | None = None,
         document_starts: Int[Tensor, "#batch seq"] | None = None,
     ) -> list[AttentionContext]:
-        """One context for each pair of position scheme and mask that the layers have; arguments and errors as in `forward`."""
+        """The `contexts` of these tokens; arguments and errors as in `forward`."""
         if prefix_len is not None and not self.mask.uses_prefix:
             raise ValueError(
                 f"prefix_len={prefix_len}: a {type(self.mask).__name__} mask has no prefix; leave it out, or build with mask=prefix"
@@ -334,8 +461,13 @@ class Decoder(Block):
             token_positions = cache.token_positions = self.continued(
                 cache, tokens, prefix_len, positions, padding, document_starts
             )
+        return self.contexts(token_positions, cache)
+
+    def contexts(self, token_positions: TokenPositions, cache: Cache | None = None) -> list[AttentionContext]:
+        """One for each pair of position scheme and mask that the layers have; again for layers' later applications, in order."""
         shared: dict[str, Tensor] = {}
-        return [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
+        first = [AttentionContext(position, mask, token_positions, cache, shared) for position, mask in self.pairs]
+        return [context.of_visit(visit) for visit in range(times_of(self.course)) for context in first]
 
     def continued(
         self,
@@ -364,18 +496,42 @@ class Decoder(Block):
         return at_the_start(tokens, self.position, prefix_len, positions, padding, document_starts, self.mask)
 
     def after_step(self, counts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Hands each layer's network what it counted in a step, by layer; called after the step's update."""
-        for layer, counted in zip(self.layers, counts, strict=True):
+        """Hands each network what it counted in a step, as `Output.counts` has it; called after the step's update."""
+        of_layers: list[dict[str, Tensor]] = [{} for _ in self.layers]
+        n = len(self.course)
+        for (depth, _), counted in zip(self.course, counts[:n], strict=True):
+            so_far = of_layers[depth]
+            so_far |= {name: so_far[name] + value if name in so_far else value for name, value in counted.items()}
+        for layer, counted in zip(self.trained_layers, [*of_layers, *counts[n:]], strict=True):
             layer.ffn.after_step(counted)
+
+    @torch.no_grad()
+    def hold(self, unless: Tensor | None = None) -> None:
+        """Sets the weights that are held at length 1 back to it, but where `unless`, a Bool on the device, is true.
+
+        Called after each step's update. It does not wait for the device.
+        """
+        for name, axis in self.held.items():
+            weight = self.get_parameter(name)
+            weight.copy_(held_at_one(weight, axis, unless))
 
     def for_packs(self) -> None:
         """Prepares the decoder for `torch.vmap` over stacked weights, as where several runs are packed in one."""
-        for layer in self.layers:
+        for layer in self.trained_layers:
             layer.mixer.for_packs()
 
     def recompute_activations(self) -> None:
         """From now on the backward pass computes each layer again instead of keeping its activations."""
         self.run_layer = run_again_in_backward
+
+
+def held_at_one(weight: Tensor, axis: int, unless: Tensor | None = None) -> Tensor:
+    """A weight with its vectors along `axis` divided by their length, but where `unless` is true.
+
+    Source: arXiv:2410.01131, sec. 2.6.
+    """
+    held = F.normalize(weight, dim=axis)
+    return held if unless is None else torch.where(unless, weight, held)
 
 
 def run_plainly(
@@ -479,8 +635,9 @@ def built_alike(one: LayerParts, other: LayerParts) -> bool:
     return one is other or (sizes and all(alike(getattr(one, name), getattr(other, name)) for name in makers))
 
 
+@lru_cache(maxsize=256)
 def parameters_of(maker: Callable[..., Any]) -> Collection[str]:
-    """The names of what a block's constructor takes."""
+    """The names of what a block's constructor, or another function, takes."""
     return inspect.signature(maker).parameters
 
 
@@ -571,9 +728,25 @@ def check_positions(base: Position, others: Sequence[Position]) -> None:
             )
 
 
-def check_streams(schemes: Sequence[Residual]) -> None:
-    """Raises UserError where layers have different numbers of streams."""
+def check_looped(course: Course, parts: Sequence[LayerParts]) -> None:
+    """Raises UserError where a looped layer's residual scheme goes by the layer's number."""
+    for depth in looped_layers(course):
+        if "layer" in parameters_of(parts[depth].residual):
+            name = name_of(parts[depth].residual)
+            raise UserError(
+                f"residual={name}: goes by a layer's number, and layer {depth} has several, since loop.times applies it more"
+                " than once; use another scheme in the loop, or loop.layers without this layer"
+            )
+
+
+def check_streams(schemes: Sequence[Residual], skips: str | None) -> None:
+    """Raises UserError where layers have different numbers of streams, or where one of several would skip layers."""
     counts = dict.fromkeys(scheme.streams for scheme in schemes)
+    if skips is not None and max(counts) > 1:
+        raise UserError(
+            f"skips={skips}: adds one stream to another, and residual={type(schemes[0]).__name__} has {max(counts)} side by side"
+            " and mixes them itself; use skips=null, or a scheme of one stream"
+        )
     if len(counts) > 1:
         raise UserError(
             f"layers: residual schemes of {' and '.join(map(str, counts))} streams follow each other, and a stream cannot"
@@ -581,10 +754,18 @@ def check_streams(schemes: Sequence[Residual]) -> None:
         )
 
 
-def check_given(mixers: Sequence[Mixer]) -> None:
-    """Raises UserError where a mixer needs what no earlier layer leaves for it, or leaves what no later layer needs."""
+def check_given(mixers: Sequence[Mixer], course: Course) -> None:
+    """Raises UserError where a mixer needs what no earlier layer leaves for it, or leaves what no later layer needs, or twice.
+
+    `mixers` are those of the course's applications.
+    """
     given: dict[str, tuple[int, ...]] = {}
-    for depth, mixer in enumerate(mixers):
+    for (depth, visit), mixer in zip(course, mixers, strict=True):
+        for what in mixer.gives if visit else ():
+            raise UserError(
+                f"mixer: layer {depth} leaves the {what} for later layers, and would leave others each time that loop.times"
+                " applies it; leave the option out, or use loop.layers without this layer"
+            )
         for what, sizes in mixer.needs.items():
             if given.get(what) != sizes:
                 there = f"those left for it have {given[what]}" if what in given else "no layer before it leaves them"

@@ -8,9 +8,10 @@ from the same weights everywhere else.
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Width
 from archlab.blocks.embedding import embed_factor
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, Layer
 
 Zero = Literal["none", "branches", "head", "all"]
 """Which matrices start at zero: none, those that write to the residual stream, the head, or both."""
@@ -39,6 +40,9 @@ class Init(ABC):
 
     scales_rates = False
     """Whether weights have learning rates of their own."""
+
+    holds = False
+    """Whether training sets weights back to length 1 after every step."""
 
     def __call__(self, decoder: Decoder, seed: int) -> None:
         """Sets all weights in place, and the rates of those whose learning rate is not `train.lr`."""
@@ -86,7 +90,7 @@ class ByShape(Init):
         if weight.role in TABLES:
             tied = weight.tensor is decoder.head.weight
             return self.table_std(self.width_of(weight, decoder)) / (self.scale_of_tied(decoder) if tied else 1.0)
-        n_branches = sum(layer.n_branches for layer in decoder.layers)
+        n_branches = sum(layer.n_branches for layer in decoder.applied)
         gain = branch_gain(weight, decoder) * (self.back_to_stream(n_branches) if weight.writes_to_stream else 1.0)
         return gain * self.matrix_std(weight.fan_out, weight.fan_in)
 
@@ -116,7 +120,7 @@ class Normal(ByShape):
     """N(0, std^2) for every matrix and table.
 
     With `depth_scaled` the projections back to the stream are divided by the root of the number of branches, which are 2 n_layers,
-    or n_layers without feed-forward networks.
+    or n_layers without feed-forward networks; a looped layer's count as often as it is applied.
     Source: GPT-2's report (Radford et al. 2019), sec. 2.3; its released code has the std of 0.02.
     """
 
@@ -161,7 +165,8 @@ class Xavier(ByShape):
 class Small(Init):
     """N(0, 2 / (5 d_model)) for every matrix and table, whatever its own widths.
 
-    With `wang` a projection back to the stream has the standard deviation 2 / (n_layers sqrt(d_model)).
+    With `wang` a projection back to the stream has the standard deviation 2 / (n_layers sqrt(d_model)), a looped layer counting
+    as often as it is applied.
     A table that embedding and head share has rows of N(0, 1 / d_model^2), so that a token's own logit, and the loss with it,
     starts no larger than another's.
 
@@ -175,7 +180,7 @@ class Small(Init):
         small = (2 / (5 * decoder.d_model)) ** 0.5
         if weight.role in TABLES:
             return 1 / decoder.d_model if weight.tensor is decoder.head.weight else small
-        narrow = 2 / (len(decoder.layers) * decoder.d_model**0.5)
+        narrow = 2 / (len(decoder.course) * decoder.d_model**0.5)
         return branch_gain(weight, decoder) * (narrow if self.wang and weight.writes_to_stream else small)
 
 
@@ -235,12 +240,55 @@ class MaximalUpdate(ByShape):
         return self.base_width**-0.5
 
 
+class UnitLength(Init):
+    """Vectors of length 1 in random directions, for every matrix and for the embedding's and the head's tables.
+
+    They run along the axis of the stream: a matrix's rows, and of one that writes to the stream its columns. With `hold`
+    training sets them back to length 1 after every step, so that a step only turns them; weight decay would act on nothing
+    but these lengths. An average of the weights that is evaluated is set to length 1 too. Other tables are N(0, 1 / d_model).
+
+    Source: arXiv:2410.01131, sec. 2.6; which axis, and that it is done at the start and after each step, as its published
+    code (NVIDIA/ngpt) has it.
+    """
+
+    def __init__(self, hold: bool = True):
+        self.holds = hold
+
+    def __call__(self, decoder: Decoder, seed: int) -> None:
+        super().__call__(decoder, seed)
+        of_length_one = [w for w in decoder.weights() if w.role in OF_LENGTH_ONE and w.starts_within is None]
+        decoder.held = {w.name: w.axis_of_stream for w in of_length_one}
+        decoder.hold()
+        decoder.held = decoder.held if self.holds else {}
+
+    def check(self, decoder: Decoder) -> None:
+        super().check(decoder)
+        if decoder.embedding.weight.shape[-1] != decoder.d_model:
+            raise UserError(
+                f"init=unit: an embedding of embed.width={decoder.embedding.weight.shape[-1]} has vectors of another width than"
+                " the stream's; use embed.width=null, or another init"
+            )
+        if any(layer.residual.branch_gain != 1 for layer in decoder.layers):
+            raise UserError(
+                "init=unit: under a residual scheme with a gain on initial weights (deep, deep_glm, sub) the gain would change"
+                " nothing, since every vector has length 1; use residual=ngpt or pre, or another init"
+            )
+
+    def std_of(self, weight: Weight, decoder: Decoder) -> float:
+        return decoder.d_model**-0.5
+
+
+OF_LENGTH_ONE = MATRICES | {Role.EMBEDDING}
+"""What nGPT holds at length 1. Tables of positions it has none; gains, biases and scalars have no direction."""
+
+
 def branch_gain(weight: Weight, decoder: Decoder) -> float:
     """What the residual scheme of the weight's layer multiplies it by."""
     if not weight.branch_gain:
         return 1.0
-    depth = int(weight.name.split(".")[1])
-    return decoder.layers[depth].residual.branch_gain
+    place = re.match(r"(mtp\.)?layers\.\d+", weight.name)
+    assert place is not None, f"{weight.name} is in a layer"
+    return cast(Layer, decoder.get_submodule(place[0])).residual.branch_gain
 
 
 def drawn_as(name: str) -> str:

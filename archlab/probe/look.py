@@ -8,7 +8,8 @@ By layer:
     update_ratio        norm of the step's change of the layer's parameters over the norm of the parameters
 
 The two attention quantities are taken from the first sequence of the batch, and from its last queries where it is long;
-a mixer without softmax scores has neither, and a block may let more be seen. All but the last two are taps, which leave a
+a mixer without softmax scores has neither, and a block may let more be seen. A looped layer has an entry for each application,
+in order; grad_norm and update_ratio, which are of its weights, are the same in all of them. All but the last two are taps, which leave a
 layer with its output (`archlab.blocks.taps`), so they are the same numbers eager, compiled and packed.
 """
 

@@ -130,6 +130,9 @@ class Summary:
     n_active_params: Annotated[Amount | None, Lower("parameters")] = None
     """Those that one token uses; None where it uses all."""
 
+    n_mtp_params: Annotated[Amount | None, Lower("parameters")] = None
+    """Of heads that predict tokens after the next, in training alone, and are not among n_params; None without them."""
+
     flops_per_token: Annotated[Amount | None, Lower("FLOPs per token")] = None
     """Of the forward pass; a multiply-add is two."""
 

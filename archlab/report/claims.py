@@ -57,6 +57,92 @@ def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def index_page(records: Sequence[Record], lines: Sequence[Record], known: Iterable[str]) -> str:
+    """All claims; `lines` are those of verdicts.jsonl, the earlier ones included, and `known` the names of all claims there are."""
+    made = sorted({f"{record['date']}, budget {record['budget']}" for record in records})
+    decided = [record for record in records if record["verdict"] in ("SUPPORTED", "REFUTED", "TIE")]
+    many = [f"{n} {word}" for word in COLORS if (n := sum(record["verdict"] == word for record in records))]
+    standing = sum(bool(record.get("survives")) for record in decided)
+    head = [
+        "# Claims", "", f"Decided by `python -m archlab claims`: {'; '.join(made)}.", "",
+        (f"{', '.join(many)}. Of {len(decided)} decided claims {standing} survive beside all others at one error rate (online"
+        " e-BH at 5%). A verdict holds in its own regime: the sizes, steps and data on the claim's page."), "",
+    ]  # fmt: skip
+    waiting = sorted(set(known) - {record["name"] for record in records})
+    rest = [f"Not run yet: {', '.join(waiting)}.", ""] if waiting else []
+    return "\n".join(
+        [*head, claims_markdown(records), *rest, *bought(records), *failed_here(records), *earlier(records, lines)]
+    )
+
+
+def bought(records: Iterable[Record]) -> list[str]:
+    """What each choice changes the held-out loss by, the largest gain first: of claims that hold two arms against each other."""
+    rows = []
+    for record in records:
+        part = next(iter(record["parts"]), None)
+        if (
+            part
+            and part["metric"] == "val_loss"
+            and part["form"] == "difference"
+            and not part["over"]
+            and part["effect"] is not None
+        ):
+            rows.append((part["effect"], record, part))
+    if not rows:
+        return []
+    lines = [
+        "## What choices bought",
+        "",
+        "Held-out loss of the first arm less that of the second, nats per token, each at its own rate.",
+        "",
+    ]
+    lines += ["| first | second | difference (interval) | verdict | claim |", "|---|---|---|---|---|"]
+    for effect, record, part in sorted(rows, key=lambda row: row[0]):
+        first, second = map(in_markdown, part["arms"])
+        lines.append(
+            f"| {first} | {second} | {effect:+.3f} ({interval(part)}) | {record['verdict']} | {link(record)} |"
+        )
+    return [*lines, ""]
+
+
+def failed_here(records: Iterable[Record]) -> list[str]:
+    """Claims of the literature that do not hold at these sizes."""
+    there = [record for record in records if record["verdict"] in ("REFUTED", "TIE")]
+    lines = ["## Where the literature failed here", ""]
+    lines += [
+        f"- {link(record)}, {record['verdict']}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
+        for record in there
+    ]
+    return [*lines, ""] if there else []
+
+
+def earlier(records: Iterable[Record], lines: Iterable[Record]) -> list[str]:
+    """Verdicts that were given up, with what was found since."""
+    now = {record["name"]: record for record in records}
+    rows = []
+    for line in lines:
+        record = now.get(line["claim"])
+        if record and record["kind"] != "identity" and line["verdict"] != record["verdict"]:
+            said = f"{line['date']}, {line['seeds']} seeds"
+            rows.append(
+                f"| {link(record)} | {line['verdict']} ({said}) | {record['verdict']} | {in_markdown(record['reason'])} |"
+            )
+    if not rows:
+        return []
+    return [
+        "## Earlier verdicts that were given up",
+        "",
+        "| claim | earlier | now | what was found since |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def link(record: Record) -> str:
+    return f"[{in_markdown(record['name'])}]({quote(record['name'])}/README.md)"
+
+
 def deciding(record: Record) -> Record | None:
     """The part that decided a claim; None where nothing was measured."""
     parts: Sequence[Record] = record["parts"]

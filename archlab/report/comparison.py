@@ -21,7 +21,14 @@ from archlab.report.tables import count, flop, in_markdown, make_table, nats, nu
 
 Record = Mapping[str, Any]
 
-COLORS = {"better": "green", "worse": "red", "equivalent": "cyan", "within noise": "yellow", "one pair": "yellow"}
+COLORS = {
+    "better": "green",
+    "worse": "red",
+    "tie": "cyan",
+    "not better": "yellow",
+    "not worse": "yellow",
+    "open": "yellow",
+}
 MARKS = {"better": GREEN, "worse": VERMILLION}
 
 NAMES = ("arm", "verdict")
@@ -53,6 +60,9 @@ def save_all(record: Record, folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- tables
 
 
+NEEDS = "e: evidence for the verdict, 1 is none; p: of signs flipped, against the smallest effect, at these seeds only; needs: seeds in all until a verdict can be expected"  # fmt: skip
+
+
 def rows(record: Record) -> pd.DataFrame:
     """One row for each arm, numbers unrounded: what the CSV file holds."""
     return pd.DataFrame([_row(arm) for arm in record["arms"]])
@@ -65,7 +75,9 @@ def _row(arm: Record) -> Record:
         **{name: arm[name] for name in single},
         "interval_low": low,
         "interval_high": high,
-        **{name: arm[name] for name in ("level", "p", "p_adjusted", "verdict", "seeds_needed")},
+        "failed": len(arm["failed"]),
+        **{name: arm[name] for name in ("level", "e", "p", "verdict", "alone", "survives")},
+        **{name: arm[name] for name in ("seeds_needed", "runs_needed", "minutes_needed")},
         **{f"train_loss_at_equal_{axis}": arm["at_equal"][axis] for axis in AXES},
         **{name: arm[name] for name in ("n_params", "train_flops_per_token")},
     }
@@ -115,8 +127,8 @@ def _tables(record: Record) -> list[tuple[str, pd.DataFrame]]:
         frame = pd.DataFrame(_against(arm, record) for arm in others)
         levels = {level for level in frame["level"] if level}
         same = f"; intervals at {min(levels)}" if len(levels) == 1 else ""
-        title = f"Against {record['baseline']} (needs: seeds in all until an answer can be expected{same})"
-        tables.append((title, frame.drop(columns="level") if same else frame))
+        title = f"Against {record['baseline']} ({NEEDS}{same})"
+        tables.append((title, frame if len(levels) > 1 else frame.drop(columns="level")))
     if any(value is not None for arm in ranked for value in arm["at_equal"].values()):
         tables.append(
             (
@@ -146,7 +158,7 @@ def _arm(arm: Record, record: Record) -> Record:
         "mean": _value(arm["mean"], record),
         "sd": _value(arm["sd"], record),
         "seeds": str(arm["n"]),
-        "diverged": str(arm["diverged"]),
+        "failed": str(len(arm["failed"])),
     }
 
 
@@ -157,7 +169,8 @@ def _against(arm: Record, record: Record) -> Record:
         "effect": _value(arm["effect"], record, "+"),
         "interval": f"[{low}, {high}]" if arm["interval"] else "",
         "level": percent(arm["level"]) if arm["interval"] else "",
-        "p (Holm)": number(arm["p_adjusted"], 2),
+        "e": number(arm["e"], 2),
+        "p": number(arm["p"], 2),
         "verdict": arm["verdict"] or "no shared seed",
         "needs": str(arm["seeds_needed"] or ""),
     }

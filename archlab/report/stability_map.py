@@ -33,14 +33,33 @@ def table(chart: Record) -> RenderableType:
             body.add_row(Text(arm["label"]), *columns_of(row))
     title = Text("Stability map (validation loss, nats per token)", style="bold")
     meaning = (
-        "Largest stable learning rate: from the best one upwards, the last whose loss keeps half of the best one's"
-        " gain over the unigram plateau. Sensitivity: the mean loss over the learning rates of the sweep, each at most"
-        " ln vocab_size, minus the best loss; it is also low where nothing trained."
+        "Stable up to: from the best learning rate upwards, where the loss, a line between the rates swept, has lost half of the"
+        " best one's gain over the unigram plateau. Sensitivity: the mean loss over the learning rates of the sweep, each at most"
+        " ln vocab_size, minus the best loss; it is low too for a model that hardly trains at any."
     )
-    return Group(title, body, Text(meaning), *(Text(f"Note: {note}.") for note in chart["notes"]))
+    judged = [verdicts(chart["verdicts"])] if chart.get("verdicts") else []
+    return Group(title, body, Text(meaning), *judged, *(Text(f"Note: {note}.") for note in chart["notes"]))
 
 
-HEADINGS = ("warm-\nup", "layers", "best\nloss", "LR sensi-\ntivity", "best\nlr", "largest\nstable lr")
+def verdicts(found: Sequence[Record]) -> RenderableType:
+    """Each arm against the first, by the rule of comparisons."""
+    body = make_table()
+    body.add_column("arm", overflow="fold")
+    for heading in ("warm-\nup", "layers", "of", "effect", "e", "needs", "verdict"):
+        body.add_column(heading, justify="right", no_wrap=heading != "verdict")
+    for one in found:
+        effect = "" if one["effect"] is None else f"{one['effect']:+.3g}"
+        verdict = one["verdict"] + " (alone)" * (one["survives"] is False)
+        figures = [str(one["warmup"]), str(one["n_layers"]), QUANTITIES[one["quantity"]], effect, number(one["e"], 2)]
+        body.add_row(Text(one["arm"]), *figures, str(one["seeds_needed"] or ""), verdict)
+    title = Text(f"Against {found[0]['baseline']}, seed by seed (e: evidence; needs: seeds in all)", style="bold")
+    return Group(title, body)
+
+
+QUANTITIES = {"best_loss": "loss", "log10_stable_lr": "log10 lr"}
+
+
+HEADINGS = ("warm-\nup", "layers", "best\nloss", "LR sensi-\ntivity", "best\nlr", "stable\nup to")
 
 
 def columns_of(row: Record) -> list[str]:
@@ -50,10 +69,10 @@ def columns_of(row: Record) -> list[str]:
 
 
 def largest(row: Record) -> str:
-    """The largest stable learning rate; a lower bound where the sweep ended before it did."""
+    """The rate up to which it is stable; a lower bound where the sweep ended before it did."""
     if row["largest_stable_lr"] is None:
         return "none"
-    return f"{'>= ' if row['at_edge'] else ''}{row['largest_stable_lr']:g}"
+    return f"{'>= ' if row['at_edge'] else ''}{row['stable_up_to']:.3g}"
 
 
 def write_csv(chart: Record, path: Path) -> None:

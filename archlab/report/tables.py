@@ -221,6 +221,7 @@ def _costs(record: Record) -> list[tuple[str, str]]:
     return [
         ("parameters", count(record.get("n_params"))),
         *_active_parameters(record),
+        *_further_heads(record),
         ("forward pass", _in("per token", flop(record.get("flops_per_token")))),
         ("forward + backward", _in("per token", flop(record.get("train_flops_per_token")))),
         *_decode_state(record, cached),
@@ -231,6 +232,12 @@ def _active_parameters(record: Record) -> Iterable[tuple[str, str]]:
     """What one token uses of the parameters, where it does not use all."""
     if active := record.get("n_active_params"):
         yield "active parameters", _in("per token", count(active))
+
+
+def _further_heads(record: Record) -> Iterable[tuple[str, str]]:
+    """The parameters of heads that predict tokens after the next."""
+    if further := record.get("n_mtp_params"):
+        yield "heads of further tokens", f"{count(further)} parameters more in training, none in inference"
 
 
 def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What a configuration is put together from: its data, its costs, and both as they are printed before a run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from archlab.data.batch import Source
 from archlab.data.positions import DrawnPositions
 from archlab.evaluate.length import held_out_tokens
 from archlab.evaluate.settings import EvalSettings
+from archlab.model.course import looped_layers, times_of
 from archlab.model.decoder import Decoder
 from archlab.report import tables
 from archlab.train.options import LossOptions
@@ -60,9 +61,11 @@ def machine_of(cfg: DictConfig) -> Runtime:
 
 def costs(cfg: DictConfig, where: Runtime, decoder: Decoder) -> dict[str, Any]:
     """What the model costs, by its shapes alone; parameters that a token uses where it does not use all. FLOPs count a multiply-add as two, at train_len; the cache is in `dtype`."""
-    n_params, active = describe.count_parameters(decoder), describe.count_active_parameters(decoder)
+    n_params, active = describe.count_own_parameters(decoder), describe.count_active_parameters(decoder)
+    further = describe.count_mtp_parameters(decoder)
     return {
         "n_params": n_params,
+        **({"n_mtp_params": further} if further else {}),
         **({"n_active_params": active} if active != n_params else {}),
         **measure.costs(decoder, cfg.train.train_len, where.dtype.itemsize),
         "dtype": str(where.dtype).removeprefix("torch."),
@@ -73,8 +76,23 @@ def assembled(cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> Re
     """The options chosen, what they cost, and the tree of modules."""
     blocks = [(group, chosen(cfg, group), options_of(cfg, group)) for group in GROUPS]
     by_layer = [(kind.where, kind.what) for kind in kinds_of_layers(cfg)] if cfg.layers else []
+    by_layer += structure(decoder)
     matched = [Text(f"matched: {describe_match(cfg.matched)}")] if cfg.match else []
     return Group(tables.assembled(blocks, price, by_layer), *matched, Text(describe.tree(decoder)))
+
+
+def structure(decoder: Decoder) -> Iterator[tuple[str, str]]:
+    """What there is besides one layer after the other: a loop, and skips over layers."""
+    if looped := looped_layers(decoder.course):
+        times, which = times_of(decoder.course), "-".join(map(str, dict.fromkeys((looped[0], looped[-1]))))
+        deep = f"so that {len(decoder.course)} follow each other with the weights of {len(decoder.layers)}"
+        yield f"layer{'s' * (len(looped) > 1)} {which}", f"applied {times} times in turn, {deep}"
+    if decoder.skips.ends:
+        pairs = [
+            f"{start} → {end}" for end, starts in sorted(decoder.skips.ends.items(), reverse=True) for start in starts
+        ]
+        counted = ", each layer counted as often as it is applied" if looped else ""
+        yield "skips", f"{', '.join(pairs if len(pairs) < 6 else [*pairs[:2], '...', pairs[-1]])}{counted}"
 
 
 def chosen(cfg: DictConfig, group: str) -> str:

@@ -2,6 +2,8 @@
 
 from omegaconf import DictConfig
 
+from archlab.config.plan import course
+
 PER_STEP, PER_LAYER, PER_FLOP, PER_RUN = 0.004, 0.0035, 1 / 4.5e10, 1.0
 """Seconds on one thread of a 2-core machine: for a step, for each of its layers, for an operation, and for what surrounds it."""
 
@@ -14,7 +16,7 @@ def seconds_of_a_run(cfg: DictConfig) -> float:
 def seconds_of_a_step(cfg: DictConfig) -> float:
     """Of training, on one CPU thread."""
     tokens = 3 * cfg.train.batch_size * cfg.train.train_len
-    return PER_STEP + PER_LAYER * cfg.size.n_layers + tokens * PER_FLOP * flops_per_token(cfg)
+    return PER_STEP + PER_LAYER * len(course(cfg)) + tokens * PER_FLOP * flops_per_token(cfg)
 
 
 def seconds_of_an_evaluation(cfg: DictConfig) -> float:
@@ -28,7 +30,7 @@ def evaluated(cfg: DictConfig) -> int:
 
 
 def flops_per_token(cfg: DictConfig) -> float:
-    """Two for each weight of the layers, near enough for an estimate."""
+    """Two for each weight of the layers, each time that it is applied, near enough for an estimate."""
     size = cfg.size
     attention = 2 * size.d_model * size.head_dim * (size.n_heads + size.n_kv_heads)
-    return 2 * (size.n_layers * (attention + 3 * size.d_model * size.d_ff) + size.d_model * size.vocab_size)
+    return 2 * (len(course(cfg)) * (attention + 3 * size.d_model * size.d_ff) + size.d_model * size.vocab_size)

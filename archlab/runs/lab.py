@@ -21,8 +21,8 @@ from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.config.assemble import build
-from archlab.config.check import leaks
-from archlab.data.batch import Source
+from archlab.config.check import leaks, option
+from archlab.data.batch import Batch, Source
 from archlab.diagram.parts import sketch
 from archlab.diagram.saved import write_sketch
 from archlab.evaluate.autopsy import autopsy
@@ -43,6 +43,7 @@ from archlab.runs.compiling import whether_compiled
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
 from archlab.train.loop import Outcome, Record, train
+from archlab.train.objective import scored_targets, targets_ahead
 from archlab.train.observers import Checkpoints, EveryStep, Observer
 from archlab.train.runtime import Runtime
 from archlab.train.settings import TrainSettings
@@ -119,9 +120,10 @@ def prepared(
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
-    source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
+    first = source.train(cfg.seed, 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
     decoder = build(cfg)
+    check_further_tokens(cfg, decoder, first)
     price = costs(cfg, where, decoder)
     compile, why = whether_compiled(cfg, where, len(set(decoder.kinds)), about, packed)
     where = replace(where, compile=compile)
@@ -138,6 +140,27 @@ def prepared(
     made_by = {"archlab": archlab.__version__, "made_with": {"versions": versions(), "git": git_state()}}
     known = {**made_by, "began": started, "tuned": tuned, "compile": compile, **about}
     return Work(cfg, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
+
+
+def check_further_tokens(cfg: DictConfig, decoder: Decoder, batch: Batch) -> None:
+    """Raises UserError where several tokens are to be predicted at each position, and the data has none that could be."""
+    form, tokens, data = cfg.mtp.form, cfg.mtp.tokens, option(cfg, "data")
+    if form is None:
+        return
+    if batch.targets is not None:
+        raise UserError(
+            f"mtp.form={form}: data={data} says what is to be predicted at each position, and that is not the next token, so there"
+            " are no tokens after it; leave it out, or use data of next tokens such as data=text"
+        )
+    scored = scored_targets(decoder, batch)
+    none_left = (by for by in range(tokens) if not targets_ahead(batch.to_predict, scored, by)[1].any())
+    most = next(none_left, tokens)
+    if most < tokens:
+        fewer = f"use at most mtp.tokens={most}, or" if most > 1 else "leave mtp.form out, or use"
+        raise UserError(
+            f"mtp.tokens={tokens}: of data={data} no more than {most} target{'s' * (most != 1)} in a row count, so that some heads"
+            f" would have nothing to predict; {fewer} other data"
+        )
 
 
 def carried_out(

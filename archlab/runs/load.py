@@ -21,6 +21,7 @@ from archlab.config.assemble import assemble_without_weights, settle_size
 from archlab.config.check import BLOCKS, GROUPS, check_together, check_types
 from archlab.config.compose import composed, in_turn
 from archlab.config.overrides import conf_dir, groups, refuse_twice
+from archlab.config.plan import loop_of
 from archlab.config.rules import check_rules, settle_layers
 from archlab.model.decoder import Decoder
 from archlab.records.directory import unfinished
@@ -225,8 +226,9 @@ def changed(directory: Path, cfg: DictConfig, overrides: tuple[str, ...], own: s
             " run as it is"
         )
     again = in_turn(*asked, config_dir=own)
-    for part in (*BLOCKS, "layers", "size", "embed", "canon"):
-        if again.get(part) != cfg.get(part):
+    then, now = (whole | {"loop": loop_of(whole)} for whole in (plain_dict(cfg), plain_dict(again)))
+    for part in (*BLOCKS, "layers", "size", "embed", "canon", "skips", "loop", "mtp"):
+        if now.get(part) != then.get(part):
             raise UserError(
                 f"{directory}: its overrides no longer compose to the {part} in its config.yaml, so nothing can be changed"
                 " about it; load it as it is"

@@ -56,7 +56,8 @@ class CompiledLayers:
     def __init__(self, decoder: Decoder, strict: bool):
         self.strict, self.in_use = strict, True
         kinds = {kind: compiled(one_layer) for kind in decoder.kinds}
-        self.of_layer = {layer: kinds[kind] for layer, kind in zip(decoder.layers, decoder.kinds, strict=True)}
+        both = zip(decoder.trained_layers, decoder.kinds_trained, strict=True)
+        self.of_layer = {layer: kinds[kind] for layer, kind in both}
 
     def __call__(self, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
         if not self.in_use:

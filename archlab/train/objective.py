@@ -5,13 +5,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from archlab.data.batch import Batch
-from archlab.model.decoder import Decoder, Layer, LayerCall, Output
+from archlab.model.decoder import Decoder, Layer, LayerCall, Output, Trunk, next_alone
 from archlab.probe.look import Columns, columns
 from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime
@@ -49,6 +50,10 @@ class LossParts(NamedTuple):
 
     counts: tuple[dict[str, Tensor], ...] = ()
     """By layer, what its network's `after_step` is given: sums over the batch."""
+
+    further: Mapping[str, Float[Tensor, "2"]] = MappingProxyType({})
+    """Of each token after the next, by name: its loss, summed over its targets in nats, and their number. What is minimised
+    of it is in `terms`."""
 
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -119,10 +124,41 @@ class Program(nn.Module):
     ) -> tuple[LossParts, tuple[dict[str, Tensor], ...]]:
         """Takes the fields of Inputs, in their order."""
         inputs = Inputs(tokens, targets, scored, prefix_len, positions, document_starts)
-        nats, output = nats_of(self.decoder, inputs, self.wanted, self.call)
-        flat = flat_logits(output), targets.flatten(), nats.flatten()
-        terms = {name: total(term(*flat).view_as(targets), scored) for name, term in self.terms.items()}
-        return LossParts(total(nats, scored), scored.sum(), output.losses, terms, output.counts), output.taps
+        nats, output = nats_of(self.decoder, inputs, self.wanted, self.call, self.decoder.ahead)
+        terms = self.added(output.logits, targets, nats, scored)
+        further, heads = {}, self.decoder.further_tokens
+        share = 0.0 if heads is None else heads.factor
+        for by, logits in enumerate(output.further, start=1):
+            its_targets, counts = targets_ahead(targets, scored, by)
+            its_nats = losses_of(logits, its_targets)
+            sums = total(its_nats, counts)
+            beside = self.added(logits, its_targets, its_nats, counts)
+            terms[further_name(by)] = share * (sums + sum(beside.values()))
+            further[further_name(by)] = torch.stack((sums, counts.sum().type_as(sums)))
+        return LossParts(total(nats, scored), scored.sum(), output.losses, terms, output.counts, further), output.taps
+
+    def added(self, logits: Tensor, targets: Tensor, nats: Tensor, scored: Tensor) -> dict[str, Tensor]:
+        """What `loss` adds to these targets, by name."""
+        flat = flat_logits(logits), targets.flatten(), nats.flatten()
+        return {name: total(term(*flat).view_as(targets), scored) for name, term in self.terms.items()}
+
+
+def further_name(by: int) -> str:
+    """The name of the loss of the token `by` after the next."""
+    return f"mtp_loss_{by + 1}"
+
+
+def targets_ahead(
+    targets: Int[Tensor, "batch seq"], scored: Bool[Tensor, "batch seq"], by: int
+) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
+    """The targets that stand `by` after these, and where they count: where all targets up to them do.
+
+    So none is of another document than its position, none is one that the position attends to, and none is beyond the sequence.
+    """
+    counts = scored
+    for step in range(1, by + 1):
+        counts = counts & F.pad(scored[:, step:], (0, step))
+    return targets.roll(-by, dims=1), counts
 
 
 def compute(
@@ -166,18 +202,28 @@ def placed(decoder: Decoder, batch: Batch) -> Inputs:
 
 
 def nats_of(
-    decoder: Decoder, inputs: Inputs, wanted: Collection[str] = (), call: LayerCall = Layer.watched
+    decoder: Decoder,
+    inputs: Inputs,
+    wanted: Collection[str] = (),
+    call: LayerCall = Layer.watched,
+    ahead: Callable[[Trunk], list[Tensor]] = next_alone,
 ) -> tuple[Tensor, Output]:
     """By target its loss in nats, float32, with the decoder's output: recorded quantities, and what is added to the loss."""
     contexts = decoder.read(inputs.tokens, inputs.prefix_len, inputs.positions, document_starts=inputs.document_starts)
-    output = decoder.compute(inputs.tokens, contexts, wanted, call)
-    nats = F.cross_entropy(flat_logits(output), inputs.targets.flatten(), reduction="none")
-    return nats.view_as(inputs.targets), output
+    output = decoder.compute(inputs.tokens, contexts, wanted, call, ahead)
+    return losses_of(output.logits, inputs.targets), output
 
 
-def flat_logits(output: Output) -> Float[Tensor, "targets vocab"]:
+def losses_of(
+    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
+    """By target its loss in nats, float32."""
+    return F.cross_entropy(flat_logits(logits), targets.flatten(), reduction="none").view_as(targets)
+
+
+def flat_logits(logits: Float[Tensor, "batch seq vocab"]) -> Float[Tensor, "targets vocab"]:
     """float32, one row for each target."""
-    return rearrange(output.logits.float(), "batch seq vocab -> (batch seq) vocab")
+    return rearrange(logits.float(), "batch seq vocab -> (batch seq) vocab")
 
 
 def positions_for(decoder: Decoder, batch: Batch) -> Int[Tensor, "batch axes seq"] | None:

@@ -138,6 +138,7 @@ def measured(step: Seen, settings: TrainSettings) -> Record:
         "lr": learning_rate(step.number, settings),
         "grad_norm": step.grad_norm,
         "clipped": settings.clip is not None and step.grad_norm > settings.clip,
+        **step.further,
     }
 
 

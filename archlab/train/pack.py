@@ -10,7 +10,6 @@ import math
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from archlab.base.messages import beyond_the_machine
 from archlab.base.signals import Stop
 from archlab.blocks.roles import DECAYING
 from archlab.data.batch import Batch, Source
-from archlab.model.decoder import Decoder
+from archlab.model.decoder import Decoder, held_at_one
 from archlab.probe.look import EVERY_STEP
 from archlab.probe.recorder import EVERY_STEP as RECORDED_EVERY_STEP
 from archlab.train.compiling import compile_errors, compiled
@@ -33,7 +32,8 @@ from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import RUNNING, TrainState
-from archlab.train.step import Seen, StepResult, falls_on, seen_of
+from archlab.train.step import Seen, StepResult, falls_on, scalars_of, seen_of
+from archlab.train.step import means as means_of
 
 EPS = 1e-8
 """Of AdamW, as torch has it."""
@@ -158,6 +158,12 @@ class Pack:
             name: torch.tensor([d.rates.get(name, 1.0) for d in decoders], dtype=torch.float64, device=device)
             for name in self.weights
         }
+        self.held = {
+            name: (axis, torch.tensor([name in d.held for d in decoders], device=device))
+            for decoder in decoders
+            for name, axis in decoder.held.items()
+        }
+        """The axis, counted from the last as in a member's own weights, and which members hold the weight at length 1."""
         self.terms = terms_of(self.settings[0].loss)
         self.beta1, self.beta2 = self.of_each("beta1", device), self.of_each("beta2", device)
         self.clip = torch.tensor([s.clip or math.inf for s in self.settings], device=device)
@@ -190,10 +196,11 @@ class Pack:
         wanted = self.base.taps if closely else EVERY_STEP if probed else ()
         inputs = [placed(one.member.decoder, self.batch(one, number).to(device)) for one in self.following]
 
-        loss, taps = self.backward(inputs, wanted)
+        loss, taps, further = self.backward(inputs, wanted)
         grads = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         if probed:
-            taps["grad_norm"] = [norms([grads[name] for name in names if name in grads]) for names in self.of_layer]
+            by_layer = [norms([grads[name] for name in names if name in grads]) for names in self.of_layer]
+            taps["grad_norm"] = self.base.by_application(by_layer)
         grad_norm = norms(list(grads.values()))
         finite = loss.isfinite() & grad_norm.isfinite()
         self.broken = self.broken | ~finite
@@ -201,8 +208,8 @@ class Pack:
         before = self.layers_before() if closely else None
         self.update(grads, number, (self.clip / (grad_norm + 1e-6)).clamp(max=1.0), alive)
         if before is not None:
-            taps["update_ratio"] = self.update_ratios(before)
-        self.pending.append(StepResult(number, loss, grad_norm, finite, taps))
+            taps["update_ratio"] = self.base.by_application(self.update_ratios(before))
+        self.pending.append(StepResult(number, loss, grad_norm, finite, taps, further))
         self.number = number
         for one, runs, broken in zip(self.following, running, self.broken, strict=True):
             if runs:
@@ -215,8 +222,13 @@ class Pack:
             one.member.seed, min(number, settings.steps), settings.batch_size, settings.train_len
         )
 
-    def backward(self, inputs: Sequence[Inputs], wanted: Collection[str]) -> tuple[Tensor, dict[str, Any]]:
-        """Adds up the gradients of every member's mean loss over its scored targets; returns the losses and the taps."""
+    def backward(
+        self, inputs: Sequence[Inputs], wanted: Collection[str]
+    ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
+        """Adds up the gradients of every member's mean loss over its scored targets.
+
+        Returns the losses, the taps and the mean losses of further tokens.
+        """
         pieces = self.settings[0].accumulate
         whole = stacked_inputs(inputs)
         n_scored = whole.scored.sum(dim=(1, 2)).clamp(min=1)
@@ -226,21 +238,23 @@ class Pack:
             weight.grad = None
         total = torch.zeros(len(inputs), device=self.machine.device)
         seen: dict[str, Any] = {}
+        further: dict[str, Tensor] = {}
         for i, piece in enumerate(in_pieces(whole, pieces)):
             weights = {f"decoder.{name}": weight for name, weight in self.weights.items()}
             with self.machine.autocast():
-                sums, added, terms, taps = program(weights, *piece)
+                sums, added, terms, ahead, taps = program(weights, *piece)
             loss = sums / n_scored
             beside = sum(((one / n_scored).sum() for one in terms.values()), start=0.0)
             (loss.sum() + beside + sum((one.sum() for one in added.values()), start=0.0) / pieces).backward()
             total += loss.detach()
+            further |= {name: further.get(name, 0) + both.detach() for name, both in ahead.items()}
             if i == 0:
                 names = dict.fromkeys(name for layer in taps for name in layer)
                 seen = {name: [layer.get(name) for layer in taps] for name in names}
-        return total, seen
+        return total, seen, means_of(further)
 
     def program(self, wanted: tuple[str, ...], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        """(stacked weights, inputs) -> losses, what blocks and terms add to them, taps; `axes` are the members' axis in each input.
+        """(stacked weights, inputs) -> losses, what blocks and terms add to them, those of further tokens, taps; `axes` are the members' axis in each input.
 
         Where it is compiled it is compiled as a whole, since torch calls nothing compiled under vmap; a step that records
         all quantities is run as it is.
@@ -276,6 +290,9 @@ class Pack:
             square.mul_(each(self.beta2)).addcmul_(grad * each(1 - self.beta2), grad)
             denominator = (square.sqrt() / each(second.sqrt())).add_(EPS)
             weight.sub_(mean / denominator * each(rates * self.rates[name] / first))
+            if name in self.held:
+                axis, holds = self.held[name]
+                weight.copy_(held_at_one(weight, axis, unless=each(alive & holds) == 0))
 
     # ------------------------------------------------------------ what is seen of a step
 
@@ -306,13 +323,13 @@ class Pack:
 
 
 def program_of_one(base: Decoder, wanted: tuple[str, ...], terms: Mapping[str, Term]) -> Callable[..., Any]:
-    """A member's loss, what is added to it by blocks and by terms, and taps, as a function of its weights and inputs."""
+    """A member's loss, what is added to it by blocks and by terms, those of further tokens, and taps, as a function of its weights and inputs."""
     program = Program(base, wanted, terms=terms)
     buffers = {f"decoder.{name}": buffer for name, buffer in base.named_buffers()}
 
     def of_one(weights: dict[str, Tensor], *piece: Tensor | None) -> Any:
         parts, taps = functional_call(program, {**weights, **buffers}, piece)
-        return parts.total, parts.added, parts.terms, taps
+        return parts.total, parts.added, parts.terms, parts.further, taps
 
     return of_one
 
@@ -332,12 +349,7 @@ def read_packed(results: Sequence[StepResult], n_members: int) -> list[list[Seen
     """By member, the results as plain numbers, in one transfer for all."""
     if not results:
         return [[] for _ in range(n_members)]
-    columns = [
-        tensor.float()
-        for result in results
-        for tensor in (result.loss, result.grad_norm, result.finite, *chain(*result.taps.values()))
-        if tensor is not None
-    ]
+    columns = [tensor.float() for result in results for tensor in scalars_of(result)]
     return [seen_of(results, iter(row)) for row in torch.stack(columns, dim=1).tolist()]
 
 

@@ -154,6 +154,7 @@ class TrainState:
         self.rule.evaluate(self.optimizer)
         if self.averaged is not None and self.averaged.n_averaged > 0:
             put_into(self.decoder, own_tensors(self.averaged.module))
+            self.decoder.hold()  # a mean of vectors of length 1 is shorter
 
 
 def numbers_of(group: Mapping[str, Any]) -> PlainData:

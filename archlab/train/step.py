@@ -32,6 +32,8 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     finite: Tensor
     taps: Columns
+    further: dict[str, Tensor] = {}
+    """The mean losses of the tokens after the next, by name, where they are predicted; not part of `loss`."""
 
 
 class Seen(NamedTuple):
@@ -43,6 +45,8 @@ class Seen(NamedTuple):
     finite: bool
     layers: dict[str, list[float | None]]
     """By quantity, one value per layer; None where a layer has no such quantity."""
+
+    further: dict[str, float] = {}
 
 
 Step = Callable[[TrainState, Batch], StepResult]
@@ -78,10 +82,12 @@ def make_step(
 
         state.optimizer.zero_grad(set_to_none=True)
         called = Layer.watched if closely else call
-        loss, seen, counts = backward(decoder, batch, settings.accumulate, machine, state.scaler, wanted, called, terms)
+        loss, seen, counts, further = backward(
+            decoder, batch, settings.accumulate, machine, state.scaler, wanted, called, terms
+        )
         state.scaler.unscale_(state.optimizer)
         if probe_every:
-            seen["grad_norm"] = gradient_norms(layers)
+            seen["grad_norm"] = decoder.by_application(gradient_norms(layers))
         grad_norm = clip_grad_norm_(decoder.parameters(), settings.clip or math.inf)
         finite = not_broken(loss, grad_norm, state.scaler)
         state.broken = was_broken | ~finite
@@ -90,13 +96,13 @@ def make_step(
         apply(state, ~grad_norm.isfinite())
         decoder.after_step(counts)
         if update:
-            seen["update_ratio"] = update.ratios()
+            seen["update_ratio"] = decoder.by_application(update.ratios())
         for buffer, before in zip(kept_beside, buffers, strict=True):
             buffer.copy_(before.where(was_broken, buffer))
         if state.averaged is not None and number > average_after:
             state.averaged.update(decoder)
         state.step = number
-        return StepResult(number, loss, grad_norm.detach(), finite, seen)
+        return StepResult(number, loss, grad_norm.detach(), finite, seen, further)
 
     return step
 
@@ -110,18 +116,19 @@ def backward(
     wanted: Collection[str] = (),
     call: LayerCall = Layer.watched,
     terms: Mapping[str, Term] = NO_TERMS,
-) -> tuple[Tensor, dict[str, Sequence[Tensor | None]], list[dict[str, Tensor]]]:
+) -> tuple[Tensor, dict[str, Sequence[Tensor | None]], list[dict[str, Tensor]], dict[str, Tensor]]:
     """Adds up the gradients of the batch's mean loss over its scored targets, one piece at a time.
 
     What blocks and `terms` add to the loss is minimised too, and is not part of the returned loss, so that models compare. Returns
-    that loss, in nats per token, the quantities recorded in the layers on the first piece, and by layer what they counted
-    in all of them.
+    that loss, in nats per token, the quantities recorded in the layers on the first piece, by application of a layer what
+    it counted in all of them, and by name the mean losses of further tokens.
     """
     batch = batch.to(machine.device)
     n_scored = scored_targets(decoder, batch).sum().clamp(min=1)
     total = torch.zeros((), device=machine.device)
     seen: dict[str, Sequence[Tensor | None]] = {}
-    counts: list[dict[str, Tensor]] = [{} for _ in decoder.layers]
+    counts: list[dict[str, Tensor]] = [{} for _ in range(decoder.applications_of_a_step)]
+    further: dict[str, Tensor] = {}
     for i, piece in enumerate(split(batch, pieces)):
         # Compiled, all pieces record the same: what another compiles for costs more than a few numbers that nobody reads.
         shown_here = wanted if i == 0 or call is not Layer.watched else ()
@@ -133,7 +140,13 @@ def backward(
         seen = seen or dict(shown)
         for so_far, counted in zip(counts, parts.counts, strict=True):
             so_far |= {name: so_far.get(name, 0) + value for name, value in counted.items()}
-    return total, seen, counts
+        further |= {name: further.get(name, 0) + both.detach() for name, both in parts.further.items()}
+    return total, seen, counts, means(further)
+
+
+def means(further: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of sums and numbers of targets, on the last axis, the means."""
+    return {name: both[..., 0] / both[..., 1].clamp(min=1) for name, both in further.items()}
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
@@ -153,8 +166,10 @@ def not_broken(loss: Tensor, grad_norm: Tensor, scaler: torch.amp.GradScaler) ->
 
 
 def apply(state: TrainState, overflowed: Tensor) -> None:
-    """The optimizer's update, which is skipped where a loss or gradient is not finite."""
-    step_unless(state.optimizer, state.broken | overflowed)
+    """The optimizer's update, which is skipped where a loss or gradient is not finite, and what its weights are held to."""
+    skip = state.broken | overflowed
+    step_unless(state.optimizer, skip)
+    state.decoder.hold(unless=skip)
     state.scaler.update()
 
 
@@ -167,13 +182,15 @@ def read(results: Sequence[StepResult]) -> list[Seen]:
     """The results as plain numbers: the one place where training waits for the device, in one transfer for all."""
     if not results:
         return []
-    scalars = [
-        tensor.float()
-        for result in results
-        for tensor in (result.loss, result.grad_norm, result.finite, *chain(*result.taps.values()))
-        if tensor is not None
-    ]
+    scalars = [tensor.float() for result in results for tensor in scalars_of(result)]
     return seen_of(results, iter(torch.stack(scalars).tolist()))
+
+
+def scalars_of(result: StepResult) -> Iterator[Tensor]:
+    """All that there is to read of a step, in the order in which `seen_of` takes it."""
+    yield from (result.loss, result.grad_norm, result.finite)
+    yield from (tensor for tensor in chain(*result.taps.values()) if tensor is not None)
+    yield from result.further.values()
 
 
 def seen_of(results: Sequence[StepResult], numbers: Iterator[float]) -> list[Seen]:
@@ -189,6 +206,7 @@ def seen_of(results: Sequence[StepResult], numbers: Iterator[float]) -> list[See
             next(numbers),
             next(numbers) == 1,
             {name: take(layers) for name, layers in result.taps.items()},
+            {name: next(numbers) for name in result.further},
         )
         for result in results
     ]

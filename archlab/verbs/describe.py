@@ -55,7 +55,7 @@ class Description(Shown):
     """On the meta device: every module and shape, no numbers."""
 
     costs: Mapping[str, Any]
-    """n_params, and n_active_params where a token does not use all of them; flops_per_token and train_flops_per_token, a multiply-add as two; bytes of the decode state; dtype."""
+    """n_params, and n_active_params where a token does not use all of them, and n_mtp_params of heads of further tokens; flops_per_token and train_flops_per_token, a multiply-add as two; bytes of the decode state; dtype."""
 
     parameters: Mapping[str, int]
     """Parameters by part of the model."""

@@ -12,7 +12,7 @@ from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.files import check_folder
 from archlab.config.assemble import build
-from archlab.config.check import ends_in_networks
+from archlab.config.check import grows_by_layers
 from archlab.initial.measure import look_at_start, update_size
 from archlab.initial.settings import ENDINGS, PICTURES, PreflightSettings
 from archlab.initial.warn import warnings
@@ -38,7 +38,7 @@ class Start(Shown):
     warnings: Sequence[str]
     depths: Sequence[Mapping[str, Any]]
     """Residual schemes by depth, each quantity with its exponent and the predicted one; empty where `preflight.depths` is null, or
-    a layer has no feed-forward network."""
+    a layer has no feed-forward network or is looped."""
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row per layer."""
@@ -78,7 +78,7 @@ def preflight(*model: str | Path | DictConfig, config_dir: str | Path | None = N
     with where.in_force():
         start = look_at_start(decoder, source, cfg.seed, **size, where=where)
         update = update_size(decoder, source, settings.steps, settings.lr, cfg.seed, **size, where=where)
-        compared = settings.depths and ends_in_networks(cfg)
+        compared = settings.depths and grows_by_layers(cfg)
         comparison = depths.across_depths(cfg, source, settings, where) if compared else ()
         rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]
     record = start.to_record() | {"update": update, "steps": settings.steps, "lr": settings.lr}

@@ -1,8 +1,9 @@
-"""One nano configuration at many seeds -> results.csv, a row per run as soon as it has ended.
+"""One nano configuration at many seeds -> lengths.csv, a row per run as soon as it has ended.
 
-    python experiments/aa/train_runs.py 80
+    python experiments/aa/train_runs.py 48
 
-Seeds that results.csv holds already are not run again. The script is for runs only; bench.py says what they show.
+Seeds that lengths.csv holds already are not run again. The script is for runs only; bench.py says what they show. results.csv, the
+validation losses of 80 such runs, is from an earlier version of this script, which looked at no other length.
 """
 
 import csv
@@ -16,6 +17,8 @@ from rich.console import Console
 
 from archlab.config.assemble import build
 from archlab.config.compose import compose
+from archlab.evaluate.length import by_length
+from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import held_out
 from archlab.report.progress import track
 from archlab.runs.assembled import open_source, section
@@ -23,9 +26,9 @@ from archlab.train.loop import train
 from archlab.train.runtime import runtime
 from archlab.train.settings import TrainSettings
 
-RESULTS = Path(__file__).parent / "results.csv"
+RESULTS = Path(__file__).parent / "lengths.csv"
 OVERRIDES = ("size=nano", "train.steps=60", "device=cpu")
-COLUMNS = ("seed", "val_loss", "seconds")
+COLUMNS = ("seed", "val_loss", "late_ratio", "seconds")
 
 
 def main(n_seeds: int) -> None:
@@ -39,13 +42,13 @@ def main(n_seeds: int) -> None:
     missing = [seed for seed in range(n_seeds) if seed not in done]
     for seed in track(missing, "seeds", len(missing), Console(stderr=True)):
         started = time.time()
-        loss = val_loss(seed, source)
+        loss, ratio = measured(seed, source)
         with RESULTS.open("a") as file:
-            file.write(f"{seed},{loss!r},{time.time() - started:.2f}\n")
+            file.write(f"{seed},{loss!r},{ratio!r},{time.time() - started:.2f}\n")
 
 
-def val_loss(seed: int, source) -> float:
-    """What `archlab run` writes as val_loss, without the rest of a run: no probes, no other lengths, no directory."""
+def measured(seed: int, source) -> tuple[float, float]:
+    """What `archlab run` writes as val_loss and late_ratio@4, without the rest of a run: no probes, no directory."""
     cfg = compose(*OVERRIDES, f"seed={seed}")
     where, settings = runtime(cfg.device, cfg.precision), section(cfg, "train", TrainSettings)
     decoder = build(cfg).to(where.device)
@@ -61,7 +64,8 @@ def val_loss(seed: int, source) -> float:
         report=lambda record: None,
         tick=lambda *_: None,
     )
-    return validation().loss()
+    lengths, _ = by_length(decoder, source, where, section(cfg, "eval", EvalSettings), settings.train_len, (1, 4))
+    return validation().loss(), lengths[-1]["late_ratio"]
 
 
 if __name__ == "__main__":

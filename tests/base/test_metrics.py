@@ -34,7 +34,7 @@ NO_RESULT = {
 
 @pytest.fixture
 def runs(tmp_path):
-    for seed in (0, 1, 2):
+    for seed in range(6):
         write_run(tmp_path, "norm=rms", seed=seed, calm=0.5 + seed / 100)
         write_run(tmp_path, "norm=layer", seed=seed, calm=0.8 + seed / 100)
     return tmp_path
@@ -69,7 +69,7 @@ def test_a_number_whose_direction_is_unknown_is_asked_for(runs):
 
 @pytest.mark.parametrize(("direction", "verdict", "rank"), [("lower", "worse", 2), ("higher", "better", 1)])
 def test_it_is_ranked_the_way_that_was_said(direction, verdict, rank, runs, capsys):
-    """0.8 against 0.5, at the same seeds."""
+    """0.8 against 0.5, at the same six seeds."""
     arm = compare(read_all([runs])[0], metric="calm", direction=direction, baseline="norm=rms").arms[1]
     assert (arm.verdict, arm.rank) == (verdict, rank) and arm.against.effect == pytest.approx(0.3)
     cli.main(["compare", str(runs), "metric=calm", f"direction={direction}"])

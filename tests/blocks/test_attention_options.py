@@ -47,8 +47,8 @@ PREFIXES = (3, 5)
 EXACT = dict(rtol=1e-9, atol=1e-9)  # float64 throughout, sums in another order
 FLOAT32 = dict(rtol=1e-5, atol=1e-6)  # the oracle has a step in float32
 
-SOFTMAX = ["gate=elementwise", "sinks=true", "weighting=scalable_softmax", "forget=true", "value_residual=true", "conv=3", "qk_norm=each_head", "qk_norm_kind=layer"]  # fmt: skip
-SIGMOID = ["gate=head", "weighting=sigmoid", "forget=true", "softcap=2.0", "conv=2"]
+SOFTMAX = ["gate=elementwise", "sinks=true", "weighting=scalable_softmax", "forget=true", "value_residual=true", "conv=3", "qk_norm=each_head", "qk_norm_kind=layer", "qk_norm_eps=0.01"]  # fmt: skip
+SIGMOID = ["gate=head", "weighting=sigmoid", "forget=true", "softcap=2.0", "conv=2", "clip=0.9", "temperature=0.3", "temperature_every=2"]  # fmt: skip
 MANY = {
     "softmax": [*(f"mixer.{option}" for option in SOFTMAX), "mixer=gqa", "mask=causal"],
     "sigmoid": [
@@ -219,6 +219,44 @@ def test_weights_are_those_of_loops(what, mask, monkeypatch):
         torch.testing.assert_close(gradients(out, leaves), of_expected, **EXACT)
 
 
+@pytest.mark.parametrize("mask", MAY_READ)
+def test_a_temperature_is_a_factor_on_each_querys_scores(mask, monkeypatch):
+    """The same block with the scores of query i times 1 + 0.4 log(1 + floor((i + 1) / 3)), by a softmax of its own."""
+    tuned = make_attention("gqa", mask=mask, temperature=0.4, temperature_every=3).double()
+    x, query = draw_input(), iter([i for _ in range(BATCH * HEADS) for i in range(SEQ)])
+
+    def weigh(products, biases, h, n):
+        steps = sum(1 for p in range(next(query) + 1) if (p + 1) % 3 == 0)
+        return (products * (1 + 0.4 * math.log(1 + steps)) + biases).softmax(0)
+
+    expected = by_loops(tuned, x, mask, "none", weigh)
+    for block in (512, 3):
+        monkeypatch.setattr(contexts, "QUERY_BLOCK", block)
+        torch.testing.assert_close(tuned(x, read_of("none", mask)), expected, **FLOAT32)  # a factor in float32
+
+
+def test_a_temperature_counts_from_where_a_document_starts():
+    decoder = built(*SMALL, "mask=document", "mixer.temperature=0.5", "mixer.temperature_every=2", "pos=none").double()
+    tokens = torch.randint(61, (1, SEQ))
+    starts = torch.tensor([[0] * 4 + [4] * (SEQ - 4)])
+    whole = decoder(tokens, document_starts=starts)
+    torch.testing.assert_close(whole[:, 4:], decoder(tokens[:, 4:]), **FLOAT32)
+
+
+def test_queries_keys_and_values_are_clamped_after_their_norms():
+    clamped = make_attention("gqa", clip=0.6, qk_norm="head").double()
+    x = draw_input()
+    weights = {name: w.detach() for name, w in clamped.state_dict().items()}
+    q, k, v = (heads(x @ weights[f"{name}_proj.weight"].T) for name in "qkv")
+    normed = [F.rms_norm(p, (HEAD_DIM,), weights[f"{name}_norm.gain"], 1e-6) for name, p in (("q", q), ("k", k))]
+    q, k, v = (part.clamp(-0.6, 0.6) for part in (*normed, v))
+    group = HEADS // k.shape[1]
+    k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
+    gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    expected = gathered @ weights["out_proj.weight"].T
+    torch.testing.assert_close(clamped(x, make_reading("none", "causal", SEQ)), expected, **EXACT)
+
+
 def forgotten(attention, x):
     """The sum of log f over the tokens after the earlier of the two, up to the later."""
     f = 1 / (1 + (-(x @ attention.own_bias.proj.weight.T + attention.own_bias.proj.bias)).exp())
@@ -356,6 +394,9 @@ def test_the_first_tokens_share_is_recorded_for_who_asks():
     ("words", "part"),
     [
         (["mixer.qk_norm_kind=rms"], "mixer.qk_norm_kind=rms: changes nothing under mixer.qk_norm=none"),
+        (["mixer.qk_norm=head", "mixer.qk_norm_eps=0.1"], "mixer.qk_norm_eps=0.1: changes nothing under mixer.qk_norm_kind=model"),
+        (["mixer.temperature=0.1"], "mixer.temperature=0.1: needs mixer.temperature_every"),
+        (["mixer.temperature_every=8"], "mixer.temperature_every=8: changes nothing under mixer.temperature=null"),
         (["mixer.sinks=true", "mixer.weighting=sigmoid"], "mixer.sinks=true: a sink is a term"),
         (["mixer.sinks=true", "kernel=sdpa"], "kernel=sdpa: .* does not compute what mixer.sinks=true asks for; use kernel=dense"),
         (["mixer.forget=true", "kernel=flex"], "kernel=flex: .* does not compute what mixer.forget=true"),

@@ -1,6 +1,7 @@
 """What every option of conf/ must hold, found by listing the folder: a new yaml is covered with no test edited."""
 
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ each_option = pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
 each_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:]
 )
+
+
+@cache
+def made_once(group, name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        return build(n_layers=LAYERS_OF.get(group, 2), **{group: name})
+
+
+def decoder_of(group, name):
+    """A decoder with this option, of random weights in float64; whoever asks again has a copy, which is cheaper than another."""
+    return deepcopy(made_once(group, name))
+
+
+LAYERS_OF = {"residual": 4}
+"""A scheme may do something else in the first layers and in the last; all other options are in two layers what they are in more."""
 
 
 def logits_of(decoder, tokens):
@@ -159,7 +176,7 @@ def test_turning_keeps_shape_and_dtype_and_norm_of_all_but_what_fades(name, dtyp
 @each_dtype
 @each_option
 def test_a_decoder_of_it_gives_finite_logits(group, name, dtype):
-    logits = logits_of(build(dtype, **{group: name}), draw_tokens())
+    logits = logits_of(decoder_of(group, name).to(dtype), draw_tokens())
     assert (logits.shape, logits.dtype) == ((BATCH, SEQ, VOCAB), dtype)
     assert logits.isfinite().all()
 
@@ -177,14 +194,15 @@ def test_half_precision_follows_double(group, name):
 @each_option
 def test_shapes_can_be_tried_without_memory(group, name):
     with torch.device("meta"):
-        decoder = build(torch.float32, fresh=True, **{group: name})
+        decoder = build(torch.float32, fresh=True, n_layers=LAYERS_OF.get(group, 2), **{group: name})
         assert logits_of(decoder, torch.zeros(BATCH, SEQ, dtype=torch.long)).shape == (BATCH, SEQ, VOCAB)
 
 
 @each_option
 def test_weights_survive_a_state_dict(group, name):
     """What a block computes depends on its options and on what its state dict holds, and on nothing else."""
-    decoder, twin, tokens = build(**{group: name}).eval(), build(**{group: name}).eval(), draw_tokens()
+    decoder, tokens = decoder_of(group, name).eval(), draw_tokens()
+    twin = build(n_layers=LAYERS_OF.get(group, 2), **{group: name}).eval()
     twin.load_state_dict(decoder.state_dict())
     assert torch.equal(logits_of(decoder, tokens), logits_of(twin, tokens))
 
@@ -194,7 +212,7 @@ def test_weights_survive_a_state_dict(group, name):
 
 @each_option
 def test_gradients_reach_every_parameter(group, name):
-    decoder, tokens = build(**{group: name}).eval(), draw_tokens()
+    decoder, tokens = decoder_of(group, name).eval(), draw_tokens()
     F.cross_entropy(logits_of(decoder, tokens).flatten(0, 1), draw_tokens().flatten()).backward()
     for weight_name, weight in decoder.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all(), weight_name
@@ -203,7 +221,7 @@ def test_gradients_reach_every_parameter(group, name):
 
 @each_option
 def test_a_layer_shares_no_parameter_with_another(group, name):
-    layers = build(**{group: name}).layers
+    layers = decoder_of(group, name).layers
     token_positions = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
     assert (
         len(set(token_positions))
@@ -217,7 +235,7 @@ def test_a_layer_shares_no_parameter_with_another(group, name):
 @each_option
 def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
     """What may be scored has no gradient towards later tokens, unless the norm says that it leaks."""
-    decoder, tokens = build(**{group: name}), draw_tokens()
+    decoder, tokens = decoder_of(group, name), draw_tokens()
     kept = embeddings_of(decoder)
     logits = logits_of(decoder, tokens)
     scored = decoder.mask.may_score(SEQ, torch.full((BATCH,), PREFIX if decoder.mask.uses_prefix else 0))
@@ -233,7 +251,7 @@ def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
 
 @each_option
 def test_sequences_do_not_touch_each_other(group, name):
-    decoder, tokens = build(**{group: name}), draw_tokens()
+    decoder, tokens = decoder_of(group, name), draw_tokens()
     kept = embeddings_of(decoder)
     (gradient,) = torch.autograd.grad(logits_of(decoder, tokens)[0].square().sum(), kept)
     across = any("batch" in norm.reduces for norm in decoder.modules() if isinstance(norm, Norm))
@@ -289,8 +307,7 @@ def test_no_two_options_of_a_group_are_the_same(group):
     """Two options differ in the parameters they have or in what they compute with the same ones."""
 
     def fingerprint(name):
-        torch.manual_seed(0)
-        decoder = build(**{group: name}).eval()
+        decoder = decoder_of(group, name).eval()
         return (
             *(weight.shape for weight in decoder.parameters()),
             *logits_of(decoder, torch.arange(SEQ)[None]).flatten().tolist(),
@@ -310,7 +327,7 @@ def test_no_two_options_of_a_group_are_the_same(group):
 
 @each_option
 def test_recomputing_activations_changes_no_number(group, name):
-    decoder, tokens = build(**{group: name}).eval(), draw_tokens()
+    decoder, tokens = decoder_of(group, name).eval(), draw_tokens()
 
     def gradients():
         decoder.zero_grad()

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMoE
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
@@ -202,6 +203,29 @@ def test_agrees_with_hugging_face(name, monkeypatch):
     expected = expected[0] if name == "gpt_oss" else expected
     torch.testing.assert_close(out, expected, **EXACT)
     torch.testing.assert_close(gradients(out, [x]), gradients(expected, [x]), **EXACT)
+
+
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_inputs_are_weighed_as_llama_4_does(top_k, monkeypatch):
+    sizes = dict(hidden_size=D_MODEL, intermediate_size=D_FF, num_local_experts=N, num_experts_per_tok=top_k)
+    theirs, x = Llama4TextMoe(hf.Llama4TextConfig(**sizes)).double(), draw_input()
+    ours = experts(top_k=top_k, scores="sigmoid", normalise=False, weights_on="input", shared=1)
+    with torch.no_grad():
+        theirs.router.weight.copy_(ours.router.weight)
+        theirs.experts.gate_up_proj.copy_(torch.cat((ours.gate_proj, ours.up_proj), dim=1).mT)
+        theirs.experts.down_proj.copy_(ours.down_proj.mT)
+    theirs.shared_expert.load_state_dict(ours.shared.state_dict())
+    out = ours(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        expected = theirs(x)[0].view_as(x)
+    torch.testing.assert_close(out, expected, **EXACT)
+    leaves = [x, ours.router.weight]
+    of_theirs = gradients(expected, [x, theirs.router.weight])
+    torch.testing.assert_close(gradients(out, leaves), of_theirs, **EXACT)
+    on_outputs = experts(top_k=top_k, scores="sigmoid", normalise=False, shared=1)
+    on_outputs.load_state_dict(ours.state_dict())
+    assert not torch.allclose(on_outputs(x), out)
 
 
 # --- ties, experts without tokens ----------------------------------------------------------------

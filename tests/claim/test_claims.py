@@ -111,6 +111,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
+        ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
@@ -344,14 +345,16 @@ def test_an_identity_holds_at_every_seed_or_fails():
         ("slope", [2, 6, 18], [9.0, 3.0, 1.0], 9.0, -1.0),
         ("last_over_first", [1, 2], [4.0, 6.0], 9.0, 1.5),
         ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.4], 3.0, -1.0),  # 2.4 is nearer to 2.0 than to 3.0
-        ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.6], 3.0, -2.0),
-        ("largest_stable", [0.001, 0.01, 0.1, 1.0], [2.4, 2.0, 2.6, 2.1], 3.0, -2.0),  # stable again, but not up to there
-        ("largest_stable", [0.001, 0.01], [2.0, math.inf], 3.0, -3.0),
+        ("largest_stable", [0.001, 0.01, 0.1], [2.4, 2.0, 2.6], 3.0, -2 + 0.5 / 0.6),  # the line to 2.6 passes 2.5 there
+        ("largest_stable", [0.001, 0.01, 0.1, 1.0], [2.4, 2.0, 2.6, 2.1], 3.0, -2 + 0.5 / 0.6),  # stable again, but not up to there
+        ("largest_stable", [0.001, 0.01], [2.0, math.inf], 3.0, -2.5),  # half of the way to a run that learned nothing
+        ("largest_stable", [0.001, 0.01], [2.96, 2.99], 3.0, math.nan),  # none learned
+        ("sensitivity", [1, 2, 3], [2.96, 2.99, math.inf], 3.0, math.nan),  # it was 0.02, the least there was
         ("sensitivity", [1, 2, 3, 4], [2.5, 2.0, 3.5, math.inf], 3.0, (0.5 + 0.0 + 1.0 + 1.0) / 4),
     ],
 )  # fmt: skip
 def test_reductions_give_what_they_say(name, xs, values, failed, expected):
-    assert REDUCTIONS[name](xs, values, failed) == pytest.approx(expected, abs=1e-12)
+    assert REDUCTIONS[name](xs, values, failed) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 # --- measures -----------------------------------------------------------------------------------
@@ -440,7 +443,7 @@ def session(tmp_path_factory):
 def test_a_claims_runs_are_made_once_and_found_again(session):
     _, (made, again, after), first, second, third = session
     # Two arms at two seeds, two looks, two arms' parameters at two seeds; then a third seed of each.
-    assert made == [2 * 2 + 2 + 2 * 2, 2 + 1 + 2] and not sum(again)
+    assert made == [2 * 2 + 2 + 2 * 2, 2 + 1 + 2] and again == []
     assert sum(after) in (1, 2)  # the lost run, and the look at its weights if there was one
     told = lambda records: [(record["verdict"], [part["values"] for part in record["parts"]]) for record in records]  # noqa: E731
     assert told(first) == told(second) == told(third)
@@ -449,7 +452,7 @@ def test_a_claims_runs_are_made_once_and_found_again(session):
 def test_every_verdict_is_kept_in_a_line(session):
     folder, *_, records = session
     lines = ledger.verdicts(folder / "out").records()
-    assert [line["claim"] for line in lines] == ["mine"] * 3 and len({line["before"] for line in lines}) == 3
+    assert [line["claim"] for line in lines] == ["mine"]  # what was found again is not noted again
     (registered,) = ledger.registrations(folder / "out").records()
     assert registered["claim"] == "mine" and registered["says"] == records[0]["says"]
 
@@ -650,8 +653,9 @@ def test_a_claim_that_says_otherwise_than_what_was_registered_is_refused(registe
     ):
         decide_again()
     decide_again(anew=True)
-    assert [line["reason"] for line in ledger.verdicts(folder / "out").records()] == ["it is not decided here"] * 2 + [
-        "nor here"
+    assert [line["reason"] for line in ledger.verdicts(folder / "out").records()] == [
+        "it is not decided here",
+        "nor here",
     ]
     with pytest.raises(UserError, match="anew=true: every claim says what was registered, so it would change nothing"):
         decide_again(anew=True)

@@ -252,6 +252,13 @@ def test_boschloos_p_is_the_chance_of_a_table_as_extreme():
     assert judged(0.0).failures.p_boschloo is None
 
 
+def test_a_tie_leaves_a_chance_of_failing_that_was_not_seen():
+    tie = judged(0.0, 0.1)
+    assert tie.reading == "tie"
+    # Clopper and Pearson's one-sided 95% bound of none in eight.
+    assert tie.failures.unseen == pytest.approx(stats.beta.ppf(0.95, 1, 8), abs=1e-12)
+
+
 def test_needed_by_failures_alone():
     # Two of eight fail on one side: at 24 it would be six, which is enough.
     assert judge([None, None, *BASE[2:]], BASE, better="lower", margin=0.0).needed in (22, 23, 24)

@@ -45,7 +45,7 @@ def swept(losses, **where):
 
 
 def only_row(runs):
-    ((arm,), _) = stability_map(runs).values()
+    ((arm,), _, _) = stability_map(runs).values()
     (row,) = arm["rows"]
     return row, arm["cells"]
 
@@ -71,12 +71,12 @@ def test_sensitivity_by_the_papers_formula_where_losses_exceed_the_cap():
     assert row["lr_sensitivity"] == pytest.approx(expected / 3)
 
 
-def test_a_model_that_never_trains_has_the_least_sensitivity_and_no_stable_rate():
-    """Why sensitivity alone misleads: this arm beats every other at it."""
+def test_a_model_that_never_trains_has_no_sensitivity_and_no_stable_rate():
+    """It was 0.04, less than that of any arm that trains: the arm that beat every other learned nothing."""
     row, cells = only_row(swept({1e-3: 2.96, 3e-3: 2.99, 1e-2: 3.05}))
     assert {cell["status"] for cell in cells} == {"failed"}
     assert row["largest_stable_lr"] is None and row["at_edge"] is False
-    assert row["best_loss"] == 2.96 and row["lr_sensitivity"] == pytest.approx((0 + 0.03 + 0.09) / 3)
+    assert row["best_loss"] == 2.96 and row["lr_sensitivity"] is row["stable_up_to"] is None
 
 
 def test_where_everything_diverged_there_is_no_best():
@@ -111,6 +111,53 @@ def test_a_cell_is_as_stable_as_its_worst_seed():
     assert row["best_loss"] == pytest.approx(2.1) and row["largest_stable_lr"] == 1e-3
     means = (2.1, (2.99 + 2.2) / 2, (IGNORANT + 2.1) / 2)
     assert row["lr_sensitivity"] == pytest.approx(sum(means) / 3 - 2.1)
+
+
+@pytest.mark.parametrize("top", [2.45, 2.6, 2.8, 2.94])
+def test_stable_up_to_is_where_the_line_loses_half_of_the_gain(top):
+    row, _ = only_row(swept({1e-3: 2.2, 3e-3: 2.0, 1e-2: top}))
+    crossing = 3e-3 * (1e-2 / 3e-3) ** (0.5 / (top - 2.0))
+    assert row["stable_up_to"] == pytest.approx(min(crossing, 1e-2))
+    assert row["at_edge"] == (top < 2.5)
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def two_arms(n_seeds, scatter=(0.01, -0.012, 0.004, 0.0, -0.007, 0.013, -0.006, 0.002)):
+    """The other arm is better by 0.1, and stable for about a factor of 2.6 longer."""
+    runs = []
+    for seed in range(n_seeds):
+        w = scatter[seed]
+        runs += swept({1e-3: 2.3 + w, 3e-3: 2.0 + w, 1e-2: 2.4 - w, 3e-2: None}, residual="pre", seed=seed)
+        runs += swept({1e-3: 2.2 - w, 3e-3: 1.9 - w, 1e-2: 2.0 + w, 3e-2: 2.2 + w}, residual="deep", seed=seed)
+    return runs
+
+
+def test_arms_of_a_map_are_judged_by_the_rule_of_comparisons():
+    found = {one["quantity"]: one for one in stability_map(two_arms(8))["verdicts"]}
+    assert {name: (one["arm"], one["baseline"], one["verdict"], one["survives"], one["n"]) for name, one in found.items()} == {
+        "best_loss": ("residual=deep", "residual=pre", "better", True, 8),
+        "log10_stable_lr": ("residual=deep", "residual=pre", "better", True, 8),
+    }  # fmt: skip
+    assert found["best_loss"]["effect"] == pytest.approx(-0.1, abs=0.002)
+    assert found["log10_stable_lr"]["effect"] > math.log10(2)
+
+
+def test_two_seeds_of_a_map_decide_nothing_and_say_so():
+    chart = stability_map(two_arms(2))
+    assert [one["verdict"] for one in chart["verdicts"]] == ["open", "open"]
+    assert "2 seeds decide nothing between the arms; run more, such as seed=0,1,2,3,4,5" in chart["notes"]
+    assert "Against residual=pre, seed by seed" in printed(chart)
+
+
+def test_an_arm_that_trains_at_no_rate_loses_whatever_its_sensitivity():
+    runs = two_arms(6)
+    for seed in range(6):
+        runs += swept(dict.fromkeys((1e-3, 3e-3, 1e-2, 3e-2), 2.98), residual="deep", n_layers=8, seed=seed)
+        runs += swept({1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.4, 3e-2: None}, residual="pre", n_layers=8, seed=seed)
+    dead = [one for one in stability_map(runs)["verdicts"] if one["n_layers"] == 8]
+    assert [(one["verdict"], one["failed"]) for one in dead] == [("worse", [6, 0])] * 2
 
 
 # ---------------------------------------------------------------- arms, rows, what is left out
@@ -190,11 +237,12 @@ def printed(chart):
 
 
 def test_the_table_shows_sensitivity_beside_the_best_loss_and_a_bound_as_a_bound():
-    text = printed(mixed())
+    text = printed(mixed()).partition("Against ")[0]
     rows = {tuple(line.split()[:3]): line.split()[3:] for line in text.splitlines() if line.startswith("residual=")}
     assert rows["residual=pre", "0", "6"] == ["2.0000", "0.1000", "0.001", ">=", "0.01"]
-    assert rows["residual=deep", "0", "6"] == ["2.9800", f"{(0.04 + 0.03) / 3:.4f}", "plateau", "none"]
-    assert rows["residual=deep", "0", "12"][-1] == "0.003"
+    assert rows["residual=deep", "0", "6"] == ["2.9800", "n/a", "plateau", "none"]
+    # From 2.1 at 3e-3 to the plateau at 1e-2 the line passes 2.5 after four of nine parts of the way, on a scale of log lr.
+    assert rows["residual=deep", "0", "12"][-1] == f"{3e-3 * (10 / 3) ** (4 / 9):.3g}"
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 

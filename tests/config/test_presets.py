@@ -31,6 +31,8 @@ PARAMETERS = {
     + 2 * 12288,
     # PaLM: arXiv:2204.02311, table 1 gives 540.35 B; here with its 119 gains.
     "palm_540b": 256000 * 18432 + 118 * (2 * 18432 * 12288 + 2 * 18432 * 256 + 3 * 18432 * 73728) + 119 * 18432,
+    # nGPT 0.5B by hand: two tables, 24 layers of 4 d^2 + 3 d 4d and their factors (alpha twice, s_qk, s_u and s_v), s_z.
+    "ngpt_0_5b": 2 * 32000 * 1024 + 24 * (16 * 1024**2 + 3 * 1024 + 2 * 4096) + 32000,
     # transformers' class on the meta device: CLASSES below makes the same numbers again.
     "apertus_8b": 8_053_338_176,
     "bert_base": 109_514_298,
@@ -71,6 +73,10 @@ PARAMETERS = {
     "phi_1_5": 1_418_270_720,
     "phi_3_mini": 3_821_079_552,
     "phi_4": 14_659_507_200,
+    "phi_3_5_mini": 3_821_079_552,
+    "phi_4_mini": 3_836_021_760,
+    "llama4_scout": 107_769_861_120,
+    "llama4_maverick": 400_711_848_960,
     "pythia_70m": 70_426_624,
     "pythia_12b": 11_846_072_320,
     "qwen2_7b": 7_615_616_512,
@@ -99,6 +105,8 @@ ACTIVE = {
     "qwen3_30b_a3b": 3_353_032_704,
     "olmoe_1b_7b": 1_282_017_280,
     "deepseek_v2_lite": 2_661_150_208,
+    "llama4_scout": 17_172_894_720,  # "17B"
+    "llama4_maverick": 17_184_691_200,
     "deepseek_v3": 37_552_282_624,
     "glm4_5_air": 13_424_123_904,
     "gpt_oss_20b": 4_187_440_704,
@@ -158,6 +166,8 @@ CLASSES = {
     "smollm3_3b": ("SmolLM3", llama(36, 2048, 16, 4, 11008, 128256, **ONE)),
     "phi_3_mini": ("Phi3", llama(32, 3072, 32, 32, 8192, 32064, **APART)),
     "phi_4": ("Phi3", llama(40, 5120, 40, 10, 17920, 100352, **APART)),
+    "phi_3_5_mini": ("Phi3", llama(32, 3072, 32, 32, 8192, 32064, **APART)),
+    "phi_4_mini": ("Phi3", llama(32, 3072, 24, 8, 8192, 200064, **ONE)),
     "stablelm2_12b": (
         "StableLm",
         llama(40, 5120, 32, 8, 13824, 100352, qk_layernorm=True, use_parallel_residual=True, **APART),
@@ -193,6 +203,8 @@ CLASSES = {
         ),
     ),
     "deepseek_v3": ("DeepseekV3", {}),
+    "llama4_scout": ("Llama4Text", {}),
+    "llama4_maverick": ("Llama4Text", dict(num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False)),
     "glm4_5_air": ("Glm4Moe", dict(head_dim=128, attention_bias=True)),
     "gpt_oss_20b": ("GptOss", dict(num_hidden_layers=24, num_local_experts=32)),
     "qwen3_next_80b_a3b": ("Qwen3Next", {}),
@@ -304,7 +316,8 @@ def test_the_published_number_is_that_of_transformers_class(name):
     assert sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()) == PARAMETERS[name]
     if name in ACTIVE:
         in_experts = sum(p.numel() for path, p in model.named_parameters() if ".experts." in path)
-        picked, there = config.num_experts_per_tok, model.get_submodule("model.layers.3.mlp.experts").num_experts
+        picked = config.num_experts_per_tok
+        there = next(m.num_experts for path, m in model.named_modules() if path.endswith(".experts"))
         assert PARAMETERS[name] - in_experts + in_experts * picked // there == ACTIVE[name]
 
 
@@ -315,8 +328,11 @@ def test_berts_number_is_that_of_transformers_class():
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS["bert_base"]
 
 
+WITH_FACTORS = {"phi_3_5_mini": ["size.head_dim=96"], "phi_4_mini": ["size.head_dim=128"]}
+"""LongRoPE has a factor for each pair of a head's features, so that heads of another width need others."""
+
 LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma3_12b", "gemma3_27b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
-                "phi_4", "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
+                "phi_4", "phi_4_mini", "llama4_maverick", "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
                 "mixtral_8x7b", "qwen3_30b_a3b"}  # fmt: skip
 """Of the same family as another, in other sizes or with one option that others have too."""
 
@@ -326,6 +342,7 @@ LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "c
 )
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     narrow = ["size.d_ff=8"] if name in ACTIVE else []  # of hundreds of experts
+    narrow += WITH_FACTORS.get(name, [])
     whole, tiny = composed(f"preset={name}"), compose(f"preset={name}", "size=tiny", *narrow)
     assert {**tiny.choices, "size": None} == {**whole.choices, "size": None}
     ids = 257 if tiny.choices.data == "masked" else 256  # [MASK] is one more

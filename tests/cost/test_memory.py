@@ -6,7 +6,7 @@ Torch's eager dropout keeps its mask in the activations' dtype here, so dropout 
 """
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ CHATGLM = (
 TEXTBOOK = MemorySettings(dropout=True)
 
 
+@cache
 def on_meta(*overrides):
     return assemble_without_weights(composed(*overrides))
 

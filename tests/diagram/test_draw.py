@@ -32,6 +32,7 @@ NORMS_A_LAYER = {
     "layer_scale": 2,
     "hyper": 2,
     "mhc": 2,
+    "ngpt": 4,
 }
 """Of each residual scheme, from the papers; sub-LN has one before each branch and one inside, Mix-LN two in each of two kinds of layer."""
 
@@ -44,7 +45,7 @@ def texts(decoder, title: str = "") -> list[str]:
 @pytest.mark.parametrize("scheme", options("residual"))
 def test_every_residual_scheme_is_drawn_with_its_norms_and_its_final_one(scheme):
     drawn = texts(assemble_without_weights(archlab.compose("size=nano", f"residual={scheme}", "norm=layer")))
-    final = scheme not in ("post", "deep", "deep_glm")
+    final = scheme not in ("post", "deep", "deep_glm", "ngpt")
     assert drawn.count("LayerNorm") == NORMS_A_LAYER[scheme] + final
     assert ("× alpha" in drawn) == (scheme in ("deep", "deep_glm", "rezero"))
 

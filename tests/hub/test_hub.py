@@ -127,6 +127,7 @@ CASES = {
         ),
     ),
     "olmo": ("Olmo", NEW),
+    "olmo, clipped": ("Olmo", NEW | dict(clip_qkv=0.8)),
     "olmo2": ("Olmo2", NEW),
     "smollm3": (
         "SmolLM3",
@@ -167,6 +168,7 @@ CASES = {
         ),
     ),
     "phi": ("Phi", NEW),
+    "phi, norms of heads": ("Phi", NEW | dict(qk_layernorm=True, layer_norm_eps=3e-3)),
     "phi3": (
         "Phi3",
         NEW
@@ -208,11 +210,24 @@ CASES = {
             attn_implementation="eager",
         ),
     ),
+    "mpt, clipped": (
+        "Mpt",
+        dict(
+            vocab_size=61,
+            d_model=48,
+            n_layers=3,
+            n_heads=4,
+            expansion_ratio=4,
+            max_seq_len=64,
+            attn_config=dict(clip_qkv=0.7),
+            attn_implementation="eager",
+        ),
+    ),
     "opt": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=48)),
     "opt, post": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=20, do_layer_norm_before=False)),
     "mixtral": ("Mixtral", MANY | dict(num_local_experts=5, sliding_window=7)),
     "qwen3_moe": ("Qwen3Moe", MANY | HD | dict(num_experts=7, norm_topk_prob=True, mlp_only_layers=[1])),
-    "olmoe": ("Olmoe", MANY | dict(num_experts=7)),
+    "olmoe": ("Olmoe", MANY | dict(num_experts=7, clip_qkv=0.9)),
     "deepseek_v2": (
         "DeepseekV2",
         MANY | LATENT | dict(q_lora_rank=None, n_routed_experts=7, n_shared_experts=2, routed_scaling_factor=1.5),
@@ -264,6 +279,30 @@ CASES = {
                 rope_theta=10000.0,
                 beta_fast=3.0,
                 truncate=False,
+            ),
+        ),
+    ),
+    "llama4_text": (
+        "Llama4Text",
+        MANY
+        | dict(
+            num_hidden_layers=5,
+            head_dim=10,
+            num_local_experts=7,
+            num_experts_per_tok=1,
+            intermediate_size_mlp=36,
+            interleave_moe_layer_step=2,
+            attention_chunk_size=9,
+            floor_scale=6,
+            attn_scale=0.7,
+            rms_norm_eps=3e-4,
+            rope_parameters=dict(
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=16,
+                rope_theta=500.0,
             ),
         ),
     ),
@@ -414,7 +453,7 @@ class InFloat64(TorchFunctionMode):
 class WideAngles(TorchFunctionMode):
     """Takes cosines and sines of RoPE's float32 angles in float64.
 
-    For NanoChat, on both sides: its norm after the rotation undoes by how much cos^2 + sin^2 of float32 is not 1, which a
+    For NanoChat and Llama 4, on both sides: their norm after the rotation undoes by how much cos^2 + sin^2 of float32 is not 1, which a
     norm before it does not.
     """
 
@@ -424,7 +463,7 @@ class WideAngles(TorchFunctionMode):
 
 
 def angles_of(model):
-    return WideAngles() if model.config.model_type == "nanochat" else nullcontext()
+    return WideAngles() if model.config.model_type in ("nanochat", "llama4_text") else nullcontext()
 
 
 def tokens(length=SHORT):

@@ -66,7 +66,6 @@ def test_a_piece_of_another_shape_or_that_is_missing_is_told_of(tmp_path):
         ("deepseek_v3", dict(first_k_dense_replace=2), "num_hidden_layers=2.*some layers with experts"),
         ("glm4_moe", dict(moe_layer_freq=2), "moe_layer_freq=2.*moe_layer_freq=1"),
         ("gpt_oss", dict(swiglu_limit=5.0), "swiglu_limit=5.0.*swiglu_limit=7.0"),
-        ("olmoe", dict(clip_qkv=8.0), "clip_qkv=8.0.*clip_qkv=None"),
         ("qwen3_moe", dict(num_experts_per_tok="3"), "holds a value of the wrong type.*num_experts_per_tok='3'"),
         ("qwen3_next", dict(shared_expert_intermediate_size=30), "=30.*a multiple of moe_intermediate_size=20"),
         ("qwen3_next", dict(layer_types=["full_attention"] * 2), "layer_types=full_attention.*both of them"),

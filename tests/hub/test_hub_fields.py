@@ -25,7 +25,11 @@ LLAMA = {
 def names_read() -> set[str]:
     """The names that the readers of config.json ask for: subscripts, get(...), only(...), and the names they hand on."""
     found: set[str] = set()
-    for node in (node for file in ("words.py", "reading.py") for node in ast.walk(ast.parse((HUB / file).read_text()))):
+    for node in (
+        node
+        for file in ("words.py", "reading.py", "experts.py", "llama4.py")
+        for node in ast.walk(ast.parse((HUB / file).read_text()))
+    ):
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             found.add(node.slice.value)
         elif isinstance(node, ast.Call):

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from oracles import built
-from test_hub import NEW, OLD, InFloat64, changed, folder, refused, relative, tokens  # noqa: F401
+from test_hub import NEW, OLD, InFloat64, angles_of, changed, folder, refused, relative, tokens  # noqa: F401
 
 from archlab import hub
 from archlab.base.errors import UserError
+from archlab.hub import classes
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,8 +33,11 @@ def written(tmp_path, kind: str, given: dict, said: dict = {}, without: tuple[st
 
 def error(path, length=37) -> float:
     """The largest difference of the logits to those of transformers, float64, relative."""
-    again = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager")
-    with torch.no_grad(), InFloat64():
+    eager = dict(attn_implementation="eager", experts_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, **eager)
+    for weight in again.parameters():  # some classes keep the router's in float32
+        weight.data = weight.data.double()
+    with torch.no_grad(), angles_of(again), InFloat64():
         return relative(hub.load(path).double()(tokens(length)), again(tokens(length)).logits)
 
 
@@ -44,6 +48,10 @@ FOUND = {
     "gemma 3, global layers scaled": ("Gemma3Text", GEMMA, dict(rope_parameters=None, rope_scaling=dict(rope_type="linear", factor=8.0), rope_theta=1e6, rope_local_base_freq=1e4)),
     "gemma 3, fewer layers than the pattern": ("Gemma3Text", GEMMA | dict(layer_types=["sliding_attention"] * 3), {}),
     "gemma 2, layers in another order": ("Gemma2", GEMMA | dict(layer_types=["full_attention", *THREE_LOCAL[:2]]), {}),
+    "gemma 2, no local layer": ("Gemma2", GEMMA | dict(layer_types=["full_attention"] * 3)),
+    "gemma 3, a cap on scores that its class ignores": ("Gemma3Text", GEMMA | dict(attn_logit_softcapping=0.5)),
+    "gemma 3, no local layer": ("Gemma3Text", GEMMA | dict(layer_types=["full_attention"] * 3)),
+    "cohere 2, no local layer": ("Cohere2", NEW | dict(layer_types=["full_attention"] * 3)),
     "gemma, as released": ("Gemma", NEW | HD, dict(hidden_act="gelu", hidden_activation=None)),
     "dynamic goes by the longest": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=dict(type="dynamic", factor=2.0, original_max_position_embeddings=8), max_position_embeddings=20)),
     "falcon without its activation": ("Falcon", NEW | dict(ffn_hidden_size=192, multi_query=True, alibi=False), {}, ("activation", "ffn_hidden_size")),
@@ -60,8 +68,18 @@ FOUND = {
     "smollm3 by its interval": ("SmolLM3", NEW | dict(no_rope_layer_interval=2), {}, ("no_rope_layers", "layer_types")),
     "smollm3 without positions": ("SmolLM3", NEW | dict(no_rope_layers=[0, 0, 0])),
     "phi 3.5, as released": ("Phi3", NEW | dict(pad_token_id=0), dict(rope_parameters=None, rope_scaling=dict(type="longrope", short_factor=[1.0] * 4, long_factor=[1.5] * 4), original_max_position_embeddings=16)),
+    "mistral, biases that its class has no field for": ("Mistral", NEW, dict(attention_bias=True, mlp_bias=True)),
     "another name for silu": ("Llama", NEW, dict(hidden_act="swish")),
     "another name for gelu": ("GPT2", OLD | dict(n_positions=64), dict(activation_function="gelu_python")),
+    "stablelm, norms of heads with another eps": ("StableLm", NEW | dict(qk_layernorm=True, layer_norm_eps=3e-3)),
+    "qwen 2, a window in its last layers": ("Qwen2", NEW | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1), {}, ("layer_types",)),
+    "qwen 3, a window where layer_types says": ("Qwen3", NEW | HD | dict(use_sliding_window=True, sliding_window=4, layer_types=THREE_LOCAL)),
+    "qwen 3 moe, a window in all layers": ("Qwen3Moe", NEW | dict(use_sliding_window=True, sliding_window=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20), dict(layer_types=THREE_LOCAL)),
+    "smollm3, a window without positions": ("SmolLM3", NEW | dict(use_sliding_window=True, sliding_window=4, no_rope_layers=[1, 0, 1]), {}, ("layer_types",)),
+    "smollm3, layer_types without use_sliding_window": ("SmolLM3", NEW | dict(sliding_window=4, layer_types=THREE_LOCAL)),
+    "llama, a share of the frequencies": ("Llama", NEW, dict(rope_parameters=dict(rope_type="proportional", partial_rotary_factor=0.5, factor=2.0, rope_theta=500.0))),
+    "llama 3, an odd part of the features": ("Llama", NEW | dict(head_dim=4, num_attention_heads=3), dict(rope_parameters=dict(rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16, partial_rotary_factor=0.75, rope_theta=50.0))),
+    "llama 4, as released": ("Llama4Text", NEW | HD | dict(num_local_experts=3, intermediate_size_mlp=20), dict(rope_parameters=None, rope_scaling=dict(rope_type="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=16))),
     "relu squared": ("Phi", NEW, dict(hidden_act="relu2")),
 }  # fmt: skip
 
@@ -70,6 +88,36 @@ FOUND = {
 def test_is_read_as_transformers_reads_it(name, tmp_path):
     # float32 angles; where the number of features is odd, a power of the base that is rounded otherwise
     assert error(written(tmp_path, *FOUND[name])) < (1e-5 if "odd" in name else 1e-9)
+
+
+def test_infinity_is_read_as_transformers_writes_it(tmp_path):
+    """In the JSON that `save_pretrained` writes, Mamba 2's limits on a step are 0 and an object of one text."""
+    path = written(tmp_path, "Mamba2", dict(vocab_size=61, hidden_size=30, num_hidden_layers=2, num_heads=6, head_dim=10, expand=2, state_size=14, n_groups=3))  # fmt: skip
+    assert json.loads((path / "config.json").read_text())["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert error(path) < 1e-9
+
+
+def test_a_number_for_llama_4s_switch_counts_as_true(tmp_path):
+    """Its releases say 4, which their own class refuses."""
+    path = written(tmp_path, "Llama4Text", NEW | HD | dict(num_local_experts=3, intermediate_size_mlp=20, no_rope_layers=[1, 0, 1], floor_scale=5))  # fmt: skip
+    before = hub.load(path)(tokens())
+    changed(path, attn_temperature_tuning=4)
+    assert torch.equal(hub.load(path)(tokens()), before)
+    changed(path, attn_temperature_tuning=False)
+    assert not torch.equal(hub.load(path)(tokens()), before)
+
+
+def test_what_is_not_causal_is_refused(folder):  # noqa: F811
+    changed(folder, is_causal=False)
+    refused(folder, "is_causal=False: no block of archlab does this; supported is is_causal=True")
+
+
+def test_a_field_of_a_class_that_no_family_reads_is_refused_where_it_is_not_its_default(folder, monkeypatch):  # noqa: F811
+    """As one that a later version of transformers adds: here one that is known to be of training alone."""
+    changed(folder, initializer_range=0.5)
+    hub.load(folder)
+    monkeypatch.setattr(classes, "WITHOUT_EFFECT", classes.WITHOUT_EFFECT - {"initializer_range"})
+    refused(folder, "initializer_range=0.5: no block of archlab does this; supported is initializer_range=0.02")
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Bloom"])
@@ -109,10 +157,15 @@ def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
 @pytest.mark.parametrize(
     ("kind", "given", "told"),
     [
-        ("StableLm", dict(qk_layernorm=True, layer_norm_eps=1e-6), "layer_norm_eps=1e-06: .*; supported is layer_norm_eps=1e-05"),
+        ("StableLm", dict(num_attention_heads=12), "partial_rotary_factor=0.25: .*; supported is one that rotates two features of a head"),
         ("Gemma3Text", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True: no block"),
-        ("SmolLM3", dict(use_sliding_window=True, sliding_window=4), "use_sliding_window=True: no block"),
-        ("SmolLM3", dict(layer_types=THREE_LOCAL, sliding_window=4), "layer_types=sliding_attention: no block"),
+        ("SmolLM3", dict(layer_types=THREE_LOCAL), "sliding_window=None: no block"),
+        ("SmolLM3", dict(layer_types=["chunked_attention"] * 3), "layer_types=chunked_attention: no block"),
+        ("Llama", dict(rope_parameters=YARN | dict(factor=1.0, attention_factor=1.3)), "attention_factor=1.3: .*; supported is attention_factor=1.0 with factor=1.0"),
+        ("Glm", HD | dict(rope_parameters=dict(rope_type="dynamic", factor=2.0, partial_rotary_factor=0.5)), "partial_rotary_factor=0.5: .*; supported is one that rotates an even number of features"),
+        ("Mixtral", dict(head_dim=4, rope_parameters=YARN | dict(partial_rotary_factor=0.75)), "partial_rotary_factor=0.75: .*; supported is one that rotates an even number of features, with rope_type=yarn"),
+        ("Mixtral", dict(num_experts_per_tok=1), "num_experts_per_tok=1: .*; supported is 2 or more"),
+        ("Glm4Moe", dict(num_experts_per_tok=4, n_routed_experts=4), "num_experts_per_tok=4: .*; supported is fewer than n_routed_experts=4"),
         ("Falcon", dict(new_decoder_architecture=True, parallel_attn=False), "parallel_attn=False: no block"),
     ],
     ids=str,

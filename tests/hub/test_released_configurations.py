@@ -1,6 +1,8 @@
 """Presets against the config.json of the release that each is named after: not the sizes alone, every option."""
 
 import pytest
+import yaml
+from oracles import CONF
 
 import archlab
 from archlab.config.compose import in_turn
@@ -9,6 +11,15 @@ from archlab.hub.families import FAMILIES
 from archlab.hub.writing import unlike
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+
+FACTORS = {
+    name: [
+        yaml.safe_load((CONF / "preset" / f"{name}.yaml").read_text())[f"pos.{which}_factor"]
+        for which in ("short", "long")
+    ]
+    for name in ("phi_3_5_mini", "phi_4_mini")
+}
+"""LongRoPE's, 48 numbers each, as the preset has them: their order and number are held here, their values to the release by hand."""
 
 
 def sizes(kind, layers, d_model, heads, kv_heads, d_ff, vocab, **more):
@@ -24,6 +35,19 @@ RELEASED = {
                             attention_multiplier=0.015625, residual_multiplier=0.22, logits_scaling=8.0),
     "lfm2_1_2b": sizes("lfm2", 16, 2048, 32, 8, 12288, 65536, norm_eps=1e-5, rope_theta=1e6, conv_bias=False, conv_L_cache=3, block_multiple_of=256,
                        block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=True, full_attn_idxs=[2, 5, 8, 10, 12, 14]),
+    "llama4_scout": sizes("llama4_text", 48, 5120, 40, 8, 8192, 202048, intermediate_size_mlp=16384, head_dim=128, num_local_experts=16,
+                          num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=8192, attn_temperature_tuning=4, attn_scale=0.1,
+                          floor_scale=8192, use_qk_norm=True, no_rope_layers=[], rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=LLAMA3,
+                          router_aux_loss_coef=0.001, max_position_embeddings=262144, tie_word_embeddings=False, hidden_act="silu"),
+    "llama4_maverick": sizes("llama4_text", 48, 5120, 40, 8, 8192, 202048, intermediate_size_mlp=16384, head_dim=128, num_local_experts=128,
+                             num_experts_per_tok=1, interleave_moe_layer_step=2, attention_chunk_size=8192, use_qk_norm=False, rms_norm_eps=1e-5,
+                             rope_theta=500000.0, rope_scaling=None, max_position_embeddings=1048576, hidden_act="silu"),
+    "phi_3_5_mini": sizes("phi3", 32, 3072, 32, 32, 8192, 32064, rms_norm_eps=1e-5, max_position_embeddings=131072, rope_theta=10000.0,
+                          original_max_position_embeddings=4096, sliding_window=262144, tie_word_embeddings=False,
+                          rope_scaling={"type": "longrope", "short_factor": FACTORS["phi_3_5_mini"][0], "long_factor": FACTORS["phi_3_5_mini"][1]}),
+    "phi_4_mini": sizes("phi3", 32, 3072, 24, 8, 8192, 200064, rms_norm_eps=1e-5, max_position_embeddings=131072, rope_theta=10000.0,
+                        original_max_position_embeddings=4096, sliding_window=262144, tie_word_embeddings=True, partial_rotary_factor=0.75,
+                        rope_scaling={"type": "longrope", "short_factor": [1.0] * 48, "long_factor": FACTORS["phi_4_mini"][1]}),
     "mamba2_130m": {"model_type": "mamba2", "num_hidden_layers": 24, "hidden_size": 768, "num_heads": 24, "head_dim": 64, "expand": 2, "n_groups": 1,
                     "state_size": 128, "conv_kernel": 4, "layer_norm_epsilon": 1e-5, "vocab_size": 50288, "tie_word_embeddings": True},
     "minitron_4b": sizes("nemotron", 32, 3072, 24, 8, 9216, 256000, head_dim=128, norm_eps=1e-5, hidden_act="relu2", rope_theta=10000,

@@ -37,10 +37,11 @@ def comparison_record(label="norm=layer", needs=12):
     }
     at = {"steps": 1.44251, "tokens": 1.44252, "flops": 1.44253, "seconds": 1.44254}
     base = others | {"label": "norm=rms", "rank": 1, "mean": 1.632414, "sd": 0.012345, "values": [1.62, 1.63, 1.64], "at_equal": at, "effect": None,
-                     "interval": None, "level": None, "p": None, "p_adjusted": None, "verdict": None, "seeds_needed": None}  # fmt: skip
+                     "interval": None, "level": None, "e": None, "p": None, "verdict": None, "alone": None, "survives": None,
+                     "seeds_needed": None, "runs_needed": None, "minutes_needed": None, "failed": []}  # fmt: skip
     arms = [base] + [
         base | {"label": f"{label} {i}" if i else label, "rank": 2 + i, "effect": -0.123456, "interval": [-0.234567, -0.012345], "level": 0.95 + i / 100,
-                "p": 0.0123, "p_adjusted": 0.0246, "verdict": "within noise", "seeds_needed": needs}
+                "e": 7.1234, "p": 0.0246, "verdict": "open", "seeds_needed": needs}
         for i in range(2)
     ]  # fmt: skip
     return {"question": f"Does {label} differ?", "metric": "val_loss", "unit": "nats per token", "lower_is_better": True, "baseline": "norm=rms",
@@ -69,6 +70,7 @@ def chart(label="residual=deep"):
         "best_lr": 0.00316,
         "lr_sensitivity": 0.1234,
         "largest_stable_lr": 0.01,
+        "stable_up_to": 0.01,
         "at_edge": True,
     }
     return {"arms": [{"label": label, "cells": cells, "rows": [row]}], "notes": [f"note of {label}"]}
@@ -121,7 +123,7 @@ LENGTHS = [
 BILL = bills.Bill({"weights": 1.2346e10}, ["one"], {"kept": (2.6781e10, 2.01, 2.02)}, None)
 
 PRINTED = {
-    "comparison": (lambda: comparison.comparison(comparison_record()), ["1.6324", "0.0123", "-0.1235", "-0.2346,", "12", "0.025", "857k", "5.73", "1.4425"]),
+    "comparison": (lambda: comparison.comparison(comparison_record()), ["1.6324", "0.0123", "-0.1235", "-0.2346,", "12", "0.025", "7.1", "857k", "5.73", "1.4425"]),
     "stability map": (lambda: stability_map.table(chart()), ["100", "2.5123", "0.1234", "0.00316", "0.01"]),
     "claims": (lambda: claims_pages.claims_table([claim()]), ["-0.123", "-0.235", "-0.0123", "3"]),
     "difference": (lambda: diff_tables.difference(DIFFERENCE), ["6,173,286,400", "124,439,808", "4096", "12288", "12.3"]),

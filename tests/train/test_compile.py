@@ -48,11 +48,24 @@ def test_compiled_training_is_eager_training():
     assert seen[0]["graphs"] == 3
 
 
-@pytest.mark.slow
-def test_a_compiled_pack_is_an_eager_one():
-    seen = told("aot_eager", "size.n_layers=2 pos=alibi pack")
+def test_a_looped_layer_is_compiled_once():
+    """A graph for all layers and all of their applications."""
+    seen = told("aot_eager", "size.n_layers=4 loop.times=2 loop.layers=1:3 skips=unet")
     check(seen, SAME)
     assert seen[0]["graphs"] == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_pack_is_an_eager_one():
+    seen = told("aot_eager", "size.n_layers=2 pos=alibi pack", "size.n_layers=3 loop.times=2 skips=unet pack")
+    check(seen, SAME)
+    assert seen[0]["graphs"] == 1
+
+
+@pytest.mark.slow
+def test_weights_are_held_beside_compiled_layers():
+    """In a run and in a pack; what is divided by its length after a step is no part of what is compiled."""
+    check(told("aot_eager", "preset=ngpt_0_5b", "preset=ngpt_0_5b pack"), SAME)
 
 
 @pytest.mark.slow

@@ -79,6 +79,8 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
     assert [record["step"] for record in run.records] == [record["step"] for record in beside.records]
     for record, twin in zip(run.records, beside.records, strict=True):
         assert record.keys() == twin.keys() and record["lr"] == twin["lr"]
+        ahead = [name for name in record if name.startswith("mtp_loss")]
+        assert [record[name] for name in ahead] == pytest.approx([twin[name] for name in ahead], rel=tolerance)
         for layer, same in zip(record.get("layers", ()), twin.get("layers", ()), strict=True):
             assert layer == pytest.approx(same, rel=2e-3, abs=1e-5)  # update ratios divide small numbers
 
@@ -95,6 +97,9 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
             "residual=two_streams",
             "train.accumulate=2",
         ),  # what they add to the loss too
+        ("size.n_layers=3", "loop.times=2", "loop.layers=1:", "skips=unet"),
+        ("mtp.form=chained", "mtp.tokens=3", "train.accumulate=2"),
+        pytest.param(("mtp.form=independent",), marks=pytest.mark.slow),
         pytest.param(("pos=alibi", "mixer=mqa", "residual=post"), marks=pytest.mark.slow),
         pytest.param(("ffn=gelu", "norm=layer", "pos=learned", "data=blank"), marks=pytest.mark.slow),
         pytest.param(("mixer.softcap=20", "mask=window", "mask.window=5"), marks=pytest.mark.slow),

@@ -35,6 +35,8 @@ OBJECTIVES = [
     "blank mask=prefix prefix=[0.25,0.75] pos=rope_2d residual=deep_glm",
     "documents mask=document mask.reset_positions=true mask.window=3 pos=fire",
     "next mixer=my_linear pos=none",
+    "next mask=prefix prefix=[0.25,0.75] mtp.form=independent mtp.tokens=3",
+    "documents mask=document mtp.form=chained mtp.tokens=3 residual=two_streams ffn=two_experts",
     "next ffn=two_experts",
     "next residual=two_streams",
     "next size.n_layers=4 mask=window layers[1::2].mask=causal layers[1::2].pos=alibi layers[0].ffn=gelu",

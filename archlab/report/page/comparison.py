@@ -57,7 +57,7 @@ def question(record: Record) -> list[PagePart]:
         ("baseline", record["baseline"]),
         ("noise floor", f"{spread} (standard deviation of the baseline)"),
         ("smallest effect of interest", quantity(record["smallest_effect"], unit)),
-        ("error rate", f"{record['alpha']:g}, over all comparisons together"),
+        ("error rate", f"{record['alpha']:g} of all verdicts together (e-BH), however often one looks"),
     ]
     return [Facts(facts), *(Prose(f"Note: {note}.") for note in record["notes"])]
 
@@ -80,9 +80,10 @@ def verdicts(record: Record) -> PageTable:
         f"mean {record['metric']}",
         "sd",
         "seeds",
-        "diverged",
+        "failed",
         "effect",
         "interval",
+        "e",
         "p",
         "seeds needed",
     )
@@ -94,15 +95,20 @@ def verdicts(record: Record) -> PageTable:
             value(arm["mean"], unit),
             value(arm["sd"], unit),
             whole(arm["n"]),
-            whole(arm["diverged"]),
+            whole(len(arm["failed"])),
             value(arm["effect"], unit, "+"),
             interval(arm["interval"], arm["level"], unit),
-            Cell(number(arm["p_adjusted"]), arm["p_adjusted"]),
+            Cell(number(arm["e"]), arm["e"]),
+            Cell(number(arm["p"]), arm["p"]),
             whole(arm["seeds_needed"]),
         ]
         for arm in record["arms"]
     ]
-    caption = "Effect: arm minus baseline, paired by seed. p is adjusted for the number of arms."
+    caption = (
+        "Effect: arm minus baseline, paired by seed, where neither failed. Interval: of the confidence sequence, at the level that"
+        " counts among all arms. e: the evidence for a verdict, against the smallest effect of interest. p: of signs flipped,"
+        " one-sided, against the same; it holds at these seeds only and decides nothing."
+    )
     return PageTable(caption, headings, rows)
 
 
@@ -122,9 +128,17 @@ def by_seed(record: Record) -> PageTable:
     rows = []
     for arm in record["arms"]:
         of = dict(zip(arm["seeds"], arm["values"], strict=True))
-        cells = [Cell("diverged", None) if of.get(s, 0) is None else value(of.get(s), unit) for s in seeds]
+        cells = [seed_cell(of, seed, seed in arm["failed"], unit) for seed in seeds]
         rows.append([word(arm["label"]), *cells])
     return PageTable(f"{record['metric']} by seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
+
+
+def seed_cell(of: Mapping[int, float | None], seed: int, failed: bool, unit: str) -> Cell:
+    """A run's value; it may have one and have failed all the same."""
+    if failed:
+        found = of.get(seed)
+        return Cell("failed" if found is None else f"failed ({written(found, unit)})", None)
+    return value(of.get(seed), unit)
 
 
 def choices(arms: Sequence[ArmCurves]) -> PageTable:

@@ -17,13 +17,35 @@ def stability_section(record: Record) -> Section:
     The summary of an arm (largest_stable_lr, lr_sensitivity, best_loss) is in the arm, or in its rows, one per depth.
     """
     rows = [line(arm["label"], row) for arm in record["arms"] for row in arm.get("rows") or [arm]]
-    headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "largest stable LR")
-    caption = "LR sensitivity is also low for arms that never train: read it together with the best loss."
-    return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows)])
+    headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "stable up to LR")
+    caption = "LR sensitivity is low too for arms that hardly train: read it together with the best loss."
+    judged = [verdicts(record["verdicts"])] if record.get("verdicts") else []
+    return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows), *judged])
+
+
+def verdicts(found: Sequence[Mapping[str, Any]]) -> PageTable:
+    """Each arm against the first, by the rule of comparisons; older maps have none."""
+    headings = ("arm", "layers", "warm-up", "of", "verdict", "effect", "e", "seeds", "seeds needed")
+    rows = [
+        [
+            word(one["arm"]),
+            Cell(str(one["n_layers"]), one["n_layers"]),
+            Cell(str(one["warmup"]), one["warmup"]),
+            word(one["quantity"].replace("_", " ")),
+            Cell(one["verdict"], one["verdict"], verdict=True),
+            value(one["effect"], ""),
+            Cell(number(one["e"]), one["e"]),
+            Cell(str(one["n"]), one["n"]),
+            Cell(str(one["seeds_needed"] or ""), one["seeds_needed"]),
+        ]
+        for one in found
+    ]
+    caption = f"Against {found[0]['baseline']}, seed by seed; e is the evidence for a verdict."
+    return PageTable(caption, headings, rows)
 
 
 def line(label: str, row: Record) -> list[Cell]:
-    stable, edge = row["largest_stable_lr"], row.get("at_edge")
+    stable, edge = row.get("stable_up_to", row["largest_stable_lr"]), row.get("at_edge")
     return [
         word(label),
         Cell(f"{row['n_layers']}" if "n_layers" in row else "all", row.get("n_layers")),
