@@ -1,4 +1,5 @@
 import gc
+import io
 import pickle
 import signal
 from collections.abc import Sequence
@@ -42,7 +43,9 @@ def parse_once(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls 
     text = stream.read() if hasattr(stream, "read") else stream
     known = (Loader.__name__, text)  # OmegaConf makes a class of this name for each file
     if known not in parsed:
-        parsed[known] = pickle.dumps(parse(text, Loader))
+        named = io.StringIO(text)
+        named.name = getattr(stream, "name", "<text>")  # which an error tells
+        parsed[known] = pickle.dumps(parse(named, Loader))
     return pickle.loads(parsed[known])
 
 

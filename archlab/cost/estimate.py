@@ -90,7 +90,8 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
     rules = Accounting(settings.bytes_per_number, settings.attention == "flash", settings.dropout)
     trained = None if settings.lora is None else settings.lora_targets
     of_layers = [kept_by_layer(terms, settings) for terms in terms_by_layer(decoder, settings, rules)]
-    layers = decoder.by_application(of_layers)
+    n = len(decoder.layers)
+    layers = [*decoder.by_application(of_layers[:n]), *of_layers[n:]]  # and those of further tokens' heads
     by_layer = [sum(term.bytes(settings.batch, seq_len) for term in terms) for terms in layers]
     outside = sum(term.bytes(settings.batch, seq_len) for term in kept(list(outer_terms(decoder, rules)), trained))
     if settings.checkpointing == "full":

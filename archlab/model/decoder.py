@@ -416,7 +416,8 @@ class Decoder(Block):
         def run_as_last(layer: Layer, x: Tensor) -> Tensor:
             return layer.residual.leave(run(layer, x, contexts[self.last_pair], ()))
 
-        before, kept = x, Kept()
+        before = x
+        kept: Kept = {}
         for place, (layer, visit) in enumerate(self.course):
             context = contexts[visit * len(self.pairs) + self.pair_of_layer[layer]]
             before = self.skips.into(place, x, kept)

@@ -100,7 +100,8 @@ def test_phi_3_rotates_so():
 def test_the_highest_frequencies_stay(p, factor):
     scaled = {} if factor == 1 else dict(scaling="linear", factor=factor)
     frequencies, _ = theirs("proportional", 9, fraction=p, factor=factor)
-    assert torch.equal(ours(rope(p=p, **scaled), 9), frequencies)
+    # A processor's vector units and what is left over round a power otherwise, by a last bit of float32.
+    torch.testing.assert_close(ours(rope(p=p, **scaled), 9), frequencies, rtol=3e-7, atol=0)
 
 
 def test_p_rope_by_the_papers_rotation():

@@ -202,7 +202,7 @@ def recorded_step(decoder, pieces=1):
     for layer in decoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: streams.append(output.detach().double()))
     batch = Batch(torch.randint(0, 17, (6, 13)), None, torch.ones(6, 12, dtype=torch.bool))
-    _, seen, _ = backward(decoder, batch, pieces, CPU, CPU.scaler(), ("activation_rms",))
+    _, seen, *_ = backward(decoder, batch, pieces, CPU, CPU.scaler(), ("activation_rms",))
     seen["grad_norm"] = gradient_norms(list(decoder.layers))
     recorder.step_done(1, [2.5], {name: [float(value) for value in values] for name, values in seen.items()})
     return recorder.kept(diverged=True), streams

@@ -152,7 +152,7 @@ def test_a_small_map_from_the_command_line(tmp_path, capsys):
     cli.main(["experiment=stability_map", *SMALL, *tiny, f"output={tmp_path}"])
     folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert folder.parent == tmp_path / "stability_map"
-    ((arm,), _) = json.loads((folder / "stability_map.json").read_text()).values()
+    ((arm,), *_) = json.loads((folder / "stability_map.json").read_text()).values()
     assert [cell["lr"] for cell in arm["cells"]] == [1e-3, 3e-3, 1e-2]
     summaries = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*/summary.json"))]
     assert sorted(cell["loss"] for cell in arm["cells"]) == pytest.approx(
