@@ -22,7 +22,12 @@ def code_of(config: Mapping[str, Any]) -> str:
 
     Comments, docstrings and layout are no part of it. A block of one's own counts with the file it stands in.
     """
-    files = reachable(frozenset(target.rpartition(".")[0] for target in targets(config)))
+    return hash_of(frozenset(target.rpartition(".")[0] for target in targets(config)))
+
+
+@cache
+def hash_of(modules: frozenset[str]) -> str:
+    files = reachable(modules)
     text = "\n".join([torch.__version__, *(bare(file) for file in sorted(files))])
     return hashlib.sha256(text.encode()).hexdigest()
 

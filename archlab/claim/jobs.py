@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
@@ -35,16 +35,26 @@ WHEREVER = ("output", "device", "choices")
 """What a configuration holds that does not decide the outcome; what `device` decides is the precision."""
 
 
+Changes = tuple[tuple[str, Any], ...]
+"""Fields and what they are set to: (("seed", 3), ("train.lr", 1e-2))."""
+
+
 @dataclass(frozen=True)
 class RunJob:
     """Trains what a configuration describes, as `archlab run` would, without plots."""
 
-    cfg: DictConfig
+    base: DictConfig
     root: Path
+    changes: Changes = ()
+    """On top of `base`, which jobs share: a copy of a configuration takes longer than all else about a job that is done."""
+
+    @cached_property
+    def cfg(self) -> DictConfig:
+        return changed(self.base, self.changes)
 
     @cached_property
     def folder(self) -> Path:
-        return self.root / digest("run", self.cfg)
+        return self.root / digest("run", plain(self.base, self.changes))
 
     @property
     def result(self) -> Path | None:
@@ -124,11 +134,16 @@ class LookJob:
     """Evaluates a run's weights under another configuration: another mask, another scaling of positions."""
 
     of: RunJob
-    cfg: DictConfig
+    base: DictConfig
+    changes: Changes = ()
+
+    @cached_property
+    def cfg(self) -> DictConfig:
+        return changed(self.base, self.changes)
 
     @cached_property
     def file(self) -> Path:
-        return self.of.folder / f"then-{digest(self.cfg)}.json"
+        return self.of.folder / f"then-{digest(plain(self.base, self.changes))}.json"
 
     @property
     def result(self) -> Path | None:
@@ -160,12 +175,18 @@ class Measurement:
     """A number of one untrained model, or of two side by side."""
 
     measure: str
-    cfgs: tuple[DictConfig, ...]
+    bases: tuple[DictConfig, ...]
     root: Path
+    changes: Changes = ()
+
+    @cached_property
+    def cfgs(self) -> tuple[DictConfig, ...]:
+        return tuple(changed(base, self.changes) for base in self.bases)
 
     @cached_property
     def file(self) -> Path:
-        return self.root / "measured" / f"{digest(self.measure, *self.cfgs)}.json"
+        described = [plain(base, self.changes) for base in self.bases]
+        return self.root / "measured" / f"{digest(self.measure, *described)}.json"
 
     @property
     def result(self) -> Path | None:
@@ -202,23 +223,40 @@ def done_once(job: Job) -> Path | None:
     return found
 
 
-def digest(*parts: object) -> str:
+def digest(*parts: str | Record) -> str:
     """A name for what decides an outcome: the configuration, the code that it goes through, and torch's version."""
-    described = [plain(part) for part in parts]
-    code = [code_of(part) for part in described if isinstance(part, dict)]
-    return hashlib.sha256(json.dumps([code, described], sort_keys=True).encode()).hexdigest()[:20]
+    code = [code_of(part) for part in parts if isinstance(part, dict)]
+    return hashlib.sha256(json.dumps([code, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
-def plain(part: object) -> object:
-    if not isinstance(part, DictConfig):
-        return part
-    from archlab.train.runtime import settled_precision  # here, since it takes a second to import
+def changed(base: DictConfig, changes: Changes) -> DictConfig:
+    cfg = base.copy()
+    for name, value in changes:
+        OmegaConf.update(cfg, name, value, merge=False)
+    return cfg
 
-    whole = plain_dict(part)
-    if whole.get("data_seed") is None:
-        whole.pop("data_seed", None)  # runs from before there was one are still found
-    settled = {"precision": settled_precision(part.device, part.precision)}
-    return {name: value for name, value in whole.items() if name not in WHEREVER} | settled
+
+def plain(base: DictConfig, changes: Changes) -> Record:
+    """The changed configuration as plain data, with the precision that is meant in the place of the device."""
+    whole = plain_base(base)
+    for name, value in changes:
+        group, _, field = name.rpartition(".")
+        whole = whole | ({group: whole[group] | {field: value}} if group else {field: value})
+    return whole
+
+
+SEEN: dict[int, tuple[DictConfig, Record]] = {}
+"""What configurations are as plain data; each is kept, so that no other takes its number."""
+
+
+def plain_base(base: DictConfig) -> Record:
+    if id(base) not in SEEN:
+        from archlab.train.runtime import settled_precision  # here, since it takes a second to import
+
+        whole = plain_dict(base)
+        settled = {"precision": settled_precision(base.device, base.precision)}
+        SEEN[id(base)] = base, {name: value for name, value in whole.items() if name not in WHEREVER} | settled
+    return SEEN[id(base)][1]
 
 
 NUMBERS = ("value", "seconds", "wall_seconds")
@@ -314,15 +352,15 @@ PER_MEASUREMENT = 0.15
 
 
 def seconds(job: Job | PackJob) -> float:
-    """An estimate for one CPU thread, rough to a factor of two."""
+    """An estimate for one CPU thread, rough to a factor of two, of what jobs of one base have in common."""
     match job:
-        case RunJob(cfg=cfg):
+        case RunJob(base=cfg):
             return seconds_of_a_run(cfg)
         case PackJob(members=members):
             return total(members)
-        case LookJob(cfg=cfg):
+        case LookJob(base=cfg):
             return seconds_of_an_evaluation(cfg)
-        case Measurement(measure=measure, cfgs=cfgs):
+        case Measurement(measure=measure, bases=cfgs):
             steps = STEPS_OF.get(measure, 0)
             return sum(PER_MEASUREMENT + steps * seconds_of_a_step(cfg) for cfg in cfgs)
 

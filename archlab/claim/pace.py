@@ -88,9 +88,9 @@ def kinds(jobs: Sequence[Job | PackJob]) -> list[tuple[DictConfig, float]]:
 def stepping(job: Job) -> tuple[DictConfig, ...]:
     """What a job takes steps of training with; of a model that is only described, which may be too large to build, nothing."""
     match job:
-        case RunJob(cfg=cfg):
+        case RunJob(base=cfg):
             return (cfg,)
-        case Measurement(measure=measure, cfgs=cfgs) if measure in STEPS_OF:
+        case Measurement(measure=measure, bases=cfgs) if measure in STEPS_OF:
             return cfgs
     return ()
 

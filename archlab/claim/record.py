@@ -189,13 +189,14 @@ def finite(value: float) -> float | None:
 def regime(jobs: Iterable[Job]) -> str:
     """The sizes and budgets the verdict holds for; a range where runs differ."""
     jobs = list(jobs)
-    cfgs = [job.cfg for job in jobs if isinstance(job, RunJob)]
+    runs = [job for job in jobs if isinstance(job, RunJob)]
+    cfgs = list({id(job.base): job.base for job in runs}.values())
     if not cfgs:
-        looked_at = [cfg for job in jobs if isinstance(job, Measurement) for cfg in job.cfgs]
+        looked_at = [cfg for job in jobs if isinstance(job, Measurement) for cfg in job.bases]
         return f"no training; {sizes(looked_at)}"
     lengths = spread(cfg.train.train_len for cfg in cfgs)
     batches = spread(cfg.train.batch_size for cfg in cfgs)
-    rates = spread(cfg.train.lr for cfg in cfgs)
+    rates = spread(dict(job.changes).get("train.lr", job.base.train.lr) for job in runs)
     data = ", ".join(sorted({cfg.choices.data for cfg in cfgs}))
     steps = spread(cfg.train.steps for cfg in cfgs)
     return f"{sizes(cfgs)}; {steps} steps of {batches} x {lengths} tokens of {data}; lr {rates}"

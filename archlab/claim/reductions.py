@@ -15,6 +15,20 @@ def best(xs: Numbers, values: Numbers, failed: float) -> float:
     return min(values)
 
 
+def best_x(xs: Numbers, values: Numbers, failed: float) -> float:
+    """log10 of the x of the lowest value, read off the parabola through it and its neighbours; of an end, that end.
+
+    A grid's own place would be the same at almost every seed, as if there were no doubt about it.
+    """
+    values = [min(value, failed) for value in values]
+    at = int(np.argmin(values))
+    if at in (0, len(values) - 1):
+        return math.log10(xs[at])
+    logs = np.log10(xs[at - 1 : at + 2])
+    bend, tilt, _ = np.polyfit(logs - logs[1], values[at - 1 : at + 2], 2)
+    return float(logs[1] - tilt / (2 * bend))
+
+
 def slope(xs: Numbers, values: Numbers, failed: float) -> float:
     """Least-squares slope of log value against log x: the exponent of a power law."""
     return float(np.polyfit(np.log(xs), np.log(values), 1)[0])
@@ -38,7 +52,7 @@ def sensitivity(xs: Numbers, values: Numbers, failed: float) -> float:
 
 
 REDUCTIONS: dict[str, Callable[[Numbers, Numbers, float], float]] = {
-    "best": best, "slope": slope, "last_over_first": last_over_first, "largest_stable": largest_stable, "sensitivity": sensitivity
+    "best": best, "best_x": best_x, "slope": slope, "last_over_first": last_over_first, "largest_stable": largest_stable, "sensitivity": sensitivity
 }  # fmt: skip
 
 BESIDE = {"largest_stable": "best", "sensitivity": "best"}

@@ -19,7 +19,7 @@ from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.claim.store import JobStore, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
-from archlab.runs.packs import PackSize, why_not
+from archlab.runs.packs import PackSize, on_a_gpu, why_not
 from archlab.runs.workers import expect_workers, threads_each
 
 OUR_OWN = Path("experiments/claims")
@@ -62,8 +62,10 @@ def decide_claims(
     for folder in dict.fromkeys(folders.values()):
         register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
-    for line in why_not([job.plan for job in most if isinstance(job, RunJob)], pack):
-        console.print(line, highlight=False, soft_wrap=True)
+    runs_to_make = [job for job in most if isinstance(job, RunJob)]
+    if runs_to_make and on_a_gpu([runs_to_make[0].plan]):  # plans take time to make
+        for line in why_not([job.plan for job in runs_to_make], pack):
+            console.print(line, highlight=False, soft_wrap=True)
     workers = max(1, min(workers or worthwhile_workers(most), len(most)))
     announce(console, courses, least, most, workers, start)
     records: dict[str, Record] = {}

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from omegaconf import DictConfig
 
-from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
+from archlab.claim.jobs import Changes, Job, LookJob, Measurement, RunJob
 from archlab.config.compose import in_turn
 from archlab.runs import tune
 from archlab.runs.assembled import scored_at
@@ -32,12 +32,8 @@ def composed_with(own: Path | None) -> dict[Words, DictConfig]:
     return {}
 
 
-def seeded(cfg: DictConfig, seed: int, rate: float | None = None) -> DictConfig:
-    cfg = cfg.copy()
-    cfg.seed = seed
-    if rate is not None:
-        cfg.train.lr = rate
-    return cfg
+def at(seed: int, rate: float | None = None) -> Changes:
+    return (("seed", seed), *((("train.lr", rate),) if rate is not None else ()))
 
 
 @dataclass(frozen=True)
@@ -50,27 +46,28 @@ class JobStore:
 
     def trial(self, words: Words, place: int, seed: int) -> RunJob:
         def made() -> RunJob:
-            cfg = tune.Trial(composed(words, self.own), place, seed).cfg
-            cfg.eval.lengths = [1]
-            return RunJob(cfg, self.root)
+            arm = composed(words, self.own)
+            changes = (*tune.Trial(arm, place, seed).changes, ("eval.lengths", [1]))
+            return RunJob(arm, self.root, changes)
 
         return self.once(("trial", words, place, seed), made)
 
     def run(self, words: Words, rate: float | None, seed: int) -> RunJob:
         return self.once(
-            ("run", words, rate, seed), lambda: RunJob(seeded(composed(words, self.own), seed, rate), self.root)
+            ("run", words, rate, seed), lambda: RunJob(composed(words, self.own), self.root, at(seed, rate))
         )
 
     def look(self, words: Words, then: Words, rate: float | None, seed: int, measure: str) -> LookJob:
         def made() -> LookJob:
-            other = seeded(composed((*words, *then), self.own), seed, rate)
-            return LookJob(self.run(words, rate, seed), looked_at(measure, other))
+            return LookJob(
+                self.run(words, rate, seed), composed_for(measure, (*words, *then), self.own), at(seed, rate)
+            )
 
         return self.once(("look", words, then, rate, seed, measure), made)
 
     def measurement(self, measure: str, models: tuple[Words, ...], seed: int) -> Measurement:
         def made() -> Measurement:
-            return Measurement(measure, tuple(seeded(composed(words, self.own), seed) for words in models), self.root)
+            return Measurement(measure, tuple(composed(words, self.own) for words in models), self.root, at(seed))
 
         return self.once(("measurement", measure, models, seed), made)
 
@@ -78,6 +75,11 @@ class JobStore:
         if asked not in self.known:
             self.known[asked] = make()
         return cast(AJob, self.known[asked])
+
+
+@cache
+def composed_for(measure: str, overrides: Words, own: Path | None) -> DictConfig:
+    return looked_at(measure, composed(overrides, own))
 
 
 def looked_at(measure: str, cfg: DictConfig) -> DictConfig:

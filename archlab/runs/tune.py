@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import plain_dict
 from archlab.base.files import write_text
@@ -166,9 +166,15 @@ class Trial:
     def cfg(self) -> DictConfig:
         """What the trial is, as a run."""
         cfg = self.arm.copy()
-        cfg.train.lr, cfg.seed, cfg.probe.every, cfg.eval.part = self.rate, self.seed, None, "tuning"
-        cfg.data_seed = None  # a tuning seed is that of everything
+        for name, value in self.changes:
+            OmegaConf.update(cfg, name, value)
         return cfg
+
+    @property
+    def changes(self) -> tuple[tuple[str, Any], ...]:
+        """What is otherwise than in the arm, by field. A tuning seed is that of the data too."""
+        seeds = (("seed", self.seed), ("data_seed", None))
+        return (("train.lr", self.rate), *seeds, ("probe.every", None), ("eval.part", "tuning"))
 
     @property
     def rate(self) -> float:

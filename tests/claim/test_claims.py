@@ -340,6 +340,9 @@ def test_an_identity_holds_at_every_seed_or_fails():
     ("name", "xs", "values", "failed", "expected"),
     [
         ("best", [1, 2, 3], [2.5, 2.0, math.inf], 3.0, 2.0),
+        ("best_x", [0.001, 0.01, 0.1], [0.64, 0.04, 1.44], 9.0, -2.2),  # (log10 x + 2.2)^2
+        ("best_x", [0.01, 0.1, 1.0], [1.5, 0.5, math.inf], 1.5, -1.0),  # a failed run as far up as the other neighbour
+        ("best_x", [0.01, 0.1, 1.0], [1.0, 2.0, 3.0], 9.0, -2.0),
         ("slope", [1, 2, 4, 8], [3.0, 6.0, 12.0, 24.0], 9.0, 1.0),
         ("slope", [2, 6, 18], [9.0, 3.0, 1.0], 9.0, -1.0),
         ("last_over_first", [1, 2], [4.0, 6.0], 9.0, 1.5),
