@@ -242,6 +242,8 @@ def plain(base: DictConfig, changes: Changes) -> Record:
     for name, value in changes:
         group, _, field = name.rpartition(".")
         whole = whole | ({group: whole[group] | {field: value}} if group else {field: value})
+    if whole.get("data_seed") is None:  # runs from before there was one are still found
+        whole = {name: value for name, value in whole.items() if name != "data_seed"}
     return whole
 
 

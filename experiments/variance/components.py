@@ -53,7 +53,7 @@ def row(data: str, name: str, values: list[list[float]]) -> str:
     found = components(values)
     cells = [f"{data}, {name}", f"{found.mean:.4f}", f"{found.total**0.5:.4f}"]
     variances = (found.rows, found.columns, found.both)
-    cells += [f"{100 * variance / found.total:.0f}%" if found.total else "n/a" for variance in variances]
+    cells += [f"{round(100 * variance / found.total)}%" if found.total else "n/a" for variance in variances]
     cells += [f"{low:.2g} to {high:.2g}" for low, high in (found.rows_over_both, found.columns_over_both)]
     return f"| {' | '.join(cells)} |"
 
