@@ -32,6 +32,9 @@ EXACT_FLIPS = 16
 DRAWN_FLIPS = 100_000
 """Assignments of signs drawn for more pairs than that, always the same ones."""
 
+LEAST_RATES = 3
+"""Learning rates without which a sweep of them says nothing of the largest stable one."""
+
 KEPT_GAIN = 0.5
 """A learning rate is stable while its loss keeps this share of what the best one gained over a run that learned nothing."""
 

@@ -38,7 +38,7 @@ from archlab.comparison.comparison import WORDS
 from archlab.comparison.judge import Judged, judge
 from archlab.comparison.many import survivors
 from archlab.comparison.rates import learned, stable_up_to
-from archlab.comparison.rule import ALPHA, KEPT_GAIN, RATE_MARGIN
+from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, RATE_MARGIN
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
 
@@ -46,8 +46,6 @@ Record = dict[str, Any]
 
 MAPPED = ("train.lr", "train.steps", "train.warmup", "size.n_layers", "size.vocab_size")
 """What a run has to say to have a place on the map."""
-
-LEAST_RATES = 3
 
 SWEPT = ("train.lr", "size.n_layers", "train.warmup", "seed")
 WITHOUT_MEANING = ("output", "probe.every", "train.log_every")

@@ -25,8 +25,8 @@ from torch import Tensor
 from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.contracts import Norm, Residual
 from archlab.cost.measure import kept_by_branches
-from archlab.cost.shapes import shapes_alone
 from archlab.model.decoder import Decoder
+from archlab.model.shapes import shapes_alone
 
 
 def layer_terms(decoder: Decoder, depth: int, rules: Accounting) -> list[Term]:

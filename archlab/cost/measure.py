@@ -17,9 +17,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.cache import Cache
 from archlab.blocks.token_positions import at_the_start
-from archlab.cost.shapes import Flops, shapes_alone
+from archlab.cost.flops import Flops
 from archlab.model.course import course_of
 from archlab.model.decoder import Decoder, Layer, LayerCall, next_alone, run_plainly
+from archlab.model.shapes import shapes_alone
 
 LENGTHS = (8, 16, 32)
 """At which what a block keeps is measured: three, to tell what goes by sequence, by token and by pair."""

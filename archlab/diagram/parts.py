@@ -28,6 +28,7 @@ from archlab.diagram.sketch import (
 from archlab.diagram.words import box_of, details, linear, scale
 from archlab.model.course import first_places, looped_layers, times_of
 from archlab.model.decoder import Decoder, Layer
+from archlab.model.shapes import shapes_alone
 
 
 def sketch(decoder: Decoder, title: str = "") -> ModelSketch:
@@ -164,7 +165,7 @@ def mixer(part: Mixer, position: Position, mask: Mask, decoder: Decoder) -> Grap
     steps = part.steps(position, mask)
     if steps is not None:
         return drawn(steps, part, "mixer", {"position": position, "mask": mask})
-    with torch.device("meta"):
+    with shapes_alone():
         token_positions = at_the_start(torch.zeros(1, trace.SEQ, dtype=torch.long), decoder.position)
         context = AttentionContext(copy.deepcopy(position).to("meta"), mask, token_positions)
     return trace.branch(part, decoder.d_model, "mixer", context)

@@ -17,6 +17,7 @@ from archlab.base.errors import UserError
 from archlab.blocks.contracts import Block, Head, Norm, Residual
 from archlab.diagram.sketch import ENTRY, Box, Graph, Node
 from archlab.diagram.words import box_of, scale
+from archlab.model.shapes import shapes_alone
 
 SEQ = 3
 KEEPS = {
@@ -164,7 +165,7 @@ def _graph(
     tracer = Tracer(module)
     x = enter(torch.empty(1, SEQ, d_model, device="meta", dtype=dtype))
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), shapes_alone():
             out = module(tracer.at(x, 0), *arguments)
     except Exception as error:
         raise UserError(

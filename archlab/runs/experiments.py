@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.words import key_of, value_of
-from archlab.comparison.stability_map import LEAST_RATES
+from archlab.comparison.rule import LEAST_RATES
 from archlab.config.overrides import conf_dir, groups, parse
 
 EXPERIMENT = "experiment"

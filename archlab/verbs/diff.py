@@ -10,17 +10,17 @@ from archlab.base.arguments import checked
 from archlab.base.quantities import AtOnce
 from archlab.config.assemble import assemble_without_weights
 from archlab.cost.describe import count_parameters
-from archlab.diagram.draw import side_by_side
 from archlab.difference.ladder import Rung, changes, ladder
 from archlab.difference.models import Difference, difference
 from archlab.report import diff as tables
 from archlab.report.progress import track
 from archlab.runs.named_model import NamedModel, two
-from archlab.verbs.draw import Drawing, decoder_of
 from archlab.verbs.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from archlab.verbs.draw import Drawing
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +38,11 @@ class ModelDifference(Shown):
         rows = [(kind, *row) for kind in kinds for row in getattr(self.found, kind)]
         return pd.DataFrame(rows, columns=["kind", "what", *self.found.names])
 
-    def plot(self) -> Drawing:
+    def plot(self) -> "Drawing":
         """Both block diagrams in one picture."""
+        from archlab.diagram.draw import side_by_side  # here, so that tables need not wait for matplotlib
+        from archlab.verbs.draw import Drawing, decoder_of
+
         first, second = self.models
         return Drawing(
             side_by_side(decoder_of(first), decoder_of(second), (first.name, second.name)),

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.compose import compose
 from archlab.cost.measure import costs
-from archlab.cost.shapes import Shapes
+from archlab.model.shapes import Shapes
 
 
 class Both(Shapes):
@@ -57,8 +57,11 @@ def test_every_operation_of_a_model_has_the_shape_that_torch_gives_it(words):
         assert ours == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
-def test_what_a_model_costs_is_found_without_torchs_compiler():
+def test_a_model_is_priced_and_drawn_without_torchs_compiler():
     """Its import takes half as long as that of torch."""
-    code = "import sys, archlab; print(archlab.show('size=nano')); print({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    code = (
+        "import sys, archlab; print(archlab.show('size=nano')); archlab.draw('llama_7b');"
+        " print({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"

@@ -1,4 +1,4 @@
-"""Running a model where there are shapes and no numbers, and counting its FLOPs, without what torch imports for it."""
+"""Running a model where there are shapes and no numbers, without what torch imports for it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
@@ -25,21 +24,6 @@ class Unwrapped:
 
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         return self.called(op, args, kwargs or {})
-
-
-class Flops(Unwrapped, TorchDispatchMode):
-    """Counts the floating-point operations of products by torch's formulas, and by others beside them."""
-
-    def __init__(self, others: Mapping[Any, Callable[..., int]]):
-        super().__init__()
-        self.total = 0
-        self.formulas = {**flop_registry, **others}
-
-    def called(self, op: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        out = op(*args, **kwargs)
-        if op.overloadpacket in self.formulas:
-            self.total += self.formulas[op.overloadpacket](*args, **kwargs, out_val=out)
-        return out
 
 
 class Shapes(Unwrapped, TorchDispatchMode):
