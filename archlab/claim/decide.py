@@ -122,7 +122,7 @@ def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartRes
         verdict = OPEN
     return Decision(
         verdict,
-        e_for if verdict == "SUPPORTED" else e_against if verdict != OPEN else max(e_for, e_against),
+        e_for if verdict == "SUPPORTED" else e_against if verdict != OPEN else max(e_for, e_against) if told else 0.0,
         tuple(parts),
         tuple(controls),
         e_for if told else 0.0,
