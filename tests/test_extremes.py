@@ -24,6 +24,7 @@ NUMBERS = (10**11, 10**23, 10**400, 1e11, 1e-320, 1e308, math.inf, -math.inf, ma
 OTHERS = ("", "x", [10**23], [math.nan], [[1]], {"a": 1}, True, None)
 
 NEEDS = {
+    "init=unit": ("train.weight_decay=0",),
     **{f"norm={name}": ("mask=full",) for name in ("batch", "instance", "sequence")},
     "pos=rope_2d": ("mask=prefix",), "pos=learned_2d": ("mask=prefix",), "data=masked": ("mask=full",), "norm=none": ("residual=pre",),
     "optimizer=schedule_free": ("schedule=constant",),

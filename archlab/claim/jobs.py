@@ -238,7 +238,9 @@ def changed(base: DictConfig, changes: Changes) -> DictConfig:
 
 def plain(base: DictConfig, changes: Changes) -> Record:
     """The changed configuration as plain data, with the precision that is meant in the place of the device."""
-    whole = plain_base(base)
+    from archlab.train.runtime import settled_precision  # here, since it takes a second to import
+
+    whole = plain_base(base) | {"precision": settled_precision(base.device, base.precision)}
     for name, value in changes:
         group, _, field = name.rpartition(".")
         whole = whole | ({group: whole[group] | {field: value}} if group else {field: value})
@@ -253,11 +255,7 @@ SEEN: dict[int, tuple[DictConfig, Record]] = {}
 
 def plain_base(base: DictConfig) -> Record:
     if id(base) not in SEEN:
-        from archlab.train.runtime import settled_precision  # here, since it takes a second to import
-
-        whole = plain_dict(base)
-        settled = {"precision": settled_precision(base.device, base.precision)}
-        SEEN[id(base)] = base, {name: value for name, value in whole.items() if name not in WHEREVER} | settled
+        SEEN[id(base)] = base, {name: value for name, value in plain_dict(base).items() if name not in WHEREVER}
     return SEEN[id(base)][1]
 
 

@@ -101,7 +101,9 @@ def options(run: Run) -> Record:
 
 
 def of_layers(rules: Sequence[Record]) -> Iterator[tuple[str, Any]]:
-    """What rules set in some layers, named as they are typed: layers[1::2].mixer."""
+    """What rules set in some layers, named as they are typed: layers[1::2].mixer. Raises UserError where they are none."""
+    if not isinstance(rules, list | tuple) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise UserError(f"layers: {spelt(rules)} in a run's config.yaml are no rules for layers; leave the run out")
     for rule in rules:
         for group, option in rule.get("choices", {}).items():
             yield f"layers[{rule.get('at')}].{group}", option

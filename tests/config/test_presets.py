@@ -300,6 +300,7 @@ def test_every_preset_has_a_published_number_and_only_they():
         "glm_130b",
         "palm_540b",
         "bert_base",
+        "ngpt_0_5b",
     }
 
 

@@ -262,7 +262,7 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         (lambda: archlab.compare("x", smallest_effect=float("nan")), "smallest_effect=nan: should be a finite number"),
         (lambda: archlab.write_report("x", direction="up"), "direction='up': should be 'lower' or 'higher'"),  # type: ignore[arg-type]
         (lambda: archlab.generate("x", "a", max_new_tokens=1.5), "max_new_tokens=1.5: should be a valid integer"),  # type: ignore[arg-type]
-        (lambda: archlab.claims("x", budget="slow"), "budget='slow': should be 'quick' or 'full'"),  # type: ignore[arg-type]
+        (lambda: archlab.claims("x", budget="slow"), "budget='slow': should be 'quick', 'full' or 'gpu'"),  # type: ignore[arg-type]
         (lambda: archlab.claims("swiglu_beats_gelu", runs="/etc/passwd"), "runs=/etc/passwd: no run can be written"),
         (lambda: archlab.sweep("seed=interval(0,1)"), "an interval has infinitely many values"),
         (lambda: archlab.sweep("resume=true"), "only the verb run takes it"),
