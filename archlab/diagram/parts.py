@@ -25,7 +25,7 @@ from archlab.diagram.sketch import (
     Node,
     chain,
 )
-from archlab.diagram.words import box_of, details, linear, scale
+from archlab.diagram.words import box_of, details, linear, looped_in_words, scale, skips_in_words
 from archlab.model.course import first_places, looped_layers, times_of
 from archlab.model.decoder import Decoder, Layer
 from archlab.model.shapes import shapes_alone
@@ -114,17 +114,9 @@ def notes_of(decoder: Decoder, entries: Sequence[Sequence[int]]) -> Iterator[tup
     for indices in entries:
         words = []
         if looped and looped[0] in indices:
-            which = "-".join(map(str, dict.fromkeys((looped[0], looped[-1]))))
-            words.append(f"layer{'s' * (len(looped) > 1)} {which} in turn, {times_of(decoder.course)} times")
-        pairs = [
-            f"{start} → {end}"
-            for end, starts in sorted(decoder.skips.ends.items(), reverse=True)
-            for start in starts
-            if places[end] in indices
-        ]
-        if pairs:
-            shown = pairs if len(pairs) < 6 else [*pairs[:2], "...", pairs[-1]]
-            words.append(f"x += w × output: {', '.join(shown)}{counted}")
+            words.append(f"{looped_in_words(looped)} in turn, {times_of(decoder.course)} times")
+        if ends := {end: starts for end, starts in decoder.skips.ends.items() if places[end] in indices}:
+            words.append(f"x += w × output: {skips_in_words(ends)}{counted}")
         yield tuple(words)
 
 

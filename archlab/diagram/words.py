@@ -1,5 +1,6 @@
-"""The names of parts in a drawing, read from the parts as they were built."""
+"""The names of parts in a drawing, read from the parts as they were built, and what leads past layers, in words."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -52,3 +53,15 @@ def _is_shown(name: str, value: Any) -> bool:
     return (
         not name.startswith("_") and name != "training" and value is not False and isinstance(value, (int, float, str))
     )
+
+
+def looped_in_words(layers: Sequence[int]) -> str:
+    """The layers of a loop, which follow each other: layers 1-3, or layer 2."""
+    which = "-".join(map(str, dict.fromkeys((layers[0], layers[-1]))))
+    return f"layer{'s' * (len(layers) > 1)} {which}"
+
+
+def skips_in_words(ends: Mapping[int, Sequence[int]]) -> str:
+    """From where to where skips lead, of many the first two and the last: 0 → 5, 1 → 4; `ends` as `Skips` has them."""
+    pairs = [f"{start} → {end}" for end, starts in sorted(ends.items(), reverse=True) for start in starts]
+    return ", ".join(pairs if len(pairs) < 6 else [*pairs[:2], "...", pairs[-1]])

@@ -20,6 +20,7 @@ from archlab.config.plan import kinds_of_layers
 from archlab.cost import describe, measure
 from archlab.data.batch import Source
 from archlab.data.positions import DrawnPositions
+from archlab.diagram.words import looped_in_words, skips_in_words
 from archlab.evaluate.length import held_out_tokens
 from archlab.evaluate.settings import EvalSettings
 from archlab.model.course import looped_layers, times_of
@@ -89,15 +90,11 @@ def assembled(cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> Re
 def structure(decoder: Decoder) -> Iterator[tuple[str, str]]:
     """What there is besides one layer after the other: a loop, and skips over layers."""
     if looped := looped_layers(decoder.course):
-        times, which = times_of(decoder.course), "-".join(map(str, dict.fromkeys((looped[0], looped[-1]))))
         deep = f"so that {len(decoder.course)} follow each other with the weights of {len(decoder.layers)}"
-        yield f"layer{'s' * (len(looped) > 1)} {which}", f"applied {times} times in turn, {deep}"
+        yield looped_in_words(looped), f"applied {times_of(decoder.course)} times in turn, {deep}"
     if decoder.skips.ends:
-        pairs = [
-            f"{start} → {end}" for end, starts in sorted(decoder.skips.ends.items(), reverse=True) for start in starts
-        ]
         counted = ", each layer counted as often as it is applied" if looped else ""
-        yield "skips", f"{', '.join(pairs if len(pairs) < 6 else [*pairs[:2], '...', pairs[-1]])}{counted}"
+        yield "skips", f"{skips_in_words(decoder.skips.ends)}{counted}"
 
 
 def chosen(cfg: DictConfig, group: str) -> str:
