@@ -10,9 +10,9 @@ from archlab.base.messages import did_you_mean
 from archlab.base.metrics import Direction
 from archlab.base.plateau import on_plateau
 from archlab.records.reader import Run
-from archlab.records.summary import KINDS
+from archlab.records.summary import KINDS, AtLength, kinds
 
-AT_LENGTH = ("loss", "loss_last", "context_gain", "late_ratio", "exact_match", "token_accuracy")
+AT_LENGTH = tuple(name for name, _ in kinds(AtLength))
 """What is measured at each evaluation length."""
 
 COSTS = frozenset(
