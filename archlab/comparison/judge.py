@@ -175,7 +175,7 @@ class Judged:
             e for reading, e in of.items() if _with_failures(reading, self.failures, self.better, NEVER) == reading
         ]
         by_failures = () if self.better is None else (self.failures.e_a_fails_more, self.failures.e_b_fails_more)
-        return max(*allowed, *by_failures, 0.0, 0.0)
+        return max((*allowed, *by_failures), default=0.0)
 
 
 def judge(
