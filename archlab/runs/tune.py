@@ -81,7 +81,7 @@ def mean_loss(losses: Sequence[float]) -> float:
 def places_to_try(arms: Sequence[Cells]) -> list[int]:
     """What the search needs next, of arms tuned together; nothing where each arm's best has a worse neighbour on both sides.
 
-    Raises nothing where a search runs off the grid: it ends at its last place, and `Found.edge` says so.
+    Raises nothing where a search runs off the grid: it ends at its last place, and `edge` of what `found` returns says so.
     """
     wanted = {place for cells in arms for place in around_the_best(cells)}
     tried_by_any = {place for cells in arms for place in cells} | wanted
