@@ -151,15 +151,6 @@ def changes_of(rule: Mapping[str, Any]) -> dict[str, Any]:
     return {**choices, **rule.get("size", {})}
 
 
-def runs_of_equal(plans: list[LayerPlan]) -> Iterator[tuple[range, LayerPlan]]:
-    """Consecutive layers that are alike, as one entry."""
-    start = 0
-    for plan, same in groupby(plans):
-        n = len(list(same))
-        yield range(start, start + n), plan
-        start += n
-
-
 @dataclass(frozen=True)
 class KindOfLayer:
     """Layers that are built alike."""

@@ -9,7 +9,7 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in
 from archlab.blocks.kernel import causal_kernel, masked_kernel
-from archlab.config.plan import layer_plans, runs_of_equal
+from archlab.config.plan import layer_plans
 from archlab.model.decoder import Decoder
 
 SMALL = (
@@ -177,8 +177,6 @@ def test_a_matched_width_is_that_of_the_layers_own_network():
 def test_the_later_rule_has_the_last_word():
     plans = layer_plans(archlab.compose("layers[1:].ffn=gelu", "layers[2].ffn=relu", *SMALL))
     assert [plan.ffn.name for plan in plans] == ["swiglu", "gelu", "relu", "gelu"]
-    runs = [(list(depths), plan.ffn.name) for depths, plan in runs_of_equal(plans)]
-    assert runs == [([0], "swiglu"), ([1], "gelu"), ([2], "relu"), ([3], "gelu")]
 
 
 def test_weights_that_layers_share_a_name_for_start_alike_whatever_the_rules():
