@@ -35,6 +35,9 @@ NEW = dict(
 OLD = dict(
     vocab_size=61, n_embd=48, n_layer=3, n_head=6, attn_implementation="eager", bos_token_id=None, eos_token_id=None
 )
+MPT = dict(
+    vocab_size=61, d_model=48, n_layers=3, n_heads=4, expansion_ratio=4, max_seq_len=64, attn_implementation="eager"
+)
 HD = dict(head_dim=10)
 MANY = NEW | dict(num_hidden_layers=2, intermediate_size=28, moe_intermediate_size=20, num_experts_per_tok=3)
 LATENT = dict(
@@ -198,31 +201,8 @@ CASES = {
     "gpt_neox": ("GPTNeoX", NEW),
     "gpt_neox, sequential": ("GPTNeoX", NEW | dict(use_parallel_residual=False)),
     "bloom": ("Bloom", dict(vocab_size=61, hidden_size=48, n_layer=3, n_head=6, attn_implementation="eager")),
-    "mpt": (
-        "Mpt",
-        dict(
-            vocab_size=61,
-            d_model=48,
-            n_layers=3,
-            n_heads=4,
-            expansion_ratio=4,
-            max_seq_len=64,
-            attn_implementation="eager",
-        ),
-    ),
-    "mpt, clipped": (
-        "Mpt",
-        dict(
-            vocab_size=61,
-            d_model=48,
-            n_layers=3,
-            n_heads=4,
-            expansion_ratio=4,
-            max_seq_len=64,
-            attn_config=dict(clip_qkv=0.7),
-            attn_implementation="eager",
-        ),
-    ),
+    "mpt": ("Mpt", MPT),
+    "mpt, clipped": ("Mpt", MPT | dict(attn_config=dict(clip_qkv=0.7))),
     "opt": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=48)),
     "opt, post": ("OPT", NEW | dict(ffn_dim=88, word_embed_proj_dim=20, do_layer_norm_before=False)),
     "mixtral": ("Mixtral", MANY | dict(num_local_experts=5, sliding_window=7)),
