@@ -16,7 +16,7 @@ An identity is no matter of chance: it holds where every one of its parts does a
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from archlab.base.metrics import Direction
 from archlab.claim.claim import Claim, Part, quantity_of
@@ -24,17 +24,10 @@ from archlab.comparison.judge import Judged, judge
 from archlab.comparison.rule import ALPHA
 from archlab.records.summary import KINDS
 
-Verdict = Literal["SUPPORTED", "REFUTED", "TIE", "MIXED", "INCONCLUSIVE", "IDENTITY HOLDS", "IDENTITY FAILS", "NOT RUN"]
-VERDICTS: tuple[Verdict, ...] = (
-    "SUPPORTED",
-    "REFUTED",
-    "TIE",
-    "MIXED",
-    "INCONCLUSIVE",
-    "NOT RUN",
-    "IDENTITY HOLDS",
-    "IDENTITY FAILS",
-)
+Verdict = Literal["SUPPORTED", "REFUTED", "TIE", "MIXED", "INCONCLUSIVE", "NOT RUN", "IDENTITY HOLDS", "IDENTITY FAILS"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""In the order in which the page of all claims has them."""
+
 OPEN: Verdict = "INCONCLUSIVE"
 
 SIDES = {"a": "below", "b": "above", "below": "below", "above": "above", "tie": "equal"}
