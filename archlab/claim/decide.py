@@ -110,17 +110,10 @@ def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartRes
     elif e_against >= 1 / ALPHA:
         worst = max(parts, key=lambda result: result.e_against)
         verdict = "TIE" if worst.verdict == "TIE" else "REFUTED"
-    told = all(result.verdict == "SUPPORTED" for result in controls)
-    if not told:
-        verdict = OPEN
-    return Decision(
-        verdict,
-        e_for if verdict == "SUPPORTED" else e_against if verdict != OPEN else max(e_for, e_against) if told else 0.0,
-        tuple(parts),
-        tuple(controls),
-        e_for if told else 0.0,
-        e_against if told else 0.0,
-    )
+    if not all(result.verdict == "SUPPORTED" for result in controls):
+        verdict, e_for, e_against = OPEN, 0.0, 0.0
+    e = e_for if verdict == "SUPPORTED" else max(e_for, e_against) if verdict == OPEN else e_against
+    return Decision(verdict, e, tuple(parts), tuple(controls), e_for, e_against)
 
 
 def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
@@ -191,17 +184,19 @@ def evidence(part: Part, judged: Judged) -> tuple[float, float]:
         "equal": (judged.e_inside, judged.e_outside),
     }[part.expect]
     fails = judged.failures
-    if fails.alike or judged.better is None:
-        return losses if fails.alike else (losses[0] if part.expect != "equal" else 0.0, losses[1])
+    if fails.alike:
+        return losses
+    if judged.better is None:
+        return 0.0 if part.expect == "equal" else losses[0], losses[1]
     a_worse, b_worse = fails.e_a_fails_more, fails.e_b_fails_more
     if part.expect == "equal":
         return 0.0, max(losses[1], a_worse, b_worse)
     favours_a = (part.expect == "below") == (judged.better == "lower")
     worse, safer = (b_worse, a_worse) if favours_a else (a_worse, b_worse)
     more_of_the_favoured = fails.only_a > fails.only_b if favours_a else fails.only_b > fails.only_a
-    return (worse if more_of_the_favoured else max(losses[0], worse)), (
-        max(losses[1], safer) if more_of_the_favoured else safer
-    )
+    if more_of_the_favoured:
+        return worse, max(losses[1], safer)
+    return max(losses[0], worse), safer
 
 
 def quantity(part: Part, values: Mapping[str, Values]) -> Values:
