@@ -63,8 +63,8 @@ class Differential(Mixer):
     inner_norm  makes a norm of the input of `out_proj`, where the residual scheme asks for one
     depth       which layer it is in, counted from 0
 
-    Source: arXiv:2410.05258, sec. 2.1, eq. 1 to 3; which heads are a pair, and the norm without a gain, as `DiffLlamaAttention` of transformers
-    has them.
+    Source: arXiv:2410.05258, sec. 2.1, eq. 1 to 3; which heads are a pair, and the norm without a gain, as
+    `DiffLlamaAttention` of transformers has them.
     """
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})

@@ -2,7 +2,8 @@
 
 They compute what `archlab.blocks.recurrent` does, with the tokens before the heads. What they multiply is bfloat16, and so is the
 state between chunks in a forward pass; sums, decays, and the state that is returned are float32. Decays within a chunk are
-differences of sums of their logarithms, so that a decay of exactly 0, whose logarithm is -inf, gives numbers that are none: no mixer here makes one.
+differences of sums of their logarithms, so that a decay of exactly 0, whose logarithm is -inf, gives numbers that are none:
+no mixer here makes one.
 Whatever is not bfloat16 on a CUDA device is computed by chunks of torch's operations, and so are one token alone, where
 nothing is gained, and a pack of models, as `torch.vmap` has no rule for these kernels.
 

@@ -82,9 +82,9 @@ def load(path: str | Path, *overrides: str) -> Decoder:
 def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
-    Heads of further tokens (`mtp`), which transformers' classes leave out too, are not written. A decoder made of released weights is written unchanged; any other as a released family that has all of its blocks
-    (`archlab.hub.writing`). The tokenizer's files are copied from the folder that the weights came from, where there are
-    any. Raises UserError.
+    Heads of further tokens (`mtp`), which transformers' classes leave out too, are not written. A decoder made of released
+    weights is written unchanged; any other as a released family that has all of its blocks (`archlab.hub.writing`). The
+    tokenizer's files are copied from the folder that the weights came from, where there are any. Raises UserError.
     """
     path = Path(path)
     if path.exists():

@@ -196,11 +196,15 @@ class Decoder(Block):
 
     Sizes are integers; `norm`, `residual`, `ffn`, `mixer`, `pos`, `mask` and `head` make a block each time they are called,
     as `archlab.blocks.contracts` says of their constructors. They are every layer's, but where `layers` lists what each
-    layer is made of. `mtp` makes a `FurtherTokens`. `kernel` is one of `archlab.blocks.kernel.KERNELS`: how softmax attention is computed, and recurrences. `canon` names the places
-    of Canon layers in every layer: A, C or AC. `loop_times` is how often the layers that `loop_layers` names, by default all, are
-    applied one after the other, with the same weights (`archlab.model.course`). `skips` is None or one of
-    `archlab.blocks.skips.SKIPS`: which layers are also given what an earlier one left. Weights are torch's
-    own until `archlab.model.init` has set them.
+    layer is made of. Weights are torch's own until `archlab.model.init` has set them.
+
+    kernel      how softmax attention and recurrences are computed: one of `archlab.blocks.kernel.KERNELS`
+    canon       the places of Canon layers in every layer: A, C or AC
+    loop_times, loop_layers
+                how often these layers, by default all, are applied one after the other with the same weights
+                (`archlab.model.course`)
+    skips       which layers are also given what an earlier one left: None or one of `archlab.blocks.skips.SKIPS`
+    mtp         makes a `FurtherTokens`
     """
 
     roles = {"embedding": Role.EMBEDDING}

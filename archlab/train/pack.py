@@ -254,10 +254,10 @@ class Pack:
         return total, seen, means_of(further)
 
     def program(self, wanted: tuple[str, ...], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        """(stacked weights, inputs) -> losses, what blocks and terms add to them, those of further tokens, taps; `axes` are the members' axis in each input.
+        """(stacked weights, inputs) -> losses, what blocks and terms add to them, those of further tokens, taps.
 
-        Where it is compiled it is compiled as a whole, since torch calls nothing compiled under vmap; a step that records
-        all quantities is run as it is.
+        `axes` are the members' axis in each input. Where it is compiled it is compiled as a whole, since torch calls nothing
+        compiled under vmap; a step that records all quantities is run as it is.
         """
         if (wanted, axes) not in self.programs:
             of_one = program_of_one(self.base, wanted, self.terms)
