@@ -17,6 +17,7 @@ from archlab.cost.estimate import Memory, estimate
 from archlab.cost.settings import MemorySettings
 from archlab.initial.measure import last_ffn_gradient, update_size
 from archlab.model.decoder import Decoder
+from archlab.runs.assembled import training_seed
 
 GIGABYTE = 1e9
 
@@ -102,7 +103,9 @@ def at_start(measure: Callable[..., float]) -> Callable[[DictConfig], float]:
     def measured(cfg: DictConfig) -> float:
         with in_the_users_words():
             source = instantiate(cfg.data)
-        return measure(build(cfg), source, seed=cfg.seed, batch_size=cfg.train.batch_size, seq_len=cfg.train.train_len)
+        return measure(
+            build(cfg), source, seed=training_seed(cfg), batch_size=cfg.train.batch_size, seq_len=cfg.train.train_len
+        )
 
     return measured
 

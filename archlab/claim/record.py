@@ -104,6 +104,7 @@ def rung_record(made: Course, decision: Decision) -> Record:
         "verdict": decision.verdict,
         "e": finite(decision.e),
         "reason": reason(decision),
+        "decided_by": decided_by(decision),
         "would_change": would_change(made, decision),
         "tune": claim.tune if claim.kind == "trained" else None,
         "regime": regime(jobs),
@@ -124,6 +125,12 @@ def rung_record(made: Course, decision: Decision) -> Record:
 def rates_record(made: Course, label: str) -> Record:
     """The search of an arm's rate: every trial, None where it diverged."""
     return tune.found(made.cells(label), made.middle(label))
+
+
+def decided_by(decision: Decision) -> int | None:
+    """The place of the part that decided a claim, among its parts and then its controls."""
+    places = (n for n, result in enumerate((*decision.parts, *decision.controls)) if result is decision.because)
+    return next(places, None)
 
 
 def would_change(made: Course, decision: Decision) -> str:

@@ -152,10 +152,9 @@ def link(record: Record) -> str:
 def deciding(record: Record) -> Record | None:
     """The part that decided a claim; None where nothing was measured."""
     parts: Sequence[Record] = record["parts"]
-    if record["verdict"] == "INCONCLUSIVE" and (
-        lacking := [one for one in record.get("controls", []) if one["verdict"] != "SUPPORTED"]
-    ):
-        return lacking[0]
+    if (place := record.get("decided_by")) is not None:
+        return [*parts, *record["controls"]][place]
+    # Older records, and those of ladders, do not say.
     return next((part for part in parts if part["verdict"] == record["verdict"]), parts[0] if parts else None)
 
 

@@ -738,3 +738,21 @@ def test_a_budget_for_a_gpu_is_decided_where_a_claim_has_one(tmp_path):
     assert record["name"] == "other" and record["reason"] == "there is no GPU" and record["budget"] == "gpu"
     with pytest.raises(UserError, match="budget=gpu: mine says nothing of it"):
         decide_claims(["mine"], "gpu", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+
+
+def test_the_table_shows_the_part_that_the_reason_names():
+    """The second part refutes with more evidence than the first."""
+    from archlab.claim.decide import reason
+    from archlab.claim.record import decided_by
+    from archlab.report.claims import deciding
+
+    weak, strong = decided("above", a=around(1.6, 0.5), b=FLAT), decided("above", a=around(0.5), b=FLAT)
+    found = whole([weak, strong])
+    assert found.verdict == "REFUTED" and strong.e_against > weak.e_against
+    record = {
+        "verdict": "REFUTED",
+        "parts": list(map(part_record, (weak, strong))),
+        "controls": [],
+        "decided_by": decided_by(found),
+    }
+    assert deciding(record)["told"] in reason(found) and deciding(record)["effect"] == pytest.approx(-1.5)
