@@ -114,6 +114,16 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
+        ({"parts": [part(measure="val_loss@2")]}, "claim/mine.yaml: parts.0.measure: val_loss@2 is neither measured nor a number of a run; did you mean val_loss?"),
+        ({"parts": [part(measure="loss")]}, "claim/mine.yaml: parts.0.measure: loss is neither measured nor a number of a run"),
+        ({"parts": [part(measure="loss@0")]}, "claim/mine.yaml: parts.0.measure: loss@0 is neither measured nor a number of a run"),
+        ({"parts": [part(measure="probe.max_grad_norm")]}, "claim/mine.yaml: parts.0.measure: probe.max_grad_norm is neither measured nor a number of a run; did you mean stability.max_grad_norm?"),
+        ({"parts": [part(difference=None, between=["a", "b"])]}, "claim/mine.yaml: parts.0.between: val_loss is a number of one model; give difference: [a, b]"),
+        ({"parts": [part(measure="logit_gap")]}, "claim/mine.yaml: parts.0.difference: logit_gap is a number of two models together; give between: [a, b]"),
+        ({"arms": {"a": ["seed=3"], "b": []}}, "claim/mine.yaml: arms.a: seed=3: runs are made at seeds from 0 on, as many as quick and full say; leave it out"),
+        ({"common": ["output=x"]}, "claim/mine.yaml: common: output=x: runs are kept where runs=FOLDER of the command says; leave it out"),
+        ({"quick": {"overrides": ["eval.part=tuning"]}}, "claim/mine.yaml: quick.overrides: eval.part=tuning: rates are chosen on tuning, and what is claimed is scored on test; leave it out"),
+        ({"parts": [part(over={"seed": [1, 2]}, reduce="best")]}, "claim/mine.yaml: over: seed: runs are made at seeds from 0 on"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
@@ -129,6 +139,13 @@ def test_a_missing_field_is_named(tmp_path):
     del given["source"]
     file.write_text(yaml.safe_dump(given))
     with pytest.raises(UserError, match="claim/mine.yaml: source: field required"):
+        read_claim(file)
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
+    file = written(tmp_path)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="claim/mine.yaml: cannot be read: it is no text in UTF-8"):
         read_claim(file)
 
 

@@ -64,9 +64,7 @@ def test_each_arm_is_tuned_on_data_and_seeds_of_its_own_and_run_at_its_own_rate(
         assert [rate for rate, _ in tried] == pytest.approx([rate for rate in rates for _ in range(2)])
     assert len(trials) == 4 * 6 * 2
     used = {(cfg.choices.norm, round(cfg.train.lr, 9), cfg.seed) for cfg in rest}
-    expected = {(norm, rate) for norm, rate in BEST.items()} | {
-        (norm, lr) for norm in ("dyt", "layer") for lr in (1e-3, 7e-3)
-    }
+    expected = set(BEST.items()) | {(norm, lr) for norm in ("dyt", "layer") for lr in (1e-3, 7e-3)}
     assert used == {(norm, rate, seed) for norm, rate in expected for seed in (0, 1)}
     looks = [job for job in done if isinstance(job, LookJob)]
     assert [(job.of.cfg.train.lr, job.cfg.train.lr, job.of.cfg.seed) for job in looks] == [
