@@ -775,6 +775,23 @@ def test_a_line_that_was_taken_out_is_found_though_the_next_is_made_to_follow_on
         decide_again()
 
 
+def test_a_ledger_of_other_records_is_one_line(tmp_path):
+    """Its hashes are right, but it is not of claims."""
+    for kept in (ledger.registrations, ledger.verdicts):
+        kept(tmp_path).add({"run": "x"})
+        with pytest.raises(UserError, match=r"jsonl: line 1 is not what was written there"):
+            kept(tmp_path).records()
+
+
+def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"registered.jsonl: cannot be written: .*; give another output=FOLDER"):
+        ledger.registrations(tmp_path / "file").add({"claim": "a", "says": "", "date": "2026-01-01"})
+    (tmp_path / "registered.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"registered.jsonl: there is no such file"):
+        ledger.registrations(tmp_path).records()
+
+
 def test_verdicts_survive_beside_the_others_by_their_evidence(tmp_path):
     """Four claims of one day share half of 5%: 4 / (0.025 k) of evidence each, for k survivors."""
     for name, e in (("a", 200.0), ("b", 90.0), ("c", 30.0), ("d", 1e9)):

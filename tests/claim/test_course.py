@@ -10,6 +10,7 @@ import pytest
 from test_claims import SMALL, part, written
 from test_ladder import COMMON, made_up, wiggle  # noqa: F401
 
+from archlab.base.errors import UserError
 from archlab.claim import course, ledger, session
 from archlab.claim.claim import Part, read_claim
 from archlab.claim.decide import decide_part
@@ -92,6 +93,17 @@ def test_a_claim_is_registered_before_its_first_run(tmp_path, made_up):  # noqa:
     written(tmp_path, common=COMMON, quick={"seeds": 2})
     session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
     assert there == [["mine"]] * 4
+
+
+def test_a_damaged_file_of_verdicts_is_found_before_anything_runs_or_is_registered(tmp_path, made_up):  # noqa: F811
+    written(tmp_path, common=COMMON, quick={"seeds": 2})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verdicts.jsonl").write_text('{"claim": "mine"}\n')
+    with pytest.raises(UserError, match="verdicts.jsonl: line 1 is not what was written there"):
+        session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert (
+        not made_up.made and not (tmp_path / "out" / "registered.jsonl").exists() and not (tmp_path / "runs").exists()
+    )
 
 
 # --- what a run is taken for ----------------------------------------------------------------------
