@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
@@ -83,7 +83,7 @@ class Part(Strict):
     difference: tuple[str, str] | None = None
     ratio: tuple[str, str] | None = None
     between: tuple[str, str] | None = None
-    than: float | None = None
+    than: FiniteFloat | None = None
     over: dict[str, Annotated[tuple[Any, ...], MinLen(2)]] | None = None
     reduce: ClaimWords | None = None
 

@@ -114,6 +114,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
+        ({"parts": [part(than=math.nan)]}, "claim/mine.yaml: parts.0.than: should be a finite number"),
         ({"parts": [part(measure="val_loss@2")]}, "claim/mine.yaml: parts.0.measure: val_loss@2 is neither measured nor a number of a run; did you mean val_loss?"),
         ({"parts": [part(measure="loss")]}, "claim/mine.yaml: parts.0.measure: loss is neither measured nor a number of a run"),
         ({"parts": [part(measure="loss@0")]}, "claim/mine.yaml: parts.0.measure: loss@0 is neither measured nor a number of a run"),
