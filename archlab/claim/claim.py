@@ -25,13 +25,15 @@ parts      what has to be seen, all of it:
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
@@ -40,7 +42,7 @@ from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import BESIDE, REDUCTIONS
 from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
-from archlab.records.summary import KINDS
+from archlab.records.summary import AtLength, Stability, Summary, kinds
 from archlab.runs.tune import DEVELOPMENT
 
 BudgetName = Literal["quick", "full", "gpu"]
@@ -81,7 +83,7 @@ class Part(Strict):
     difference: tuple[str, str] | None = None
     ratio: tuple[str, str] | None = None
     between: tuple[str, str] | None = None
-    than: float | None = None
+    than: FiniteFloat | None = None
     over: dict[str, Annotated[tuple[Any, ...], MinLen(2)]] | None = None
     reduce: ClaimWords | None = None
 
@@ -155,6 +157,8 @@ def read_claim(file: Path) -> Claim:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"claim/{name}.yaml: {where}: {first['msg'].removeprefix('Input ').lower()}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"claim/{name}.yaml: cannot be read: it is no text in UTF-8") from None
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"claim/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
     arms = {label: arm if isinstance(arm, ClaimArm) else ClaimArm(train=arm) for label, arm in given.arms.items()}
@@ -163,6 +167,7 @@ def read_claim(file: Path) -> Claim:
         given.controls, given.common, budgets_of(given), hash_of(given),
     )  # fmt: skip
     check_kind(f"claim/{name}.yaml", claim, given)
+    check_words(f"claim/{name}.yaml", claim)
     for field, parts in (("parts", claim.parts), ("controls", claim.controls)):
         for number, part in enumerate(parts):
             check_part(f"claim/{name}.yaml: {field}.{number}", part, claim)
@@ -205,6 +210,26 @@ def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:
         )
 
 
+THE_CLAIMS_OWN = {
+    "seed": "runs are made at seeds from 0 on, as many as quick and full say",
+    "output": "runs are kept where runs=FOLDER of the command says",
+    "tune": "that is what the claim's own tune says",
+    "eval.part": "rates are chosen on tuning, and what is claimed is scored on test",
+}
+"""What no override of a claim sets, and why."""
+
+
+def check_words(where: str, claim: Claim) -> None:
+    """Raises UserError where an override would be overruled, or would overrule what a verdict rests on."""
+    budgets = {f"{name}.overrides": made.overrides for name, made in claim.budgets.items() if isinstance(made, Budget)}
+    arms = {f"arms.{label}": (*arm.train, *arm.then) for label, arm in claim.arms.items()}
+    swept = {"over": tuple(name for part in (*claim.parts, *claim.controls) for name in part.over or ())}
+    for field, words in ({"common": claim.common} | budgets | arms | swept).items():
+        for word in words:
+            if why := THE_CLAIMS_OWN.get(word.lstrip("+").partition("=")[0]):
+                raise UserError(f"{where}: {field}: {word}: {why}; leave it out")
+
+
 def check_part(where: str, part: Part, claim: Claim) -> None:
     forms = [form for form in FORMS if getattr(part, form) is not None]
     if len(forms) != 1:
@@ -229,16 +254,31 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
             f"{where}.reduce: {part.reduce} says nothing by itself, since a model that hardly trains has a good one; add a part of"
             f" the same arms with reduce: {beside}"
         )
-    if part.trained and quantity_of(part.measure) not in KINDS:
-        names = (*MEASURES, *KINDS)
-        hint = did_you_mean(part.measure, names)
+    if part.trained and LENGTH_GIVEN.sub("@N", part.measure) not in NUMBERS:
+        hint = did_you_mean(part.measure, (*MEASURES, *NUMBERS))
         raise UserError(
-            f"{where}.measure: {part.measure} is neither measured nor a number of a run; {hint}measures: {', '.join(MEASURES)}; numbers: {', '.join(KINDS)}"
+            f"{where}.measure: {part.measure} is neither measured nor a number of a run; {hint}measures: {', '.join(MEASURES)}; numbers: {', '.join(NUMBERS)}"
         )
+    models = 1 if part.trained else len(signature(MEASURES[part.measure]).parameters)
+    if models != (2 if part.form == "between" else 1):
+        form = "between: [a, b]" if models == 2 else "difference: [a, b]"
+        raise UserError(f"{where}.{part.form}: {part.measure} is a number of {MODELS[models]}; give {form}")
     if part.trained and claim.kind != "trained":
         raise UserError(
             f"{where}.measure: {part.measure} is a number of a trained run, and kind: {claim.kind} trains nothing; use kind: trained"
         )
+
+
+MODELS = {1: "one model", 2: "two models together"}
+
+NUMBERS = (
+    *(name for name, _ in kinds(Summary)),
+    *(f"{name}@N" for name, _ in kinds(AtLength)),
+    *(f"stability.{name}" for name, _ in kinds(Stability)),
+)
+"""What a run can be asked for; N times train_len."""
+
+LENGTH_GIVEN = re.compile(r"@[1-9]\d*$")
 
 
 def quantity_of(measure: str) -> str:

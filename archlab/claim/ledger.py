@@ -25,18 +25,19 @@ Record = dict[str, Any]
 class Ledger:
     """A file of records to which lines are only added, by one process at a time."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, needs: Sequence[str]):
+        self.file, self.needs = file, needs
 
     def records(self) -> list[Record]:
         """Raises UserError where a line isn't what was written."""
         try:
-            lines = read_whole_lines(self.file) if self.file.is_file() else []
+            lines = read_whole_lines(self.file) if self.file.exists() else []
         except Unreadable as error:
             raise UserError(f"{self.file}: {error}; put back what was written") from None
         before = ""
         for number, record in enumerate(lines, start=1):
-            if not isinstance(record, dict) or record.get("before") != before or record.get("sha256") != mark(record):
+            said = isinstance(record, dict) and all(name in record for name in self.needs)
+            if not said or record.get("before") != before or record.get("sha256") != mark(record):
                 raise UserError(
                     f"{self.file}: line {number} is not what was written there, or one before it is missing; put back what was"
                     " written"
@@ -45,21 +46,28 @@ class Ledger:
         return lines
 
     def add(self, *new: Mapping[str, Any]) -> None:
-        """All of the records, after those that are there."""
-        with alone(self.file.parent / f".{self.file.name}.lock"):
-            written = self.records()
-            before = written[-1]["sha256"] if written else ""
-            lines = ""
-            for record in new:
-                marked = {**record, "before": before}
-                marked["sha256"] = before = mark(marked)
-                lines += json.dumps(marked) + "\n"
-            file = Lines(self.file, self.file.stat().st_size if self.file.is_file() else 0)
-            try:
-                file.add(lines)
-                file.sync()
-            finally:
-                file.close()
+        """All of the records, after those that are there. Raises UserError where they cannot be written."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with alone(self.file.parent / f".{self.file.name}.lock"):
+                self.add_alone(new)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be written: {error.strerror}; give another output=FOLDER") from None
+
+    def add_alone(self, new: Sequence[Mapping[str, Any]]) -> None:
+        written = self.records()
+        before = written[-1]["sha256"] if written else ""
+        lines = ""
+        for record in new:
+            marked = {**record, "before": before}
+            marked["sha256"] = before = mark(marked)
+            lines += json.dumps(marked) + "\n"
+        file = Lines(self.file, self.file.stat().st_size if self.file.is_file() else 0)
+        try:
+            file.add(lines)
+            file.sync()
+        finally:
+            file.close()
 
 
 def mark(record: Mapping[str, Any]) -> str:
@@ -69,11 +77,11 @@ def mark(record: Mapping[str, Any]) -> str:
 
 
 def registrations(folder: Path) -> Ledger:
-    return Ledger(folder / "registered.jsonl")
+    return Ledger(folder / "registered.jsonl", ("claim", "says", "date"))
 
 
 def verdicts(folder: Path) -> Ledger:
-    return Ledger(folder / "verdicts.jsonl")
+    return Ledger(folder / "verdicts.jsonl", ("claim", "e"))
 
 
 def register(folder: Path, claims: Sequence[Claim], anew: bool = False, ladder: str | None = None) -> None:
@@ -97,7 +105,6 @@ def register(folder: Path, claims: Sequence[Claim], anew: bool = False, ladder: 
         raise UserError("anew=true: every claim says what was registered, so it would change nothing; leave it out")
     new = [claim for claim in claims if claim in changed or (claim.name, claim.sha256) not in at_ladder]
     if new:
-        folder.mkdir(parents=True, exist_ok=True)
         registrations(folder).add(
             *(
                 {"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}"}

@@ -13,7 +13,7 @@ from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
 from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
 from archlab.claim.ladder import ClaimLadder
 from archlab.claim.ladder import ladder as on_ladder
-from archlab.claim.ledger import register, registrations, surviving
+from archlab.claim.ledger import register, registrations, surviving, verdicts
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, keep, keep_index, record_of
 from archlab.claim.store import JobStore, key
@@ -57,6 +57,8 @@ def decide_claims(
     least, most = (in_all(missing(getattr(made, extent)) for made in courses) for extent in ("least", "most"))
     check_pack([job for made in courses for job in made.most], pack)
     folders = {made.claim.name: output or home(made.claim.name, runs) for made in courses}
+    for folder in dict.fromkeys(folders.values()):
+        verdicts(folder).records()  # likewise
     if most:
         writable(runs)
     for folder in dict.fromkeys(folders.values()):

@@ -27,6 +27,7 @@ from archlab.base.words import key_of, plain, taken_apart
 from archlab.config.messages import explain
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, layer_plans
+from archlab.config.spelling import spelled
 
 
 @checked
@@ -135,7 +136,7 @@ def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> 
 
 def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
     """What Hydra composes from normalised overrides, including its own settings."""
-    searched = [f"hydra.searchpath=[file://{folder.absolute()}]" for folder in own]
+    searched = [f"hydra.searchpath={spelled([f'file://{folder.absolute()}'])}" for folder in own]
     GlobalHydra.instance().clear()
     with in_one_line(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)

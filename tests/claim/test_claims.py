@@ -114,6 +114,17 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
+        ({"parts": [part(than=math.nan)]}, "claim/mine.yaml: parts.0.than: should be a finite number"),
+        ({"parts": [part(measure="val_loss@2")]}, "claim/mine.yaml: parts.0.measure: val_loss@2 is neither measured nor a number of a run; did you mean val_loss?"),
+        ({"parts": [part(measure="loss")]}, "claim/mine.yaml: parts.0.measure: loss is neither measured nor a number of a run"),
+        ({"parts": [part(measure="loss@0")]}, "claim/mine.yaml: parts.0.measure: loss@0 is neither measured nor a number of a run"),
+        ({"parts": [part(measure="probe.max_grad_norm")]}, "claim/mine.yaml: parts.0.measure: probe.max_grad_norm is neither measured nor a number of a run; did you mean stability.max_grad_norm?"),
+        ({"parts": [part(difference=None, between=["a", "b"])]}, "claim/mine.yaml: parts.0.between: val_loss is a number of one model; give difference: [a, b]"),
+        ({"parts": [part(measure="logit_gap")]}, "claim/mine.yaml: parts.0.difference: logit_gap is a number of two models together; give between: [a, b]"),
+        ({"arms": {"a": ["seed=3"], "b": []}}, "claim/mine.yaml: arms.a: seed=3: runs are made at seeds from 0 on, as many as quick and full say; leave it out"),
+        ({"common": ["output=x"]}, "claim/mine.yaml: common: output=x: runs are kept where runs=FOLDER of the command says; leave it out"),
+        ({"quick": {"overrides": ["eval.part=tuning"]}}, "claim/mine.yaml: quick.overrides: eval.part=tuning: rates are chosen on tuning, and what is claimed is scored on test; leave it out"),
+        ({"parts": [part(over={"seed": [1, 2]}, reduce="best")]}, "claim/mine.yaml: over: seed: runs are made at seeds from 0 on"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
@@ -129,6 +140,13 @@ def test_a_missing_field_is_named(tmp_path):
     del given["source"]
     file.write_text(yaml.safe_dump(given))
     with pytest.raises(UserError, match="claim/mine.yaml: source: field required"):
+        read_claim(file)
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
+    file = written(tmp_path)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="claim/mine.yaml: cannot be read: it is no text in UTF-8"):
         read_claim(file)
 
 
@@ -319,12 +337,67 @@ def test_without_its_controls_a_claim_has_no_verdict():
     assert reason(found).startswith("the control was not found, so these runs could not have told: it: asked")
 
 
+def test_the_evidence_for_a_claim_is_that_of_its_weakest_part_and_a_lost_control_takes_all_of_it():
+    strong, weak = (decided("below", a=around(2 - distance), b=FLAT) for distance in (1.0, 0.3))
+    assert strong.e_for > 2 * weak.e_for > 40
+    assert whole([strong, weak]).e == whole([weak, strong]).e == weak.e_for
+    lost = decided("above", a=FLAT, b=around(2.0, spread=5.0))
+    without = whole([strong], [lost])
+    assert without.e_for == without.e_against == 0
+
+
+def test_a_tie_is_told_from_a_refutation_by_the_part_that_speaks_most_against_the_claim():
+    tie, bad = decided("below", by=0.5, a=around(2.0), b=FLAT), decided("above", a=around(-3.0), b=FLAT)
+    assert tie.verdict == "TIE" and bad.verdict == "REFUTED" and bad.e_against > tie.e_against
+    assert whole([tie]).verdict == "TIE" and whole([tie, bad]).verdict == whole([bad, tie]).verdict == "REFUTED"
+
+
+def test_an_arm_that_fails_is_evidence_by_itself():
+    """Eight of eight: 1/2 integral of (2p)^8 w(p), w ~ (1 - p)^(-3/4) cut to (1/2, 1), by quadrature over (1 - p)^(1/4)."""
+    p = 1 - np.linspace(0, 0.5**0.25, 100_001) ** 4  # in which w is constant
+    expected = 0.5 * np.mean((2 * p) ** 8)
+    values = {"a": [math.inf] * N, "b": around(1.0)}
+    for expect, which in (("above", "e_for"), ("below", "e_against"), ("equal", "e_against")):
+        result = decided(expect, failed={"a": ALL}, **values)
+        assert getattr(result, which) == pytest.approx(expected, rel=1e-4) and expected > 20
+        assert whole([result]).verdict == ("SUPPORTED" if which == "e_for" else "REFUTED")
+    # One more failure of the favoured arm: its other runs speak for nothing, and against it still.
+    result = decided("below", a=around(1.0), b=FLAT, failed={"a": {2}})
+    assert result.e_for < 1 and decided("below", a=around(1.0), b=FLAT).e_for > 20
+
+
+def test_a_ratio_fails_where_either_of_its_runs_does():
+    a, b = around(1.0), around(2.0)
+    for label in ("a", "b"):
+        assert decided("below", "ratio", a=a, b=b, failed={label: {3}}).verdict == "INCONCLUSIVE"
+    assert decided("below", "ratio", a=a, b=b).verdict == "SUPPORTED"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "context_gain" in known_claims()[name].read_text()])
+def test_a_model_that_goes_by_the_token_before_alone_fails_the_claim(name):
+    """It loses nothing at any length, as it uses no context; its context gain is nothing but the noise of the windows."""
+    claim = read_claim(known_claims()[name])
+    asked = [one for one in claim.controls if one.measure.startswith("context_gain")]
+    assert asked
+    of_bigrams = [
+        decide_part(one, {label: Values(dict(enumerate(around(0.0)))) for label in one.arms}) for one in asked
+    ]
+    assert {control.verdict for control in of_bigrams} == {"REFUTED"}
+    for one in claim.parts:
+        if one.form == "value" and one.expect == "below":
+            held = decide_part(one, {one.arms[0]: Values(dict(enumerate(around(1.0, 0.01))))})
+            assert held.verdict == "SUPPORTED"
+            assert decide(claim, [held], of_bigrams).verdict == "INCONCLUSIVE"
+
+
 def test_an_identity_holds_at_every_seed_or_fails():
     from archlab.claim.decide import identity_part
 
     part = Part(says="it", measure="logit_gap", expect="equal", by=1e-9, between=("a", "b"))
     results = [identity_part(part, {"between": Values(dict(enumerate(of)))}) for of in ([0.0, 1e-10], [0.0, 1e-8])]
     assert [result.verdict for result in results] == ["IDENTITY HOLDS", "IDENTITY FAILS"]
+    identity = read_claim(known_claims()["centred_rms_is_layer"])
+    assert [decide(identity, of, ()).verdict for of in (results, results[:1])] == ["IDENTITY FAILS", "IDENTITY HOLDS"]
     record = part_record(results[0])
     assert (
         record["p"] is None
@@ -691,6 +764,35 @@ def test_a_line_that_was_edited_is_found(registered, name, how):
     assert str(refused.value).startswith(f"{file}: line 1") and "\n" not in str(refused.value)
 
 
+def test_a_line_that_was_taken_out_is_found_though_the_next_is_made_to_follow_on(registered):
+    folder, decide_again = registered
+    written(folder, quick="nor here")
+    decide_again(anew=True)
+    file = folder / "out" / "verdicts.jsonl"
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert second["before"] == first["sha256"]
+    file.write_text(json.dumps(second | {"before": ""}) + "\n")
+    with pytest.raises(UserError, match="verdicts.jsonl: line 1 is not what was written there"):
+        decide_again()
+
+
+def test_a_ledger_of_other_records_is_one_line(tmp_path):
+    """Its hashes are right, but it is not of claims."""
+    for kept in (ledger.registrations, ledger.verdicts):
+        kept(tmp_path).add({"run": "x"})
+        with pytest.raises(UserError, match=r"jsonl: line 1 is not what was written there"):
+            kept(tmp_path).records()
+
+
+def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"registered.jsonl: cannot be written: .*; give another output=FOLDER"):
+        ledger.registrations(tmp_path / "file").add({"claim": "a", "says": "", "date": "2026-01-01"})
+    (tmp_path / "registered.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"registered.jsonl: there is no such file"):
+        ledger.registrations(tmp_path).records()
+
+
 def test_verdicts_survive_beside_the_others_by_their_evidence(tmp_path):
     """Four claims of one day share half of 5%: 4 / (0.025 k) of evidence each, for k survivors."""
     for name, e in (("a", 200.0), ("b", 90.0), ("c", 30.0), ("d", 1e9)):
@@ -699,6 +801,34 @@ def test_verdicts_survive_beside_the_others_by_their_evidence(tmp_path):
     ledger.registrations(tmp_path).add({"claim": "not yet", "says": "", "date": "2026-01-01"})
     # Without the identity four are registered: 160 for one survivor, 80 for each of two, 53 for each of three.
     assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": False}
+
+
+def test_what_is_not_decided_yet_counts_among_those_tested(tmp_path):
+    """Three of one day share half of 5%: 120 / k. Of the two that are decided alone it would be 80 / k, enough for both."""
+    for name in ("a", "b", "not yet"):
+        ledger.registrations(tmp_path).add({"claim": name, "says": "", "date": "2026-01-01"})
+    for name, e in (("a", 3.0), ("b", 50.0), ("a", 130.0)):  # the last line of a counts
+        ledger.verdicts(tmp_path).add({"claim": name, "kind": "trained", "e": e})
+    assert ledger.surviving(tmp_path) == {"a": True, "b": False}
+
+
+def test_claims_stand_in_the_order_of_their_first_registration(tmp_path):
+    """One of the first day has half of the weight, later ones 1/4 and 1/12: 40, 80 and 240 / k."""
+    for name, date in (("a", "2026-01-01"), ("b", "2026-01-02"), ("c", "2026-01-03"), ("a", "2026-01-04")):
+        ledger.registrations(tmp_path).add({"claim": name, "says": "", "date": date})
+    for name, e in (("c", 70.0), ("b", 50.0), ("a", 20.0)):
+        ledger.verdicts(tmp_path).add({"claim": name, "kind": "trained", "e": e})
+    assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": False}
+
+
+def test_the_date_of_a_registration_is_the_first_at_this_ladder(tmp_path):
+    from archlab.claim.session import registered_on
+
+    for date, ladder in (("2026-01-01", None), ("2026-01-02", "2x1"), ("2026-01-03", None)):
+        of_it = {"ladder": ladder} if ladder else {}
+        ledger.registrations(tmp_path).add({"claim": "mine", "says": "", "date": date} | of_it)
+    dates = [registered_on(tmp_path, "mine", ladder) for ladder in (None, "2x1", "4x1")]
+    assert dates == ["2026-01-01", "2026-01-02", None]
 
 
 def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path):
@@ -715,6 +845,23 @@ def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path)
     assert bare(one) == bare(same) != bare(other)
     cfg = {"norm": {"_target_": "archlab.blocks.norm.RMSNorm"}}
     assert code_of(cfg) != code_of(cfg | {"mixer": {"_target_": "archlab.blocks.deltanet.DeltaNet"}})
+
+
+def test_runs_of_another_torch_other_code_or_another_precision_are_others(tmp_path, monkeypatch):
+    from archlab.claim import code
+
+    cfg = composed(*SMALL)
+    before = RunJob(cfg, tmp_path).folder
+    code.hash_of.cache_clear()
+    assert RunJob(cfg, tmp_path).folder == before
+    for of, name, other in ((code.torch, "__version__", "0.0.0"), (code, "bare", lambda file: "pass")):
+        with monkeypatch.context() as patch:
+            patch.setattr(of, name, other)
+            code.hash_of.cache_clear()
+            assert RunJob(cfg, tmp_path).folder != before
+    code.hash_of.cache_clear()
+    precise, half = (RunJob(composed(*SMALL, f"precision={name}"), tmp_path).folder for name in ("fp32", "bf16"))
+    assert precise == before != half, "on a CPU fp32 is what is meant"
 
 
 def test_runs_from_before_there_was_a_data_seed_are_found(tmp_path):

@@ -284,6 +284,13 @@ def test_a_configuration_builds_what_its_overrides_build():
     assert torch.equal(archlab.build(archlab.compose(*small))(tokens), archlab.build(*small)(tokens))
 
 
+def test_a_folder_of_ones_own_may_have_any_name(tmp_path):
+    folder = tmp_path / "a=b, it's [mine]"
+    (folder / "size").mkdir(parents=True)
+    (folder / "size" / "mine.yaml").write_text("defaults: [nano]\nn_layers: 7\n")
+    assert archlab.compose("size=mine", config_dir=str(folder)).size.n_layers == 7
+
+
 def test_a_users_block_without_partial_is_told_what_is_missing(tmp_path):
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "mine.yaml").write_text("_target_: archlab.blocks.norm.RMSNorm\n")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from archlab.data.batch import Batch, Source, TooLong
 from archlab.data.corpus import Corpus
-from archlab.evaluate.length import by_length, stride, verdict
+from archlab.evaluate.length import by_length, context_gain, stride, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
 from archlab.evaluate.validation import HeldOut, held_out, unigram_entropy
@@ -301,6 +301,36 @@ def test_the_verdict_on_a_task_goes_by_exact_match(exact_match, word):
 def test_without_two_figures_there_is_no_verdict(lengths):
     said = verdict(lengths, 64, exact=False, unigram=5.0)
     assert said["verdict"] == "undecided" and said["ratio"] is None and said["reason"]
+
+
+# ---------------------------------------------------------------- what context is worth
+
+
+def scored_as(nats: torch.Tensor, scored: torch.Tensor | None = None) -> HeldOut:
+    scored = torch.ones(nats.shape, dtype=torch.bool) if scored is None else scored
+    return HeldOut(nats, scored, torch.zeros_like(scored), nats.shape[1])
+
+
+def test_a_bigram_model_has_no_context_gain_however_good_it_is():
+    """Each of 23 tokens stands once before every place of the windows, so that a loss of it alone is the same at all places."""
+    given = (torch.arange(23)[:, None] + torch.arange(20)) % 23
+    for level in (0.3, 4.0):
+        nats = level * (1 + torch.randn(23, generator=torch.Generator().manual_seed(5)).abs())
+        assert nats.std() > 0.1
+        assert context_gain(scored_as(nats[given])) == pytest.approx(0, abs=1e-6 * level)
+
+
+def test_the_context_gain_is_that_of_the_first_four_targets_less_the_last_quarter():
+    nats = torch.tensor([[7.0, 5.0, 4.0, 4.0, 9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0]])
+    assert context_gain(scored_as(nats)) == 5.0 - 2.0
+    assert context_gain(scored_as(nats.flip(1))) == 3.75 - 16 / 3, "worse for its context"
+    some = torch.ones(1, 12, dtype=torch.bool)
+    some[0, [0, 11]] = False  # what is not scored does not count
+    assert context_gain(scored_as(nats, some)) == pytest.approx(13 / 3 - 1.5)
+    for unscored in (slice(0, 4), slice(9, 12)):
+        part = torch.ones(1, 12, dtype=torch.bool)
+        part[:, unscored] = False
+        assert context_gain(scored_as(nats, part)) is None
 
 
 # ---------------------------------------------------------------- spikes

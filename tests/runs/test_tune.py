@@ -149,3 +149,11 @@ def test_a_tuning_seed_is_that_of_the_data_too_and_data_seeds_share_a_search(tmp
     arm, other = (composed(tmp_path, *words) for words in ([], ["data_seed=3"]))
     assert tune.kept_in(arm) == tune.kept_in(other)
     assert tune.Trial(other, 0, 1000).cfg.data_seed is None and tune.Trial(other, 0, 1000).cfg.seed == 1000
+
+
+def test_an_arm_that_joins_later_tries_all_that_the_others_tried():
+    """Its own best has a worse neighbour on both sides, and the other's search went further."""
+    before = {place: [float(abs(place + 2))] * 2 for place in (-3, -2, -1, 0, 1)}
+    joins = {place: [float(abs(place))] * 2 for place in (-1, 0, 1)}
+    assert tune.places_to_try([before, {}]) == [-3, -2, -1, 0, 1]
+    assert tune.places_to_try([before, joins]) == [-3, -2] and tune.places_to_try([joins]) == []

@@ -1,0 +1,158 @@
+"""What a claim runs, and in what order: rates of their own, seeds, looks; and what its runs are taken for.
+
+Runs are made up: a run's file says what its configuration is told to come to.
+"""
+
+import json
+import math
+
+import pytest
+from test_claims import SMALL, part, written
+from test_ladder import COMMON, made_up, wiggle  # noqa: F401
+
+from archlab.base.errors import UserError
+from archlab.claim import course, ledger, session
+from archlab.claim.claim import Part, read_claim
+from archlab.claim.decide import decide_part
+from archlab.claim.jobs import LookJob, RunJob
+from archlab.claim.store import JobStore, composed
+
+BEST = {"layer": 4e-3, "rms": 1.5e-3, "scale_norm": 2e-3, "l2": 1e-3}
+
+
+def gone_through(folder, monkeypatch, **changes) -> tuple[course.Course, list]:
+    """A claim's course to its end, and every job in the order in which it was done."""
+
+    def look(job: LookJob) -> None:
+        length = [{"eval_len": 32, "loss": 3.0 + wiggle(job.of.cfg)}]
+        job.file.write_text(json.dumps({"length": length, "seconds": 1.0}))
+
+    monkeypatch.setattr(LookJob, "do", look)
+    file = written(folder, **{"common": [*COMMON, "train.lr=1e-3"], "quick": {"seeds": 2}, **changes})
+    made, done = course.course(read_claim(file), "quick", JobStore(folder / "runs", folder)), []
+    while jobs := made.wanted():
+        for job in jobs:
+            job.do()
+            done.append(job)
+    return made, done
+
+
+def test_each_arm_is_tuned_on_data_and_seeds_of_its_own_and_run_at_its_own_rate(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """The best rate of `a` lies two places above its middle, that of `b` one below; both then try places -2 to 3."""
+    made_up.of = lambda cfg: (
+        2.0 + 0.1 * math.log2(cfg.train.lr / BEST.get(cfg.choices.norm, cfg.train.lr)) ** 2 + wiggle(cfg)
+    )
+    swept = {"train.lr": [1e-3, 7e-3]}
+    made, done = gone_through(
+        tmp_path, monkeypatch, tune=None,
+        arms={
+            "a": ["norm=layer"], "b": ["norm=rms", "train.lr=3e-3"], "control": ["norm=l2"], "swept": ["norm=dyt"],
+            "then": {"train": ["norm=scale_norm"], "then": ["mask=window", "mask.window=3"]},
+        },
+        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over=swept, reduce="best", difference=["swept", "a"])],
+        controls=[part(difference=["control", "a"])],
+    )  # fmt: skip
+    assert made.rates == pytest.approx({"a": 4e-3, "b": 1.5e-3, "then": 2e-3, "control": 1e-3})
+    runs = [job for job in done if isinstance(job, RunJob)]
+    of_trials = [job.cfg.eval.part == "tuning" for job in runs]
+    assert of_trials == sorted(of_trials, reverse=True), "every trial is made before the first run"
+    trials, rest = ([job.cfg for job in runs if (job.cfg.eval.part == "tuning") is kind] for kind in (True, False))
+    places = {1e-3: [1e-3 * 2.0**place for place in range(-2, 4)], 3e-3: [3e-3 * 2.0**place for place in range(-2, 4)]}
+    for norm in BEST:
+        tried = sorted((cfg.train.lr, cfg.seed) for cfg in trials if cfg.choices.norm == norm)
+        rates = places[3e-3 if norm == "rms" else 1e-3]
+        assert [seed for _, seed in tried] == [1000, 1001] * 6
+        assert [rate for rate, _ in tried] == pytest.approx([rate for rate in rates for _ in range(2)])
+    assert len(trials) == 4 * 6 * 2
+    used = {(cfg.choices.norm, round(cfg.train.lr, 9), cfg.seed) for cfg in rest}
+    expected = set(BEST.items()) | {(norm, lr) for norm in ("dyt", "layer") for lr in (1e-3, 7e-3)}
+    assert used == {(norm, rate, seed) for norm, rate in expected for seed in (0, 1)}
+    looks = [job for job in done if isinstance(job, LookJob)]
+    assert [(job.of.cfg.train.lr, job.cfg.train.lr, job.of.cfg.seed) for job in looks] == [
+        (2e-3, 2e-3, 0),
+        (2e-3, 2e-3, 1),
+    ]
+
+
+def test_seeds_are_looked_at_until_it_is_decided_and_no_more_than_there_may_be(tmp_path, made_up, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (2, 3, 7, 9))
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg) - (cfg.choices.norm == "layer") * 0.099
+    made, done = gone_through(tmp_path, monkeypatch, quick={"seeds": 8}, parts=[part(by=0.099)])
+    assert made.looks() == (2, 3, 7, 8) and made.seeds == 8
+    assert [job.cfg.seed for job in done] == [*[0, 1] * 2, 2, 2, *[3, 4, 5, 6] * 2, 7, 7]
+
+
+def test_a_claim_is_registered_before_its_first_run(tmp_path, made_up):  # noqa: F811
+    there = []
+
+    def loss(cfg) -> float:
+        there.append([line["claim"] for line in ledger.registrations(tmp_path / "out").records()])
+        return 2.0 + wiggle(cfg)
+
+    made_up.of = loss
+    written(tmp_path, common=COMMON, quick={"seeds": 2})
+    session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert there == [["mine"]] * 4
+
+
+def test_a_damaged_file_of_verdicts_is_found_before_anything_runs_or_is_registered(tmp_path, made_up):  # noqa: F811
+    written(tmp_path, common=COMMON, quick={"seeds": 2})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verdicts.jsonl").write_text('{"claim": "mine"}\n')
+    with pytest.raises(UserError, match="verdicts.jsonl: line 1 is not what was written there"):
+        session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert (
+        not made_up.made and not (tmp_path / "out" / "registered.jsonl").exists() and not (tmp_path / "runs").exists()
+    )
+
+
+# --- what a run is taken for ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "measure", "failed"),
+    [
+        ({"status": "completed", "val_loss": 2.0, "unigram_loss": 3.0}, "val_loss", False),
+        ({"status": "diverged", "val_loss": 2.0, "unigram_loss": 3.0}, "val_loss", True),
+        ({"status": "diverged", "val_loss": 2.0, "unigram_loss": 3.0}, "exact_match@1", True),
+        ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "loss@2", True),
+        ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "exact_match@1", False),
+    ],
+)  # fmt: skip
+def test_a_run_fails_where_it_diverged_or_a_loss_is_asked_of_one_that_never_learned(
+    record, measure, failed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(RunJob, "record", record)
+    assert course.failure(RunJob(composed(tuple(SMALL), None), tmp_path), measure) is failed
+
+
+def test_a_trial_that_diverged_is_infinitely_bad_whatever_its_last_loss_was(tmp_path, monkeypatch):
+    trial = RunJob(composed(tuple(SMALL), None), tmp_path)
+    for record, loss in (
+        ({"status": "diverged", "val_loss": 2.0}, math.inf),
+        ({"status": "completed", "val_loss": None}, math.inf),
+        ({"status": "completed", "val_loss": 2.0}, 2.0),
+    ):
+        monkeypatch.setattr(RunJob, "record", record)
+        assert course.loss_of(trial) == loss
+
+
+def test_what_learned_nothing_is_the_worst_that_a_swept_run_counts_as(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """The loss is 2 at the lower rate and 30 at the higher; the line to the unigram loss of 9 passes (2 + 9) / 2 half way."""
+    made_up.of = lambda cfg: 2.0 if cfg.train.lr < 5e-3 else 30.0
+    over = {"train.lr": [1e-3, 1e-2]}
+    measured = part(over=over, reduce="largest_stable", difference=None, value="a", than=0.0)
+    parts = [measured, {**measured, "reduce": "best"}]
+    made, _ = gone_through(tmp_path, monkeypatch, parts=parts, tune=None)
+    result, _ = made.decision(2).parts
+    assert [value for _, value in sorted(result.values["a"].by_seed.items())] == pytest.approx([-2.5, -2.5])
+
+
+def test_a_larger_stable_rate_is_the_better_one():
+    """What fails at every seed has lost: of stable rates, of which more is better, it lies below."""
+    made = Part(
+        says="it", measure="val_loss", expect="above", by=0.1, difference=("a", "b"), over={"train.lr": (1, 2)},
+        reduce="largest_stable",
+    )  # fmt: skip
+    values = {"a": course.Values(dict.fromkeys(range(8), 0.0)), "b": course.Values(dict.fromkeys(range(8), math.nan))}
+    assert decide_part(made, values).verdict == "SUPPORTED"
