@@ -238,6 +238,10 @@ def values_of(part: Part, seeds: Mapping[int, list[Job]]) -> Values:
     return Values(values, frozenset(failed))
 
 
+OF_LOSS = (KINDS["val_loss"].unit, KINDS["late_ratio"].unit)
+"""Units of what a model that never left the plateau says nothing by; its cost or its gradients it has all the same."""
+
+
 def failure(job: Job, measure: str) -> bool:
     """Whether a run diverged; or, where a loss is measured, never left the plateau of token frequencies.
 
@@ -249,7 +253,8 @@ def failure(job: Job, measure: str) -> bool:
     if record["status"] == "diverged":
         return True
     kind = KINDS.get(measure.partition("@")[0])
-    return kind is not None and kind.better == "lower" and on_plateau(record["val_loss"], record["unigram_loss"])
+    of_loss = kind is not None and kind.better == "lower" and kind.unit in OF_LOSS
+    return of_loss and on_plateau(record["val_loss"], record["unigram_loss"])
 
 
 def loss_of(trial: RunJob) -> float:
