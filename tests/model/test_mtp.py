@@ -133,7 +133,7 @@ def test_a_weight_multiplies_the_further_losses_alone(form):
         (),
         ("skips=unet",),
         ("loop.times=2",),
-        ("layers[:2].mask=window", "layers[:2].mask.window=2"),
+        ("layers[2].mask=window", "layers[2].mask.window=2"),
         ("mixer=diff",),
         ("residual=scaled",),
         ("residual=hyper",),
