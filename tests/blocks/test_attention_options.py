@@ -243,6 +243,22 @@ def test_a_temperature_counts_from_where_a_document_starts():
     torch.testing.assert_close(whole[:, 4:], decoder(tokens[:, 4:]), **FLOAT32)
 
 
+def test_a_temperature_counts_from_where_the_sequence_begins_in_a_layer_that_keeps_no_documents_apart():
+    words = ("mask=document", "layers[1].mask=causal", "mixer.temperature=0.5", "mixer.temperature_every=2")
+    decoder, factors = built(*SMALL, *words).double(), []
+    for layer in decoder.layers:
+        layer.mixer.tune.register_forward_hook(
+            lambda tune, given, tuned: factors.append((tuned / given[0])[0, 0, :, 0])
+        )
+    starts = torch.tensor([[0] * 4 + [4] * (SEQ - 4)])
+    decoder(torch.randint(61, (1, SEQ)), document_starts=starts)
+    assert len(factors) == len(decoder.layers) > 2
+    for depth, seen in enumerate(factors):
+        begins = [0] * SEQ if depth == 1 else starts[0].tolist()
+        expected = [1 + 0.5 * math.log(1 + (i - begin + 1) // 2) for i, begin in enumerate(begins)]
+        torch.testing.assert_close(seen, torch.tensor(expected).double(), **FLOAT32)
+
+
 def test_queries_keys_and_values_are_clamped_after_their_norms():
     clamped = make_attention("gqa", clip=0.6, qk_norm="head").double()
     x = draw_input()

@@ -93,8 +93,9 @@ def test_formula(network):
     [
         ({"scores": "sigmoid", "scale": 2.5}, {"sigmoid": True, "scale": 2.5}),
         ({"normalise": False, "top_k": 1}, {"normalise": False, "top_k": 1}),
+        ({"normalise": False, "scale": 0.6}, {"normalise": False, "scale": 0.6}),
     ],
-    ids=["sigmoid", "switch"],
+    ids=["sigmoid", "switch", "scaled scores"],
 )
 def test_weights(options, written):
     ffn, x = experts(**options), draw_input()
@@ -226,6 +227,36 @@ def test_inputs_are_weighed_as_llama_4_does(top_k, monkeypatch):
     on_outputs = experts(top_k=top_k, scores="sigmoid", normalise=False, shared=1)
     on_outputs.load_state_dict(ours.state_dict())
     assert not torch.allclose(on_outputs(x), out)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_inputs_are_weighed_by_scaled_scores(scale):
+    """y = sum of f_i(scale * w_i x), each token and expert by itself, with biases, which nothing weighs."""
+    ffn, x = experts(normalise=False, weights_on="input", scale=scale, bias=True), draw_input()
+    scores = (x @ ffn.router.weight.T).softmax(-1)
+    rows = []
+    for token, of_token in zip(x.flatten(0, 1), scores.flatten(0, 1), strict=True):
+        y = 0
+        for e in of_token.topk(3).indices.tolist():
+            read = scale * of_token[e] * token
+            gate, up = (getattr(ffn, f"{of}_proj")[e] @ read + getattr(ffn, f"{of}_bias")[e] for of in ("gate", "up"))
+            y = y + ffn.down_proj[e] @ (silu(gate) * up) + ffn.down_bias[e]
+        rows.append(y)
+    torch.testing.assert_close(ffn(x).flatten(0, 1), torch.stack(rows), **EXACT)
+
+
+@pytest.mark.parametrize("weights_on", ["input", "output"])
+def test_weights_are_drawn_where_they_multiply(weights_on):
+    steps = experts(normalise=False, weights_on=weights_on).steps()
+    (weighing,) = (number for number, step in enumerate(steps, start=1) if step.kind == "mul")
+    matrices = [number for number, step in enumerate(steps, start=1) if step.kind == "linear"]
+    picked = next(number for number, step in enumerate(steps, start=1) if step.label.startswith("top "))
+    assert picked in steps[weighing - 1].reads
+    if weights_on == "input":
+        assert weighing < min(matrices) and 0 in steps[weighing - 1].reads
+        assert sum(weighing in steps[number - 1].reads for number in matrices) == 2  # gate and up
+    else:
+        assert weighing > max(matrices) and matrices[-1] in steps[weighing - 1].reads
 
 
 # --- ties, experts without tokens ----------------------------------------------------------------

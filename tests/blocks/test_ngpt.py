@@ -154,6 +154,22 @@ def test_what_the_factors_start_at():
     assert not any(name.endswith("gain") for name, _ in decoder.named_parameters())
 
 
+def test_start_and_scale_are_what_factors_act_and_are_kept_at():
+    residual = make_scheme("ngpt", lambda: NO_EPS(d_model=D_MODEL), start=0.2, scale=0.7)
+    ffn = make("ffn", "ngpt", start=3.0, scale=0.5)(d_model=D_MODEL, d_ff=D_FF)
+    head = make("head", "ngpt", start=2.0, scale=0.6)(
+        d_model=D_MODEL, vocab_size=VOCAB, norm=lambda: NO_EPS(d_model=D_MODEL)
+    )
+    for block, start, scale in (
+        (residual.alphas[1], 0.2, 0.7),
+        (ffn.s_u, 3.0, 0.5),
+        (ffn.s_v, 3 * 48**0.5, 0.5),
+        (head.s_z, 2.0, 0.6),
+    ):
+        assert block.stored.unique().tolist() == pytest.approx([scale])
+        torch.testing.assert_close(block.values(), torch.full_like(block.stored, start))
+
+
 def test_a_scale_by_another_name_is_refused():
     import archlab
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import randomise
+from training import CPU, Counting, settings
 
 import archlab
 from archlab.base.errors import UserError
@@ -24,6 +25,8 @@ from archlab.diagram.drawing import svg
 from archlab.diagram.parts import sketch
 from archlab.model.course import course_of
 from archlab.train.objective import Program
+from archlab.train.state import TrainState
+from archlab.train.step import make_step
 
 EXACT = dict(rtol=1e-10, atol=1e-10)  # float64, sums in another order
 VOCAB, SEQ = 31, 9
@@ -84,7 +87,7 @@ def gradients_of(decoder):
         ("residual=deep",),
         ("residual=sub",),
         ("residual=mhc",),
-        ("layers[1].mixer=mqa", "layers[2].mask=window"),
+        ("layers[1].mixer=mqa", "layers[2].mask=window", "layers[2].mask.window=3"),
         ("pos=alibi",),
         ("canon=AC",),
     ],
@@ -146,7 +149,9 @@ def test_factors_start_at_one_do_not_decay_and_learn():
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("mixer", ["mixer=gqa", "mixer=mamba2", "mixer=mla", "mixer.forget=true", "canon=A"])
+@pytest.mark.parametrize(
+    "mixer", ["mixer=gqa", "mixer=mamba2", "mixer=mla", "mixer.forget=true", "mixer.value_residual=true", "canon=A"]
+)
 @torch.no_grad()
 def test_it_decodes_token_by_token(structure, mixer):
     """Each application has a cache of its own."""
@@ -214,6 +219,30 @@ def test_layers_are_recorded_by_application_and_weights_by_layer():
     for ours, theirs in zip(taps, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)  # some quantities are float32
     assert decoder.by_application([10, 11, 12, 13]) == [10 + layer for layer in UNROLLED]
+
+
+def test_a_step_records_gradients_and_updates_by_application():
+    """Those of the layer's weights, at each of its places."""
+    chosen = settings(train_len=SEQ, clip=None, weight_decay=0.0)
+    decoder = archlab.build(*words_of("size.vocab_size=17", *MIDDLE))
+    before = copy.deepcopy(decoder)
+    step = make_step(decoder, chosen, CPU, probe_every=1)
+    seen = step(
+        TrainState.begin(decoder, chosen, CPU, 0), Counting().train(0, 1, chosen.batch_size, chosen.train_len)
+    ).taps
+
+    def length(tensors):
+        return math.sqrt(sum(float(tensor.detach().double().square().sum()) for tensor in tensors))
+
+    pairs = [
+        list(zip(a.parameters(), b.parameters(), strict=True))
+        for a, b in zip(decoder.layers, before.layers, strict=True)
+    ]
+    gradients = [length(weight.grad for weight in layer.parameters()) for layer in decoder.layers]
+    moves = [length(now - old for now, old in both) / length(old for _, old in both) for both in pairs]
+    assert len(set(gradients)) == len(set(moves)) == 4
+    assert list(map(float, seen["grad_norm"])) == pytest.approx([gradients[layer] for layer in UNROLLED], rel=1e-5)
+    assert list(map(float, seen["update_ratio"])) == pytest.approx([moves[layer] for layer in UNROLLED], rel=1e-4)
 
 
 def test_a_router_learns_of_all_its_applications():

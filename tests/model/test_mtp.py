@@ -127,12 +127,53 @@ def test_a_weight_multiplies_the_further_losses_alone(form):
     torch.testing.assert_close([parts.total, *parts.terms.values()], expected, **IN_FLOAT32)
 
 
-def test_a_head_with_the_last_layers_weights_predicts_as_it_does():
-    decoder, batch = built("mtp.form=independent"), some_batch()
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("skips=unet",),
+        ("loop.times=2",),
+        ("layers[2].mask=window", "layers[2].mask.window=2"),
+        ("mixer=diff",),
+        ("residual=scaled",),
+        ("residual=hyper",),
+    ],
+    ids=" ".join,
+)
+def test_a_head_with_the_last_layers_weights_predicts_as_it_does(words):
+    """It is given what the last layer is, skips included, under that one's mask, and goes by that one's number."""
+    decoder, batch = built("mtp.form=independent", *words), some_batch()
     decoder.mtp.layers[0].load_state_dict(decoder.layers[-1].state_dict())
     inputs = placed(decoder, batch)
     output = decoder.compute(inputs.tokens, decoder.read(inputs.tokens), ahead=decoder.ahead)
     torch.testing.assert_close(output.further[0], output.logits, rtol=0, atol=0)
+
+
+def test_a_module_is_given_the_tokens_embedding_before_positions_and_norms():
+    decoder, batch = (
+        built("mtp.form=chained", "mtp.tokens=3", "pos=learned", "embed.norm=true", "embed.scale=3"),
+        some_batch(),
+    )
+    given = []
+    for norm in decoder.mtp.embedding_norms:
+        norm.register_forward_pre_hook(lambda norm, of_tokens: given.append(*of_tokens))
+    parts_of(decoder, batch)
+    assert len(given) == 2
+    for by, embeddings in enumerate(given, start=1):
+        later = 3 * decoder.embedding.weight[batch.tokens[:, by:SEQ]]
+        torch.testing.assert_close(embeddings[:, : SEQ - by], later, **EXACT)
+
+
+@pytest.mark.parametrize("residual", ["pre", "post"])
+def test_a_modules_stream_is_normed_where_the_models_own_is(residual):
+    """Under a post-norm scheme a layer leaves a normed stream, which has no further norm."""
+    decoder, batch, left = built("mtp.form=chained", f"residual={residual}"), some_batch(), []
+    decoder.mtp.layers[0].register_forward_hook(lambda layer, given, x: left.append(x))
+    output = decoder.compute(batch.inputs, decoder.read(batch.inputs), ahead=decoder.ahead)
+    (x,) = left
+    if residual == "pre":
+        x = decoder.mtp.final_norms[0].gain * x / (x.square().mean(-1, keepdim=True) + decoder.final_norm.eps).sqrt()
+    torch.testing.assert_close(output.further[0], x @ decoder.head.weight.T, **EXACT)
 
 
 @pytest.mark.parametrize("form", FORMS)

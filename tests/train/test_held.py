@@ -130,6 +130,17 @@ def test_tied_tables_are_one_vector_of_length_one_for_each_token():
     torch.testing.assert_close(rows, torch.ones_like(rows), **OF_ROUNDING)
 
 
+@pytest.mark.parametrize("words", [("pos=learned",), ("pos=fire",), ("embed.types=2",)], ids=" ".join)
+def test_what_the_paper_does_not_hold_keeps_its_lengths(words):
+    """Neither other tables than the tokens', nor a bias's small network, whose matrices neither read the stream nor write to it."""
+    decoder = built(*SMALL, "init=unit", "train.weight_decay=0", *words)
+    trained(decoder, held(), n=2)
+    found = {name: (length - 1).abs().max() for name, length in lengths(decoder)}
+    free = {name for name in found if name.startswith(("position.", "embed_types."))}
+    assert free and all(found[name] > 0.01 for name in free)
+    assert all(found[name] < 1e-5 for name in found.keys() - free)
+
+
 def test_each_matrix_of_an_expert_is_held():
     decoder = built(*NGPT, "ffn=experts")
     trained(decoder, held(), n=2)
