@@ -298,7 +298,7 @@ class Decoder(Block):
             self.head.weight = self.embedding.weight
         self.last_pair = self.pair_of_layer[-1]
         if mtp is not None:
-            like_last = partial(made, parts[-1], of_layers[-1], depth=len(parts) - 1)
+            like_last = partial(made, parts[-1], of_layers[-1], depth=first_places(self.course)[-1])
             self.mtp = mtp(d_model=d_model, norm=make_norm, layer=like_last)
         self.run_layer: Callable[..., Watched] = run_plainly
         self.rates: dict[str, float] = {}

@@ -135,6 +135,7 @@ def test_a_weight_multiplies_the_further_losses_alone(form):
         ("loop.times=2",),
         ("layers[2].mask=window", "layers[2].mask.window=2"),
         ("mixer=diff",),
+        ("mixer=diff", "loop.times=2", "loop.layers=0:2"),
         ("residual=scaled",),
         ("residual=hyper",),
     ],
