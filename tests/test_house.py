@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,12 @@ def test_every_public_name_says_what_it_does():
                     if inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
                 }
     assert not [name for name, thing in public.items() if not (isinstance(thing, str) or inspect.getdoc(thing))]
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by their bare names: of two it collects the first and fails on the second."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("*.py"))
+    assert not [name for name, times in names.items() if times > 1]
 
 
 def test_one_file_knows_where_an_override_is_cut():

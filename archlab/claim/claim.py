@@ -38,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.quantities import Count, NonNegative
+from archlab.base.words import key_of
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import BESIDE, REDUCTIONS
 from archlab.comparison.rule import LOOKS
@@ -226,7 +227,7 @@ def check_words(where: str, claim: Claim) -> None:
     swept = {"over": tuple(name for part in (*claim.parts, *claim.controls) for name in part.over or ())}
     for field, words in ({"common": claim.common} | budgets | arms | swept).items():
         for word in words:
-            if why := THE_CLAIMS_OWN.get(word.lstrip("+").partition("=")[0]):
+            if why := THE_CLAIMS_OWN.get(key_of(word)):
                 raise UserError(f"{where}: {field}: {word}: {why}; leave it out")
 
 
