@@ -4,7 +4,8 @@ sentence   what is claimed, in words
 source     where it is claimed: a paper and its table, or the note's item
 kind       trained (the default); initial, measured before training or within a few steps; identity, which follows from
            formulas or definitions, so that chance has no part in it
-tune       lr (the default of trained claims): each arm is trained at its own best rate; or a sentence that says why not
+tune       lr (the default of trained claims): each arm is trained at its own best rate; {field: values}: at its own best rate
+           and value of that field, such as train.weight_decay: [0, 0.1]; or a sentence that says why not
 arms       name: overrides of that arm; or {train: overrides, then: overrides} to look at trained weights under others
 common     overrides of every arm
 quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one. `seeds` is the
@@ -43,6 +44,7 @@ from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import BESIDE, REDUCTIONS
 from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
+from archlab.config.tuning import SecondAxis, second_axis
 from archlab.records.summary import AtLength, Stability, Summary, kinds
 from archlab.runs.tune import DEVELOPMENT
 
@@ -132,6 +134,9 @@ class Claim:
     sha256: str
     """Of what the file says, but for its layout."""
 
+    second: SecondAxis | None = None
+    """What is tuned beside the rate."""
+
 
 class ClaimFile(Strict):
     """The yaml as it must be."""
@@ -141,7 +146,7 @@ class ClaimFile(Strict):
     arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | ClaimArm], MinLen(1)]
     parts: Annotated[tuple[Part, ...], MinLen(1)]
     kind: Kind = "trained"
-    tune: ClaimWords | None = None
+    tune: ClaimWords | dict[str, tuple[Any, ...]] | None = None
     controls: tuple[Part, ...] = ()
     quick: Budget | ClaimWords
     full: Budget | ClaimWords
@@ -163,9 +168,14 @@ def read_claim(file: Path) -> Claim:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"claim/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
     arms = {label: arm if isinstance(arm, ClaimArm) else ClaimArm(train=arm) for label, arm in given.arms.items()}
+    try:
+        second = second_axis(given.tune)
+    except UserError as error:
+        raise UserError(f"claim/{name}.yaml: {error}") from None
+    tuned = one_line(given.tune) if isinstance(given.tune, str) else "lr"
     claim = Claim(
-        name, one_line(given.sentence), one_line(given.source), given.kind, one_line(given.tune or "lr"), arms, given.parts,
-        given.controls, given.common, budgets_of(given), hash_of(given),
+        name, one_line(given.sentence), one_line(given.source), given.kind, tuned, arms, given.parts, given.controls,
+        given.common, budgets_of(given), hash_of(given), second,
     )  # fmt: skip
     check_kind(f"claim/{name}.yaml", claim, given)
     check_words(f"claim/{name}.yaml", claim)
@@ -191,6 +201,11 @@ def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:
     if claim.kind != "trained" and given.tune is not None:
         raise UserError(
             f"{where}: tune: is for kind: trained; a claim of kind {claim.kind} has no rate to find; leave it out"
+        )
+    if claim.second and not any(part.trained and not part.over_rates for part in (*claim.parts, *claim.controls)):
+        raise UserError(
+            f"{where}: tune.{claim.second.field}: every part runs over train.lr, so that nothing is tuned; give a sentence that"
+            " says so"
         )
     for field, budget in claim.budgets.items():
         if not isinstance(budget, Budget):
@@ -243,6 +258,11 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
         raise UserError(f"{where}: over and reduce go together; give both or neither")
     if part.over is not None and len(part.over) != 1:
         raise UserError(f"{where}.over: runs over one field; give one, such as train.lr: [1e-3, 3e-3]")
+    for name, xs in (part.over or {}).items():
+        if any(x in xs[:i] for i, x in enumerate(xs)):
+            raise UserError(f"{where}.over.{name}={list(xs)}: has a value twice, which would be the same runs; give each once")
+        if claim.second is not None and name == claim.second.field:
+            raise UserError(f"{where}.over: runs over {name}, which tune searches; leave it out of one of the two")
     if part.form == "value" and part.than is None:
         raise UserError(f"{where}.than: is missing; a value is held against a number")
     if part.reduce is not None and part.reduce not in REDUCTIONS:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
 from archlab.base.plateau import on_plateau
+from archlab.base.words import key_of
 from archlab.claim.claim import Budget, BudgetName, Claim, Part
 from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
@@ -22,6 +23,7 @@ from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key
 from archlab.comparison.rule import LOOKS
+from archlab.config.tuning import check_there
 from archlab.records.summary import KINDS
 from archlab.runs import tune
 
@@ -38,6 +40,9 @@ class Course:
 
     rates: dict[str, float] = field(default_factory=dict)
     """By arm, once they are found."""
+
+    beside: dict[str, Words] = field(default_factory=dict)
+    """By arm, the override of what is tuned beside the rate, once it is found."""
 
     # ------------------------------------------------------------ what comes next
 
@@ -80,7 +85,11 @@ class Course:
         if isinstance(self.budget, str):
             return []
         grid = [
-            self.trial(label, place, seed) for label in self.tuned for place in (-1, 0, 1, 2) for seed in tune.SEEDS
+            self.made.trial(words, place, seed)
+            for label in self.tuned
+            for words in self.lines(label)
+            for place in (-1, 0, 1, 2)
+            for seed in tune.SEEDS
         ]
         return [*grid, *self.jobs(self.looks()[0])]
 
@@ -107,26 +116,37 @@ class Course:
 
     def trials_to_make(self) -> list[RunJob]:
         """The next trials of the arms' rates, all of which are noted once the search is over."""
-        arms = self.tuned
-        cells = {label: self.cells(label) for label in arms}
-        places = tune.places_to_try(list(cells.values())) if arms else []
+        cells = {(label, words): self.cells(words) for label in self.tuned for words in self.lines(label)}
+        places = tune.places_to_try(list(cells.values())) if cells else []
         if not places:
-            self.rates.update(
-                {label: tune.rate_at(tune.best_place(cells[label]), self.middle(label)) for label in arms}
-            )
+            for label in self.tuned:
+                lines = [cells[label, words] for words in self.lines(label)]
+                taken = tune.best_line(lines)
+                self.rates[label] = tune.rate_at(tune.best_place(lines[taken]), self.middle(label))
+                self.beside[label] = self.values[taken]
         return [
-            self.trial(label, place, s)
-            for label in arms
+            self.made.trial(words, place, seed)
+            for (_, words), tried in cells.items()
             for place in places
-            if place not in cells[label]
-            for s in tune.SEEDS
+            if place not in tried
+            for seed in tune.SEEDS
         ]
 
-    def cells(self, label: str) -> dict[int, list[float]]:
+    @property
+    def values(self) -> list[Words]:
+        """The overrides at which an arm's rate is searched: nothing, or each value of what is tuned beside it."""
+        axis = self.claim.second
+        return [()] if axis is None else [(f"{axis.field}={value}",) for value in axis.values]
+
+    def lines(self, label: str) -> list[Words]:
+        """An arm at each of these."""
+        return [self.words(label, value) for value in self.values]
+
+    def cells(self, words: Words) -> dict[int, list[float]]:
         """By place of the grid, the losses of its trials, where all of them are done."""
         found = {}
         for place in range(-tune.FARTHEST, tune.FARTHEST + 1):
-            trials = [self.trial(label, place, seed) for seed in tune.SEEDS]
+            trials = [self.made.trial(words, place, seed) for seed in tune.SEEDS]
             if all(trial.result for trial in trials):
                 found[place] = [loss_of(trial) for trial in trials]
         return found
@@ -134,14 +154,15 @@ class Course:
     def trials(self) -> list[RunJob]:
         """Those that were made."""
         return [
-            self.trial(label, place, seed) for label in self.tuned for place in self.cells(label) for seed in tune.SEEDS
+            self.made.trial(words, place, seed)
+            for label in self.tuned
+            for words in self.lines(label)
+            for place in self.cells(words)
+            for seed in tune.SEEDS
         ]
 
     def middle(self, label: str) -> float:
         return float(self.composed(label).train.lr)
-
-    def trial(self, label: str, place: int, seed: int) -> RunJob:
-        return self.made.trial(self.words(label), place, seed)
 
     def composed(self, label: str) -> DictConfig:
         return composed(self.words(label), self.made.own)
@@ -174,7 +195,8 @@ class Course:
         return {label: {s: [self.job(part, label, more, s) for more in swept] for s in range(n)} for label in part.arms}
 
     def job(self, part: Part, label: str, swept: Words, seed: int) -> Job:
-        words, then = self.words(label, swept), self.claim.arms[label].then
+        beside = () if part.over_rates or not part.trained else self.beside.get(label, ())
+        words, then = self.words(label, (*beside, *swept)), self.claim.arms[label].then
         if part.measure in MEASURES:
             return self.made.measurement(part.measure, (words,), seed)
         rate = None if part.over_rates else self.rates.get(label)
@@ -209,6 +231,8 @@ def check_part(made: Course, part: Part) -> None:
     """Composes the models of a part."""
     if isinstance(made.budget, str):
         return
+    for label in part.arms if made.claim.second and part.trained and not part.over_rates else ():
+        check_second(made, label)
     jobs = made.of_part(part, 1)
     both = [jobs[label][0] for label in part.arms] if part.form in ("difference", "ratio") else []
     if both and [key(job) for job in both[0]] == [key(job) for job in both[1]]:
@@ -220,6 +244,17 @@ def check_part(made: Course, part: Part) -> None:
                 raise UserError(
                     f"measure: {part.measure} of {label}, whose eval.lengths are {lengths}; add {at[2]} to them"
                 )
+
+
+def check_second(made: Course, label: str) -> None:
+    """Raises UserError where what is tuned beside the rate can't be set in an arm, or is set by it."""
+    axis = made.claim.second
+    assert axis is not None
+    if by_arm := [word for word in made.words(label) if key_of(word) == axis.field]:
+        raise UserError(f"{by_arm[0]} of {label}: tune searches that; leave it out")
+    check_there(made.composed(label), axis)
+    for words in made.lines(label):
+        composed(words, made.made.own)
 
 
 # ---------------------------------------------------------------- reading what was done

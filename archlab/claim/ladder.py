@@ -6,6 +6,9 @@
                   rungs' e-values for it and against it both reach 1/alpha
     INCONCLUSIVE  anything else: a rung is open, or what differs is not evident enough among so many rungs
 
+A rung is a size, a horizon and, where the ladder names some, a corpus: a verdict covers what its rungs do, and where corpora
+differ with evidence it is MIXED as where sizes do.
+
 A change of the effect's sign from rung to rung is told with any verdict.
 """
 
@@ -201,8 +204,8 @@ def tokens_of(made: Course) -> int:
 def slopes_of(effects: Sequence[float | None], params: Sequence[int | None], tokens: Sequence[int]) -> dict[str, Any]:
     """How much the effect moves per doubling of parameters and of tokens, with 95% intervals where there are rungs enough.
 
-    effect = a + b log2(parameters) + c log2(tokens), by ordinary least squares, each rung counting alike; a term whose
-    quantity is the same at all rungs is left out. Nothing where the rungs do not determine it.
+    effect = a + b log2(parameters) + c log2(tokens), by ordinary least squares, each rung counting alike, whatever its corpus; a
+    term whose quantity is the same at all rungs is left out. Nothing where the rungs do not determine it.
     """
     from statsmodels.api import OLS, add_constant  # here, since it takes a second to import
 

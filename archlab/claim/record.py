@@ -90,6 +90,7 @@ def scale_of(made: Course) -> Record:
         "label": made.rung.label,
         "width": made.rung.width,
         "steps": made.rung.steps,
+        "corpus": made.rung.corpus,
         "n_params": n_params_of(made, made.seeds),
         "tokens": tokens_of(made),
     }
@@ -117,14 +118,14 @@ def rung_record(made: Course, decision: Decision) -> Record:
         "parts": [part_record(result) for result in decision.parts],
         "controls": [part_record(result) for result in decision.controls],
         "arms": {
-            label: {"train": list(made.words(label)), "then": list(arm.then)} for label, arm in claim.arms.items()
+            label: {"train": list(made.words(label, made.beside.get(label, ()))), "then": list(arm.then)} for label, arm in claim.arms.items()
         },
     }
 
 
 def rates_record(made: Course, label: str) -> Record:
     """The search of an arm's rate: every trial, None where it diverged."""
-    return tune.found(made.cells(label), made.middle(label))
+    return tune.found_beside(list(map(made.cells, made.lines(label))), made.middle(label), made.claim.second)
 
 
 def decided_by(decision: Decision) -> int | None:

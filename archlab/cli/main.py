@@ -221,7 +221,7 @@ def _check_of_sweeps(flags: list[str], words: list[str], options: RunOptions) ->
 
 def tuned(words: list[str]) -> bool:
     """Whether even a single run has trials, of which several can go on at a time."""
-    return any(sets(word, "tune") and value_of(word) == "lr" for word in words)
+    return any(sets(word, "tune") and value_of(word) not in ("", "null") for word in words)
 
 
 def _expanded(

@@ -64,7 +64,7 @@ class TopLevel:
     skips: Literal["unet"] | None
     budget: Literal["chinchilla"] | None
     match: Literal["params", "flops"] | None
-    tune: Literal["lr"] | None
+    tune: Literal["lr"] | dict[str, Any] | None
     output: Annotated[str, MinLen(1)]
     loggers: list[Literal["wandb", "trackio"]]
 

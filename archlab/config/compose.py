@@ -28,6 +28,7 @@ from archlab.config.messages import explain
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, layer_plans
 from archlab.config.spelling import spelled
+from archlab.config.tuning import check_there, second_axis
 
 
 @checked
@@ -186,8 +187,18 @@ def finish(
     settle_steps(settled, count_own_parameters(decoder))
     check_together(settled, decoder, explicit)
     check_optimizer(settled)
+    check_second_axis(settled, choices, own)
     OmegaConf.set_struct(settled, True)
     return settled
+
+
+def check_second_axis(settled: DictConfig, choices: Mapping[str, str], own: Sequence[Path]) -> None:
+    """Raises UserError where a value that `tune` names beside the rate can't be, or would change nothing."""
+    if (axis := second_axis(settled.tune)) is None:
+        return
+    check_there(settled, axis)
+    for value in axis.values:
+        finish(axis.at(settled, value), choices, {axis.field}, own)
 
 
 def resolve(cfg: DictConfig) -> None:

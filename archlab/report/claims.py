@@ -116,7 +116,7 @@ def failed_here(records: Iterable[Record]) -> list[str]:
     there = [record for record in records if record["verdict"] in ("REFUTED", "TIE", "MIXED")]
     lines = ["## Where the literature failed here", ""]
     lines += [
-        f"- {link(record)}, {record['verdict']}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
+        f"- {link(record)}, {record['verdict']}{' without a control' * uncontrolled_tie(record)}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
         for record in there
     ]
     return [*lines, ""] if there else []
@@ -196,9 +196,13 @@ SCALES = {"n_params": ("parameters", "steps"), "tokens": ("tokens", "width")}
 def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
     """The effect of the first part at each rung, with its interval; a line through the rungs that are alike in all else."""
     name, shared = SCALES[scale]
-    for times in dict.fromkeys(rung[shared] for rung in rungs):
+    for times, corpus in dict.fromkeys((rung[shared], rung.get("corpus")) for rung in rungs):
         line = [
-            rung for rung in rungs if rung[shared] == times and rung["parts"][0]["effect"] is not None and rung[scale]
+            rung
+            for rung in rungs
+            if (rung[shared], rung.get("corpus")) == (times, corpus)
+            and rung["parts"][0]["effect"] is not None
+            and rung[scale]
         ]
         effects = [rung["parts"][0]["effect"] for rung in line]
         bounds = [
@@ -207,7 +211,7 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
         below, above = ([abs(effect - ends[i]) for effect, ends in zip(effects, bounds, strict=True)] for i in (0, 1))
         axes.errorbar(
             [rung[scale] for rung in line], effects, [below, above], marker="o", markersize=4, linewidth=1, capsize=3,
-            label=f"{shared} x{times}",
+            label=f"{shared} x{times}" + (f", {corpus}" if corpus else ""),
         )  # fmt: skip
     first = rungs[0]["parts"][0]
     axes.axhline(first["than"], color="0.4", linestyle="--", linewidth=0.9)
@@ -220,22 +224,36 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
 
 
 def draw_rates(axes: Axes, rates: Record) -> None:
-    """Loss against learning rate, of each arm; a line through the means, and a dot for the one that was taken."""
-    for label, search in rates.items():
-        rows = [(rate, [loss for loss in losses if loss is not None]) for rate, losses in search["rates"]]
-        there = [(rate, losses) for rate, losses in rows if losses]
-        means = [sum(losses) / len(losses) for _, losses in there]
-        (line,) = axes.plot([rate for rate, _ in there], means, linewidth=1, label=in_plot(label))
-        for rate, losses in there:
-            axes.scatter([rate] * len(losses), losses, s=12, color=line.get_color())
-        taken = [mean for (rate, _), mean in zip(there, means, strict=True) if rate == search["lr"]]
-        axes.scatter([search["lr"]] * len(taken), taken, s=60, facecolors="none", edgecolors=line.get_color())
+    """Loss against learning rate, of each arm; a line through the means, and a dot for the one that was taken.
+
+    Where there was a second axis, an arm has a line for each of its values, the one that was taken drawn solid.
+    """
+    for arm, (label, search) in enumerate(rates.items()):
+        for name, taken, trials in lines_of_search(label, search):
+            rows = [(rate, [loss for loss in losses if loss is not None]) for rate, losses in trials]
+            there = [(rate, losses) for rate, losses in rows if losses]
+            means = [sum(losses) / len(losses) for _, losses in there]
+            xs, style, color = [rate for rate, _ in there], "-" if taken else ":", f"C{arm}"
+            axes.plot(xs, means, style, linewidth=1, color=color, label=in_plot(name))
+            for rate, losses in there:
+                axes.scatter([rate] * len(losses), losses, s=12, color=color)
+            best = [mean for rate, mean in zip(xs, means, strict=True) if taken and rate == search["lr"]]
+            axes.scatter([search["lr"]] * len(best), best, s=60, facecolors="none", edgecolors=color)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss on the tuning part")
     axes.set_title("the rate of each arm, found on seeds of its own", fontsize=8.5, wrap=True)
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def lines_of_search(label: str, search: Record) -> list[tuple[str, bool, list[Any]]]:
+    """Of an arm, or of each value of its second axis: a name, whether that was taken, and the trials by rate."""
+    second = search.get("second")
+    if second is None:
+        return [(label, True, search["rates"])]
+    field = second["field"]
+    return [(f"{label}, {field}={value:g}", value == second["value"], trials) for value, trials in second["rates"]]
 
 
 def draw_part(axes: Axes, part: Record) -> None:
@@ -317,9 +335,20 @@ def standing(record: Record) -> list[str]:
         lines.append(f"E-value of the evidence: {number(record['e'])} (20 decides one claim by itself, at 5%).")
     if record.get("tune") not in (None, "lr"):
         lines.append(f"Arms are not tuned: {in_markdown(record['tune'])}.")
+    if uncontrolled_tie(record):
+        lines.append(
+            "No control of this claim finds a difference: the tie says that the difference is smaller than the margin here, and"
+            " not that these runs would show one where there is one."
+        )
     if record.get("would_change"):
         lines.append(f"What would change the verdict: {in_markdown(record['would_change'])}.")
     return [" ".join(lines), ""] if lines else []
+
+
+def uncontrolled_tie(record: Record) -> bool:
+    """Whether a claim of a side ended in a tie, and nothing was planted in its runs that they were seen to find."""
+    found = (one["expect"] != "equal" and one["verdict"] == "SUPPORTED" for one in record.get("controls") or [])
+    return record["verdict"] == "TIE" and not any(found)
 
 
 def ladder_lines(record: Record) -> list[str]:
@@ -370,11 +399,23 @@ def rate_lines(record: Record, where: str = "") -> list[str]:
         "|---" * (len(tried) + 2) + "|",
     ]
     for label, search in rates.items():
-        cells = [
-            ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in losses) for _, losses in search["rates"]
-        ]
-        lines.append(f"| {in_markdown(label)} | {' | '.join(cells)} | {search['lr']:g} |")
-    return [*lines, ""]
+        for name, taken, trials in lines_of_search(label, search):
+            cells = [
+                ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in losses) for _, losses in trials
+            ]
+            lines.append(f"| {in_markdown(name)} | {' | '.join(cells)} | {format(search['lr'], 'g') if taken else ''} |")
+    return [*lines, "", *fewer_trials(rates)]
+
+
+def fewer_trials(rates: Record) -> list[str]:
+    """What fewer of these cells would have come to, by arm."""
+    known = {label: best for label, search in rates.items() if (best := search.get("expected_best"))}
+    if not known:
+        return []
+    told = "; ".join(
+        f"{in_markdown(label)} {', '.join(f'{loss:.4g} of {k}' for k, loss in best)}" for label, best in known.items()
+    )
+    return [f"Expected lowest loss of so many of these cells, drawn at random (arXiv:1909.03004): {told}.", ""]
 
 
 def part_lines(part: Record, before: str = "") -> list[str]:

@@ -212,6 +212,10 @@ def _outcome(summary: Record) -> list[tuple[str, str]]:
         rows.append(
             ("learning rate", f"{number(tuned['lr'])}, best of {', '.join(number(lr) for lr, _ in tried)}{edge}")
         )
+        if second := tuned.get("second"):
+            edge = ", at the edge of the values that were tried" if second["edge"] else ""
+            tried = ", ".join(number(value) for value, _ in second["rates"])
+            rows.append((second["field"], f"{number(second['value'])}, best of {tried}{edge}"))
     wall, first = summary.get("wall_seconds"), summary.get("first_step_seconds")
     return [*rows, ("time", f"{duration(wall)}, of which the first step {duration(first)}")]
 

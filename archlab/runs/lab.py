@@ -118,6 +118,8 @@ def prepared(
     cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True, packed: bool = False
 ) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
+    tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
+    asked, cfg = cfg, tune.as_found(cfg, tuned)
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     first = source.train(training_seed(cfg), 1, settings.batch_size, settings.train_len)
@@ -132,14 +134,13 @@ def prepared(
         print(why)
         if slower := slower_in_bf16(cfg, where):
             print(slower)
-    tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
     if settings.checkpoint:
         decoder.recompute_activations()
     made_by = {"archlab": archlab.__version__, "made_with": {"versions": versions(), "git": git_state()}}
     known = {**made_by, "began": started, "tuned": tuned, "compile": compile, **about}
-    return Work(cfg, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
+    return Work(asked, where, settings, source, decoder.to(where.device), unigram, price, tuned, started, known)
 
 
 def check_further_tokens(cfg: DictConfig, decoder: Decoder, batch: Batch) -> None:
