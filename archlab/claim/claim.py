@@ -27,6 +27,7 @@ parts      what has to be seen, all of it:
 import hashlib
 import json
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -154,15 +155,31 @@ class ClaimFile(Strict):
     common: tuple[str, ...] = ()
 
 
+class OnceEach(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which yaml would keep the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in seen:
+                raise UserError(
+                    f"{name}: is given twice, the second time on line {key.start_mark.line + 1}; give it once"
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_claim(file: Path) -> Claim:
     """Raises UserError that names the file, the field and what it lacks."""
     name = file.stem
     try:
-        given = ClaimFile.model_validate(tupled(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        given = ClaimFile.model_validate(tupled(yaml.load(file.read_text(encoding="utf-8"), OnceEach)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"claim/{name}.yaml: {where}: {first['msg'].removeprefix('Input ').lower()}") from None
+    except UserError as error:
+        raise UserError(f"claim/{name}.yaml: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"claim/{name}.yaml: cannot be read: it is no text in UTF-8") from None
     except (OSError, yaml.YAMLError) as error:
@@ -244,6 +261,16 @@ def check_words(where: str, claim: Claim) -> None:
         for word in words:
             if why := THE_CLAIMS_OWN.get(key_of(word)):
                 raise UserError(f"{where}: {field}: {word}: {why}; leave it out")
+    for label, arm in claim.arms.items():
+        for word in arm.then:
+            if key_of(word).partition(".")[0] in OVER:
+                raise UserError(
+                    f"{where}: arms.{label}.then: {word}: is of training, which is over when weights are looked at; leave it out"
+                )
+
+
+OVER = ("train", "optimizer", "schedule", "average", "init", "loss", "budget", "match")
+"""What is over, or decided, when trained weights are looked at."""
 
 
 def check_part(where: str, part: Part, claim: Claim) -> None:
@@ -260,7 +287,9 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
         raise UserError(f"{where}.over: runs over one field; give one, such as train.lr: [1e-3, 3e-3]")
     for name, xs in (part.over or {}).items():
         if any(x in xs[:i] for i, x in enumerate(xs)):
-            raise UserError(f"{where}.over.{name}={list(xs)}: has a value twice, which would be the same runs; give each once")
+            raise UserError(
+                f"{where}.over.{name}={list(xs)}: has a value twice, which would be the same runs; give each once"
+            )
         if claim.second is not None and name == claim.second.field:
             raise UserError(f"{where}.over: runs over {name}, which tune searches; leave it out of one of the two")
     if part.form == "value" and part.than is None:

@@ -23,6 +23,7 @@ from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key
 from archlab.comparison.rule import LOOKS
+from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
 from archlab.records.summary import KINDS
 from archlab.runs import tune
@@ -218,6 +219,9 @@ class Course:
 def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: ClaimRung = AS_CLAIMED) -> Course:
     """Raises UserError where the claim's overrides don't make models, or two of its arms are one model."""
     made = Course(claim, claim.budgets[budget_name], jobs, rung)
+    for label, arm in claim.arms.items() if isinstance(made.budget, Budget) else ():
+        if arm.then:
+            check_same_weights(made, label)
     for number, part in enumerate(made.all_parts):
         where = f"parts.{number}" if number < len(claim.parts) else f"controls.{number - len(claim.parts)}"
         try:
@@ -244,6 +248,23 @@ def check_part(made: Course, part: Part) -> None:
                 raise UserError(
                     f"measure: {part.measure} of {label}, whose eval.lengths are {lengths}; add {at[2]} to them"
                 )
+
+
+def check_same_weights(made: Course, label: str) -> None:
+    """Raises UserError where the weights that an arm trains are not those of the model that they are looked at in."""
+    then = made.claim.arms[label].then
+    looked_at = composed((*made.words(label), *then), made.made.own)
+    trained, then_has = (weights_of(cfg) for cfg in (made.composed(label), looked_at))
+    if trained != then_has:
+        raise UserError(
+            f"claim/{made.claim.name}.yaml: arms.{label}.then: {' '.join(then)} makes another model than the one that is trained;"
+            " give options that leave every weight as it is, such as mask.window"
+        )
+
+
+def weights_of(cfg: DictConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of what training moves."""
+    return {name: tuple(weight.shape) for name, weight in assemble_without_weights(cfg).named_parameters()}
 
 
 def check_second(made: Course, label: str) -> None:

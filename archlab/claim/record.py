@@ -118,7 +118,8 @@ def rung_record(made: Course, decision: Decision) -> Record:
         "parts": [part_record(result) for result in decision.parts],
         "controls": [part_record(result) for result in decision.controls],
         "arms": {
-            label: {"train": list(made.words(label, made.beside.get(label, ()))), "then": list(arm.then)} for label, arm in claim.arms.items()
+            label: {"train": list(made.words(label, made.beside.get(label, ()))), "then": list(arm.then)}
+            for label, arm in claim.arms.items()
         },
     }
 

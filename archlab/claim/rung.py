@@ -47,7 +47,9 @@ class ClaimRung:
         if self.corpus is None:
             return multiplied(self.width, self.steps, asked, own)
         if given := next((word for word in asked if key_of(word).partition(".")[0] == "data"), None):
-            raise UserError(f"{given} says what the claim is about, so that there are no other corpora; use ladder=NxN alone")
+            raise UserError(
+                f"{given} says what the claim is about, so that there are no other corpora; use ladder=NxN alone"
+            )
         return (f"data={self.corpus}", *multiplied(self.width, self.steps, asked, own))
 
 
@@ -94,6 +96,4 @@ def rungs_of(ladder: str | None) -> tuple[ClaimRung, ...]:
         raise UserError(f"ladder={ladder}: {found[3]} is not two corpora or more; corpora: {', '.join(CORPORA)}")
     if widths == horizons == len(corpora) == 1:
         raise UserError("ladder=1x1: is each claim as it stands, so it would change nothing; leave it out")
-    return tuple(
-        ClaimRung(2**i, 2**j, corpus) for corpus in corpora for i in range(widths) for j in range(horizons)
-    )
+    return tuple(ClaimRung(2**i, 2**j, corpus) for corpus in corpora for i in range(widths) for j in range(horizons))

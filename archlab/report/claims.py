@@ -247,7 +247,7 @@ def draw_rates(axes: Axes, rates: Record) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def lines_of_search(label: str, search: Record) -> list[tuple[str, bool, list[Any]]]:
+def lines_of_search(label: str, search: Record) -> list[tuple[str, bool, list]]:
     """Of an arm, or of each value of its second axis: a name, whether that was taken, and the trials by rate."""
     second = search.get("second")
     if second is None:
@@ -403,7 +403,9 @@ def rate_lines(record: Record, where: str = "") -> list[str]:
             cells = [
                 ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in losses) for _, losses in trials
             ]
-            lines.append(f"| {in_markdown(name)} | {' | '.join(cells)} | {format(search['lr'], 'g') if taken else ''} |")
+            lines.append(
+                f"| {in_markdown(name)} | {' | '.join(cells)} | {format(search['lr'], 'g') if taken else ''} |"
+            )
     return [*lines, "", *fewer_trials(rates)]
 
 

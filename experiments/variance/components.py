@@ -29,24 +29,44 @@ def late_ratio(run: Run) -> float:
 MEASURED = {
     ("text", "val_loss"): lambda run: run.summary["val_loss"],
     ("text", "late_ratio@4"): late_ratio,
+    ("python", "val_loss"): lambda run: run.summary["val_loss"],
+    ("python", "late_ratio@4"): late_ratio,
     ("recall", "val_loss"): lambda run: run.summary["val_loss"],
     ("recall", "exact_match"): lambda run: run.summary["length"][0]["exact_match"],
 }
 """By data and name, what is read off a run."""
 
 
+TEXTS = ("text", "python")
+
+NAMES = ["data", "measure", "seed", "data_seed", "value"]
+
+
 def main(directories: list[str]) -> None:
     runs = {}
     for run in map(read_run, find(directories)):
         runs[run.summary["choices"]["data"], run.config["seed"], run.config["data_seed"]] = run
-    with (HERE / "results.csv").open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["data", "measure", "seed", "data_seed", "value"])
-        for (data, name), read in MEASURED.items():
+    there = {data for data, *_ in runs}
+    rows = [one for one in kept() if one["data"] not in there]  # of data whose runs are not given
+    for (data, name), read in MEASURED.items():
+        if data in there:
             values = [[read(runs[data, i, j]) for j in SEEDS] for i in SEEDS]
-            table.writerows([data, name, i, j, repr(values[i][j])] for i in SEEDS for j in SEEDS)
+            cells = [(data, name, i, j, repr(values[i][j])) for i in SEEDS for j in SEEDS]
+            rows += [dict(zip(NAMES, cell, strict=True)) for cell in cells]
             print(row(data, name, values))
-    print(text_alone([runs["text", i, 0] for i in SEEDS]))
+    with (HERE / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, NAMES, lineterminator="\n")
+        table.writeheader()
+        table.writerows(sorted(rows, key=lambda one: list(MEASURED).index((one["data"], one["measure"]))))
+    for data in TEXTS:
+        if data in there:
+            print(text_alone(data, [runs[data, i, 0] for i in SEEDS]))
+
+
+def kept() -> list[dict[str, str]]:
+    """What results.csv holds."""
+    with (HERE / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def row(data: str, name: str, values: list[list[float]]) -> str:
@@ -58,7 +78,7 @@ def row(data: str, name: str, values: list[list[float]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def text_alone(runs: list[Run]) -> str:
+def text_alone(data: str, runs: list[Run]) -> str:
     """How uncertain the difference of two runs is for want of text: half the 95% interval of each pair."""
     losses = [windows(run) for run in runs]
     pairs = [over_text(a, b) for a, b in itertools.combinations(losses, 2)]
@@ -66,7 +86,7 @@ def text_alone(runs: list[Run]) -> str:
     width = lambda found: np.mean([(one.interval[1] - one.interval[0]) / 2 for one in found])  # noqa: E731
     differences = np.mean([abs(one.effect) for one in pairs])
     return (
-        f"text: {len(losses[0])} windows, blocks of 8: +-{width(pairs):.4f} (windows by themselves: +-{width(alone):.4f});"
+        f"{data}: {len(losses[0])} windows, blocks of 8: +-{width(pairs):.4f} (windows by themselves: +-{width(alone):.4f});"
         f" mean difference of two seeds {differences:.4f}"
     )
 

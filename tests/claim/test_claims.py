@@ -143,6 +143,24 @@ def test_a_missing_field_is_named(tmp_path):
         read_claim(file)
 
 
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ("full: never", "full: is given twice, the second time on line 3"),
+        ("gpu:\n  seeds: 6\n  seeds: 7", "seeds: is given twice, the second time on line 5"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(after, told, tmp_path):
+    """Yaml keeps the last one, so that half of the file would say nothing."""
+    file = written(tmp_path)
+    plain = yaml.safe_load(file.read_text())
+    short = {name: value for name, value in plain.items() if name != "full"}
+    file.write_text("# a comment\nfull: too long\n" + after + "\n" + yaml.safe_dump(short))
+    with pytest.raises(UserError) as refused:
+        read_claim(file)
+    assert str(refused.value) == f"claim/mine.yaml: {told}; give it once"
+
+
 def test_a_file_that_is_no_text_is_refused_in_one_line(tmp_path):
     file = written(tmp_path)
     file.write_bytes(b"\xff\xfe\x00")

@@ -156,3 +156,109 @@ def test_a_larger_stable_rate_is_the_better_one():
     )  # fmt: skip
     values = {"a": course.Values(dict.fromkeys(range(8), 0.0)), "b": course.Values(dict.fromkeys(range(8), math.nan))}
     assert decide_part(made, values).verdict == "SUPPORTED"
+
+
+# --- a second axis of tuning ----------------------------------------------------------------------
+
+
+def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """Planted: `a` is best at 4e-3 and a decay of 0.3, `b` at 1e-3 and 0; the swept arm has no rate to find."""
+    best = {"layer": (4e-3, 0.3), "rms": (1e-3, 0.0), "l2": (2e-3, 0.3)}
+
+    def loss(cfg) -> float:
+        rate, decay = best.get(cfg.choices.norm, (cfg.train.lr, cfg.train.weight_decay))
+        away = abs(math.log2(cfg.train.lr / rate)) + 2 * abs(cfg.train.weight_decay - decay)
+        return 2.0 + away + wiggle(cfg)
+
+    made_up.of = loss
+    made, done = gone_through(
+        tmp_path, monkeypatch, tune={"train.weight_decay": [0.0, 0.1, 0.3]},
+        arms={
+            "a": ["norm=layer"], "b": ["norm=rms"], "swept": ["norm=dyt"],
+            "then": {"train": ["norm=l2"], "then": ["mask=window", "mask.window=3"]},
+        },
+        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over={"train.lr": [1e-3, 7e-3]}, reduce="best", difference=None, value="swept", than=0.0)],
+    )  # fmt: skip
+    assert made.rates == pytest.approx({"a": 4e-3, "b": 1e-3, "then": 2e-3})
+    runs = [job.cfg for job in done if isinstance(job, RunJob)]
+    trials, rest = ([cfg for cfg in runs if (cfg.eval.part == "tuning") is kind] for kind in (True, False))
+    cells = {
+        norm: sorted((cfg.train.lr, cfg.train.weight_decay, cfg.seed) for cfg in trials if cfg.choices.norm == norm)
+        for norm in ("layer", "rms", "l2", "dyt")
+    }
+    rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+    everything = sorted((rate, decay, seed) for rate in rates for decay in (0.0, 0.1, 0.3) for seed in (1000, 1001))
+    assert cells["layer"] == cells["rms"] == cells["l2"] == everything and cells["dyt"] == []
+    used = {(cfg.choices.norm, cfg.train.lr, cfg.train.weight_decay) for cfg in rest}
+    default = composed(tuple(SMALL), None).train.weight_decay
+    assert used == {
+        ("layer", 4e-3, 0.3),
+        ("rms", 1e-3, 0.0),
+        ("l2", 2e-3, 0.3),
+        ("dyt", 1e-3, default),
+        ("dyt", 7e-3, default),
+    }
+    looks = [job for job in done if isinstance(job, LookJob)]
+    assert looks and all(job.of.cfg.train.weight_decay == 0.3 == job.cfg.train.weight_decay for job in looks)
+
+
+def test_both_coordinates_of_every_trial_are_kept_and_shown(tmp_path, made_up):  # noqa: F811
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg) + cfg.train.weight_decay + abs(math.log2(cfg.train.lr / 1e-3))
+    changes = {"common": [*COMMON, "train.lr=1e-3"], "quick": {"seeds": 2}, "tune": {"train.weight_decay": [0.25, 0.5]}}
+    written(tmp_path, **changes)
+    (record,) = session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    for label in ("a", "b"):
+        second = record["rates"][label]["second"]
+        assert (second["field"], second["value"], second["edge"]) == ("train.weight_decay", 0.25, True)
+        assert [(value, [rate for rate, _ in rows]) for value, rows in second["rates"]] == [
+            (value, [5e-4, 1e-3, 2e-3]) for value in (0.25, 0.5)
+        ]
+        assert second["rates"][1][1][1][1] == pytest.approx([2.5, 2.5], abs=0.002)
+        assert "train.weight_decay=0.25" in record["arms"][label]["train"]
+    assert record["trials"] == 2 * 2 * 3 * 2
+    page = (tmp_path / "out" / "mine" / "README.md").read_text()
+    assert "| a, train.weight\\_decay=0.5 |" in page or "| a, train.weight_decay=0.5 |" in page
+    assert "Expected lowest loss of so many of these cells" in page and "Arms are not tuned" not in page
+    made = len(made_up.made)
+    session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert len(made_up.made) == made, "what was run is found again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tune": {"init.std": [0.1, 0.2]}}, "parts.0: tune.init.std: init=xavier has no such number, so it would change nothing; it has init.gain"),
+        ({"tune": {"train.beta1": [0.8, 0.9]}, "arms": {"a": ["optimizer=sgd"], "b": []}}, "parts.0: train.beta1=0.8: optimizer=sgd does not use it"),
+        ({"tune": {"train.lr": [0.1, 0.2]}}, "tune.train.lr: is the first axis already"),
+        ({"tune": {"train.clip": [1]}}, "tune.train.clip=[1]: should be two values or more, each once"),
+        ({"tune": {}}, "tune={}: has 0 fields; give one beside train.lr"),
+        ({"tune": {"train.clip": [1, 2]}, "arms": {"a": ["train.clip=3"], "b": []}}, "parts.0: train.clip=3 of a: tune searches that; leave it out"),
+        ({"tune": {"train.clip": [1, 2]}, "parts": [part(over={"train.clip": [1, 2]}, reduce="best")]}, "parts.0.over: runs over train.clip, which tune searches"),
+        ({"tune": {"train.clip": [1, 2]}, "parts": [part(over={"train.lr": [1e-3, 2e-3]}, reduce="best")]}, "tune.train.clip: every part runs over train.lr, so that nothing is tuned"),
+        ({"parts": [part(over={"train.lr": [1e-3, 2e-3, 1e-3]}, reduce="best")]}, "parts.0.over.train.lr=[0.001, 0.002, 0.001]: has a value twice"),
+    ],
+)  # fmt: skip
+def test_a_second_axis_that_cannot_be_is_refused_before_anything_runs(changes, told, tmp_path):
+    with pytest.raises(UserError) as refused:
+        course.course(read_claim(written(tmp_path, **changes)), "quick", JobStore(tmp_path / "runs", tmp_path))
+    assert str(refused.value).startswith(f"claim/mine.yaml: {told}") and "\n" not in str(refused.value)
+
+
+# --- what is looked at ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (["size.n_layers=3"], "arms.a.then: size.n_layers=3 makes another model than the one that is trained; give options that leave every weight as it is, such as mask.window"),
+        (["norm=none"], "arms.a.then: norm=none makes another model than the one that is trained"),
+        (["mask=window", "train.steps=9"], "arms.a.then: train.steps=9: is of training, which is over when weights are looked at; leave it out"),
+        (["optimizer=sgd"], "arms.a.then: optimizer=sgd: is of training"),
+        (["init.gain=2"], "arms.a.then: init.gain=2: is of training"),
+    ],
+)  # fmt: skip
+def test_what_weights_are_looked_at_under_leaves_them_as_they_are(then, told, tmp_path):
+    arms = {"a": {"train": ["norm=layer"], "then": then}, "b": []}
+    with pytest.raises(UserError) as refused:
+        course.course(read_claim(written(tmp_path, arms=arms)), "quick", JobStore(tmp_path / "runs", tmp_path))
+    assert told in str(refused.value) and "\n" not in str(refused.value)

@@ -95,6 +95,11 @@ def test_a_ladder_is_every_size_at_every_horizon():
     [
         ("3", {}, "ladder=3: is not sizes x horizons; write it as ladder=3x2, each at most 4"),
         ("0x2", {}, "ladder=0x2: is not sizes x horizons"),
+        ("1x1xtext", {}, "ladder=1x1xtext: text is not two corpora or more; corpora: text, python"),
+        ("1x1xtext+text", {}, "ladder=1x1xtext+text: text+text is not two corpora or more"),
+        ("2x1xtext+recall", {}, "ladder=2x1xtext+recall: text+recall is not two corpora or more; corpora: text, python"),
+        ("1x1xtext+python", {"arms": {"a": ["data=recall"], "b": []}}, "ladder=1x1xtext+python: claim/mine.yaml: parts.0: data=recall says what the claim is about"),
+        ("1x1xtext+python", {"common": ["size=nano", "data.valid_share=0.2"]}, "ladder=1x1xtext+python: claim/mine.yaml: parts.0: data.valid_share=0.2 says what"),
         ("5x1", {}, "ladder=5x1: is above 4x4, 8 times the width and the steps; use less"),
         ("1x1", {}, "ladder=1x1: is each claim as it stands, so it would change nothing; leave it out"),
         ("2x1", {"kind": "initial", "tune": None, "parts": [part(measure="parameters")]}, "ladder=2x1: mine trains nothing, so that it has no rungs"),
@@ -237,6 +242,57 @@ def test_a_change_of_sign_is_a_result(tmp_path, made_up, monkeypatch):
         r"the effect changes its sign between width x2, steps x1 \(-0\.[45]\d*\) and width x4, steps x1 \(\+0\.[34]\d*\)",
         record["reason"],
     )
+
+
+def on_corpora(folder, made_up, monkeypatch, effects: dict[str, float], asked: str = "1x1xtext+python"):
+    """What a claim comes to whose first arm has these effects on the two corpora."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (8,))
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg) + (cfg.choices.norm == "layer") * effects[cfg.choices.data]
+    return decided(folder, asked, quick={"seeds": 8})
+
+
+def test_a_verdict_on_two_corpora_covers_both_and_says_so(tmp_path, made_up, monkeypatch):
+    record = on_corpora(tmp_path, made_up, monkeypatch, {"text": -0.5, "python": -0.3})
+    assert record["verdict"] == "SUPPORTED" and record["reason"].startswith("supported at each of 2 rungs; at width x1")
+    assert [one["corpus"] for one in record["rungs"]] == ["text", "python"]
+    assert [one["parts"][0]["effect"] for one in record["rungs"]] == pytest.approx([-0.5, -0.3], abs=0.01)
+    assert sorted({(cfg.choices.data, cfg.size.d_model) for cfg in made_up.made}) == [("python", 64), ("text", 64)]
+    assert "tokens of python" in record["rungs"][1]["regime"]
+    page = (tmp_path / "out" / "mine" / "README.md").read_text()
+    assert "| width x1, steps x1, python |" in page and "ladder=1x1xtext+python" in page
+
+
+def test_where_corpora_differ_with_evidence_it_is_mixed(tmp_path, made_up, monkeypatch):
+    record = on_corpora(tmp_path, made_up, monkeypatch, {"text": -0.5, "python": 0.4})
+    assert record["verdict"] == "MIXED"
+    assert "refuted at 1 of 2 rungs (width x1, steps x1, python)" in record["reason"]
+    assert "the effect changes its sign between" in record["reason"]
+
+
+def test_each_size_is_made_on_each_corpus(tmp_path, made_up, monkeypatch):
+    record = on_corpora(tmp_path, made_up, monkeypatch, {"text": -0.5, "python": -0.3}, "2x1xtext+python")
+    assert [(one["width"], one["corpus"]) for one in record["rungs"]] == [
+        (1, "text"), (2, "text"), (1, "python"), (2, "python"),
+    ]  # fmt: skip
+    # Each corpus has both sizes, so that what they differ by moves no slope.
+    assert record["slopes"]["parameters"]["per_doubling"] == pytest.approx(0.0, abs=0.002)
+
+
+# --- ties -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planted", [None, -0.5])
+def test_a_tie_says_whether_these_runs_were_seen_to_find_a_difference(planted, tmp_path, made_up, monkeypatch):
+    """Arms that differ by nothing but noise; and, as a control, one that is worse by half a nat."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (8,))
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg) + (cfg.choices.norm == "l2") * 0.5
+    controls = [] if planted is None else [part(difference=["b", "worse"])]
+    arms = {"a": ["norm=layer"], "b": ["norm=rms"], "worse": ["norm=l2"]}
+    record = decided(tmp_path, None, quick={"seeds": 8}, arms=arms, controls=controls)
+    assert record["verdict"] == "TIE"
+    page, pages = ((tmp_path / "out" / where / "README.md").read_text() for where in ("mine", "."))
+    assert ("No control of this claim finds a difference" in page) is (planted is None)
+    assert ("TIE without a control" in pages) is (planted is None)
 
 
 # --- slopes -------------------------------------------------------------------------------------

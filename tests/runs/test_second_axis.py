@@ -51,9 +51,9 @@ def test_every_cell_of_the_rectangle_is_tried_and_the_best_of_all_is_taken(tmp_p
     second = found["second"]
     assert (second["field"], second["value"], second["edge"]) == ("train.min_lr", 0.4, False)
     assert [value for value, _ in second["rates"]] == list(VALUES)
-    at_taken = {rate: losses for rate, losses in found["rates"]}
+    at_taken = dict(found["rates"])
     assert at_taken[6e-3] == [2.0, 2.0] and at_taken[3e-3] == pytest.approx([3.0, 3.0])
-    first = dict((rate, losses[0]) for rate, losses in second["rates"][0][1])
+    first = {rate: losses[0] for rate, losses in second["rates"][0][1]}
     assert first[1.2e-2] == pytest.approx(2.3) and first[3e-3] == pytest.approx(4.3)
 
 
@@ -64,7 +64,9 @@ def test_a_best_value_at_the_end_of_those_given_is_called_so(tmp_path, monkeypat
 
 
 def test_arms_that_are_tuned_together_have_equal_trials(tmp_path, monkeypatch, capsys):
-    tried = told(monkeypatch, lambda cfg: valley(cfg) + abs(math.log2(cfg.train.lr / 1e-3)) * 4 * (cfg.choices.norm == "layer"))
+    tried = told(
+        monkeypatch, lambda cfg: valley(cfg) + abs(math.log2(cfg.train.lr / 1e-3)) * 4 * (cfg.choices.norm == "layer")
+    )
     tune.find_rates([composed(tmp_path, f"norm={norm}") for norm in ("rms", "layer")], workers=1, show=True)
     by_arm = {norm: sorted(trial[1:] for trial in tried if trial[0] == norm) for norm in ("rms", "layer")}
     assert by_arm["rms"] == by_arm["layer"] and len(by_arm["rms"]) % (3 * 2) == 0
@@ -107,7 +109,9 @@ def test_a_run_trains_with_both_and_says_so(tmp_path, monkeypatch):
 
 
 def test_the_model_starts_from_the_value_that_was_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "losses_of", lambda trials: [abs(t.cfg.init.gain - 0.5) + abs(t.rate - 3e-3) for t in trials])
+    monkeypatch.setattr(
+        tune, "losses_of", lambda trials: [abs(t.cfg.init.gain - 0.5) + abs(t.rate - 3e-3) for t in trials]
+    )
     cfg = composed(tmp_path, axis="init.gain:[0.5,1.0,2.0]")
     work = lab.prepared(cfg, 0.0, shown=False)
     alone = lab.prepared(archlab.compose(*SMALL, "init.gain=0.5"), 0.0, shown=False)

@@ -92,7 +92,11 @@ def test_each_rate_is_tried_at_both_seeds_and_the_lowest_mean_wins(tmp_path, mon
         "edge": False,
         "rates": [[1.5e-3, [3.0, 3.0]], [3e-3, [2.0, 2.0]], [6e-3, [None, None]]],
         "seeds": [1000, 1001],
-        "expected_best": [[1, pytest.approx((2 + 3 + 3) / 3)], [2, pytest.approx((5 * 2 + 4 * 3) / 9)], [3, pytest.approx((19 * 2 + 8 * 3) / 27)]],
+        "expected_best": [
+            [1, pytest.approx((2 + 3 + 3) / 3)],
+            [2, pytest.approx((5 * 2 + 4 * 3) / 9)],
+            [3, pytest.approx((19 * 2 + 8 * 3) / 27)],
+        ],
     }
 
 
