@@ -236,10 +236,10 @@ def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:
                 f"{where}: {field}.seeds: {budget.seeds} of a trained claim, which takes {LOOKS[0]} to {MOST_SEEDS}"
             )
     no_difference = next((n for n, part in enumerate(claim.parts) if part.expect == "equal" and part.trained), None)
-    if claim.kind == "trained" and no_difference is not None and not claim.controls:
+    if claim.kind == "trained" and no_difference is not None and all(part.expect == "equal" for part in claim.controls):
         raise UserError(
             f"{where}: parts.{no_difference}.expect: equal says that there is no difference, and nothing shows that these runs"
-            " would find one; give controls"
+            " would find one; give controls, one of which expects above or below"
         )
 
 

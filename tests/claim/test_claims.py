@@ -109,6 +109,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"quick": {"seeds": 5}}, "claim/mine.yaml: quick.seeds: 5 of a trained claim, which takes 6 to 24"),
         ({"quick": {"seeds": 1002}}, "claim/mine.yaml: quick.seeds: seeds from 1000 on are for tuning; use at most 24"),
         ({"parts": [part(expect="equal")]}, "claim/mine.yaml: parts.0.expect: equal says that there is no difference, and nothing shows that these runs would find one; give controls"),
+        ({"parts": [part(expect="equal")], "controls": [part(expect="equal")]}, "nothing shows that these runs would find one; give controls, one of which expects above or below"),
         ({"parts": [part(measure="val_los")]}, "claim/mine.yaml: parts.0.measure: val_los is neither measured nor a number of a run; did you mean val_loss?"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
