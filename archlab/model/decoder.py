@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -149,9 +150,9 @@ class FurtherTokens(Block):
     steps: Sequence[DrawnStep]
     """What the first of them does, for a drawing."""
 
+    @abstractmethod
     def forward(self, trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
         """What the model's head makes logits of, normed: one for each further token, in order."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
 
 
 def next_alone(trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
