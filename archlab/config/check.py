@@ -600,6 +600,12 @@ def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
                     f"train.{name}={cfg.train[name]}: {group}={option(cfg, group)} does not use it, so it would change nothing;"
                     f" {instead}"
                 )
+    independent = cfg.optimizer.get("independent_decay")
+    if independent is not None and "train.weight_decay" in explicit:
+        raise UserError(
+            f"train.weight_decay={cfg.train.weight_decay}: changes nothing under optimizer.independent_decay={independent}, which"
+            " is all that decays; leave one of the two out"
+        )
 
 
 def check_schedule(cfg: DictConfig) -> None:
@@ -665,6 +671,12 @@ def check_held(cfg: DictConfig) -> None:
     """Refuses what acts on the length of weights that are held at length 1."""
     if not made(cfg, "init").holds:
         return
+    independent = cfg.optimizer.get("independent_decay")
+    if independent is not None:
+        raise UserError(
+            f"optimizer.independent_decay={independent}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
+            " after every step; leave it out, or use init.hold=false or another init"
+        )
     if cfg.train.weight_decay:
         raise UserError(
             f"train.weight_decay={cfg.train.weight_decay}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
