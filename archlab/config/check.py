@@ -58,6 +58,7 @@ class TopLevel:
     dropout: Probability
     prefix: list[Fraction] | None
     documents: bool
+    sink_token: Natural | None
     random_positions: Count | None
     allow_leak: bool
     canon: str | None
@@ -217,6 +218,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_ahead(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
+    check_sink_token(cfg)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
     check_mtp(cfg, decoder, explicit)
@@ -226,7 +228,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_schedule(cfg)
     check_averages(cfg, decoder)
     check_init(cfg, decoder, explicit)
-    check_evaluation(cfg)
+    check_evaluation(cfg, decoder)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
     check_kernel(cfg, decoder)
@@ -458,6 +460,28 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
         raise UserError(
             "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
             " another mask than mask=document"
+        )
+
+
+def check_sink_token(cfg: DictConfig) -> None:
+    """Refuses a sink token that the model has no row for, or where a sequence's first token is not like any other."""
+    token = cfg.sink_token
+    if token is None:
+        return
+    if token >= cfg.size.vocab_size:
+        raise UserError(
+            f"sink_token={token}: size.vocab_size={cfg.size.vocab_size} has ids up to {cfg.size.vocab_size - 1}; use one of them,"
+            " or a larger size.vocab_size"
+        )
+    if not target(cfg, "data").cuts_windows:
+        raise UserError(
+            f"sink_token={token}: data={option(cfg, 'data')} makes whole sequences, and the first token of each means something;"
+            " leave it out, or use data=text, python, file or hf"
+        )
+    if cfg.documents:
+        raise UserError(
+            f"sink_token={token}: stands at the head of a sequence, and documents=true puts several documents in one; leave one of"
+            " the two out"
         )
 
 
@@ -701,8 +725,12 @@ def check_optimizer(cfg: DictConfig) -> None:
     made(cfg, "optimizer")
 
 
-def check_evaluation(cfg: DictConfig) -> None:
+def check_evaluation(cfg: DictConfig, decoder: Decoder) -> None:
     evaluation = cfg.eval
+    if evaluation.first_token_share and "first_token_share" not in decoder.taps_on_request:
+        raise UserError(
+            f"eval.first_token_share=true: mixer={option(cfg, 'mixer')} weighs no tokens, so there is no such share; leave it out"
+        )
     if list(evaluation.lengths) != sorted(set(evaluation.lengths)):
         rising = ",".join(map(str, sorted(set(evaluation.lengths))))
         raise UserError(f"eval.lengths={list(evaluation.lengths)}: should rise from one to the next; use [{rising}]")

@@ -335,6 +335,11 @@ class Decoder(Block):
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
 
     @property
+    def taps_on_request(self) -> tuple[str, ...]:
+        """Which more can be recorded in at least one layer, where they are asked for by name."""
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.mixer.on_request))
+
+    @property
     def further_tokens(self) -> FurtherTokens | None:
         """The heads of the tokens after the next, where there are any; their weights are under `mtp`."""
         return cast(FurtherTokens | None, self._modules.get("mtp"))

@@ -214,7 +214,9 @@ def test_each_heads_router_is_balanced_by_what_its_own_tokens_chose(form, tokens
     chosen: list[list[int]] = [[] for _ in trained]
     for layer, of_layer in zip(trained, chosen, strict=True):
         layer.ffn.biased.bias.zero_()
-        layer.ffn.router.register_forward_hook(lambda _, __, y, of=of_layer: of.extend(y.topk(2).indices.flatten().tolist()))
+        layer.ffn.router.register_forward_hook(
+            lambda _, __, y, of=of_layer: of.extend(y.topk(2).indices.flatten().tolist())
+        )
     told = settings(batch_size=6, train_len=11, accumulate=accumulate)
     make_step(decoder, told, CPU)(TrainState.begin(decoder, told, CPU, 0), Counting().train(0, 1, 6, 11))
     moves = []
@@ -223,7 +225,9 @@ def test_each_heads_router_is_balanced_by_what_its_own_tokens_chose(form, tokens
         assert load.sum() == 6 * 11 * 2
         moves.append(torch.tensor([0.125 * ((132 / 7 > n) - (132 / 7 < n)) for n in load.tolist()]))
         torch.testing.assert_close(layer.ffn.biased.bias, moves[-1], rtol=0, atol=0)
-    assert len({tuple(move.tolist()) for move in moves}) == len(trained), "else one layer's counts would do for another's"
+    assert len({tuple(move.tolist()) for move in moves}) == len(trained), (
+        "else one layer's counts would do for another's"
+    )
 
 
 # --- what counts --------------------------------------------------------------------------------
