@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracles import composed
 
+import archlab
 from archlab.base.errors import UserError
 from archlab.data.batch import Batch
 from archlab.data.corpus import Corpus
@@ -12,7 +13,9 @@ from archlab.data.positions import DrawnPositions
 from archlab.data.sink import SinkToken
 from archlab.data.text import Text
 from archlab.evaluate.validation import unigram_entropy
+from archlab.model.generate import generate as tokens_after
 from archlab.runs.assembled import open_source
+from archlab.runs.load import load_run
 
 TOKENS = np.arange(90, dtype=np.uint8) % 53
 SINK = 57
@@ -62,6 +65,23 @@ def test_the_text_has_no_byte_0_and_a_run_opens_it_with_positions_drawn_beside()
     batch, plain = opened.train(0, 1, 3, 9), Text().train(0, 1, 3, 9)
     assert (batch.tokens == 0).sum(dim=1).tolist() == [1, 1, 1] and batch.positions is not None
     assert torch.equal(batch.tokens[:, 1:], plain.tokens[:, 1:])
+
+
+def test_a_model_trained_with_it_is_given_it_before_a_prompt(tmp_path):
+    words = (
+        "size=nano",
+        "train.steps=2",
+        "train.train_len=16",
+        "train.batch_size=2",
+        "eval.lengths=[1]",
+        "eval.tokens=16",
+    )
+    run = archlab.run(*words, "sink_token=0", f"output={tmp_path}")
+    _, decoder = load_run(run.directory)
+    expected = tokens_after(decoder, torch.tensor([[0, *b"ab"]]), max_new_tokens=5)[0, 1:]
+    assert archlab.generate(run.directory, "ab", max_new_tokens=5).text == bytes(expected.tolist()).decode(
+        errors="replace"
+    )
 
 
 @pytest.mark.parametrize(
