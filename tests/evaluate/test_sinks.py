@@ -75,9 +75,9 @@ def test_no_more_sequences_are_looked_at_than_it_says(monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("weighting", ["softmax", "sigmoid"])
-def test_weights_that_are_even_give_it_what_the_docstring_says(weighting):
-    decoder = randomise(archlab.build(*SIZES, f"mixer.weighting={weighting}")).double()
+@pytest.mark.parametrize("word", ["mixer=mha", "mixer.weighting=sigmoid", "mixer=gqa", "mixer=mla", "mixer=diff"])
+def test_weights_that_are_even_give_it_what_the_docstring_says(word):
+    decoder = randomise(archlab.build(*SIZES, word)).double()
     with torch.no_grad():
         for layer in decoder.layers:
             layer.mixer.q_proj.weight.zero_()
