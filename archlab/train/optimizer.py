@@ -73,7 +73,8 @@ class AdamW(UpdateRule):
     independent_decay  takes s_t times this in the place of it, whatever train.lr is, and whatever rate of its own the init
                        gives the weight
 
-    Source of independent_decay: arXiv:1711.05101, alg. 2, where eta_t is the schedule alone; arXiv:2309.14322, sec. 3.2.2.
+    Source of independent_decay: arXiv:1711.05101, alg. 2, where eta_t is the schedule alone; `DecoupledAdamW` of Composer.
+    arXiv:2309.14322, sec. 3.2.2, is about what it does.
     """
 
     uses = ("beta1", "beta2")
