@@ -164,6 +164,10 @@ def test_an_arm_that_makes_no_model_is_refused_before_anything_runs(tmp_path):
             {"parts": [part(measure="late_ratio@3")]},
             "measure: late_ratio@3 of a, whose eval.lengths are [1, 2, 4, 8, 16]; add 3 to them",
         ),
+        (
+            {"parts": [part(measure="first_token_share@1")]},
+            "measure: first_token_share@1 of a, whose eval.first_token_share is false; add eval.first_token_share=true",
+        ),
     ],
 )
 def test_what_could_decide_nothing_is_refused_before_anything_runs(changes, told, tmp_path):
