@@ -1,5 +1,6 @@
 import gc
 import io
+import os
 import pickle
 import signal
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from jaxtyping import install_import_hook
 from omegaconf import DictConfig
 
-# Tiny products gain nothing from a second thread and lose much where another process wants the same cores.
+# Tiny products gain nothing from a second thread and lose much where another process wants the same cores. The commands
+# that tests start, and the libraries that torch does not speak for, are told by the environment.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Shapes and types are checked at every call where signatures have shapes; tests/test_house.py holds that these are all
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.

@@ -35,7 +35,7 @@ from archlab.cost.activations import layer_terms
 from archlab.cost.measure import decode_state, forward_flops_per_token
 from archlab.runs import lab
 from archlab.train import observers
-from archlab.train.optimizer import adamw
+from archlab.train.optimizer import AdamW
 from archlab.train.settings import TrainSettings
 
 OWN = Path(__file__).parents[1] / "experiments" / "own_blocks"
@@ -177,7 +177,7 @@ def test_streams_start_as_they_were_made_and_do_not_decay():
     settings = TrainSettings(**OmegaConf.to_container(archlab.compose().train) | {"weight_decay": 0.3})
     decaying = {
         id(weight)
-        for group in adamw(model, settings).param_groups
+        for group in AdamW()(model, settings).param_groups
         if group["weight_decay"]
         for weight in group["params"]
     }

@@ -138,6 +138,7 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
             raise UserError(f"{option}={given}: suite=peers measures the plain LLaMA shape; leave it out")
     for option, given, wanted in (
         ("optimizer", cfg.choices.optimizer, "adamw"),
+        ("optimizer.independent_decay", cfg.optimizer.get("independent_decay"), None),
         ("average", cfg.choices.average, "none"),
         ("loss.z", cfg.loss.z, 0),
         ("loss.label_smoothing", cfg.loss.label_smoothing, 0),

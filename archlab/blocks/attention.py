@@ -22,6 +22,8 @@ from archlab.blocks.attention_parts import (
     QueryKeyFactors,
     Temperature,
     ValueResidual,
+    as_shares,
+    as_they_are,
     leave_values,
     multiply,
     seen_of,
@@ -117,6 +119,7 @@ class Attention(Mixer):
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
     taps: tuple[str, ...] = ("attention_entropy", "max_score")
+    on_request = ON_REQUEST
     decodes = True
 
     def __init__(
@@ -196,6 +199,7 @@ class Attention(Mixer):
             self.gives, self.needs = ({}, shared) if depth else (shared, {})
             self.mix_values = ValueResidual() if depth else leave_values
         self.weigh: Weigh = SinkSoftmax(n_heads) if sinks else sigmoid if weighting == "sigmoid" else softmax
+        self.shares = as_shares if weighting == "sigmoid" else as_they_are
         self.cap = make_softcap(softcap)
         asked = {
             "mixer.sinks=true": sinks,
@@ -220,7 +224,7 @@ class Attention(Mixer):
         q, k = self.queries_and_keys(x, context)
         v = self.mix_values(self.clip(self.heads(self.v_conv(self.v_proj(x), context))), context)
         biased = self.own_bias(x, context)
-        context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, k, biased))
+        context.tap((*self.taps, *self.on_request), partial(self.look, q, k, biased))
         k, v = context.with_cached(self, k, v)
         gathered = self.kernel(q, k, v, biased, self.dropout * self.training)
         # batch seq (heads head_dim); as torch has it, since einops is slower
@@ -243,7 +247,7 @@ class Attention(Mixer):
         """What `seen_of` says of the first sequence's last block of queries."""
         *_, block = context.of_first().blocks()
         scores = explicit_scores(q[:1], k[:1], block, self.cap)
-        return seen_of(scores, self.weigh(scores, block), block)
+        return seen_of(scores, self.weigh(scores, block), block, self.shares)
 
     def heads(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch some_heads seq head_dim"]:
         """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)."""

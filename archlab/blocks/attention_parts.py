@@ -18,21 +18,37 @@ FIRST_VALUES = "values of the first layer"
 
 
 ON_REQUEST = ("first_token_share",)
-"""Taps that are recorded where somebody asks for them by name, and not with every look at a layer."""
+"""The `on_request` of a mixer that looks at itself by `seen_of`."""
 
 
-def seen_of(scores: Tensor, weights: Tensor, block: QueryBlock) -> dict[str, Tensor]:
+def as_they_are(weights: Tensor) -> Tensor:
+    """Weights that add up to 1, with a learned sink's where there is one: each is a share."""
+    return weights
+
+
+def as_shares(weights: Tensor) -> Tensor:
+    """Weights of which none depends on another's, over what a query's add up to.
+
+    Source: arXiv:2410.10781, sec. 7.4 (the proxy attention scores by which table 6 measures sigmoid attention).
+    """
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def seen_of(
+    scores: Tensor, weights: Tensor, block: QueryBlock, shares: Callable[[Tensor], Tensor] = as_they_are
+) -> dict[str, Tensor]:
     """What can be recorded of a block of queries: means over heads and queries, and the largest score.
 
     attention_entropy  of the weights, nats; that of a sink is left out
     max_score          the largest score, biases included
-    first_token_share  the weight of the sequence's first token, which is a sink where it is large (arXiv:2309.17453)
+    first_token_share  the share of the sequence's first token in the weights, a sink's included; the token is a sink where
+                       it is large (arXiv:2309.17453)
     """
     _, index = block.pairs(block.context.token_positions.index)
     return {
         "attention_entropy": torch.special.entr(weights).sum(dim=-1).mean(),
         "max_score": scores.amax(),
-        "first_token_share": weights.where(index[:, None] == 0, 0).sum(dim=-1).mean(),
+        "first_token_share": shares(weights).where(index[:, None] == 0, 0).sum(dim=-1).mean(),
     }
 
 

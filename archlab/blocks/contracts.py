@@ -190,6 +190,9 @@ class Mixer(Block):
     taps: tuple[str, ...] = ()
     """Which quantities can be recorded, by name: `context.tap`. Without softmax scores there is no attention_entropy."""
 
+    on_request: tuple[str, ...] = ()
+    """Which more can be recorded where somebody asks for them by name, and not with every look at a layer."""
+
     decodes: bool = False
     """Whether it can decode token by token, by `context.decode_state` and `context.keep`, or by `context.with_cached`."""
 

@@ -69,6 +69,7 @@ class Differential(Mixer):
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
     taps = ("attention_entropy", "max_score")
+    on_request = ON_REQUEST
     decodes = True
 
     def __init__(
@@ -107,7 +108,7 @@ class Differential(Mixer):
 
     def forward(self, x: Stream, context: AttentionContext) -> Stream:
         q, k = context.rotate_queries(self.heads(self.q_proj(x))), context.rotate_keys(self.heads(self.k_proj(x)))
-        context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, k, context))
+        context.tap((*self.taps, *self.on_request), partial(self.look, q, k, context))
         k, v = context.with_cached(self, k, self.heads(self.v_proj(x)))
         gathered = self.kernel(q, k, self.paired(v), context, self.dropout * self.training)
         one, other = at_least_float32(gathered).chunk(2, dim=1)

@@ -218,23 +218,26 @@ def sdpa(position: Position, mask: Mask, head_dim: int) -> Kernels:
 def flex(position: Position, mask: Mask, head_dim: int) -> Kernels:
     """torch's FlexAttention on CUDA, and what computes the same elsewhere."""
 
-    def capped(softcap: Softcap) -> Kernel:
-        return by_flex_on_cuda(position, mask, softcap, explicit_kernel(softcap))
-
     def refuse_weights(softcap: Softcap, weigh: Weigh, asked: str) -> Kernel:
         raise UserError(f"kernel=flex: it does not compute what {asked} asks for; use kernel=dense or auto")
 
     plain = by_flex_on_cuda(position, mask, leave, fused_kernel(position, mask))
-    return Kernels(plain, capped, folded_kernel(position, mask), refuse_weights)
+    return Kernels(plain, capped_by_flex(position, mask), folded_kernel(position, mask), refuse_weights)
+
+
+def capped_by_flex(position: Position, mask: Mask) -> Callable[[Softcap], Kernel]:
+    """FlexAttention of soft-capped scores on CUDA, and the written-out kernel elsewhere."""
+    return lambda softcap: by_flex_on_cuda(position, mask, softcap, explicit_kernel(softcap))
 
 
 def auto(position: Position, mask: Mask, head_dim: int) -> Kernels:
     """On CUDA FlexAttention where scores are biased, soft-capped or under a mask of its own; else the cheapest fused kernel."""
-    by_flex, fused = flex(position, mask, head_dim), fused_kernel(position, mask)
+    fused, packed = fused_kernel(position, mask), folded_kernel(position, mask)
     if head_dim < LEAST_HEAD_DIM or (position.biases_scores and not position.pointwise):
-        return Kernels(fused, explicit_kernel, by_flex.packed)
+        return Kernels(fused, explicit_kernel, packed)
     without_table = not position.biases_scores and (mask.causal or mask.bidirectional)
-    return Kernels(fused if without_table else by_flex.plain, by_flex.capped, by_flex.packed)
+    plain = fused if without_table else by_flex_on_cuda(position, mask, leave, fused)
+    return Kernels(plain, capped_by_flex(position, mask), packed)
 
 
 KERNELS: dict[str, Callable[[Position, Mask, int], Kernels]] = {

@@ -46,6 +46,7 @@ class Latent(Mixer):
 
     honours = frozenset({"rotation", "bias", "mask", "padding"})
     taps = ("attention_entropy", "max_score")
+    on_request = ON_REQUEST
     gained = ("v_b_proj", "out_proj")
     decodes = True
 
@@ -90,7 +91,7 @@ class Latent(Mixer):
     def forward(self, x: Stream, context: AttentionContext) -> Stream:
         q = self.queries(x, context)
         latent, k_rope = self.kv_a_norm(self.kv_a_proj(x))[:, None], context.rotate_keys(self.k_rope_proj(x)[:, None])
-        context.tap((*self.taps, *ON_REQUEST), partial(self.look, q, latent, k_rope, context))
+        context.tap((*self.taps, *self.on_request), partial(self.look, q, latent, k_rope, context))
         latent, k_rope = context.with_cached(self, latent, k_rope)
         v = self.heads(self.v_b_proj(latent[:, 0]))
         gathered = self.kernel(q, self.keys(latent, k_rope), v, context, self.dropout * self.training)

@@ -25,7 +25,7 @@ from archlab.claim.store import LENGTH, JobStore, Words, composed, key
 from archlab.comparison.rule import LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
-from archlab.records.summary import KINDS
+from archlab.records.summary import ASKED_FOR, KINDS
 from archlab.runs import tune
 
 
@@ -242,6 +242,11 @@ def check_part(made: Course, part: Part) -> None:
     if both and [key(job) for job in both[0]] == [key(job) for job in both[1]]:
         raise UserError(f"{part.form}: {' and '.join(part.arms)} are one and the same; give arms that differ")
     if (at := LENGTH.fullmatch(part.measure)) and part.trained:
+        name = at[1]
+        if name in ASKED_FOR and (unasked := [arm for arm in part.arms if not made.composed(arm).eval[name]]):
+            raise UserError(
+                f"measure: {part.measure} of {unasked[0]}, whose eval.{name} is false; add eval.{name}=true"
+            )
         for label in part.arms:
             lengths = list(made.composed(label).eval.lengths)
             if int(at[2]) not in lengths:

@@ -22,7 +22,7 @@ UNSAID: Mapping[str, Any] = {
     "kernel": "auto", "compile": "auto", "train.deterministic": False,
     "choices.optimizer": "adamw", "choices.schedule": "cosine", "choices.average": "none",
     "loss.z": 0.0, "loss.label_smoothing": 0.0, "init.zero": "none",
-    "eval.part": "test",
+    "eval.part": "test", "eval.first_token_share": False, "sink_token": None, "optimizer.independent_decay": None,
 }  # fmt: skip
 """What older runs, which do not say it, did."""
 

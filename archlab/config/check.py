@@ -58,6 +58,7 @@ class TopLevel:
     dropout: Probability
     prefix: list[Fraction] | None
     documents: bool
+    sink_token: Natural | None
     random_positions: Count | None
     allow_leak: bool
     canon: str | None
@@ -217,6 +218,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_ahead(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
+    check_sink_token(cfg)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
     check_mtp(cfg, decoder, explicit)
@@ -226,7 +228,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_schedule(cfg)
     check_averages(cfg, decoder)
     check_init(cfg, decoder, explicit)
-    check_evaluation(cfg)
+    check_evaluation(cfg, decoder)
     check_memory(MemorySettings(**plain_dict(cfg.memory)), decoder, explicit)
     check_scores(cfg, decoder, explicit)
     check_kernel(cfg, decoder)
@@ -461,6 +463,28 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
         )
 
 
+def check_sink_token(cfg: DictConfig) -> None:
+    """Refuses a sink token that the model has no row for, or where a sequence's first token is not like any other."""
+    token = cfg.sink_token
+    if token is None:
+        return
+    if token >= cfg.size.vocab_size:
+        raise UserError(
+            f"sink_token={token}: size.vocab_size={cfg.size.vocab_size} has ids up to {cfg.size.vocab_size - 1}; use one of them,"
+            " or a larger size.vocab_size"
+        )
+    if not target(cfg, "data").cuts_windows:
+        raise UserError(
+            f"sink_token={token}: data={option(cfg, 'data')} makes whole sequences, and the first token of each means something;"
+            " leave it out, or use data=text, python, file or hf"
+        )
+    if cfg.documents:
+        raise UserError(
+            f"sink_token={token}: stands at the head of a sequence, and documents=true puts several documents in one; leave one of"
+            " the two out"
+        )
+
+
 def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
     """Refuses drawn positions that the model would not go by, or that could not be drawn."""
     upto, name = cfg.random_positions, option(cfg, "pos")
@@ -600,6 +624,12 @@ def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
                     f"train.{name}={cfg.train[name]}: {group}={option(cfg, group)} does not use it, so it would change nothing;"
                     f" {instead}"
                 )
+    independent = cfg.optimizer.get("independent_decay")
+    if independent is not None and "train.weight_decay" in explicit:
+        raise UserError(
+            f"train.weight_decay={cfg.train.weight_decay}: changes nothing under optimizer.independent_decay={independent}, which"
+            " is all that decays; leave one of the two out"
+        )
 
 
 def check_schedule(cfg: DictConfig) -> None:
@@ -665,6 +695,12 @@ def check_held(cfg: DictConfig) -> None:
     """Refuses what acts on the length of weights that are held at length 1."""
     if not made(cfg, "init").holds:
         return
+    independent = cfg.optimizer.get("independent_decay")
+    if independent is not None:
+        raise UserError(
+            f"optimizer.independent_decay={independent}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
+            " after every step; leave it out, or use init.hold=false or another init"
+        )
     if cfg.train.weight_decay:
         raise UserError(
             f"train.weight_decay={cfg.train.weight_decay}: shortens weights that init={option(cfg, 'init')} sets back to length 1"
@@ -689,8 +725,12 @@ def check_optimizer(cfg: DictConfig) -> None:
     made(cfg, "optimizer")
 
 
-def check_evaluation(cfg: DictConfig) -> None:
+def check_evaluation(cfg: DictConfig, decoder: Decoder) -> None:
     evaluation = cfg.eval
+    if evaluation.first_token_share and "first_token_share" not in decoder.taps_on_request:
+        raise UserError(
+            f"eval.first_token_share=true: mixer={option(cfg, 'mixer')} weighs no tokens, so there is no such share; leave it out"
+        )
     if list(evaluation.lengths) != sorted(set(evaluation.lengths)):
         rising = ",".join(map(str, sorted(set(evaluation.lengths))))
         raise UserError(f"eval.lengths={list(evaluation.lengths)}: should rise from one to the next; use [{rising}]")

@@ -108,6 +108,9 @@ class Source(ABC):
     same_targets: bool = True
     """Whether validation scores the same tokens at every length."""
 
+    cuts_windows: bool = False
+    """Whether a sequence begins anywhere in a longer text, so that its first token is like any other."""
+
     @abstractmethod
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         """The batch of one optimiser step."""

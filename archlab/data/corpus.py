@@ -29,6 +29,7 @@ class Corpus(Source):
     """
 
     exact = False
+    cuts_windows = True
 
     def __init__(
         self,

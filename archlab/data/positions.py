@@ -29,10 +29,11 @@ class DrawnPositions(Source):
             source.sha256,
             source.exact,
         )
-        self.marks_documents, self.marks_prefix, self.same_targets = (
+        self.marks_documents, self.marks_prefix, self.same_targets, self.cuts_windows = (
             source.marks_documents,
             source.marks_prefix,
             source.same_targets,
+            source.cuts_windows,
         )
 
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:

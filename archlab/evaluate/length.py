@@ -15,6 +15,7 @@ from archlab.base.plateau import on_plateau
 from archlab.blocks.token_positions import PositionLimit
 from archlab.data.batch import Source, TooLong
 from archlab.evaluate.settings import EvalSettings
+from archlab.evaluate.sinks import TAP, first_token_share
 from archlab.evaluate.validation import HeldOut, Longer, held_out, mean
 from archlab.model.decoder import Decoder
 from archlab.train.runtime import Runtime
@@ -42,12 +43,15 @@ def by_length(
     found: dict[int, HeldOut] = {}
     notes: dict[int, str] = {}
     n_tokens, longer = held_out_tokens(settings, train_len), Longer()
+    shares: dict[int, Record] = {}
     for multiple in multiples:
         eval_len = multiple * train_len
         try:
             found[eval_len] = held_out(
                 decoder, source, machine, eval_len, n_tokens, stride(settings, train_len), longer
             )
+            if settings.first_token_share:
+                shares[eval_len] = {TAP: first_token_share(decoder, source, machine, eval_len, n_tokens)}
         except PositionLimit as refusal:
             notes[eval_len] = f"not defined beyond {refusal.limit}"
         except TooLong as refusal:
@@ -55,7 +59,7 @@ def by_length(
     lengths = [
         undefined(eval_len, settings, notes[eval_len])
         if eval_len in notes
-        else record_of(eval_len, found, source, settings, train_len)
+        else record_of(eval_len, found, source, settings, train_len) | shares.get(eval_len, {})
         for eval_len in sorted(found | notes)
     ]
     return lengths, [curve(eval_len, found[eval_len]) for eval_len in sorted(found)]

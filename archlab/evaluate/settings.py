@@ -15,3 +15,4 @@ class EvalSettings:
     stride: Count | None
     random_positions: bool = False
     part: Literal["test", "tuning"] = "test"
+    first_token_share: bool = False

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -149,9 +150,9 @@ class FurtherTokens(Block):
     steps: Sequence[DrawnStep]
     """What the first of them does, for a drawing."""
 
+    @abstractmethod
     def forward(self, trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
         """What the model's head makes logits of, normed: one for each further token, in order."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it predicts")
 
 
 def next_alone(trunk: Trunk) -> list[Float[Tensor, "batch seq d_model"]]:
@@ -332,6 +333,11 @@ class Decoder(Block):
     def taps(self) -> tuple[str, ...]:
         """Which quantities can be recorded in at least one layer, by name."""
         return tuple(dict.fromkeys(name for layer in self.layers for part in (layer, layer.mixer, layer.ffn) for name in part.taps))  # fmt: skip
+
+    @property
+    def taps_on_request(self) -> tuple[str, ...]:
+        """Which more can be recorded in at least one layer, where they are asked for by name."""
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.mixer.on_request))
 
     @property
     def further_tokens(self) -> FurtherTokens | None:

@@ -44,6 +44,9 @@ class AtLength(TypedDict, total=False):
     late_ratio: Annotated[Number | None, Lower("times the same targets at 1x")]
     exact_match: Annotated[Number | None, Higher("share of answers")]
     token_accuracy: Annotated[Number | None, Higher("share of tokens")]
+    first_token_share: Annotated[Number | None, Lower("share of attention's weights")]
+    """What a sequence's first token has of them: much is a sink. Measured where eval.first_token_share asks for it."""
+
     note: str | None
 
 
@@ -179,6 +182,9 @@ def kinds(of: type) -> Iterator[tuple[str, Kind]]:
     for name, hint in get_type_hints(of, include_extras=True).items():
         yield from ((name, part) for part in get_args(hint)[1:] if isinstance(part, Kind))
 
+
+ASKED_FOR = ("first_token_share",)
+"""Numbers of a length that are measured where the option of `eval` by their name asks for them."""
 
 KINDS: dict[str, Kind] = {name: kind for of in (Summary, AtLength, Stability) for name, kind in kinds(of)}
 """By the last part of a number's name in summary.json."""

@@ -297,6 +297,7 @@ def _lengths(length: Sequence[Record], train_len: int | None) -> RenderableType 
         "late_ratio": ("same tokens vs 1x", ratio),
         "exact_match": ("exact", percent),
         "token_accuracy": ("tokens right", percent),
+        "first_token_share": ("on the first token", percent),
     }
     there = {key: column for key, column in optional.items() if any(record.get(key) is not None for record in length)}
     for heading, _ in there.values():

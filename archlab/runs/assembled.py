@@ -20,6 +20,7 @@ from archlab.config.plan import kinds_of_layers
 from archlab.cost import describe, measure
 from archlab.data.batch import Source
 from archlab.data.positions import DrawnPositions
+from archlab.data.sink import SinkToken
 from archlab.diagram.words import looped_in_words, skips_in_words
 from archlab.evaluate.length import held_out_tokens
 from archlab.evaluate.settings import EvalSettings
@@ -42,6 +43,8 @@ def open_source(cfg: DictConfig) -> Source:
         )
     if cfg.eval.get("part") == "tuning":
         source = source.tuning()
+    if cfg.get("sink_token") is not None:
+        source = SinkToken(source, cfg.sink_token)
     if cfg.get("random_positions") is None:
         return source
     return DrawnPositions(source, cfg.random_positions, cfg.eval.random_positions)

@@ -45,6 +45,13 @@ class UpdateRule(ABC):
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
         """The optimizer, before the first step. Raises UserError where its library is not there, or it has nothing to move."""
 
+    def decay(self, options: TrainOptions, rate: float = 1.0) -> float:
+        """The number of which, times a step's learning rate, a decaying weight loses in the step.
+
+        `rate` is what its init multiplies that learning rate by.
+        """
+        return options.weight_decay
+
     def evaluate(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most have nothing to do
         """Where it `averages`: puts the weights to be evaluated in the place of those that are trained."""
 
@@ -56,18 +63,32 @@ def check_library(rule: UpdateRule | type[UpdateRule], name: str) -> None:
 
 
 class AdamW(UpdateRule):
-    """AdamW, of train.beta1 and train.beta2. Source: arXiv:1711.05101, alg. 2."""
+    """AdamW, of train.beta1 and train.beta2. Source: arXiv:1711.05101, alg. 2.
+
+    A step at lr_t = train.lr * s_t, s_t being the share of the warm-up and the schedule, takes lr_t * train.weight_decay
+    of each decaying weight from it.
+
+    Options:
+
+    independent_decay  takes s_t times this in the place of it, whatever train.lr is, and whatever rate of its own the init
+                       gives the weight
+
+    Source of independent_decay: arXiv:1711.05101, alg. 2, where eta_t is the schedule alone; `DecoupledAdamW` of Composer.
+    arXiv:2309.14322, sec. 3.2.2, is about what it does.
+    """
 
     uses = ("beta1", "beta2")
     packed = True
 
+    def __init__(self, independent_decay: Annotated[float, Interval(gt=0, lt=1)] | None = None):
+        self.independent_decay = independent_decay
+
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
-        return adamw(decoder, options)
+        return _adamw(groups(decoder, decoder.weights(), options, self.decay), options)
 
-
-def adamw(decoder: Decoder, options: TrainOptions) -> torch.optim.AdamW:
-    """Torch's, with decay on matrices and tables alone."""
-    return _adamw(groups(decoder, decoder.weights(), options), options)
+    def decay(self, options: TrainOptions, rate: float = 1.0) -> float:
+        independent = self.independent_decay
+        return super().decay(options, rate) if independent is None else independent / (options.lr * rate)
 
 
 def _adamw(of_groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.AdamW:
@@ -125,10 +146,10 @@ class Muon(UpdateRule):
         return SideBySide(
             [
                 (
-                    groups(decoder, matrices, options),
+                    groups(decoder, matrices, options, self.decay),
                     lambda of: torch.optim.Muon(of, lr=options.lr, **self.of_matrices),
                 ),
-                (groups(decoder, others, options), lambda of: _adamw(of, options)),
+                (groups(decoder, others, options, self.decay), lambda of: _adamw(of, options)),
             ]
         )
 
@@ -150,7 +171,7 @@ class Lion(UpdateRule):
         check_library(self, "lion")
         from lion_pytorch import Lion as Its
 
-        return Its(groups(decoder, decoder.weights(), options), lr=options.lr, betas=self.betas)
+        return Its(groups(decoder, decoder.weights(), options, self.decay), lr=options.lr, betas=self.betas)
 
 
 class ScheduleFree(UpdateRule):
@@ -171,7 +192,7 @@ class ScheduleFree(UpdateRule):
         from schedulefree import AdamWScheduleFree
 
         optimizer = AdamWScheduleFree(
-            groups(decoder, decoder.weights(), options), lr=options.lr, betas=self.betas, foreach=False
+            groups(decoder, decoder.weights(), options, self.decay), lr=options.lr, betas=self.betas, foreach=False
         )
         optimizer.train()
         return optimizer
@@ -195,7 +216,7 @@ class SGD(UpdateRule):
         self.momentum, self.nesterov = momentum, nesterov
 
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
-        of_groups = groups(decoder, decoder.weights(), options)
+        of_groups = groups(decoder, decoder.weights(), options, self.decay)
         return torch.optim.SGD(of_groups, lr=options.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
@@ -209,17 +230,27 @@ def check_nesterov(nesterov: bool, momentum: float) -> None:
 # ---------------------------------------------------------------- weights by what moves them
 
 
-def groups(decoder: Decoder, weights: Iterable[Weight], options: TrainOptions) -> list[dict[str, Any]]:
+Decay = Callable[[TrainOptions, float], float]
+"""`UpdateRule.decay`."""
+
+
+def groups(decoder: Decoder, weights: Iterable[Weight], options: TrainOptions, decay: Decay) -> list[dict[str, Any]]:
     """Torch's parameter groups: the decaying weights, then the others, and each again by the rate its init gives it."""
     weights, made = list(weights), []
-    for decay, of_these in (
-        (options.weight_decay, [w for w in weights if w.role in DECAYING]),
-        (0.0, [w for w in weights if w.role not in DECAYING]),
+    for decay_of, of_these in (
+        (decay, [w for w in weights if w.role in DECAYING]),
+        (without_decay, [w for w in weights if w.role not in DECAYING]),
     ):
         for rate in dict.fromkeys(decoder.rates.get(w.name, 1.0) for w in of_these):
             alike = [w.tensor for w in of_these if decoder.rates.get(w.name, 1.0) == rate]
-            made.append({"params": alike, "weight_decay": decay, **({} if rate == 1.0 else {"rate": rate})})
+            its = {} if rate == 1.0 else {"rate": rate}
+            made.append({"params": alike, "weight_decay": decay_of(options, rate), **its})
     return made
+
+
+def without_decay(options: TrainOptions, rate: float) -> float:
+    """That of gains, biases and scalars."""
+    return 0.0
 
 
 Made = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

@@ -153,7 +153,15 @@ class Pack:
                 view_moments(one.state, self.moments, i)
         decaying = {weight.name for weight in self.base.weights() if weight.role in DECAYING}
         device = machine.device
-        self.decay = {name: self.of_each("weight_decay", device) * (name in decaying) for name in self.weights}
+        self.decay = {
+            name: torch.tensor(
+                [s.optimizer.decay(s, d.rates.get(name, 1.0)) for s, d in zip(self.settings, decoders, strict=True)],
+                dtype=torch.float64,
+                device=device,
+            )
+            * (name in decaying)
+            for name in self.weights
+        }
         self.rates = {
             name: torch.tensor([d.rates.get(name, 1.0) for d in decoders], dtype=torch.float64, device=device)
             for name in self.weights

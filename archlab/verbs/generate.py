@@ -46,13 +46,15 @@ def generate(
 ) -> GeneratedText:
     """Continues a prompt with the model of a run's directory; under a prefix mask the prompt is the prefix.
 
-    `archlab.model.generate.generate` says what the settings mean. Raises UserError where the run has no text model.
+    A model that was trained with a sink token is given it before the prompt. `archlab.model.generate.generate` says what the
+    settings mean. Raises UserError where the run has no text model.
     """
     if not prompt:
         raise UserError("prompt: is empty; give the text to continue, as in prompt='In the beginning'")
     cfg, decoder = load_run(run, config_dir=config_dir)
     check_bytes(str(run), cfg)
-    tokens = torch.tensor([list(prompt.encode())])
+    head = [] if cfg.get("sink_token") is None else [cfg.sink_token]
+    tokens = torch.tensor([[*head, *prompt.encode()]])
     out = tokens_after(
         decoder,
         tokens,
@@ -63,7 +65,7 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    return GeneratedText(bytes(out[0].tolist()).decode(errors="replace"), prompt)
+    return GeneratedText(bytes(out[0, len(head) :].tolist()).decode(errors="replace"), prompt)
 
 
 def check_bytes(run: str, cfg: DictConfig) -> None:

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from archlab.comparison.arms import Arm, read_all, sort_into_arms
+from archlab.evaluate.sinks import SEQUENCES, first_token_shares
 from archlab.records.reader import Run
-from archlab.runs.assembled import open_source
+from archlab.runs.assembled import machine_of, open_source
 from archlab.runs.load import load_run
 
 HERE = Path(__file__).parent
-SEQUENCES = 64
 SEEN = {
     "first_token_share": "weight on the first token",
     "first_norm": "norm at the first token\n(parts of the others' median)",
@@ -49,19 +49,17 @@ def measured(arm: Arm, run: Run) -> list[dict]:
     cfg, decoder = load_run(run.directory)
     decoder.eval()
     seq_len = cfg.train.train_len
-    batch, *_ = open_source(cfg).validation(seq_len, SEQUENCES * seq_len, SEQUENCES)
+    source = open_source(cfg)
+    batch, *_ = source.validation(seq_len, SEQUENCES * seq_len, SEQUENCES)
     tokens, streams = batch.tokens[:, :-1], []
     hooks = [layer.register_forward_hook(lambda _, __, out: streams.append(out)) for layer in decoder.layers]
     decoder(tokens)
     for hook in hooks:
         hook.remove()
-    shares = torch.zeros(len(decoder.layers))
-    for one in tokens:  # a tap looks at the first sequence alone
-        taps = decoder.compute(one[None], decoder.read(one[None]), ["first_token_share"]).taps
-        shares += torch.stack([layer["first_token_share"] for layer in taps]) / len(tokens)
+    shares = first_token_shares(decoder, source, machine_of(cfg), seq_len, SEQUENCES * seq_len)
     even = sum(1 / n for n in range(1, seq_len + 1)) / seq_len
     return [
-        {"arm": arm.label, "seed": run.seed, "layer": depth, "first_token_share": float(share), "even": even}
+        {"arm": arm.label, "seed": run.seed, "layer": depth, "first_token_share": share, "even": even}
         | sizes(x)
         | {"commit": run.summary["git"]["commit"]}
         for depth, (share, x) in enumerate(zip(shares, streams, strict=True))

@@ -51,6 +51,7 @@ def test_every_number_of_a_real_run_is_known_or_no_result(tmp_path):
         "eval.tokens=128",
         "eval.lengths=[1]",
         "probe.every=1",
+        "eval.first_token_share=true",
         f"output={tmp_path}",
     )
     summary = json.loads((lab.run(cfg, plots=False) / "summary.json").read_text())

@@ -77,7 +77,11 @@ def test_there_are_claims_about_every_group_the_note_speaks_of():
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [*((name, "quick") for name in NAMES), *(pytest.param(name, "full", marks=pytest.mark.slow) for name in NAMES)],
+    [
+        pytest.param(name, budget, marks=[pytest.mark.slow] * (budget != "quick"))
+        for name in NAMES
+        for budget in read_claim(known_claims()[name]).budgets
+    ],
 )
 def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, budget, tmp_path):
     claim = read_claim(known_claims()[name])
@@ -182,6 +186,10 @@ def test_an_arm_that_makes_no_model_is_refused_before_anything_runs(tmp_path):
         (
             {"parts": [part(measure="late_ratio@3")]},
             "measure: late_ratio@3 of a, whose eval.lengths are [1, 2, 4, 8, 16]; add 3 to them",
+        ),
+        (
+            {"parts": [part(measure="first_token_share@1")]},
+            "measure: first_token_share@1 of a, whose eval.first_token_share is false; add eval.first_token_share=true",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from oracles import randomise
+from training import CPU, Counting, settings
 
 import archlab
 from archlab import hub
@@ -24,6 +25,8 @@ from archlab.model.generate import generate
 from archlab.runs.lab import check_further_tokens
 from archlab.train.objective import Program, placed, targets_ahead, terms_of, token_losses
 from archlab.train.options import LossOptions
+from archlab.train.state import TrainState
+from archlab.train.step import make_step
 
 EXACT = dict(rtol=1e-9, atol=1e-11)  # float64, sums in another order
 IN_FLOAT32 = dict(rtol=2e-5, atol=2e-6, check_dtype=False)  # losses are taken of logits in float32
@@ -199,6 +202,32 @@ def test_heads_under_other_residual_schemes_learn(form, residual):
     decoder, batch = built(f"mtp.form={form}", "mtp.tokens=3", f"residual={residual}"), some_batch()
     minimised(parts_of(decoder, batch)).backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in decoder.mtp.parameters())
+
+
+@pytest.mark.parametrize(("tokens", "accumulate"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_heads_router_is_balanced_by_what_its_own_tokens_chose(form, tokens, accumulate):
+    """bias <- bias + rate * sign(mean load - load), of every layer by itself: arXiv:2408.15664, alg. 1."""
+    words = ("ffn=experts", "ffn.n_experts=7", "ffn.balance_rate=0.125", f"mtp.form={form}", f"mtp.tokens={tokens}")
+    decoder = randomise(archlab.build(*SIZES, *words)).train()
+    trained = [*decoder.layers, *decoder.mtp.layers]
+    chosen: list[list[int]] = [[] for _ in trained]
+    for layer, of_layer in zip(trained, chosen, strict=True):
+        layer.ffn.biased.bias.zero_()
+        layer.ffn.router.register_forward_hook(
+            lambda _, __, y, of=of_layer: of.extend(y.topk(2).indices.flatten().tolist())
+        )
+    told = settings(batch_size=6, train_len=11, accumulate=accumulate)
+    make_step(decoder, told, CPU)(TrainState.begin(decoder, told, CPU, 0), Counting().train(0, 1, 6, 11))
+    moves = []
+    for layer, of_layer in zip(trained, chosen, strict=True):
+        load = torch.bincount(torch.tensor(of_layer), minlength=7)
+        assert load.sum() == 6 * 11 * 2
+        moves.append(torch.tensor([0.125 * ((132 / 7 > n) - (132 / 7 < n)) for n in load.tolist()]))
+        torch.testing.assert_close(layer.ffn.biased.bias, moves[-1], rtol=0, atol=0)
+    assert len({tuple(move.tolist()) for move in moves}) == len(trained), (
+        "else one layer's counts would do for another's"
+    )
 
 
 # --- what counts --------------------------------------------------------------------------------

@@ -358,6 +358,56 @@ def test_a_weight_moves_by_the_rate_its_init_gives_it():
         torch.testing.assert_close(a, b, **EXACT, msg=weight)
 
 
+# ---------------------------------------------------------------- decay that is no multiple of the learning rate
+
+
+INDEPENDENT = 0.04
+
+
+def test_independent_decay_takes_the_schedules_share_alone():
+    """w <- w - s_t (lr m / (sqrt(v) + eps) + decay w), written out: arXiv:1711.05101, alg. 2, with its eta_t as s_t."""
+    ours, theirs = model(), model()
+    changes = dict(steps=9, warmup=2, schedule=Linear(), lr=LR)
+    trained(rules.AdamW(INDEPENDENT), ours, **changes)
+    shares = [1 / 2, 1.0, 1 - 1 / 7]
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in theirs.parameters()}
+    with torch.no_grad():
+        for number, _ in enumerate(gradients_of(theirs), start=1):
+            for p, (m, v) in moments.items():
+                m.copy_(0.9 * m + 0.1 * p.grad)
+                v.copy_(0.95 * v + 0.05 * p.grad**2)
+                adam = m / (1 - 0.9**number) / ((v / (1 - 0.95**number)).sqrt() + 1e-8)
+                p -= shares[number - 1] * (LR * adam + (INDEPENDENT * p if p.ndim > 1 else 0))
+    for (weight, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **EXACT, msg=weight)
+
+
+def test_at_the_schedules_top_independent_decay_is_torchs_over_the_learning_rate():
+    ours, theirs = model(), model()
+    trained(rules.AdamW(INDEPENDENT), ours)
+    weights = [{"params": [w], "weight_decay": INDEPENDENT / LR * (w.ndim > 1)} for w in theirs.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=LR, betas=(0.9, 0.95))
+    for _ in gradients_of(theirs):
+        optimizer.step()
+    for (weight, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **EXACT, msg=weight)
+
+
+def test_independent_decay_is_that_of_all_weights_whatever_rates_their_init_gives_them():
+    """Without a gradient one step takes the share of each, where coupled decay takes it by the weight's own rate."""
+    decoder = built(*SMALL, "init=mup", "init.base_width=6").double()
+    assert len(set(decoder.rates.values())) > 1
+    before = {name: p.detach().clone() for name, p in decoder.named_parameters()}
+    optimizer = rules.AdamW(INDEPENDENT)(decoder, told(rules.AdamW()))
+    for group in optimizer.param_groups:
+        group["lr"] = LR * group.get("rate", 1.0)
+    for p in decoder.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in decoder.named_parameters():
+        torch.testing.assert_close(p, before[name] * (1 - INDEPENDENT * (p.ndim > 1)), **EXACT, msg=name)
+
+
 # ---------------------------------------------------------------- packs
 
 
@@ -394,6 +444,11 @@ REFUSED = [
     (["residual=rezero", "init.zero=branches"], "init.zero=branches: under residual=rezero no gradient", ["residual=rezero", "init.zero=head"]),
     (["residual=none", "init.zero=all"], "init.zero=all: under residual=none no gradient", ["residual=layer_scale", "init.zero=all"]),
     (["loss.z=-1"], "loss.z=-1: ", ["loss.z=1e-4"]),
+    (["optimizer.independent_decay=1e-4", "train.weight_decay=0.2"], "train.weight_decay=0.2: changes nothing under optimizer.independent_decay=0.0001", ["optimizer.independent_decay=1e-4"]),
+    (["optimizer.independent_decay=0"], "optimizer.independent_decay=0: ", ["optimizer.independent_decay=1e-4"]),
+    (["optimizer.independent_decay=1.0"], "optimizer.independent_decay=1.0: ", ["optimizer.independent_decay=0.9"]),
+    (["optimizer=muon", "optimizer.independent_decay=1e-4"], "optimizer.independent_decay=1e-4: optimizer=muon has no field", ["optimizer.independent_decay=1e-4"]),
+    (["residual=ngpt", "init=unit", "optimizer.independent_decay=1e-4"], "optimizer.independent_decay=0.0001: shortens weights", ["residual=ngpt", "init=unit", "train.weight_decay=0"]),
     (["loss.label_smoothing=1"], "loss.label_smoothing=1: ", ["loss.label_smoothing=0.1"]),
 ]  # fmt: skip
 

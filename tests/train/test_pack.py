@@ -13,6 +13,7 @@ from archlab.runs.assembled import open_source, section
 from archlab.train import pack as packs
 from archlab.train.loop import Outcome, train
 from archlab.train.observers import Observer
+from archlab.train.optimizer import AdamW
 from archlab.train.options import LossOptions
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import runtime
@@ -129,6 +130,23 @@ def test_members_of_a_pack_have_schedules_rates_and_terms_of_their_own_or_of_all
     packed, beside = runs(), runs()
     for one, other, run, twin in zip(together(packed), [run.alone() for run in beside], packed, beside, strict=True):
         assert_same(one, other, run, twin)
+
+
+def test_members_of_a_pack_decay_independently_of_their_learning_rates():
+    def runs() -> list[Run]:
+        made = [
+            Run(0, ("init=mup", "init.base_width=8"), lr=1e-2, schedule=Constant()),
+            Run(1, (), lr=3e-3, schedule=WarmupStableDecay(0.4, "linear")),
+        ]
+        for one in made:
+            one.settings = replace(one.settings, optimizer=AdamW(0.05))
+        return made
+
+    packed, beside = runs(), runs()
+    for one, other, run, twin in zip(together(packed), [run.alone() for run in beside], packed, beside, strict=True):
+        assert_same(one, other, run, twin)
+        for name, weight in twin.decoder.named_parameters():
+            torch.testing.assert_close(run.decoder.get_parameter(name), weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_what_is_recorded_of_a_member_is_its_own_whatever_its_neighbours_record():

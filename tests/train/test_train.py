@@ -11,7 +11,7 @@ from training import CPU, SMALL, Counting, settings
 from archlab.data.batch import Batch
 from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
-from archlab.train.optimizer import adamw
+from archlab.train.optimizer import AdamW
 from archlab.train.patience import Patience
 from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
@@ -51,7 +51,7 @@ def test_schedule_without_warmup_starts_near_the_top_and_by_default_warms_up_a_t
 
 def test_weight_decay_is_on_matrices_only():
     decoder = built(*SMALL, "norm=layer", "ffn.bias=true", "mixer.qkv_bias=true")
-    decaying, still = adamw(decoder, settings(weight_decay=0.3)).param_groups
+    decaying, still = AdamW()(decoder, settings(weight_decay=0.3)).param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
     assert all(p.ndim == 2 for p in decaying["params"]) and all(p.ndim == 1 for p in still["params"])
     assert len(decaying["params"]) + len(still["params"]) == len(list(decoder.parameters()))
