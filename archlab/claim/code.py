@@ -28,8 +28,14 @@ def code_of(config: Mapping[str, Any]) -> str:
 @cache
 def hash_of(modules: frozenset[str]) -> str:
     files = reachable(modules)
-    text = "\n".join([torch.__version__, *(bare(file) for file in sorted(files))])
+    text = "\n".join([torch.__version__, *(bare(file) for file in in_order(files))])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """The same order wherever archlab lies: libraries first, whose folder may come before archlab's own or after it."""
+    package = Path(__file__).parent.parent
+    return sorted(files, key=lambda file: (file.is_relative_to(package), file))
 
 
 def targets(node: object) -> Iterable[str]:

@@ -17,7 +17,7 @@ from oracles import composed
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.claim import course, jobs, ledger, measures
+from archlab.claim import code, course, jobs, ledger, measures
 from archlab.claim.claim import FORMS, ClaimFile, Part, known_claims, read_claim, tupled
 from archlab.claim.decide import Values, decide, decide_part
 from archlab.claim.jobs import Measurement, RunJob
@@ -930,3 +930,10 @@ def test_the_table_shows_the_part_that_the_reason_names():
         "decided_by": decided_by(found),
     }
     assert deciding(record)["told"] in reason(found) and deciding(record)["effect"] == pytest.approx(-1.5)
+
+
+def test_the_code_of_a_run_is_in_one_order_wherever_archlab_lies():
+    """Fault found: a library's file came before or after archlab's own by the name of the folder that archlab lay in."""
+    ours = sorted(code.always())[:3]
+    for library in (Path("/a/torch/nn.py"), Path("/z/torch/nn.py")):
+        assert code.in_order([ours[2], library, ours[0], ours[1]]) == [library, *ours]
