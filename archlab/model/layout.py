@@ -39,10 +39,9 @@ def laid_out_for(decoder: Decoder, n_sequences: int, n_tokens: int) -> Iterator[
             weight.data = rows
 
 
-def matrices(decoder: Decoder) -> list[nn.Parameter]:
-    """The weights of the linear maps, the head's among them, each once."""
-    found = [module.weight for module in decoder.modules() if isinstance(module, nn.Linear)]
-    return list(dict.fromkeys([*found, decoder.head.weight]))
+def matrices(decoder: Decoder) -> list[Tensor]:
+    """The weights of the linear maps, of which the head is one, each once."""
+    return list(dict.fromkeys(module.weight for module in decoder.modules() if isinstance(module, nn.Linear)))
 
 
 def pays(weights: list[Tensor], n_sequences: int, n_tokens: int) -> bool:
