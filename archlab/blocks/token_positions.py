@@ -69,9 +69,9 @@ class TokenPositions:
         """The same counted from where each token's document starts."""
         return self.query_index - self.document_start(slice(None))[..., 0]
 
-    def rotation(self, position: Position) -> Rotation:
+    def rotated_by(self, position: Position) -> Rotation:
         """How the scheme rotates the queries and the keys of the tokens that the forward pass was given."""
-        return position.rotation(self.query_positions) if self.ahead is None else self.ahead.rotation(position, self)
+        return position.rotation(self.query_positions) if self.ahead is None else self.ahead.rotated_by(position, self)
 
     def document_start(self, queries: slice) -> DocumentStart:
         """Where these queries' documents start."""
@@ -127,7 +127,7 @@ class Ahead:
             ahead=self,
         )
 
-    def rotation(self, position: Position, where: TokenPositions) -> Rotation:
+    def rotated_by(self, position: Position, where: TokenPositions) -> Rotation:
         """That of the query which stands there."""
         if position not in self.rotations:
             self.rotations[position] = position.rotation(self.whole.query_positions)
