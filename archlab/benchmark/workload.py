@@ -1,16 +1,19 @@
 """What an architecture does, as functions without arguments that can be called as often as a timing needs."""
 
+from collections.abc import Iterator
+
 import torch
 from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import build
-from archlab.data.batch import Batch
+from archlab.data.batch import Batch, Source
 from archlab.model.decoder import check_decodable
 from archlab.model.generate import generate
 from archlab.runs.assembled import open_source, settings_of, training_seed
 from archlab.train.compiling import layer_calls
 from archlab.train.objective import placed
+from archlab.train.pack import Following, Member, Pack
 from archlab.train.runtime import Runtime, runtime
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
@@ -46,8 +49,7 @@ class Workload:
         self.call = layer_calls(self.decoder, self.machine.compile)
         self._step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every, self.call)
         self._eager_step = make_step(self.decoder, self.settings, self.machine, cfg.probe.every)
-        every, last = cfg.probe.every, self.settings.steps
-        self._before = next((number - 1 for number in range(2, 6) if not falls_on(number, every, last)), 1)
+        self._before = before_a_plain_step(cfg.probe.every, self.settings.steps)
         self.prompt = self.batch.inputs[:1, : max(1, self.settings.train_len // 2)].to(self.machine.device)
         self.n_decoded = min(MOST_DECODED, self.settings.train_len - self.prompt.shape[1])
 
@@ -94,3 +96,58 @@ class Workload:
         except UserError as reason:
             return str(reason)
         return None
+
+
+class OneBatch(Source):
+    """A source that gives the same sequences at every step, drawn before the first: no step is timed with the drawing of its data."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
+        """The one batch, whatever is asked for."""
+        return self.batch
+
+    def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
+        """Nothing is held out."""
+        yield from ()
+
+
+class PackedWorkload:
+    """So many runs of one architecture packed as one, and the step that trains them all.
+
+    Member i has the seed of a run i later, and weights and a batch of its own. The step is the one of a `Workload`: its
+    number stays the same, and nobody watches.
+    """
+
+    def __init__(self, cfg: DictConfig, n_members: int, machine: Runtime | None = None):
+        self.cfg = cfg
+        self.machine = machine or runtime(cfg.device, cfg.precision, compile=cfg.compile)
+        members = [member_of(cfg, cfg.seed + i, self.machine.device) for i in range(n_members)]
+        for member in members:
+            settings = member.settings
+            member.probe_every = cfg.probe.every
+            member.source = OneBatch(member.source.train(member.seed, 1, settings.batch_size, settings.train_len))
+        self.pack = Pack([Following(member, self.machine) for member in members], self.machine)
+        self._before = before_a_plain_step(cfg.probe.every, members[0].settings.steps)
+
+    def step(self) -> StepResult:
+        """A step of every member."""
+        self.pack.number = self._before
+        self.pack.step()
+        return self.pack.pending.pop()
+
+
+def member_of(cfg: DictConfig, seed: int, device: torch.device) -> Member:
+    """A run of this configuration at another seed, which nobody watches."""
+    own = cfg.copy()
+    own.seed = seed
+    source = open_source(own)
+    return Member(
+        build(own).to(device), source, settings_of(own), training_seed(own), lambda: None, lambda record: None
+    )
+
+
+def before_a_plain_step(every: int | None, last: int) -> int:
+    """The number of a step, of a run's first ones, after which none falls on what is recorded of all layers."""
+    return next((number - 1 for number in range(2, 6) if not falls_on(number, every, last)), 1)

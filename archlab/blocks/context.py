@@ -70,7 +70,7 @@ class AttentionContext:
         """What a layer leaves for later ones, whatever their position schemes and masks: what `Mixer.gives` names."""
 
         self.query_block = QUERY_BLOCK
-        self.rotation = position.rotation(token_positions.query_positions)
+        self.rotation = token_positions.rotated_by(position)
         self.whole = not token_positions.padded and not token_positions.n_cached
         self.newest_alone = not token_positions.padded and token_positions.n_queries == 1
         """Whether the one query follows all keys, so that the causal mask masks none."""

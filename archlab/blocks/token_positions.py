@@ -8,7 +8,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from archlab.base.errors import UserError
-from archlab.blocks.contracts import Attendable, DocumentStart, Keys, Mask, Position, Positions, Queries, Stream
+from archlab.blocks.contracts import (
+    Attendable,
+    DocumentStart,
+    Keys,
+    Mask,
+    Position,
+    Positions,
+    Queries,
+    Rotation,
+    Stream,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class TokenPositions:
 
     document_starts: Int[Tensor, "#batch key"] | None = None
     """By token, the index of the first token of its document; None where every sequence is one document."""
+
+    ahead: "Ahead | None" = None
+    """Where the tokens after these will stand too, while tokens come one at a time."""
 
     @property
     def n_keys(self) -> int:
@@ -56,6 +69,10 @@ class TokenPositions:
         """The same counted from where each token's document starts."""
         return self.query_index - self.document_start(slice(None))[..., 0]
 
+    def rotated_by(self, position: Position) -> Rotation:
+        """How the scheme rotates the queries and the keys of the tokens that the forward pass was given."""
+        return position.rotation(self.query_positions) if self.ahead is None else self.ahead.rotated_by(position, self)
+
     def document_start(self, queries: slice) -> DocumentStart:
         """Where these queries' documents start."""
         if self.document_starts is None:
@@ -81,7 +98,41 @@ class TokenPositions:
         """Those of the first sequence alone."""
         starts = None if self.document_starts is None else self.document_starts[:1]
         index, positions, prefix_len = self.index[:1], self.positions[:1], self.prefix_len[:1]
-        return replace(self, index=index, positions=positions, prefix_len=prefix_len, document_starts=starts)
+        return replace(
+            self, index=index, positions=positions, prefix_len=prefix_len, document_starts=starts, ahead=None
+        )
+
+
+class Ahead:
+    """Where tokens stand that come one at a time, and how they are rotated there, found for many of them at once.
+
+    A token alone is decoded in a few operations for each layer, beside which those that find its place would be seen.
+    """
+
+    TOKENS = 64
+
+    def __init__(self, whole: TokenPositions):
+        self.whole = whole
+        self.rotations: dict[Position, Rotation] = {}
+
+    def up_to(self, n_keys: int) -> TokenPositions:
+        """Where so many keys stand, of which the last one is the query."""
+        whole, starts = self.whole, self.whole.document_starts
+        return replace(
+            whole,
+            index=whole.index[:, :n_keys],
+            positions=whole.positions[..., :n_keys],
+            n_queries=1,
+            document_starts=None if starts is None else starts[:, :n_keys],
+            ahead=self,
+        )
+
+    def rotated_by(self, position: Position, where: TokenPositions) -> Rotation:
+        """That of the query which stands there."""
+        if position not in self.rotations:
+            self.rotations[position] = position.rotation(self.whole.query_positions)
+        query = where.n_cached - self.whole.n_cached
+        return self.rotations[position][:, :, query : query + 1]
 
 
 class PositionLimit(UserError):
@@ -162,20 +213,48 @@ def after(
     if cached.given != (positions is not None):
         raise ValueError("positions: give them for all tokens of a sequence or for none, those in the cache included")
     seq_len = tokens.shape[1]
-    index = cached.index[:, -1:] + torch.arange(1, seq_len + 1, device=tokens.device)
-    if positions is None:
-        check_length(int(index.max()) + 1 if cached.padded else cached.n_keys + seq_len, position)
-        starts = None if cached.document_starts is None else cached.document_starts[:, -1:].expand(-1, seq_len)
-        positions = default_positions(position, counted(mask, index, starts), cached.prefix_len)
-    else:
-        positions = shaped(positions, position, tokens)
+    if positions is not None:
+        index = indices_after(cached, seq_len)
+        return longer(cached, index, shaped(positions, position, tokens))
+    check_length_after(cached, seq_len, position)
+    if seq_len > 1 or torch.is_grad_enabled():
+        return longer_by_default(cached, seq_len, position, mask)
+    n_keys, ahead = cached.n_keys + 1, cached.ahead
+    if ahead is None or n_keys > ahead.whole.n_keys:
+        ahead = Ahead(longer_by_default(cached, Ahead.TOKENS, position, mask))
+    return ahead.up_to(n_keys)
+
+
+def longer_by_default(cached: TokenPositions, seq_len: int, position: Position, mask: Mask | None) -> TokenPositions:
+    """The cached tokens with so many after them, at the scheme's own positions."""
+    index = indices_after(cached, seq_len)
+    starts = None if cached.document_starts is None else cached.document_starts[:, -1:].expand(-1, seq_len)
+    return longer(cached, index, default_positions(position, counted(mask, index, starts), cached.prefix_len))
+
+
+def longer(cached: TokenPositions, index: Int[Tensor, "#batch seq"], positions: Positions) -> TokenPositions:
+    """The cached tokens with those after them that stand there."""
+    seq_len = index.shape[1]
     return replace(
         cached,
         index=torch.cat((cached.index, index), dim=-1),
         positions=torch.cat((cached.positions, positions), dim=-1),
         n_queries=seq_len,
         document_starts=extended(cached.document_starts, seq_len),
+        ahead=None,
     )
+
+
+def indices_after(cached: TokenPositions, seq_len: int) -> Int[Tensor, "#batch seq"]:
+    """Of so many tokens after the cached ones."""
+    return cached.index[:, -1:] + torch.arange(1, seq_len + 1, device=cached.index.device)
+
+
+def check_length_after(cached: TokenPositions, seq_len: int, position: Position) -> None:
+    """Raises PositionLimit where so many tokens after the cached ones are more than the scheme has rows; padding takes none."""
+    if position.limit is not None:
+        beyond = int(cached.index[:, -1].max()) + 1 if cached.padded else cached.n_keys
+        check_length(beyond + seq_len, position)
 
 
 def extended(starts: Int[Tensor, "#batch key"] | None, seq_len: int) -> Int[Tensor, "#batch longer"] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
 from archlab.model.decoder import Decoder
+from archlab.model.layout import laid_out_for
 
 Logits = Float[Tensor, "batch vocab"]
 
@@ -50,7 +51,7 @@ def generate(
     generator, was_training = torch.Generator(tokens.device).manual_seed(seed), decoder.training
     decoder.eval()
     try:
-        with torch.inference_mode():
+        with laid_out_for(decoder, len(tokens), max_new_tokens), torch.inference_mode():
             first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
             said = go_on(
                 decoder,

@@ -91,7 +91,21 @@ def scaling(record: Record) -> RenderableType:
         table.add_section()
         table.add_row(f"~ {name}^", power(found["time"]), "", power(found["memory"]))
         parts.append(table)
+        if "alone" in found:
+            parts.append(Text(of_packs(found)))
+    if why := record.get("not_packed"):
+        parts.append(Text(f"K, runs packed as one, was not measured: {why}", style="yellow"))
     return spaced([*parts, machine(record)])
+
+
+def of_packs(found: Record) -> str:
+    """What the exponents of packs are to be held to, and the largest one beside its runs one after the other."""
+    times, most = found["times_alone"], found["values"][-1]
+    return (
+        f"K runs packed as one: runs one after the other have exponent 1, a pack that takes no longer than one run has 0. A run"
+        f" by itself takes {milliseconds(found['alone'])} a step; at K={most} a pack is {times['ratio']:.2f} times as fast as its runs"
+        f" one after the other (quartiles {times['low']:.2f} to {times['high']:.2f})."
+    )
 
 
 def gpu(record: Record) -> RenderableType:
@@ -135,10 +149,15 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def exponent(found: Record | None) -> str:
+    """Without its error; of one value alone there is none."""
+    return "n/a" if found is None else f"{found['exponent']:.2f}"
+
+
 def power(found: Record | None) -> str:
     if found is None:
         return "n/a"
-    return f"{found['exponent']:.2f}" + (f" ± {found['error']:.2f}" if found["error"] is not None else "")
+    return exponent(found) + (f" ± {found['error']:.2f}" if found["error"] is not None else "")
 
 
 def setting(record: Record) -> RenderableType:
@@ -281,9 +300,9 @@ def draw_scaling(drawn: "Figure", record: Record) -> None:
     panels = drawn.subplots(1, len(record["swept"]), squeeze=False)[0]
     for axes, (name, found) in zip(panels, record["swept"].items(), strict=True):
         base = found["seconds"][0]
-        axes.loglog(found["values"], [s / base for s in found["seconds"]], "o-", color=BLUE, label=f"time ~ {name}^{found['time']['exponent']:.2f}")  # fmt: skip
+        axes.loglog(found["values"], [s / base for s in found["seconds"]], "o-", color=BLUE, label=f"time ~ {name}^{exponent(found['time'])}")  # fmt: skip
         if found["memory"] is not None:
-            label = f"memory ~ {name}^{found['memory']['exponent']:.2f}"
+            label = f"memory ~ {name}^{exponent(found['memory'])}"
             axes.loglog(found["values"], [b / found["bytes"][0] for b in found["bytes"]], "s-", color=VERMILLION, label=label)  # fmt: skip
         axes.set(xlabel=name, ylabel="times that of the smallest")
         axes.set_xticks(found["values"], [str(value) for value in found["values"]])

@@ -38,7 +38,7 @@ from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
 from archlab.runs import tune
 from archlab.runs.assembled import assembled, costs, machine_of, open_source, section, settings_of, training_seed
-from archlab.runs.bf16 import slower_in_bf16
+from archlab.runs.bf16 import faster_in_bf16, slower_in_bf16
 from archlab.runs.compiling import whether_compiled
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
@@ -132,8 +132,8 @@ def prepared(
     if shown:
         Console().print(assembled(cfg, price, decoder))
         print(why)
-        if slower := slower_in_bf16(cfg, where):
-            print(slower)
+        if said := slower_in_bf16(cfg, where) or faster_in_bf16(cfg, where, decoder):
+            print(said)
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
     if settings.checkpoint:

@@ -90,8 +90,8 @@ def bench(
     """Measures speed and memory of the architecture that overrides assemble.
 
     `vs` are a second architecture's changes, in one text: both are then timed in turns. `suite` is speed, peers (beside
-    other libraries), scaling (by length, width and depth) or gpu (checks of a CUDA device). `rounds` is how often
-    everything is timed. Raises UserError.
+    other libraries), scaling (by length, width, depth and runs in a pack) or gpu (checks of a CUDA device). `rounds` is how
+    often everything is timed. Raises UserError.
     """
     refuse_twice(words)
     for word in words:
@@ -135,14 +135,15 @@ def beside(words: Sequence[str], plan: Plan, vs: str, rounds: int | None, config
 
 
 def by_size(words: Sequence[str], plan: Plan, rounds: int | None, config_dir: str | Path | None) -> Benchmark:
-    """A training step at several lengths, widths and depths; every size is composed before the first is timed."""
+    """A training step at several lengths, widths, depths and sizes of a pack; every size is composed before the first is timed."""
     sized = {
         name: {value: of_size(words, f"{option}={value}", config_dir) for value in of_sizes.values_of(plan.cfg, option)}
         for name, option in of_sizes.SWEPT.items()
     }
     n = rounds or of_sizes.ROUNDS
-    with Counted("bench", n * len(sized)) as done:
-        found = of_sizes.scaling(sized, n, partial(done.add, 1))
+    swept = len(sized) + (of_sizes.refusal(plan) is None)
+    with Counted("bench", n * swept) as done:
+        found = of_sizes.scaling(sized, n, partial(done.add, 1), plan)
     return written_down("scaling", words, found)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from archlab.base.errors import UserError
 from archlab.benchmark import peers, scaling, versus
-from archlab.benchmark.workload import Workload
+from archlab.benchmark.workload import PackedWorkload, Workload
 from archlab.config.compose import compose, plans
 from archlab.cost.describe import count_parameters
 
@@ -79,6 +79,80 @@ def test_memory_grows_with_depth_and_the_fit_is_of_what_was_measured():
     # Layers are alike, so bytes are a + b n: the step from 4 to 8 is twice that from 2 to 4.
     assert bytes_[2] - bytes_[1] == pytest.approx(2 * (bytes_[1] - bytes_[0]), rel=0.05)
     assert 0 < found["memory"]["exponent"] < 1 and found["time"]["error"] >= 0
+
+
+# ---------------------------------------------------------------- packs
+
+
+def test_a_step_of_a_pack_is_a_step_of_each_of_its_runs():
+    words = (*NANO, "train.lr=1e-2", "train.warmup=0", "seed=5")
+    pack = PackedWorkload(compose(*words), 3)
+    alone = [Workload(compose(*words[:-1], f"seed={seed}")) for seed in (5, 6, 7)]
+    assert pack.step().number == alone[0].step().number == 2 and not pack.pack.pending
+    pack, alone = PackedWorkload(pack.cfg, 3), [Workload(work.cfg) for work in alone]
+    for before in range(2):  # steps 1 and 2, as a run takes them
+        for work in (pack, *alone):
+            work._before = before
+        together, one_by_one = pack.step(), [work.step() for work in alone]
+        # Sums of 64 numbers in another order, through two layers and a step: some roundings of float32.
+        assert together.loss.tolist() == pytest.approx([float(step.loss) for step in one_by_one], rel=1e-5)
+    for member, work in zip(pack.pack.following, alone, strict=True):
+        for own, other in zip(member.member.decoder.parameters(), work.decoder.parameters(), strict=True):
+            # AdamW divides by the root of what it averages, so that a gradient near 0 counts as much as a large one.
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-3)
+
+
+def planted(monkeypatch, seconds):
+    """`seconds` of a step at every round, by how many runs are packed; at 0 of a run by itself."""
+    named = {"alone": [seconds[0]] * 6, **{str(size): [seconds[size]] * 6 for size in seconds if size}}
+    monkeypatch.setattr(scaling, "in_turns", lambda calls, rounds, tick: {name: named[name] for name in calls})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "exponent", "times"),
+    [
+        ({0: 0.5, 1: 0.5, 2: 0.5, 4: 0.5, 8: 0.5}, 0.0, 8.0),  # as if there were one run
+        ({0: 0.5, 1: 0.5, 2: 1.0, 4: 2.0, 8: 4.0}, 1.0, 1.0),  # as if one went after the other
+        ({0: 0.6, 1: 0.5, 2: 0.5 * 2**0.5, 4: 1.0, 8: 0.5 * 8**0.5}, 0.5, 8 * 0.6 / (0.5 * 8**0.5)),
+    ],
+)
+def test_the_exponent_of_packs_says_what_packing_costs(seconds, exponent, times, monkeypatch):
+    planted(monkeypatch, seconds)
+    monkeypatch.setattr(scaling, "peak_of_pack", lambda cfg, size, machine: 1000 * size)
+    found = scaling.of_packs(plan("device=cpu"), rounds=6, tick=lambda: None)
+    assert found["values"] == [1, 2, 4, 8] and found["time"]["exponent"] == pytest.approx(exponent, abs=1e-9)
+    assert found["memory"]["exponent"] == pytest.approx(1) and found["times_alone"]["ratio"] == pytest.approx(times)
+    assert found["alone"] == seconds[0]
+    json.dumps(found)
+
+
+def test_each_run_of_a_pack_takes_as_much_memory_as_the_last(monkeypatch):
+    monkeypatch.setitem(scaling.SIZES, "cpu", (1, 2, 4))
+    found = scaling.of_packs(plan("device=cpu"), rounds=1, tick=lambda: None)
+    one, two, four = found["bytes"]
+    assert four - two == pytest.approx(2 * (two - one), rel=0.05)
+    n_params = count_parameters(Workload(plan().cfg).decoder)
+    assert two - one > 16 * n_params  # weights, gradients, two states, float32
+    assert 0.8 < found["memory"]["exponent"] <= 1.01
+
+
+def test_packs_are_no_larger_than_memory_holds(monkeypatch):
+    monkeypatch.setattr(scaling, "most_members", lambda plan: 5)
+    assert scaling.sizes_of(plan(), "cpu") == [1, 2, 4] and scaling.sizes_of(plan(), "cuda") == [1]
+    monkeypatch.setattr(scaling, "most_members", lambda plan: 1)
+    planted(monkeypatch, {0: 0.5, 1: 0.5})
+    found = scaling.of_packs(plan("device=cpu"), rounds=6, tick=lambda: None)
+    assert found["time"] is found["memory"] is None  # no line through one point
+
+
+@pytest.mark.parametrize(
+    ("words", "why"), [(("average=ema",), "average=ema is kept of"), (("norm=batch", "allow_leak=true"), "norm=batch keeps running statistics")]
+)  # fmt: skip
+def test_where_runs_are_not_packed_a_line_says_why_and_the_rest_is_measured(words, why):
+    packed = plan(*words)
+    found = scaling.scaling({"n_layers": {1: compose(*NANO, *words, "size.n_layers=1")}}, rounds=1, packed=packed)
+    assert list(found["swept"]) == ["n_layers"] and why in found["not_packed"] and "\n" not in found["not_packed"]
+    assert found["swept"]["n_layers"]["seconds"][0] > 0
 
 
 # ---------------------------------------------------------------- peers

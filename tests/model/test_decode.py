@@ -10,7 +10,7 @@ from archlab.base.errors import UserError
 from archlab.blocks import context as contexts
 from archlab.blocks.cache import Cache, Room
 from archlab.blocks.contracts import Position
-from archlab.blocks.token_positions import PositionLimit, check_padding, check_prefix, shaped
+from archlab.blocks.token_positions import Ahead, PositionLimit, check_padding, check_prefix, shaped
 from archlab.model.decoder import Decoder
 
 SEQ, PROMPT = 9, 5
@@ -407,6 +407,37 @@ def test_the_rotation_is_computed_once_a_forward_pass(monkeypatch):
     monkeypatch.setattr(decoder.position, "rotation", lambda positions: calls.append(1) or rotation(positions))
     decoder(draw_tokens())
     assert len(calls) == 1 < LAYERS
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "window", "document"])
+@pytest.mark.parametrize("pos", ["rope", "xpos", "alibi", "rope_2d", "sinusoidal", "learned"])
+@torch.no_grad()
+def test_places_that_were_found_for_several_tokens_are_those_of_each(pos, mask, padded, monkeypatch):
+    """Two at a time, so that nine tokens need them again and again, also after several tokens at once."""
+    monkeypatch.setattr(Ahead, "TOKENS", 2)
+    decoder, tokens = build(pos=pos, mask=mask), draw_tokens(seq=SEQ)
+    asked = dict(prefix_len=None if padded else prefix_of(decoder), padding=torch.tensor(PADDING) if padded else None)
+    expected = decoder(tokens, **asked)
+    torch.testing.assert_close(
+        in_pieces(decoder, tokens, (PROMPT, 1, 1, 1, 1), **asked)[:, PROMPT:], expected[:, PROMPT:], **EXACT
+    )
+    torch.testing.assert_close(
+        in_pieces(decoder, tokens, (PROMPT, 1, 2, 1), **asked)[:, PROMPT:], expected[:, PROMPT:], **EXACT
+    )
+
+
+@pytest.mark.parametrize(("gradients", "calls"), [(False, 1 + 2), (True, 1 + 4)])
+def test_the_rotation_of_tokens_one_at_a_time_is_computed_for_several(gradients, calls, monkeypatch):
+    """Gradients need a graph of each forward pass's own."""
+    monkeypatch.setattr(Ahead, "TOKENS", 3)
+    decoder, asked, cache = build(pos="rope"), [], Cache()
+    rotation = decoder.position.rotation
+    monkeypatch.setattr(decoder.position, "rotation", lambda positions: asked.append(1) or rotation(positions))
+    with torch.set_grad_enabled(gradients):
+        for piece in draw_tokens(seq=SEQ).split((PROMPT, 1, 1, 1, 1), dim=1):
+            decoder(piece, cache=cache)
+    assert len(asked) == calls
 
 
 def test_logits_have_the_vocabulary_last():

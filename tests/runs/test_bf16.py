@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import archlab
-from archlab.runs.bf16 import slower_in_bf16
+from archlab.runs import bf16
+from archlab.runs.bf16 import faster_in_bf16, slower_in_bf16
 from archlab.train.runtime import runtime
 
 CFG = archlab.compose("size=nano", "size.d_ff=90", "train.train_len=24", "train.batch_size=6", "train.accumulate=2")
@@ -34,3 +35,75 @@ def test_elsewhere_nothing_is_timed(where):
         raise AssertionError("timed")
 
     assert slower_in_bf16(CFG, where, seconds) is None
+
+
+# ---------------------------------------------------------------- precision=auto on a CPU
+
+
+def never(*_: object) -> float:
+    raise AssertionError("timed")
+
+
+@pytest.fixture
+def nothing_tried(monkeypatch):
+    monkeypatch.setattr(bf16, "TRIED", {})
+
+
+def asked(*words):
+    """A run that is long enough to ask about, with its decoder."""
+    cfg = archlab.compose("size=nano", "train.steps=100000", "device=cpu", *words)
+    return cfg, runtime(cfg.device, cfg.precision), archlab.build(cfg)
+
+
+@pytest.mark.parametrize(("times", "said"), [(1.84, "1.8 times as fast in bf16"), (1.1, None), (0.2, None)])
+def test_bf16_is_said_to_be_faster_where_it_is_and_auto_stays_float32(times, said, nothing_tried):
+    cfg, where, decoder = asked("precision=auto")
+    line = faster_in_bf16(cfg, where, decoder, lambda *_: times, lambda: ["amx_bf16"])
+    assert where.dtype == torch.float32
+    assert line is None if said is None else said in line and "amx_bf16" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("words", [("precision=fp32",), ("precision=bf16",), ("train.steps=400",)])
+def test_what_was_asked_for_and_what_is_short_is_not_tried(words, nothing_tried):
+    cfg = archlab.compose("size=nano", *(() if "steps" in words[0] else ("train.steps=100000",)), "device=cpu", *words)
+    assert faster_in_bf16(cfg, runtime("cpu", cfg.precision), archlab.build(cfg), never, lambda: ["amx_bf16"]) is None
+
+
+def test_the_first_command_is_too_short_for_a_trial(nothing_tried):
+    cfg = archlab.compose("+norm=rms", "+pos=alibi", "device=cpu")
+    assert faster_in_bf16(cfg, runtime("cpu", "auto"), archlab.build(cfg), never, lambda: ["amx_bf16"]) is None
+
+
+def test_without_a_unit_or_on_a_gpu_nothing_is_tried(nothing_tried):
+    cfg, where, decoder = asked()
+    assert faster_in_bf16(cfg, where, decoder, never, list) is None
+    on_a_gpu = replace(where, device=torch.device("cuda"))
+    assert faster_in_bf16(cfg, on_a_gpu, decoder, never, lambda: ["amx_bf16"]) is None
+
+
+def test_a_sweep_asks_once_for_each_model(nothing_tried):
+    tried = []
+
+    def trial(decoder, cfg):
+        tried.append(cfg.choices.norm)
+        return 2.0
+
+    for words in (("norm=rms",), ("norm=rms", "seed=3"), ("norm=rms", "train.lr=1e-4"), ("norm=layer",)):
+        assert faster_in_bf16(*asked(*words), trial, lambda: ["avx512_bf16"])
+    assert tried == ["rms", "layer"]
+
+
+@pytest.mark.parametrize("words", [("dropout=0.1",), ("residual=hyper",), ("pos=alibi", "mask=window"), ("mixer=gdn", "pos=none"), ("ffn=experts",)])  # fmt: skip
+def test_a_trial_leaves_no_trace(words):
+    cfg, _, decoder = asked(*words)
+    state, weights = torch.get_rng_state(), {name: w.detach().clone() for name, w in decoder.state_dict().items()}
+    assert bf16.times_in_bf16(decoder, cfg) > 0
+    assert torch.equal(state, torch.get_rng_state()) and all(w.grad is None for w in decoder.parameters())
+    assert all(torch.equal(w, weights[name]) for name, w in decoder.state_dict().items())
+
+
+def test_units_are_those_that_torch_reports(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": True, "avx512_bf16": False})
+    assert bf16.units() == ["amx_bf16"]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert bf16.units() == []

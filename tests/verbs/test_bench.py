@@ -142,7 +142,10 @@ RECORDS = {
         **MODEL, "rounds": 7, "swept": {"d_model": {
             "values": [1, 2], "seconds": [0.1, 0.4], "spread": [0.01, 0.01], "bytes": [10, 20],
             "time": {"exponent": 2.0, "error": None}, "memory": {"exponent": 1.0, "error": 0.25},
-        }},
+        }, "K": {
+            "values": [1], "seconds": [0.25], "spread": [0.01], "bytes": [10], "time": None, "memory": None,
+            "alone": 0.125, "times_alone": {"ratio": 0.5, "low": 0.4, "high": 0.6},
+        }}, "not_packed": "norm=batch keeps",
     },
     "gpu": {"machine": MACHINE, "checks": [{"name": "Agree", "verdict": "fail", "figure": "3", "reach": "2", "seconds": 1.0, "data": None}]},
 }  # fmt: skip
@@ -163,7 +166,16 @@ SAYS = {
         "litgpt did not run: ImportError: x",
         "Not installed: x-transformers",
     ),
-    "scaling": ("~ d_model^", "2.00", "1.00 ± 0.25", "100 ms"),
+    "scaling": (
+        "~ d_model^",
+        "2.00",
+        "1.00 ± 0.25",
+        "100 ms",
+        "~ K^",
+        "by itself takes 125 ms",
+        "0.50 times as fast",
+        "not measured: norm=batch keeps",
+    ),
     "gpu": ("Agree", "fail", "1 of 1 failed: Agree", "Chip, 2 cores, 2 threads"),
 }
 

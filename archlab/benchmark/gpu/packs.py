@@ -10,10 +10,8 @@ from omegaconf import DictConfig
 
 from archlab.benchmark.gpu.check import Observed
 from archlab.benchmark.memory import peak_bytes
-from archlab.benchmark.workload import Workload
-from archlab.config.assemble import build
+from archlab.benchmark.workload import member_of
 from archlab.config.compose import compose, plans
-from archlab.runs.assembled import open_source
 from archlab.runs.packs import bytes_each
 from archlab.train.loop import Outcome, train
 from archlab.train.pack import Member, train_together
@@ -55,14 +53,6 @@ def members(cfg: DictConfig, device: torch.device, machine: Runtime, broken: boo
     if broken:
         made[-1].decoder.head.weight.data.fill_(torch.finfo(torch.float32).max)
     return made
-
-
-def member_of(cfg: DictConfig, seed: int, device: torch.device) -> Member:
-    """A run of this configuration at another seed, which nobody watches."""
-    own = cfg.copy()
-    own.seed = seed
-    settings = Workload(own, Runtime(device, torch.float32)).settings
-    return Member(build(own).to(device), open_source(own), settings, seed, lambda: None, lambda record: None)
 
 
 def by_itself(member: Member, machine: Runtime) -> Outcome:
