@@ -1,4 +1,4 @@
-"""Whether bfloat16 is the slower precision on this CPU, which only those with a unit for it are fast in."""
+"""Whether a model trains faster in bfloat16 on this CPU, which only those with a unit for it are fast in."""
 
 import copy
 import json
@@ -14,55 +14,13 @@ from archlab.model.decoder import Decoder
 from archlab.runs.expected import seconds_of_a_step
 from archlab.train.runtime import Runtime
 
-ROUNDS = 5
-LARGEST = 1024
-"""Rows and columns of the product that is timed, at most: a fraction of a second even where bfloat16 is slow."""
-
-SLOWER = 1.2
-"""Times as long, from which on it is said: less is within the noise of five rounds."""
-
-Product = tuple[int, int, int]
-"""Rows, columns summed over, columns."""
-
-
-def seconds_of(product: Product, dtype: torch.dtype) -> float:
-    """Of one matrix product on the CPU."""
-    rows, between, columns = product
-    one, other = torch.ones(rows, between, dtype=dtype), torch.ones(between, columns, dtype=dtype)
-    since = time.perf_counter()
-    one @ other
-    return time.perf_counter() - since
-
-
-def slower_in_bf16(
-    cfg: DictConfig, where: Runtime, seconds: Callable[[Product, torch.dtype], float] = seconds_of
-) -> str | None:
-    """A line that says how much slower the model's products are than in float32, where they are; None elsewhere.
-
-    It times a product of the feed-forward network's shape in both precisions, in turns.
-    """
-    if where.device.type != "cpu" or where.dtype != torch.bfloat16:
-        return None
-    tokens = cfg.train.batch_size * cfg.train.train_len // cfg.train.accumulate
-    rows, between, columns = (min(n, LARGEST) for n in (tokens, cfg.size.d_model, cfg.size.d_ff))
-    product = rows, between, columns
-    ratios = [seconds(product, torch.bfloat16) / seconds(product, torch.float32) for _ in range(ROUNDS + 1)][1:]
-    times = statistics.median(ratios)
-    if times < SLOWER:
-        return None
-    return (
-        f"precision: bf16, as was asked; a product of {rows} x {between} by {between} x {columns} takes {times:.3g} times as long"
-        " on this CPU as in float32; precision=fp32 is faster"
-    )
-
-
-# ---------------------------------------------------------------- where it is the faster one
-
 UNITS = ("amx_bf16", "avx512_bf16")
 """Instructions that multiply bfloat16, as torch names what a CPU can do."""
 
 LONG = 300.0
 """Seconds that a run is expected to train, on one thread, from which on a trial is worth its time."""
+
+ROUNDS = 5
 
 BUDGET = 0.15
 """Seconds after which a trial begins no further round."""
@@ -70,8 +28,8 @@ BUDGET = 0.15
 TOKENS = 256
 """Of the trial's batch, at most, but one sequence at least."""
 
-FASTER = 1.2
-"""Times as fast, from which on it is said."""
+SAID = 1.2
+"""Times as fast, or as slow, from which on it is said: less is within the noise of five rounds."""
 
 Trial = Callable[[Decoder, DictConfig], float]
 """How many times as fast as in float32 the model trains in bfloat16."""
@@ -113,6 +71,29 @@ def times_in_bf16(decoder: Decoder, cfg: DictConfig) -> float:
     return statistics.median(ratios[1:])  # in the first round torch makes what it keeps
 
 
+def tried(decoder: Decoder, cfg: DictConfig, trial: Trial) -> float:
+    """What a trial of this model finds, made once a process."""
+    whole = plain_dict(cfg)
+    parts = {name: whole.get(name) for name in ("choices", "size", "layers", *cfg.choices)}
+    of = json.dumps([parts, cfg.train.train_len, cfg.train.batch_size], sort_keys=True, default=str)
+    if of not in TRIED:
+        TRIED[of] = trial(decoder, cfg)
+    return TRIED[of]
+
+
+def slower_in_bf16(cfg: DictConfig, where: Runtime, decoder: Decoder, trial: Trial = times_in_bf16) -> str | None:
+    """A line that says how much slower the model trains than in float32, where bf16 is asked for; None elsewhere."""
+    if where.device.type != "cpu" or where.dtype != torch.bfloat16:
+        return None
+    times = 1 / tried(decoder, cfg, trial)
+    if times < SAID:
+        return None
+    return (
+        f"precision: bf16, as was asked; in a short trial a layer took {times:.3g} times as long to train on this CPU as in float32:"
+        " precision=fp32 is faster"
+    )
+
+
 def faster_in_bf16(
     cfg: DictConfig,
     where: Runtime,
@@ -132,13 +113,8 @@ def faster_in_bf16(
     found = there()
     if not found:
         return None
-    whole = plain_dict(cfg)
-    parts = {name: whole.get(name) for name in ("choices", "size", "layers", *cfg.choices)}
-    of = json.dumps([parts, cfg.train.train_len, cfg.train.batch_size], sort_keys=True, default=str)
-    if of not in TRIED:
-        TRIED[of] = trial(decoder, cfg)
-    times = TRIED[of]
-    if times < FASTER:
+    times = tried(decoder, cfg, trial)
+    if times < SAID:
         return None
     return (
         f"precision: fp32, as auto is on every CPU, so that a run gives the same numbers on each; this one has {found[0]}, and in a"

@@ -132,7 +132,7 @@ def prepared(
     if shown:
         Console().print(assembled(cfg, price, decoder))
         print(why)
-        if said := slower_in_bf16(cfg, where) or faster_in_bf16(cfg, where, decoder):
+        if said := slower_in_bf16(cfg, where, decoder) or faster_in_bf16(cfg, where, decoder):
             print(said)
     if tuned:
         settings = replace(settings, lr=tuned["lr"])
