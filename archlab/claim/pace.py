@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from omegaconf import DictConfig
 
 import archlab
@@ -43,11 +42,11 @@ def since_start() -> float:
     return min(time.time() - archlab.STARTED, LONGEST_START)
 
 
-def measured(jobs: Sequence[Job | PackJob], threads: int, start: float, workers: int = 1) -> Pace:
+def measured(jobs: Sequence[Job | PackJob], start: float, workers: int = 1) -> Pace:
     """The pace at which runs like these train here; that of the estimates where none are among the jobs.
 
-    With several workers all of them are tried at once, in processes like those that will do the jobs, since cores that
-    share caches and memory are slower together than one of them alone; `start` is then what such a process takes to begin.
+    One worker is this process, with the threads it has. Several are tried at once, in processes like those that will do the
+    jobs, since cores that share caches and memory are slower together than one alone; `start` is then what one takes to begin.
     """
     tried = kinds(jobs)
     if not tried:
@@ -61,12 +60,7 @@ def measured(jobs: Sequence[Job | PackJob], threads: int, start: float, workers:
         start = sum(whole - sum(steps) * (1 + TRIED) for whole, steps in seen) / workers
         took = [sum(times) / workers for times in zip(*(steps for _, steps in seen), strict=True)]
     else:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            took = [a_step(cfg) for cfg in cfgs]
-        finally:
-            torch.set_num_threads(before)
+        took = [a_step(cfg) for cfg in cfgs]
     slower = [each / seconds_of_a_step(cfg) for each, cfg in zip(took, cfgs, strict=True)]
     return Pace(max(0.0, start), sum(a * b for a, b in zip(slower, shares, strict=True)) / sum(shares))
 

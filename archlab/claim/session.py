@@ -20,7 +20,7 @@ from archlab.claim.store import JobStore, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
 from archlab.runs.packs import PackSize, on_a_gpu, why_not
-from archlab.runs.workers import expect_workers, threads_each
+from archlab.runs.workers import expect_workers
 
 OUR_OWN = Path("experiments/claims")
 
@@ -187,7 +187,7 @@ def announce(
             f"{claims}: {needs(there)}, all there already" if there else f"{claims}, of nothing to run", highlight=False
         )
         return
-    pace = measured(most, threads_each(workers), start if workers > 1 else 0.0, workers)
+    pace = measured(most, start if workers > 1 else 0.0, workers)
     shortest, longest = (duration(pace.estimate(jobs, workers)) for jobs in (least, most))
     takes = (
         longest

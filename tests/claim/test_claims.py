@@ -698,8 +698,8 @@ def test_the_estimate_is_that_of_a_machine_of_this_pace(monkeypatch):
         runs, 2
     ) == pytest.approx(4 + 3 * one)
     monkeypatch.setattr(pace, "a_step", lambda cfg: 5 * seconds_of_a_step(cfg))
-    assert pace.measured(runs, 1, 2.0) == pace.Pace(2.0, 5.0)
-    assert pace.measured([], 1, 2.0) == pace.Pace(2.0, 1.0)
+    assert pace.measured(runs, 2.0) == pace.Pace(2.0, 5.0)
+    assert pace.measured([], 2.0) == pace.Pace(2.0, 1.0)
 
 
 def test_the_result_of_a_claim_of_ones_own_goes_to_the_runs(tmp_path, monkeypatch, capsys):
