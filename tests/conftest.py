@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
 SHAPED = ["archlab.blocks", "archlab.data", "archlab.model"]
 SHAPED += ["archlab.evaluate.validation", "archlab.initial.measure", "archlab.train.objective"]
-install_import_hook(SHAPED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(SHAPED, "checking.checked")
 
 from archlab.config import compose as compositions  # noqa: E402  # after the hook, which acts on what is imported later
 

@@ -1,0 +1,51 @@
+"""That shapes and types are checked where conftest.py says they are."""
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+from checking import checked, is_shaped
+from jaxtyping import Float, TypeCheckError
+from torch import Tensor
+
+import archlab
+from archlab.blocks.rope import rotate
+
+ROWS = Float[Tensor, "rows columns"]
+
+
+def test_a_models_arguments_are_checked():
+    decoder = archlab.build(archlab.compose("size=nano"))
+    with pytest.raises(TypeCheckError, match="Decoder.forward"):
+        decoder(torch.zeros(3, 5))  # numbers that are no tokens
+    with pytest.raises(TypeCheckError, match="Gated.forward"):
+        decoder.layers[0].ffn(torch.zeros(3))
+    with pytest.raises(TypeCheckError, match="rotate"):
+        rotate(torch.zeros(2, 3, 5, 8), torch.zeros(1, 2, 7, 4), "half")  # 5 tokens and 7 places
+
+
+def test_a_function_within_another_is_checked_where_it_has_shapes():
+    def with_shapes(x: ROWS | None) -> int:
+        return 1
+
+    def without(x: int) -> int:
+        return x
+
+    assert checked(without) is without
+    with pytest.raises(BeartypeCallHintViolation):
+        checked(with_shapes)(torch.zeros(3))
+    assert checked(with_shapes)(torch.zeros(3, 2)) == 1 and checked(with_shapes)(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("annotation", "shaped"),
+    [
+        (ROWS, True),
+        (list[ROWS], True),
+        (dict[str, tuple[ROWS, int]], True),
+        (Tensor, False),
+        (list[int], False),
+        (None, False),
+    ],
+)
+def test_what_has_a_shape(annotation, shaped):
+    assert is_shaped(annotation) == shaped
