@@ -79,8 +79,8 @@ class Decision:
 
     @property
     def open(self) -> bool:
-        """Whether more seeds could tell."""
-        return self.verdict == OPEN
+        """Whether more seeds could tell: not once a control is ruled out, since its interval holds at any number of seeds."""
+        return self.verdict == OPEN and not any(one.verdict in ("REFUTED", "TIE") for one in self.controls)
 
     @property
     def because(self) -> PartResult | None:

@@ -82,6 +82,19 @@ def test_seeds_are_looked_at_until_it_is_decided_and_no_more_than_there_may_be(t
     assert [job.cfg.seed for job in done] == [*[0, 1] * 2, 2, 2, *[3, 4, 5, 6] * 2, 7, 7]
 
 
+def test_once_a_control_is_ruled_out_no_more_seeds_are_run(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """Its interval holds at any number of seeds, so that none of them could bring a verdict."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (6, 8))
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg)
+    arms = {"a": ["norm=layer"], "b": ["norm=rms"], "control": ["norm=l2"]}
+    made, done = gone_through(
+        tmp_path, monkeypatch, quick={"seeds": 8}, arms=arms, controls=[part(difference=["control", "a"], by=0.5)]
+    )
+    decision = made.decision(made.seeds)
+    assert decision.verdict == "INCONCLUSIVE" and not decision.open
+    assert made.seeds == 6 and len(done) == 3 * 6
+
+
 def test_a_claim_is_registered_before_its_first_run(tmp_path, made_up):  # noqa: F811
     there = []
 
