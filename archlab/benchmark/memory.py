@@ -9,6 +9,7 @@ kernel takes and gives back within one operation is in the first figure and not 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,28 +32,23 @@ HOW = {
 
 def peak_of_training(cfg: DictConfig, machine: Runtime) -> int:
     """Bytes at the fullest moment of two eager training steps: weights, gradients, optimiser states, activations."""
-    eager = replace(
-        machine, compile="off"
-    )  # inside of what is compiled there are no operations to count the results of
+    return peak_of_steps(partial(Workload, cfg), machine)
+
+
+def peak_of_pack(cfg: DictConfig, n_members: int, machine: Runtime) -> int:
+    """The same of two eager steps of a pack of so many runs."""
+    return peak_of_steps(partial(PackedWorkload, cfg, n_members), machine)
+
+
+def peak_of_steps(make: Callable[[Runtime], Workload | PackedWorkload], machine: Runtime) -> int:
+    """From before it is made to after its first steps, which are eager: of what is compiled, no operation is seen."""
 
     def train() -> None:
-        work = Workload(cfg, eager)
+        work = make(replace(machine, compile="off"))
         for _ in range(STEPS):
             work.step()
 
     return peak_bytes(train, machine.device)
-
-
-def peak_of_pack(cfg: DictConfig, n_members: int, machine: Runtime) -> int | None:
-    """Bytes at the fullest moment of two eager steps of a pack of so many runs; None where nothing counts it."""
-    eager = replace(machine, compile="off")
-
-    def train() -> None:
-        work = PackedWorkload(cfg, n_members, eager)
-        for _ in range(STEPS):
-            work.step()
-
-    return peak_bytes(train, machine.device) if machine.device.type in HOW else None
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

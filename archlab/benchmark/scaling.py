@@ -102,7 +102,8 @@ def of_packs(plan: Plan, rounds: int, tick: Callable[[], None]) -> Record:
     machine = alone.machine
     sizes = sizes_of(plan, machine.device.type)
     calls: dict[str, Work] = {str(size): PackedWorkload(plan.cfg, size, machine).step for size in sizes}
-    bytes_ = [peak_of_pack(plan.cfg, size, machine) for size in sizes]
+    counted = machine.device.type in HOW
+    bytes_ = [peak_of_pack(plan.cfg, size, machine) if counted else None for size in sizes]
     seconds = in_turns({"alone": alone.step, **calls}, rounds, tick)
     largest = sizes[-1] * np.divide(seconds["alone"], seconds[str(sizes[-1])])
     low, middle, high = (float(times) for times in np.quantile(largest, (0.25, 0.5, 0.75)))

@@ -2,7 +2,8 @@
 
 A rung multiplies the width at a constant head_dim: size.d_model and size.n_heads, and what else is given as a number that
 belongs to the width (size.n_kv_heads, size.d_ff, embed.width). The horizon is multiplied in train.steps, or in train.tokens
-where that is what a claim gives. `ladder=1x1xtext+python` makes every rung on each of these texts. All else stays as the claim has it: depth, batch, the grid's first rate, a warm-up in steps.
+where that is what a claim gives. `ladder=1x1xtext+python` makes every rung on each of these texts. All else stays as the
+claim has it: depth, batch, the grid's first rate, a warm-up in steps.
 """
 
 import re

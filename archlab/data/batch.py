@@ -130,3 +130,12 @@ class Source(ABC):
         generated task, other draws. Raises UserError where a source has none.
         """
         raise UserError(f"eval.part=tuning: data={self.name} has no held-out part to choose settings by; use test")
+
+
+class ChangedSource(Source):
+    """The batches of another source, changed in one way; whatever it says of itself is what that one says."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        for said in Source.__annotations__:
+            setattr(self, said, getattr(source, said))

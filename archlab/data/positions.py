@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from archlab.data.batch import Batch, Source, TooLong
+from archlab.data.batch import Batch, ChangedSource, Source, TooLong
 
 OF_POSITIONS = 1
 """Beside a seed and a step: the stream of draws that positions come from, apart from the data's own."""
 
 
-class DrawnPositions(Source):
+class DrawnPositions(ChangedSource):
     """The batches of another source, whose tokens' positions are drawn from 0 .. `upto` - 1 and put in order.
 
     Each position is drawn once at most, all sets of them being equally likely. In training all sequences of a step share a
@@ -22,19 +22,8 @@ class DrawnPositions(Source):
     """
 
     def __init__(self, source: Source, upto: int, in_validation: bool):
-        self.source, self.upto, self.in_validation = source, upto, in_validation
-        self.name, self.vocab_size, self.sha256, self.exact = (
-            source.name,
-            source.vocab_size,
-            source.sha256,
-            source.exact,
-        )
-        self.marks_documents, self.marks_prefix, self.same_targets, self.cuts_windows = (
-            source.marks_documents,
-            source.marks_prefix,
-            source.same_targets,
-            source.cuts_windows,
-        )
+        super().__init__(source)
+        self.upto, self.in_validation = upto, in_validation
 
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         batch = self.source.train(seed, step, batch_size, seq_len)

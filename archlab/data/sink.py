@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from archlab.data.batch import Batch, Source
+from archlab.data.batch import Batch, ChangedSource, Source
 
 
-class SinkToken(Source):
+class SinkToken(ChangedSource):
     """The batches of another source, with one id in the place of every sequence's first token.
 
     Attention then always finds the same token first, whose embedding is learned. The first token of a sequence is no target,
@@ -16,11 +16,8 @@ class SinkToken(Source):
     """
 
     def __init__(self, source: Source, token: int):
-        self.source, self.token = source, token
-        self.name, self.sha256, self.exact = source.name, source.sha256, source.exact
-        self.vocab_size = max(source.vocab_size, token + 1)
-        self.marks_documents, self.marks_prefix = source.marks_documents, source.marks_prefix
-        self.same_targets, self.cuts_windows = source.same_targets, source.cuts_windows
+        super().__init__(source)
+        self.token, self.vocab_size = token, max(source.vocab_size, token + 1)
 
     def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         return self._headed(self.source.train(seed, step, batch_size, seq_len))

@@ -14,23 +14,17 @@ from archlab.benchmark import kinds, memory
 from archlab.benchmark.machine import machine_of, processor
 from archlab.benchmark.peak import matrix_product
 from archlab.benchmark.speed import MODES, rates, speed
-from archlab.benchmark.workload import Workload
+from archlab.benchmark.workload import OneBatch, Workload
 from archlab.config.compose import compose, in_turn
-from archlab.data.batch import Batch, Source
+from archlab.data.batch import Batch
 from archlab.train.loop import train
 
 NANO = ("size=nano", "train.train_len=16", "train.batch_size=2")
 CPU = torch.device("cpu")
 
 
-class OneBatch(Source):
-    """The same sequences at every step."""
-
-    def __init__(self, batch: Batch):
-        self.batch = batch
-
-    def train(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
-        return self.batch
+class Held(OneBatch):
+    """The one batch is held out too."""
 
     def validation(self, seq_len: int, n_tokens: int, batch_size: int, stride: int | None = None) -> Iterator[Batch]:
         yield self.batch
@@ -48,7 +42,7 @@ def test_the_step_is_the_one_that_runs_take():
         stop.asked = signal.SIGINT if step == 2 else None
 
     train(
-        twin.decoder, OneBatch(twin.batch), twin.settings, twin.machine, seed=0,
+        twin.decoder, Held(twin.batch), twin.settings, twin.machine, seed=0,
         validate=lambda: None, report=lambda _: None, tick=tick, stop=stop,
     )  # fmt: skip
     work._step(work.state, work.batch)

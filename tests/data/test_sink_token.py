@@ -98,3 +98,18 @@ def test_what_cannot_be_is_refused_in_one_line(words, told):
     with pytest.raises(UserError) as refusal:
         composed("size=nano", *words.split())
     assert str(refusal.value).startswith(told) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda source: SinkToken(source, 7), lambda source: DrawnPositions(source, 99, False)]
+)
+def test_a_changed_source_says_of_itself_what_its_source_says(change):
+    """Each of these is unlike what a source says by default, and unlike what another would."""
+    source = corpus()
+    source.sha256, source.exact, source.marks_documents, source.marks_prefix = "5e", True, True, False
+    source.same_targets, source.cuts_windows = False, False
+    changed = change(source)
+    said = (changed.name, changed.vocab_size, changed.sha256, changed.exact)
+    assert said == ("own", 61, "5e", True)
+    assert (changed.marks_documents, changed.marks_prefix) == (True, False)
+    assert (changed.same_targets, changed.cuts_windows) == (False, False)
