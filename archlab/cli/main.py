@@ -395,9 +395,8 @@ def _run(cfg: DictConfig, overrides: list[str], options: RunOptions = RunOptions
     one = HydraConfig.get().mode != RunMode.MULTIRUN
     plan = Plan(tuple(overrides), cfg, tuple(layer_plans(cfg)))
     job = Job(plan, own_of_job(), one if options.plots is None else options.plots, options.resume)
-    if one and job.existing is None:
-        tune.find_rates([cfg], options.workers, options.pack, show=True)
-    return job.do(archlab.STARTED if first else None)
+    searched = tune.find_rates([cfg], options.workers, options.pack, show=True) if one and job.existing is None else 0.0
+    return job.do(archlab.STARTED + searched if first else None)
 
 
 def _warn(swept: Sequence[Plan]) -> None:

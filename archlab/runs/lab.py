@@ -118,7 +118,9 @@ def prepared(
     cfg: DictConfig, started: float, about: Mapping[str, Any] = {}, shown: bool = True, packed: bool = False
 ) -> Work:
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
+    since = time.time()
     tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
+    started += time.time() - since  # a search belongs to all runs of its arm
     asked, cfg = cfg, tune.as_found(cfg, tuned)
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.

@@ -66,7 +66,8 @@ def carry_out(
 
     `workers` is how many run at a time, on the CPU's threads shared evenly; where it is None, one for each core if the
     jobs are long enough for that to pay, and one in all on a GPU. `pack` is how many runs of one program are trained as
-    one (`archlab.runs.packs`). `started` is the time.time() from which the time to the first step of the first job counts.
+    one (`archlab.runs.packs`). `started` is the time.time() from which the time to the first step of the first job
+    counts, the search for rates left out.
     """
     alone = all(len(same) < 2 for same in by_program([job.plan for job in jobs]).values())
     if pack not in ("auto", "off") and alone and not any(job.plan.cfg.tune for job in jobs):
@@ -75,7 +76,7 @@ def carry_out(
             " train.lr too, or leave it out"
         )
     new = [number for number, job in enumerate(jobs) if job.existing is None]
-    tune.find_rates([jobs[number].plan.cfg for number in new], workers, pack, show_result)
+    searched = tune.find_rates([jobs[number].plan.cfg for number in new], workers, pack, show_result)
     if show_result:
         for line in why_not([jobs[number].plan for number in new], pack):
             print(line)
@@ -96,8 +97,9 @@ def carry_out(
             {number: job.do_alone for number, job in left.items()}, workers, lambda number: left[number].words
         )
         return
+    from_start = None if started is None else started + searched
     for number, job in left.items():
-        yield Ended(number, partial(job.do, None if number else started, show_result), False)
+        yield Ended(number, partial(job.do, None if number else from_start, show_result), False)
 
 
 def worthwhile_workers(jobs: Sequence[Job]) -> int:

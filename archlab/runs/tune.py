@@ -20,6 +20,7 @@ import io
 import json
 import math
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -322,13 +323,16 @@ def as_found(cfg: DictConfig, tuned: Mapping[str, Any] | None) -> DictConfig:
 
 def find_rates(
     cfgs: Sequence[DictConfig], workers: int | None = None, pack: PackSize = "auto", show: bool = False
-) -> None:
+) -> float:
     """Finds the rate of every arm among configurations with `tune`, several trials at a time where that is faster.
+
+    Returns the seconds that it took, which belong to no single run.
 
     The arms try the same places of the grid. An arm whose trial failed is left alone: its first run fails as the trial
     did. `workers` and `pack` are those of `archlab.runs.sweep.carry_out`; trials of one program make a pack.
     Raises UserError where a pack is asked for that can't be made.
     """
+    since = time.time()
     arms = {kept_in(line): line for cfg in cfgs if cfg.tune for line in lines_of(cfg)}
     cells = {file: kept(cfg) for file, cfg in arms.items()}
     if show:
@@ -348,6 +352,7 @@ def find_rates(
                 arms.pop(file, None)
         for file, cfg in arms.items():
             keep(cfg, cells[file])
+    return time.time() - since
 
 
 def budget_of(axis: SecondAxis) -> str:

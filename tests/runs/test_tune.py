@@ -162,3 +162,22 @@ def test_an_arm_that_joins_later_tries_all_that_the_others_tried():
     joins = {place: [float(abs(place))] * 2 for place in (-1, 0, 1)}
     assert tune.places_to_try([before, {}]) == [-3, -2, -1, 0, 1]
     assert tune.places_to_try([before, joins]) == [-3, -2] and tune.places_to_try([joins]) == []
+
+
+def test_a_search_is_no_part_of_a_runs_time(tmp_path, monkeypatch):
+    """All runs of an arm share it. The search here only takes 0.3 s of a clock that moves by itself nowhere else."""
+    now = [100.0]
+    monkeypatch.setattr(tune.time, "time", lambda: now[0])
+
+    def losses_of(trials):
+        now[0] += 0.3 * len(trials)
+        return [abs(math.log2(trial.rate / 3e-3)) for trial in trials]
+
+    monkeypatch.setattr(tune, "losses_of", losses_of)
+    cfg = composed(tmp_path, "train.lr=3e-3")
+    assert tune.find_rates([cfg], workers=1) == pytest.approx(0.3 * 6)  # three rates at two seeds
+    assert tune.find_rates([cfg], workers=1) == 0.0
+    again = composed(tmp_path / "another", "train.lr=3e-3")
+    began = now[0]
+    assert lab.prepared(again, began, shown=False).started == pytest.approx(began + 0.3 * 6)
+    assert lab.prepared(again, began, shown=False).started == began
