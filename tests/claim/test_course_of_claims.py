@@ -12,8 +12,8 @@ from test_ladder import COMMON, made_up, wiggle  # noqa: F401
 
 from archlab.base.errors import UserError
 from archlab.claim import course, ledger, session
-from archlab.claim.claim import Part, read_claim
-from archlab.claim.decide import decide_part
+from archlab.claim.claim import Part, read_claim, tupled
+from archlab.claim.decide import Decision, PartResult, decide_part
 from archlab.claim.jobs import LookJob, RunJob
 from archlab.claim.store import JobStore, composed
 
@@ -93,6 +93,18 @@ def test_once_a_control_is_ruled_out_no_more_seeds_are_run(tmp_path, made_up, mo
     decision = made.decision(made.seeds)
     assert decision.verdict == "INCONCLUSIVE" and not decision.open
     assert made.seeds == 6 and len(done) == 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("control", "open_"), [("SUPPORTED", True), ("INCONCLUSIVE", True), ("REFUTED", False), ("TIE", False)]
+)
+def test_a_control_that_is_not_decided_yet_keeps_a_claim_open(control, open_):
+    """More seeds may still find it; one that is ruled out they never find."""
+    of_part, of_control = (
+        PartResult(Part(**tupled(part())), verdict, None, {}, 1.0, 1.0)
+        for verdict in ("INCONCLUSIVE", control)
+    )
+    assert Decision("INCONCLUSIVE", 1.0, (of_part,), (of_control,), 0.0, 0.0).open is open_
 
 
 def test_a_claim_is_registered_before_its_first_run(tmp_path, made_up):  # noqa: F811
