@@ -187,11 +187,16 @@ def test_a_larger_stable_rate_is_the_better_one():
 
 
 def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_path, made_up, monkeypatch):  # noqa: F811
-    """Planted: `a` is best at 4e-3 and a decay of 0.3, `b` at 1e-3 and 0; the swept arm has no rate to find."""
+    """Planted: `a` is best at 4e-3 and a decay of 0.3, `b` at 1e-3 and 0, and at another rate at any other decay.
+
+    The swept arm has no rate to find.
+    """
     best = {"layer": (4e-3, 0.3), "rms": (1e-3, 0.0), "l2": (2e-3, 0.3)}
+    elsewhere = {"layer": 2e-3, "rms": 2e-3, "l2": 1e-3}
 
     def loss(cfg) -> float:
         rate, decay = best.get(cfg.choices.norm, (cfg.train.lr, cfg.train.weight_decay))
+        rate = rate if cfg.train.weight_decay == decay else elsewhere[cfg.choices.norm]
         away = abs(math.log2(cfg.train.lr / rate)) + 2 * abs(cfg.train.weight_decay - decay)
         return 2.0 + away + wiggle(cfg)
 
@@ -202,7 +207,7 @@ def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_pat
             "a": ["norm=layer"], "b": ["norm=rms"], "swept": ["norm=dyt"],
             "then": {"train": ["norm=l2"], "then": ["mask=window", "mask.window=3"]},
         },
-        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over={"train.lr": [1e-3, 7e-3]}, reduce="best", difference=None, value="swept", than=0.0)],
+        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over={"train.lr": [1e-3, 7e-3]}, reduce="best", difference=None, value="swept", than=0.0), part(over={"train.lr": [3e-3, 9e-3]}, reduce="best", difference=None, value="a", than=0.0)],
     )  # fmt: skip
     assert made.rates == pytest.approx({"a": 4e-3, "b": 1e-3, "then": 2e-3})
     runs = [job.cfg for job in done if isinstance(job, RunJob)]
@@ -222,6 +227,8 @@ def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_pat
         ("l2", 2e-3, 0.3),
         ("dyt", 1e-3, default),
         ("dyt", 7e-3, default),
+        ("layer", 3e-3, default),  # a part that runs over rates uses nothing that was tuned
+        ("layer", 9e-3, default),
     }
     looks = [job for job in done if isinstance(job, LookJob)]
     assert looks and all(job.of.cfg.train.weight_decay == 0.3 == job.cfg.train.weight_decay for job in looks)
