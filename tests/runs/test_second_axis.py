@@ -75,6 +75,8 @@ def test_arms_that_are_tuned_together_have_equal_trials(tmp_path, monkeypatch, c
     tune.find_rates([composed(tmp_path, f"norm={norm}") for norm in ("rms", "layer")], workers=1, show=True)
     by_arm = {norm: sorted(trial[1:] for trial in tried if trial[0] == norm) for norm in ("rms", "layer")}
     assert by_arm["rms"] == by_arm["layer"] and len(by_arm["rms"]) % (3 * 2) == 0
+    rates = {rate for _, rate, _ in by_arm["rms"]}
+    assert by_arm["rms"] == sorted(itertools.product(VALUES, rates, tune.SEEDS)), "the whole rectangle"
     out = capsys.readouterr().out
     assert out.startswith(
         "tune: the rate is searched at 3 values of train.min_lr (0.1, 0.4, 0.7): at least 18 trials for each arm, and 6 more"
