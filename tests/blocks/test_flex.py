@@ -139,7 +139,9 @@ def test_what_auto_takes(pos, mask, by_flex, monkeypatch):
     ("name", "pos", "head_dim", "by_flex"),
     [("auto", "none", 16, True), ("auto", "alibi", 16, True), ("auto", "none", 15, False), ("flex", "none", 16, True)],
 )
-def test_soft_capped_scores_are_capped_by_whatever_kernel_takes_them(name, pos, head_dim, by_flex, on_cuda, monkeypatch):
+def test_soft_capped_scores_are_capped_by_whatever_kernel_takes_them(
+    name, pos, head_dim, by_flex, on_cuda, monkeypatch
+):
     context, qkv, calls = read_of(pos, "causal"), draw_qkv(3, head_dim), []
 
     def seen(position, mask, softcap):

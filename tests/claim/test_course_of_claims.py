@@ -101,8 +101,7 @@ def test_once_a_control_is_ruled_out_no_more_seeds_are_run(tmp_path, made_up, mo
 def test_a_control_that_is_not_decided_yet_keeps_a_claim_open(control, open_):
     """More seeds may still find it; one that is ruled out they never find."""
     of_part, of_control = (
-        PartResult(Part(**tupled(part())), verdict, None, {}, 1.0, 1.0)
-        for verdict in ("INCONCLUSIVE", control)
+        PartResult(Part(**tupled(part())), verdict, None, {}, 1.0, 1.0) for verdict in ("INCONCLUSIVE", control)
     )
     assert Decision("INCONCLUSIVE", 1.0, (of_part,), (of_control,), 0.0, 0.0).open is open_
 

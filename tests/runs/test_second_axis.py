@@ -52,7 +52,9 @@ def test_every_cell_of_the_rectangle_is_tried_and_the_best_of_all_is_taken(tmp_p
     assert (second["field"], second["value"], second["edge"]) == ("train.min_lr", 0.4, False)
     assert [value for value, _ in second["rates"]] == list(VALUES)
     losses = [
-        abs(v - 0.4) + 2 + abs(place - best) for v, best in zip(VALUES, (2, 1, 0), strict=True) for place in range(-1, 4)
+        abs(v - 0.4) + 2 + abs(place - best)
+        for v, best in zip(VALUES, (2, 1, 0), strict=True)
+        for place in range(-1, 4)
     ]
     of_all = dict(found["expected_best"])
     assert list(of_all) == [1, 2, 4, 8, 15] and of_all[1] == pytest.approx(sum(losses) / 15), "of every cell"
