@@ -66,8 +66,9 @@ def test_every_cell_of_the_rectangle_is_tried_and_the_best_of_all_is_taken(tmp_p
 
 def test_a_best_value_at_the_end_of_those_given_is_called_so(tmp_path, monkeypatch):
     told(monkeypatch, lambda cfg: cfg.train.min_lr + abs(math.log2(cfg.train.lr / 3e-3)))
-    second = tune.tuned_rate(composed(tmp_path))["second"]
-    assert (second["value"], second["edge"]) == (0.1, True)
+    for axis in ("[0.1,0.4,0.7]", "[0.4,0.1,0.7]"):  # the lowest, in whatever order they are given
+        second = tune.tuned_rate(composed(tmp_path, axis=f"train.min_lr:{axis}"))["second"]
+        assert (second["value"], second["edge"]) == (0.1, True)
 
 
 def test_arms_that_are_tuned_together_have_equal_trials(tmp_path, monkeypatch, capsys):
