@@ -4,6 +4,7 @@ import importlib
 import signal
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from archlab.benchmark.workload import OneBatch, Workload
 from archlab.config.compose import compose, in_turn
 from archlab.data.batch import Batch
 from archlab.train.loop import train
+from archlab.train.runtime import Runtime
 
 NANO = ("size=nano", "train.train_len=16", "train.batch_size=2")
 CPU = torch.device("cpu")
@@ -207,6 +209,30 @@ def test_the_fullest_moment_is_found_though_it_passed():
         return torch.zeros(250_000)
 
     assert memory.peak_bytes(work, CPU) == pytest.approx(2 * 4 * 250_000, rel=0.01)
+
+
+def test_each_memory_is_counted_once_whatever_looks_into_it():
+    def work() -> None:
+        x = torch.zeros(1000)
+        views = x.view(10, 100), x[::2], x.add_(1).unbind()
+        del views
+        values, places = x.sort()  # 1000 float32 numbers and 1000 int64 ones
+        assert len(values) == len(places)
+        torch.zeros(10**6, device="meta")
+
+    assert memory.peak_bytes(work, CPU) == 4 * 1000 + 4 * 1000 + 8 * 1000
+
+
+def test_memory_is_measured_of_eager_steps():
+    """Of what is compiled, operations are not seen one by one."""
+    seen, steps = [], []
+
+    def make(machine: Runtime) -> SimpleNamespace:
+        seen.append(machine.compile)
+        return SimpleNamespace(step=lambda: steps.append(1))
+
+    memory.peak_of_steps(make, Runtime(CPU, torch.float32, compile="on"))
+    assert seen == ["off"] and len(steps) == memory.STEPS
 
 
 def test_training_holds_weights_gradients_two_states_and_activations():

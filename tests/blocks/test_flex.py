@@ -134,6 +134,28 @@ def test_what_auto_takes(pos, mask, by_flex, monkeypatch):
     assert KERNELS["auto"](context.position, context.mask, 15).plain is fused_kernel(context.position, context.mask)
 
 
+@pytest.mark.parametrize("on_cuda", [True, False])
+@pytest.mark.parametrize(
+    ("name", "pos", "head_dim", "by_flex"),
+    [("auto", "none", 16, True), ("auto", "alibi", 16, True), ("auto", "none", 15, False), ("flex", "none", 16, True)],
+)
+def test_soft_capped_scores_are_capped_by_whatever_kernel_takes_them(
+    name, pos, head_dim, by_flex, on_cuda, monkeypatch
+):
+    context, qkv, calls = read_of(pos, "causal"), draw_qkv(3, head_dim), []
+
+    def seen(position, mask, softcap):
+        made = flex_kernel(position, mask, softcap)
+        return lambda *given: calls.append(1) or made(*given)
+
+    monkeypatch.setattr(kernels, "flex_kernel", seen)
+    monkeypatch.setattr(kernels, "takes_flex", lambda *_: on_cuda)
+    read = KERNELS[name](context.position, context.mask, head_dim).capped(make_softcap(1.5))(*qkv, context, 0.0)
+    assert bool(calls) is (by_flex and on_cuda)
+    expected = attend(*qkv, lambda b, i, j: MAY_READ["causal"](i, j, PREFIXES[b]), BIAS[pos], 1.5)
+    torch.testing.assert_close(read, expected, **EXACT)
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "dropout", "taken"),
     [

@@ -17,7 +17,7 @@ from archlab.blocks.flex import flex_kernel
 from archlab.blocks.kernel import explicit_kernel, masked_kernel
 from archlab.blocks.mask import one_mask
 from archlab.blocks.softcap import leave
-from archlab.blocks.token_positions import at_the_start
+from archlab.blocks.token_positions import Ahead, at_the_start
 
 EXACT = dict(rtol=1e-10, atol=1e-10)  # float64; sums in another order
 LENGTHS = [[5, 3, 4, 1], [1, 1, 9, 2]]  # documents of two sequences of 13 tokens
@@ -206,13 +206,17 @@ def test_no_look_across_documents_and_positions_that_go_on_matter():
     assert (apart[0] - after[0, 5:8]).abs().max() > 1e-3  # they stand at 5, 6, 7 and not at 0, 1, 2
 
 
+@pytest.mark.parametrize(("at_once", "learns"), [(2, True), (1, True), (1, False)])
 @pytest.mark.parametrize("reset", [False, True])
-def test_tokens_after_cached_documents_go_on_with_the_last(reset):
+def test_tokens_after_cached_documents_go_on_with_the_last(reset, at_once, learns, monkeypatch):
+    """One at a time and without gradients their places are found for several at once: here for four, of six tokens."""
+    monkeypatch.setattr(Ahead, "TOKENS", 4)
     decoder = build(pos="sinusoidal", mask=make("mask", "document", window=3, reset_positions=reset))
     tokens, starts = draw_tokens(seq=SEQ), starts_of([[2, 4, 7], [1, 3, 9]])
     expected, cache = decoder(tokens, document_starts=starts), Cache()
-    pieces = [decoder(tokens[:, :7], document_starts=starts[:, :7], cache=cache)]
-    pieces += [decoder(tokens[:, i : i + 2], cache=cache) for i in range(7, SEQ, 2)]
+    with torch.set_grad_enabled(learns):
+        pieces = [decoder(tokens[:, :7], document_starts=starts[:, :7], cache=cache)]
+        pieces += [decoder(tokens[:, i : i + at_once], cache=cache) for i in range(7, SEQ, at_once)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, **EXACT)
     with pytest.raises(ValueError, match="document_starts: are given with the first"):
         decoder(tokens[:, :1], document_starts=starts[:, :1], cache=cache)

@@ -12,8 +12,8 @@ from test_ladder import COMMON, made_up, wiggle  # noqa: F401
 
 from archlab.base.errors import UserError
 from archlab.claim import course, ledger, session
-from archlab.claim.claim import Part, read_claim
-from archlab.claim.decide import decide_part
+from archlab.claim.claim import Part, read_claim, tupled
+from archlab.claim.decide import Decision, PartResult, decide_part
 from archlab.claim.jobs import LookJob, RunJob
 from archlab.claim.store import JobStore, composed
 
@@ -93,6 +93,17 @@ def test_once_a_control_is_ruled_out_no_more_seeds_are_run(tmp_path, made_up, mo
     decision = made.decision(made.seeds)
     assert decision.verdict == "INCONCLUSIVE" and not decision.open
     assert made.seeds == 6 and len(done) == 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("control", "open_"), [("SUPPORTED", True), ("INCONCLUSIVE", True), ("REFUTED", False), ("TIE", False)]
+)
+def test_a_control_that_is_not_decided_yet_keeps_a_claim_open(control, open_):
+    """More seeds may still find it; one that is ruled out they never find."""
+    of_part, of_control = (
+        PartResult(Part(**tupled(part())), verdict, None, {}, 1.0, 1.0) for verdict in ("INCONCLUSIVE", control)
+    )
+    assert Decision("INCONCLUSIVE", 1.0, (of_part,), (of_control,), 0.0, 0.0).open is open_
 
 
 def test_a_claim_is_registered_before_its_first_run(tmp_path, made_up):  # noqa: F811
@@ -175,11 +186,16 @@ def test_a_larger_stable_rate_is_the_better_one():
 
 
 def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_path, made_up, monkeypatch):  # noqa: F811
-    """Planted: `a` is best at 4e-3 and a decay of 0.3, `b` at 1e-3 and 0; the swept arm has no rate to find."""
+    """Planted: `a` is best at 4e-3 and a decay of 0.3, `b` at 1e-3 and 0, and at another rate at any other decay.
+
+    The swept arm has no rate to find.
+    """
     best = {"layer": (4e-3, 0.3), "rms": (1e-3, 0.0), "l2": (2e-3, 0.3)}
+    elsewhere = {"layer": 2e-3, "rms": 2e-3, "l2": 1e-3}
 
     def loss(cfg) -> float:
         rate, decay = best.get(cfg.choices.norm, (cfg.train.lr, cfg.train.weight_decay))
+        rate = rate if cfg.train.weight_decay == decay else elsewhere[cfg.choices.norm]
         away = abs(math.log2(cfg.train.lr / rate)) + 2 * abs(cfg.train.weight_decay - decay)
         return 2.0 + away + wiggle(cfg)
 
@@ -190,7 +206,7 @@ def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_pat
             "a": ["norm=layer"], "b": ["norm=rms"], "swept": ["norm=dyt"],
             "then": {"train": ["norm=l2"], "then": ["mask=window", "mask.window=3"]},
         },
-        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over={"train.lr": [1e-3, 7e-3]}, reduce="best", difference=None, value="swept", than=0.0)],
+        parts=[part(), part(measure="loss@2", difference=None, value="then", than=0.0), part(over={"train.lr": [1e-3, 7e-3]}, reduce="best", difference=None, value="swept", than=0.0), part(over={"train.lr": [3e-3, 9e-3]}, reduce="best", difference=None, value="a", than=0.0)],
     )  # fmt: skip
     assert made.rates == pytest.approx({"a": 4e-3, "b": 1e-3, "then": 2e-3})
     runs = [job.cfg for job in done if isinstance(job, RunJob)]
@@ -210,6 +226,8 @@ def test_each_arm_is_tuned_over_two_axes_and_run_at_its_own_best_of_both(tmp_pat
         ("l2", 2e-3, 0.3),
         ("dyt", 1e-3, default),
         ("dyt", 7e-3, default),
+        ("layer", 3e-3, default),  # a part that runs over rates uses nothing that was tuned
+        ("layer", 9e-3, default),
     }
     looks = [job for job in done if isinstance(job, LookJob)]
     assert looks and all(job.of.cfg.train.weight_decay == 0.3 == job.cfg.train.weight_decay for job in looks)

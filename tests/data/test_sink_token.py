@@ -59,6 +59,26 @@ def test_it_is_the_same_source_in_all_else():
     assert all(torch.equal(one.tokens, headed(other).tokens) for one, other in tuning)
 
 
+def test_batches_that_a_source_keeps_stay_as_they_are():
+    """As views of a text of the user's own are, where one window's first token is another window's fourth."""
+
+    class Views(Corpus):
+        name = "own"
+
+        def train(self, seed, step, batch_size, seq_len):
+            windows = text.unfold(0, seq_len + 1, 4)
+            return Batch(windows, None, torch.ones(len(windows), seq_len, dtype=torch.bool))
+
+        def validation(self, seq_len, n_tokens, batch_size, stride=None):
+            yield self.train(0, 0, 0, seq_len)
+
+    text = torch.arange(20)
+    ours = SinkToken(Views(TOKENS[:50], TOKENS[50:], 61, None), SINK)
+    for batch in (ours.train(0, 1, 3, 8), *ours.validation(8, 24, 3)):
+        assert batch.tokens.tolist() == [[SINK, *range(4 * n + 1, 4 * n + 9)] for n in range(3)]
+    assert text.tolist() == list(range(20))
+
+
 def test_the_text_has_no_byte_0_and_a_run_opens_it_with_positions_drawn_beside():
     opened = open_source(composed("size=nano", "sink_token=0", "random_positions=300"))
     assert isinstance(opened, DrawnPositions) and opened.cuts_windows

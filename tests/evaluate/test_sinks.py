@@ -9,8 +9,12 @@ from training import CPU, Counting
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.blocks import context as contexts
 from archlab.evaluate import sinks
+from archlab.evaluate.length import by_length
+from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.sinks import first_token_share, first_token_shares
+from archlab.train.runtime import runtime
 
 SIZES = ("size.d_model=24", "size.n_layers=3", "size.n_heads=4", "size.head_dim=6", "size.vocab_size=17", "pos=none")
 SEQ, SEQUENCES = 11, 5
@@ -66,6 +70,32 @@ def test_it_is_the_mean_weight_of_the_first_key(words):
     assert of_model == pytest.approx(sum(of_layers) / len(of_layers), **EXACT)
 
 
+def test_a_layer_whose_windows_have_left_the_first_token_behind_counts_with_a_share_of_0(monkeypatch):
+    """As where a sequence is longer than 512 and a window: none of the queries that are looked at attends to the first token."""
+    monkeypatch.setattr(contexts, "QUERY_BLOCK", 4)
+    decoder = randomise(archlab.build(*SIZES, "layers[0].mask=window", "layers[0].mask.window=3")).double()
+    of_layers = first_token_shares(decoder, Sequences(), CPU, SEQ, 2 * SEQ)
+    assert of_layers[0] == 0.0 and of_layers[1] > 0 and of_layers[2] > 0
+    of_model = first_token_share(decoder, Sequences(), CPU, SEQ, 2 * SEQ)
+    assert of_model == pytest.approx((of_layers[1] + of_layers[2]) / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_dropped_and_the_model_goes_on_in_the_mode_it_was_in(training):
+    decoder, dropping = (randomise(archlab.build(*SIZES, word)) for word in ("dropout=0.0", "dropout=0.5"))
+    dropping.load_state_dict(decoder.state_dict())
+    expected = first_token_shares(decoder, Sequences(), CPU, SEQ, 2 * SEQ)
+    assert first_token_shares(dropping.train(training), Sequences(), CPU, SEQ, 2 * SEQ) == expected
+    assert dropping.training is training
+
+
+def test_products_are_of_the_precision_that_a_run_has():
+    decoder, seen = randomise(archlab.build(*SIZES)), set()
+    decoder.layers[0].mixer.q_proj.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    first_token_share(decoder, Sequences(), runtime("cpu", "bf16"), SEQ, SEQ)
+    assert seen == {torch.bfloat16}
+
+
 def test_no_more_sequences_are_looked_at_than_it_says(monkeypatch):
     decoder = randomise(archlab.build(*SIZES)).double()
     monkeypatch.setattr(sinks, "SEQUENCES", 2)
@@ -84,6 +114,19 @@ def test_weights_that_are_even_give_it_what_the_docstring_says(word):
     even = sum(1 / n for n in range(1, 65)) / 64
     assert first_token_share(decoder, Sequences(), CPU, 64, 128) == pytest.approx(even, rel=1e-9)
     assert round(even, 3) == 0.074 and "0.074" in first_token_shares.__doc__
+
+
+def test_of_each_length_it_is_that_of_sequences_of_this_length():
+    """Even weights, whose mean of 1 / n over n = 1 .. length is written out."""
+    decoder = randomise(archlab.build(*SIZES)).double()
+    with torch.no_grad():
+        for layer in decoder.layers:
+            layer.mixer.q_proj.weight.zero_()
+    settings = EvalSettings(4 * SEQ, [1, 2], "disjoint", None, first_token_share=True)
+    records, _ = by_length(decoder, Sequences(), CPU, settings, SEQ, [2, 1])
+    for record, length in zip(records, (SEQ, 2 * SEQ), strict=True):
+        even = sum(1 / n for n in range(1, length + 1)) / length
+        assert record["eval_len"] == length and record["first_token_share"] == pytest.approx(even, rel=1e-9)
 
 
 def test_a_run_writes_it_for_each_length_where_it_is_asked_for(tmp_path):

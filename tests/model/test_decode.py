@@ -228,6 +228,22 @@ def test_a_scheme_that_goes_by_the_length_is_refused_a_cache():
         build(pos=ByLength)(draw_tokens(), cache=Cache())
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_table_ends_where_it_does_for_tokens_one_at_a_time(gradients):
+    """Though places are found for many tokens at once where there are no gradients, of which the table has not so many."""
+    with torch.set_grad_enabled(gradients):
+        decoder, tokens = build(pos=make("pos", "learned", max_positions=8)), draw_tokens(seq=11)
+        for padding, last in ((None, 8), (torch.tensor([3, 2]), 10)):
+            cache, first = Cache(), last - 3
+            seen = [decoder(tokens[:, :first], cache=cache, padding=padding)]
+            seen += [decoder(tokens[:, i : i + 1], cache=cache) for i in range(first, last)]
+            whole = decoder(tokens[:, :last], padding=padding)
+            torch.testing.assert_close(torch.cat(seen, dim=1)[:, first:], whole[:, first:], **EXACT)
+            with pytest.raises(PositionLimit, match="^pos.max_positions=8: a sequence of 9 tokens"):
+                decoder(tokens[:, :1], cache=cache)
+            assert len(cache) == last
+
+
 def test_a_table_ends_for_the_cache_too():
     decoder, cache = build(pos=make("pos", "learned", max_positions=8)), Cache()
     decoder(draw_tokens(seq=7), cache=cache)

@@ -8,6 +8,7 @@ from transformers import Cohere2Config, Gemma2Config, Gemma3TextConfig, ModernBe
 import archlab
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in
+from archlab.blocks.cache import Cache
 from archlab.blocks.kernel import causal_kernel, masked_kernel
 from archlab.config.plan import layer_plans
 from archlab.model.decoder import Decoder
@@ -217,3 +218,13 @@ def test_one_line_says_what_cannot_be(overrides, line):
     with pytest.raises(UserError) as refusal:
         archlab.compose(*overrides, *SMALL)
     assert str(refusal.value) == line
+
+
+@pytest.mark.parametrize("other", ["layers[0].pos.base=100", "layers[0].pos=none", "layers[0].pos=xpos"])
+@torch.no_grad()
+def test_each_layer_decodes_by_its_own_scheme(other):
+    """One token at a time, where each scheme's rotations are found for several tokens at once."""
+    decoder, tokens, cache = build("pos=rope", other), draw_tokens(), Cache()
+    pieces = [decoder(piece, cache=cache) for piece in tokens.split(1, dim=1)]
+    # Angles are float32, and the same ones.
+    torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=1e-6, atol=1e-7)

@@ -51,6 +51,13 @@ def test_every_cell_of_the_rectangle_is_tried_and_the_best_of_all_is_taken(tmp_p
     second = found["second"]
     assert (second["field"], second["value"], second["edge"]) == ("train.min_lr", 0.4, False)
     assert [value for value, _ in second["rates"]] == list(VALUES)
+    losses = [
+        abs(v - 0.4) + 2 + abs(place - best)
+        for v, best in zip(VALUES, (2, 1, 0), strict=True)
+        for place in range(-1, 4)
+    ]
+    of_all = dict(found["expected_best"])
+    assert list(of_all) == [1, 2, 4, 8, 15] and of_all[1] == pytest.approx(sum(losses) / 15), "of every cell"
     at_taken = dict(found["rates"])
     assert at_taken[6e-3] == [2.0, 2.0] and at_taken[3e-3] == pytest.approx([3.0, 3.0])
     first = {rate: losses[0] for rate, losses in second["rates"][0][1]}
@@ -59,8 +66,9 @@ def test_every_cell_of_the_rectangle_is_tried_and_the_best_of_all_is_taken(tmp_p
 
 def test_a_best_value_at_the_end_of_those_given_is_called_so(tmp_path, monkeypatch):
     told(monkeypatch, lambda cfg: cfg.train.min_lr + abs(math.log2(cfg.train.lr / 3e-3)))
-    second = tune.tuned_rate(composed(tmp_path))["second"]
-    assert (second["value"], second["edge"]) == (0.1, True)
+    for axis in ("[0.1,0.4,0.7]", "[0.4,0.1,0.7]"):  # the lowest, in whatever order they are given
+        second = tune.tuned_rate(composed(tmp_path, axis=f"train.min_lr:{axis}"))["second"]
+        assert (second["value"], second["edge"]) == (0.1, True)
 
 
 def test_arms_that_are_tuned_together_have_equal_trials(tmp_path, monkeypatch, capsys):
@@ -70,6 +78,8 @@ def test_arms_that_are_tuned_together_have_equal_trials(tmp_path, monkeypatch, c
     tune.find_rates([composed(tmp_path, f"norm={norm}") for norm in ("rms", "layer")], workers=1, show=True)
     by_arm = {norm: sorted(trial[1:] for trial in tried if trial[0] == norm) for norm in ("rms", "layer")}
     assert by_arm["rms"] == by_arm["layer"] and len(by_arm["rms"]) % (3 * 2) == 0
+    rates = {rate for _, rate, _ in by_arm["rms"]}
+    assert by_arm["rms"] == sorted(itertools.product(VALUES, rates, tune.SEEDS)), "the whole rectangle"
     out = capsys.readouterr().out
     assert out.startswith(
         "tune: the rate is searched at 3 values of train.min_lr (0.1, 0.4, 0.7): at least 18 trials for each arm, and 6 more"

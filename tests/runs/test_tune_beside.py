@@ -5,6 +5,7 @@ import pytest
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.config.compose import plans
 from archlab.runs import sweep, tune
 from archlab.runs.beside import Ended
 from archlab.runs.packs import by_program
@@ -86,3 +87,26 @@ def test_an_experiment_is_carried_out_as_a_sweep_is(command, monkeypatch, tmp_pa
     ((jobs, workers, pack),) = asked
     programs = by_program([job.plan for job in jobs])
     assert (workers, pack) == (2, 3) and {len(places) % 3 for places in programs.values()} == {0}
+
+
+def began_at(monkeypatch) -> list:
+    """From when each run counts its time to the first step, where the search for rates took 50 s."""
+    seen: list = []
+    monkeypatch.setattr(tune, "find_rates", lambda *_, **__: 50.0)
+    monkeypatch.setattr(sweep.Job, "do", lambda self, started=None, show_result=True: seen.append(started))
+    return seen
+
+
+def test_a_search_is_no_part_of_the_time_of_a_sweeps_first_run(monkeypatch, tmp_path):
+    seen = began_at(monkeypatch)
+    jobs = [sweep.Job(plan) for plan in plans(*SMALL, "norm=rms,layer", f"output={tmp_path}")]
+    for ended in sweep.carry_out(jobs, 1, "off", started=1000.0, show_result=False):
+        ended.result()
+    assert seen == [1050.0, None]
+
+
+def test_nor_is_it_of_a_commands_single_run(command, monkeypatch, tmp_path):
+    seen = began_at(monkeypatch)
+    done = command(*SMALL, f"output={tmp_path}")
+    assert done.status == 0, done.err
+    assert seen == [archlab.STARTED + 50.0]

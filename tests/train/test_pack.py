@@ -138,8 +138,8 @@ def test_members_of_a_pack_decay_independently_of_their_learning_rates():
             Run(0, ("init=mup", "init.base_width=8"), lr=1e-2, schedule=Constant()),
             Run(1, (), lr=3e-3, schedule=WarmupStableDecay(0.4, "linear")),
         ]
-        for one in made:
-            one.settings = replace(one.settings, optimizer=AdamW(0.05))
+        for one, decay in zip(made, (0.05, 0.3), strict=True):
+            one.settings = replace(one.settings, optimizer=AdamW(decay))
         return made
 
     packed, beside = runs(), runs()
