@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from archlab.blocks.contracts import Block, Mask, Mixer, Position, SomeHeads, St
 from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32
+from archlab.blocks.rms import rms_norm
 from archlab.blocks.roles import Role
 from archlab.blocks.softcap import leave
 from archlab.blocks.steps import DrawnStep
@@ -113,7 +113,7 @@ class Differential(Mixer):
         gathered = self.kernel(q, k, self.paired(v), context, self.dropout * self.training)
         one, other = at_least_float32(gathered).chunk(2, dim=1)
         difference = one - self.lambda_of() * other
-        normed = (1 - self.lambda_of.initial) * F.rms_norm(difference, difference.shape[-1:], eps=EPS)
+        normed = (1 - self.lambda_of.initial) * rms_norm(difference, EPS)
         joined = rearrange(normed.type_as(gathered), "batch pairs seq width -> batch seq (pairs width)")
         return self.out_dropout(self.out_proj(self.inner_norm(joined)))
 

@@ -30,6 +30,7 @@ from archlab.blocks.recurrent import (
     look_at_state,
     of_heads,
 )
+from archlab.blocks.rms import rms_norm
 from archlab.blocks.roles import Role
 from archlab.blocks.steps import DrawnStep
 
@@ -44,7 +45,7 @@ class GroupedGatedNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"], gate: Float[Tensor, "*batch width"]) -> Tensor:
         gated = rearrange(x * F.silu(gate), "... (groups each) -> ... groups each", groups=self.n_groups)
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps)
+        normed = rms_norm(gated, self.eps)
         return self.gain * rearrange(normed, "... groups each -> ... (groups each)")
 
 

@@ -17,6 +17,7 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Share
 from archlab.blocks.contracts import Norm, Stream
 from archlab.blocks.precision import at_least_float32, in_dtype_of
+from archlab.blocks.rms import rms_norm
 
 
 class LayerNorm(Norm):
@@ -42,13 +43,13 @@ class LayerNorm(Norm):
         check_unit_offset(unit_offset, affine)
         self.eps = eps
         start = torch.zeros(d_model) if unit_offset else torch.ones(d_model)
-        self.gain = nn.Parameter(start) if affine else 1.0
-        self.shift = nn.Parameter(torch.zeros(d_model)) if affine and shift else 0.0
-        self.factor: Callable[..., Tensor | float] = one_more if unit_offset else the_gain
+        self.gain = nn.Parameter(start) if affine else None
+        self.shift = nn.Parameter(torch.zeros(d_model)) if affine and shift else None
+        self.whole_gain, self.whole_shift = whole_gain(affine, unit_offset), whole_gain(affine and shift)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=self.eps)
-        return (self.factor(self.gain) * normed + self.shift).type_as(x)
+        gain, shift = self.whole_gain(self.gain), self.whole_shift(self.shift)
+        return in_dtype_of(F.layer_norm(at_least_float32(x), x.shape[-1:], gain, shift, self.eps), x)
 
 
 def check_unit_offset(unit_offset: bool, affine: bool) -> None:
@@ -59,18 +60,18 @@ def check_unit_offset(unit_offset: bool, affine: bool) -> None:
         )
 
 
-def the_gain(gain: Tensor | float) -> Tensor | float:
-    """The gain as it is."""
-    return gain
-
-
 def one_more(gain: Tensor) -> Tensor:
     """1 + gain, float32 at least."""
     return 1.0 + at_least_float32(gain)
 
 
-def no_gain(gain: None) -> None:
-    """Nothing is multiplied by a gain."""
+def nothing(gain: None) -> None:
+    """A norm without a gain, or without a shift."""
+
+
+def whole_gain(there: bool, unit_offset: bool = False) -> Callable[..., Tensor | None]:
+    """What makes of a norm's learned gain, or shift, what its formula takes: float32 at least."""
+    return (one_more if unit_offset else at_least_float32) if there else nothing
 
 
 class RMSNorm(Norm):
@@ -87,13 +88,11 @@ class RMSNorm(Norm):
         self.eps = eps
         self.offset = 1.0 if unit_offset else 0.0
         self.gain = nn.Parameter(torch.full((d_model,), 1.0 - self.offset)) if affine else None
-        self.whole_gain: Callable[..., Tensor | None] = (
-            no_gain if not affine else one_more if unit_offset else at_least_float32
-        )
+        self.whole_gain = whole_gain(affine, unit_offset)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         gain = self.whole_gain(self.gain)
-        return in_dtype_of(F.rms_norm(at_least_float32(x), x.shape[-1:], gain, self.eps), x)
+        return in_dtype_of(rms_norm(at_least_float32(x), self.eps, gain), x)
 
 
 class L2Norm(Norm):

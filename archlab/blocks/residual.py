@@ -23,6 +23,7 @@ from archlab.base.quantities import Count, Literal, Positive, Share
 from archlab.blocks.contracts import Norm, Residual, Stream
 from archlab.blocks.factors import Factors, stream_scale
 from archlab.blocks.precision import at_least_float32, without_autocast
+from archlab.blocks.rms import rms_norm
 from archlab.blocks.roles import Role, Weight, is_named
 
 Branch = Callable[[Tensor], Tensor]
@@ -407,7 +408,7 @@ class DoublyStochasticMixing(nn.Module):
 
     def forward(self, x: Streams) -> Mixing:
         n, flat = self.streams, at_least_float32(x).flatten(-2)
-        seen = F.linear(F.rms_norm(flat, flat.shape[-1:], eps=self.EPS), self.mix.type_as(flat))
+        seen = F.linear(rms_norm(flat, self.EPS), self.mix.type_as(flat))
         parts = zip(self.scale, seen.split((n, n, n * n), dim=-1), self.base.split((n, n, n * n)), strict=True)
         read, write, keep = (scale * one + base for scale, one, base in parts)
         keep = self.doubly_stochastic(keep.unflatten(-1, (n, n))).flatten(-2)

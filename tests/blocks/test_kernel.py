@@ -219,3 +219,25 @@ def test_heads_shared_beforehand_give_the_same(monkeypatch):
     read = causal_kernel(*qkv, context, 0.0)
     torch.testing.assert_close(read, expected, **EXACT)
     torch.testing.assert_close(gradients(read, qkv), of_expected, **EXACT)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_in_half_precision_a_cpu_attends_in_float32_where_it_takes_gradients(masked):
+    drawn = torch.Generator().manual_seed(5)
+    q, k, v, outer = (torch.randn(2, 3, 7, 8, generator=drawn).bfloat16() for _ in range(4))
+    hidden = torch.ones(7, 7).tril().bool().logical_not()
+    added = torch.zeros(7, 7).masked_fill(hidden, float("-inf"))
+    options = {"attn_mask": added.bfloat16()} if masked else {"is_causal": True}
+    given = [x.clone().requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kernels.torchs_own(*given, **options)
+    assert found.dtype == torch.bfloat16
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    expected = (wide[0] @ wide[1].mT / 8**0.5 + added).softmax(dim=-1) @ wide[2]
+    # Rounded once, at the end: half of bfloat16's last of eight bits. Its own kernel also rounds the weights.
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
+    grads = (torch.autograd.grad(one, of, outer.to(one.dtype)) for one, of in ((found, given), (expected, wide)))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(kernels.torchs_own(q, k, v, **options).double(), expected, rtol=2**-5, atol=2**-6)
