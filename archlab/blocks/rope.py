@@ -16,18 +16,26 @@ from archlab.blocks.rope_scaling import leading, make_scaling, pairs_kept, power
 from archlab.blocks.two_axes import two_axes
 
 LAYOUTS = {"half": -2, "interleaved": -1}
-"""Which features are a pair: the axis along which its two stand, once the rotated ones are cut into pairs."""
+"""Which features are a pair: along which of the last two axes its two stand, once the rotated ones are cut into pairs."""
+
+SIZES = {-2: (2, -1), -1: (-1, 2)}
+"""How they are cut, by that axis."""
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the last axis."""
+    if not torch.compiler.is_compiling():  # which makes of the formula written out what `Turn` does, and takes no other
+        return Turn.apply(x, cos, sin, axis)
+    first, second = x.unflatten(-1, SIZES[axis]).unbind(axis)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=axis).flatten(-2)
 
 
 class Turn(torch.autograd.Function):
-    """(a, b) -> (a cos - b sin, b cos + a sin) for each pair of the last axis; its gradient is turned back.
-
-    In place, since on a CPU the formula written out takes three times as long, most of it for its gradient.
-    """
+    """`turn` in place; its gradient is turned back. On a CPU the formula written out takes three times as long, most of it for its gradient."""
 
     @staticmethod
     def forward(x: Tensor, cos: Tensor, sin: Tensor, axis: int) -> Tensor:
-        pairs = x.unflatten(-1, (2, -1) if axis == -2 else (-1, 2))
+        pairs = x.unflatten(-1, SIZES[axis])
         turned = pairs * cos.unsqueeze(axis)
         (first, second), (to_first, to_second) = pairs.unbind(axis), turned.unbind(axis)
         to_first.addcmul_(second, sin, value=-1)
@@ -67,8 +75,8 @@ def rotate_wide(x: SomeHeads, cos_sin: Rotation, axis: int) -> SomeHeads:
     rotated = 2 * cos.shape[-1]
     wide = at_least_float32(x)
     if rotated == x.shape[-1]:
-        return Turn.apply(wide, cos, sin, axis)
-    return torch.cat((Turn.apply(wide[..., :rotated], cos, sin, axis), wide[..., rotated:]), dim=-1)
+        return turn(wide, cos, sin, axis)
+    return torch.cat((turn(wide[..., :rotated], cos, sin, axis), wide[..., rotated:]), dim=-1)
 
 
 def waves(angles: Float[Tensor, "#batch seq pairs"]) -> Float[Tensor, "#batch 2 seq pairs"]:

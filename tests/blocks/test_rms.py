@@ -80,9 +80,9 @@ def test_stacked_norms_under_vmap_are_the_norms_one_by_one(make):
             torch.testing.assert_close(stacked.grad[number], norm.get_parameter(name).grad)
 
 
-@pytest.mark.parametrize("axis", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("over", [(0, None), (0, 0), (None, 0), (1, None)], ids=str)
-def test_a_turn_under_vmap_is_the_turns_one_by_one(axis, over):
+def test_a_turn_under_vmap_is_the_turns_one_by_one(layout, over):
     x_over, angles_over = over
     size = 3
     x = drawn(2, 4, 5, 6) if x_over is None else drawn(2, 4, 5, 6).unsqueeze(x_over).repeat_interleave(size, x_over)
@@ -90,27 +90,27 @@ def test_a_turn_under_vmap_is_the_turns_one_by_one(axis, over):
     angles = (
         waves(drawn(1, 5, 3)) if angles_over is None else torch.stack([waves(drawn(1, 5, 3) * n) for n in (1, 2, 3)])
     )
-    together = vmap(lambda one, turn: rotate_wide(one, turn, axis), in_dims=over)(x, angles)
+    together = vmap(lambda one, turn: rotate_wide(one, turn, layout), in_dims=over)(x, angles)
     for number in range(size):
         one = x if x_over is None else x.select(x_over, number)
         turn = angles if angles_over is None else angles[number]
-        torch.testing.assert_close(together[number], rotate_wide(one, turn, axis))
+        torch.testing.assert_close(together[number], rotate_wide(one, turn, layout))
 
 
-@pytest.mark.parametrize("axis", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_turn_is_a_product_with_a_complex_number_and_its_gradient_that_of_the_product(axis):
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_turn_is_a_product_with_a_complex_number_and_its_gradient_that_of_the_product(layout):
     x, angles, outer = drawn(2, 3, 5, 8).requires_grad_(), drawn(1, 5, 4), drawn(2, 3, 5, 8)
 
     def as_complex(features: torch.Tensor) -> torch.Tensor:
-        pairs = features.unflatten(-1, (2, 4)).mT if axis == LAYOUTS["half"] else features.unflatten(-1, (4, 2))
+        pairs = features.unflatten(-1, (2, 4)).mT if layout == LAYOUTS["half"] else features.unflatten(-1, (4, 2))
         return torch.view_as_complex(pairs.contiguous())
 
     turned = torch.view_as_real(as_complex(x) * torch.exp(1j * angles))
-    expected = (turned.mT if axis == LAYOUTS["half"] else turned).flatten(-2)
-    found = rotate_wide(x, waves(angles), axis)
+    expected = (turned.mT if layout == LAYOUTS["half"] else turned).flatten(-2)
+    found = rotate_wide(x, waves(angles), layout)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, outer)[0] for y in (found, expected)))
-    assert torch.autograd.gradgradcheck(lambda given: rotate_wide(given, waves(angles), axis).square(), (x,))
+    assert torch.autograd.gradgradcheck(lambda given: rotate_wide(given, waves(angles), layout).square(), (x,))
 
 
 def test_layer_norm_is_torchs_with_its_gain_and_shift():
