@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from archlab.base.collecting import no_collecting
 from archlab.base.errors import UserError, printable
 from archlab.base.metrics import Direction
 from archlab.base.quantities import Count, Natural, NonNegative
@@ -42,7 +43,8 @@ def compare(arguments: list[str]) -> None:
 
 
 def compared(patterns: Sequence[str | Path], options: CompareOptions) -> "Comparison":
-    from archlab.verbs.compare import compare as arms_of
+    with no_collecting():
+        from archlab.verbs.compare import compare as arms_of
 
     return arms_of(*patterns, **{name: value for name, value in vars(options).items() if name != "output"})
 

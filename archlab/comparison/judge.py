@@ -11,7 +11,6 @@ from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
@@ -320,6 +319,8 @@ def _failures(lost_a: np.ndarray, lost_b: np.ndarray) -> Failures:
 @cache
 def boschloo(k_a: int, k_b: int, n: int) -> float:
     """Two-sided p of equal chances, of k_a and k_b out of n each."""
+    from scipy import stats  # here, since it takes a second to import, and is needed only where runs failed
+
     return float(stats.boschloo_exact([[k_a, k_b], [n - k_a, n - k_b]]).pvalue)
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from archlab.base.arguments import checked
+from archlab.base.collecting import no_collecting
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
@@ -160,12 +161,13 @@ def finish(
     `choices` says which option of each group was chosen, `explicit` which options were set by name, `own` are the
     folders of the user's own options. Raises UserError.
     """
-    from archlab.config.assemble import assemble_without_weights, settle_size
-    from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
-    from archlab.config.match import settle_match
-    from archlab.config.rules import check_rules, check_width, settle_layers, settle_positions
-    from archlab.cost.describe import count_own_parameters
-    from archlab.train.budget import settle_steps
+    with no_collecting():  # the first of these imports torch
+        from archlab.config.assemble import assemble_without_weights, settle_size
+        from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
+        from archlab.config.match import settle_match
+        from archlab.config.rules import check_rules, check_width, settle_layers, settle_positions
+        from archlab.cost.describe import count_own_parameters
+        from archlab.train.budget import settle_steps
 
     settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
     resolve(settled)

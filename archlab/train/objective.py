@@ -19,11 +19,11 @@ from archlab.train.runtime import Runtime
 
 
 class TokenLosses(NamedTuple):
-    """By target: its loss in nats, whether it is scored, and whether the likeliest token was the right one."""
+    """By target: its loss in nats, whether it is scored, and whether the likeliest token was the right one, where that is asked."""
 
     nats: Float[Tensor, "batch seq"]
     scored: Bool[Tensor, "batch seq"]
-    right: Bool[Tensor, "batch seq"]
+    right: Bool[Tensor, "batch seq"] | None
 
     @property
     def total(self) -> Tensor:
@@ -175,16 +175,18 @@ def compute(
     return parts, columns(taps)
 
 
-def token_losses(decoder: Decoder, batch: Batch) -> TokenLosses:
-    """The losses of a batch's targets alone."""
-    return run(decoder, batch)[0]
+def token_losses(decoder: Decoder, batch: Batch, exact: bool = True) -> TokenLosses:
+    """The losses of a batch's targets alone; `exact`: with whether the likeliest token was the right one."""
+    return run(decoder, batch, exact=exact)[0]
 
 
-def run(decoder: Decoder, batch: Batch, wanted: Collection[str] = ()) -> tuple[TokenLosses, Output]:
+def run(
+    decoder: Decoder, batch: Batch, wanted: Collection[str] = (), exact: bool = False
+) -> tuple[TokenLosses, Output]:
     """The losses of a batch's targets, with the decoder's output."""
     inputs = placed(decoder, batch)
     nats, output = nats_of(decoder, inputs, wanted)
-    right = output.logits.detach().argmax(dim=-1) == inputs.targets
+    right = output.logits.detach().argmax(dim=-1) == inputs.targets if exact else None
     return TokenLosses(nats, inputs.scored, right), output
 
 

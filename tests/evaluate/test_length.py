@@ -14,7 +14,7 @@ from archlab.data.corpus import Corpus
 from archlab.evaluate.length import by_length, context_gain, stride, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
-from archlab.evaluate.validation import HeldOut, held_out, unigram_entropy
+from archlab.evaluate.validation import HeldOut, Longer, held_out, unigram_entropy
 from archlab.train.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -92,6 +92,35 @@ def test_evaluation_leaves_the_model_in_its_mode_and_without_gradients():
     first, second = (held_out(decoder, Tape(), CPU, 10, 150).loss() for _ in range(2))
     assert decoder.training and first == second
     assert all(p.grad is None for p in decoder.parameters())
+
+
+class Called(TorchDispatchMode):
+    """The names of torch's operations that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_likeliest_token_is_looked_for_where_there_are_exact_answers_alone(exact):
+    decoder, source = built(*SIZE).eval(), Tape()
+    source.exact = exact
+    with Called() as called:
+        seen = held_out(decoder, source, CPU, 20, 150, longer=Longer())
+    assert ("argmax" in called.names) == exact
+    if not exact:
+        assert seen.right is None
+        return
+    for window, batch in enumerate(source.validation(20, 150, 1)):
+        likeliest = [max(range(23), key=row.tolist().__getitem__) for row in decoder(batch.tokens[:, :-1])[0]]
+        expected = [ours == theirs for ours, theirs in zip(likeliest, batch.tokens[0, 1:].tolist(), strict=True)]
+        assert seen.right[window].tolist() == expected
 
 
 class LargestTensor(TorchDispatchMode):

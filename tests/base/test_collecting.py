@@ -1,0 +1,63 @@
+"""Python's search for garbage, held off while much is imported."""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import pytest
+
+from archlab.base.collecting import no_collecting
+
+
+class Cycle:
+    """Something that no reference count frees."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_nothing_is_collected_inside_and_all_of_it_can_be_afterwards():
+    with no_collecting():
+        left = weakref.ref(Cycle())
+        many = [[] for _ in range(100_000)]  # far more than the search waits for
+        assert left() is not None and not gc.isenabled()
+    assert gc.isenabled() and len(many) == 100_000
+    gc.collect()
+    assert left() is None
+
+
+def test_an_error_ends_it_too_and_whoever_had_it_off_keeps_it_off():
+    with pytest.raises(ZeroDivisionError), no_collecting():
+        _ = 1 / 0
+    assert gc.isenabled()
+    with no_collecting():
+        with no_collecting():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("statement", "there", "missing"),
+    [
+        ("import archlab.runs.imported_once", "torch torch._dynamo torch.utils.tensorboard archlab.runs.lab", ""),
+        ("from archlab.config.compose import compose; compose('size=nano')", "torch", "torch._dynamo"),
+        ("from archlab.cli.results import CompareOptions, compared", "", "pandas"),
+        ("import archlab.verbs.compare", "pandas", "scipy.stats torch"),
+    ],
+)
+def test_what_is_imported_and_that_python_collects_again(statement, there, missing):
+    """A comparison needs scipy.stats, the slowest of what it could import, only where runs failed."""
+    code = f"import gc, sys; {statement}; print(gc.isenabled(), *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    collects, *modules = done.stdout.split()
+    assert collects == "True"
+    assert set(there.split()) <= set(modules) and not set(missing.split()) & set(modules)
+
+
+def test_what_forks_share_is_gone_through_no_more():
+    code = "import gc, archlab.runs.imported_once; print(gc.get_freeze_count(), len(gc.get_objects()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shared, own = map(int, done.stdout.split())
+    assert shared > 100 * own
