@@ -8,11 +8,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import checking
+import jaxtyping
 import pytest
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from jaxtyping import install_import_hook
 from omegaconf import DictConfig
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores. The commands
@@ -24,7 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
 SHAPED = ["archlab.blocks", "archlab.data", "archlab.model"]
 SHAPED += ["archlab.evaluate.validation", "archlab.initial.measure", "archlab.train.objective"]
-install_import_hook(SHAPED, "checking.checked")
+jaxtyping.jaxtyped = checking.jaxtyped
+jaxtyping.install_import_hook(SHAPED, "checking.checked")
 
 from archlab.config import compose as compositions  # noqa: E402  # after the hook, which acts on what is imported later
 
