@@ -3,17 +3,14 @@ import io
 import os
 import pickle
 import signal
-from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import checking
+import jaxtyping
 import pytest
 import torch
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from jaxtyping import install_import_hook
-from omegaconf import DictConfig
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores. The commands
 # that tests start, and the libraries that torch does not speak for, are told by the environment.
@@ -24,9 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
 SHAPED = ["archlab.blocks", "archlab.data", "archlab.model"]
 SHAPED += ["archlab.evaluate.validation", "archlab.initial.measure", "archlab.train.objective"]
-install_import_hook(SHAPED, "checking.checked")
-
-from archlab.config import compose as compositions  # noqa: E402  # after the hook, which acts on what is imported later
+jaxtyping.jaxtyped = checking.jaxtyped
+jaxtyping.install_import_hook(SHAPED, "checking.checked")
 
 # Whoever starts the tests from a script or under nohup has Ctrl-C ignored, and what they stop would go on for ever.
 for number, handling in (
@@ -53,26 +49,6 @@ def parse_once(stream: Any, Loader: Any) -> Any:  # noqa: N803  # as yaml calls 
 
 
 yaml.load = parse_once
-
-# For the same reason what Hydra composes of the same words, and of the same files of one's own, is composed once.
-compose, composed = compositions.by_hydra, dict[tuple, DictConfig]()
-
-
-def compose_once(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
-    files = sorted(file for folder in own for file in folder.rglob("*.yaml"))
-    asked = (
-        str(compositions.conf_dir()),
-        *words,
-        *map(str, own),
-        *((str(file.absolute()), file.read_bytes()) for file in files),
-    )
-    if asked not in composed:
-        composed[asked] = compose(words, own)
-    GlobalHydra.instance().clear()
-    return deepcopy(composed[asked])
-
-
-compositions.by_hydra = compose_once
 
 
 def pytest_collection_finish():

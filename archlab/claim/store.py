@@ -23,13 +23,7 @@ AJob = TypeVar("AJob", bound=Job)
 
 @cache
 def composed(overrides: Words, own: Path | None) -> DictConfig:
-    return in_turn(*overrides, config_dir=own, composed_before=composed_with(own))
-
-
-@cache
-def composed_with(own: Path | None) -> dict[Words, DictConfig]:
-    """What configurations share that differ in numbers alone, such as a swept learning rate."""
-    return {}
+    return in_turn(*overrides, config_dir=own)
 
 
 def at(seed: int, rate: float | None = None) -> Changes:

@@ -35,11 +35,12 @@ from archlab.base.words import key_of, sets, value_of
 from archlab.cli import models, results
 from archlab.cli.arguments import show
 from archlab.cli.jobs import Action, Jobs, RunOptions, own_of_job
-from archlab.config.compose import by_hydra, plans
+from archlab.config.compose import plans
 from archlab.config.flags import FLAGS, split
 from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, sets_hydra
 from archlab.config.plan import Plan, layer_plans
+from archlab.config.whole import by_hydra
 from archlab.records.directory import CONFIG
 from archlab.runs import experiments
 from archlab.runs.workers import expect_workers

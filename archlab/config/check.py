@@ -8,6 +8,7 @@ import math
 import pydoc
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Interval, MinLen
@@ -184,12 +185,23 @@ def check_fields(path: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         if isinstance(value, dict) and "_target_" in value:
             continue
         try:
-            TypeAdapter(hint).validate_python(value, strict=True)
+            validator(hint).validate_python(value, strict=True)
         except PydanticUserError:
             continue  # the type of an object such as a tensor, which no configuration file can hold
         except ValidationError as error:
             where, shown = f"{path}.{name}" if path else name, "null" if value is None else shortened(str(value))
             raise UserError(f"{where}={shown}: {wanted(value, error)}") from None
+
+
+def validator(hint: Any) -> TypeAdapter[Any]:
+    """Made once for each hint, since to make it takes longer than all else that is asked of an option."""
+    try:
+        return _validator(hint)
+    except TypeError:  # a hint that has no hash, as one with a list among its annotations
+        return TypeAdapter(hint)
+
+
+_validator = lru_cache(1024)(TypeAdapter)
 
 
 def wanted(value: Any, error: ValidationError) -> str:

@@ -1,35 +1,29 @@
 """Makes what a user typed into a configuration that can be run."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from archlab.base.arguments import checked
 from archlab.base.collecting import no_collecting
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
-from archlab.base.words import key_of, plain, taken_apart
-from archlab.config.messages import explain
+from archlab.base.words import key_of, plain
+from archlab.config.messages import explain, in_one_line
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, layer_plans
-from archlab.config.spelling import spelled
 from archlab.config.tuning import check_there, second_axis
+from archlab.config.whole import whole
 
 
 @checked
@@ -42,21 +36,10 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     return in_turn(*overrides, config_dir=config_dir)
 
 
-def in_turn(
-    *overrides: str,
-    config_dir: str | Path | None = None,
-    composed_before: dict[tuple[str, ...], DictConfig] | None = None,
-) -> DictConfig:
-    """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one.
-
-    Where there are many to compose with one `config_dir`, `composed_before` keeps what they share from call to call.
-    """
-    if composed_before is not None:
-        own = [Path(config_dir)] if config_dir else []
-        refuse_of_the_command_line(overrides)
-        return plan_of(normalise(overrides, own), own, set(Known.within(own).fields), composed_before).cfg
-    whole, words = composed(overrides, config_dir)
-    return finish(whole, whole.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
+def in_turn(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
+    """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one."""
+    cfg, words = composed(overrides, config_dir)
+    return finish(cfg, cfg.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
 @checked
@@ -89,8 +72,7 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
                     f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
                 )
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    known, composed_before = set(Known.within(own).fields), dict[tuple[str, ...], DictConfig]()
-    return [plan_of([as_typed(word) for word in job], own, known, composed_before) for job in jobs]
+    return [plan_of([as_typed(word) for word in job], own) for job in jobs]
 
 
 def as_typed(word: str) -> str:
@@ -106,26 +88,11 @@ def options_within(own: Sequence[Path]) -> ConfigLoader:
     return ConfigLoaderImpl(config_search_path=searched)
 
 
-def plan_of(
-    words: Sequence[str],
-    own: Sequence[Path],
-    fields: Collection[str],
-    composed_before: dict[tuple[str, ...], DictConfig],
-) -> Plan:
-    """The plan of normalised overrides without a sweep.
-
-    Hydra composes once what several jobs share: words that set a number among `fields`, config.yaml's own, are set after
-    the composition, as Hydra does itself.
-    """
-    numbers = [word for word in words if not taken_apart(word).prefix and taken_apart(word).head in fields]
-    shared = tuple(word for word in words if word not in numbers)
-    if shared not in composed_before:
-        composed_before[shared] = by_hydra(shared, own)
-    whole = composed_before[shared].copy()
-    with in_one_line():
-        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(numbers), whole)
-    cfg = finish(whole, whole.hydra.runtime.choices, asked_for(words), own)
-    return Plan(tuple(plain(word) for word in words), cfg, tuple(layer_plans(cfg)))
+def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
+    """The plan of normalised overrides without a sweep."""
+    cfg = whole(words, own)
+    settled = finish(cfg, cfg.hydra.runtime.choices, asked_for(words), own)
+    return Plan(tuple(plain(word) for word in words), settled, tuple(layer_plans(settled)))
 
 
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:
@@ -133,24 +100,7 @@ def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> 
     own = [Path(config_dir)] if config_dir else []
     refuse_of_the_command_line(overrides)
     words = normalise(overrides, own)
-    return by_hydra(words, own), words
-
-
-def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
-    """What Hydra composes from normalised overrides, including its own settings."""
-    searched = [f"hydra.searchpath={spelled([f'file://{folder.absolute()}'])}" for folder in own]
-    GlobalHydra.instance().clear()
-    with in_one_line(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose("config", overrides=[*words, *searched], return_hydra_config=True)
-
-
-@contextmanager
-def in_one_line() -> Iterator[None]:
-    """Inside, Hydra's errors become UserErrors of one line."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise explain(error) from error
+    return whole(words, own), words
 
 
 def finish(
@@ -169,7 +119,9 @@ def finish(
         from archlab.cost.describe import count_own_parameters
         from archlab.train.budget import settle_steps
 
-    settled = DictConfig({key: cfg[key] for key in cfg if key != "hydra"})
+    settled = copied(cfg)
+    OmegaConf.set_struct(settled, None)
+    settled.pop("hydra", None)
     resolve(settled)
     with open_dict(settled):
         settled.choices = {group: choices[group] for group in GROUPS}

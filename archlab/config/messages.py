@@ -1,5 +1,8 @@
 """Error messages of Hydra and OmegaConf, made into one line each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import yaml
 from hydra.errors import (
     ConfigCompositionException,
@@ -21,6 +24,15 @@ from omegaconf.errors import (
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean, one_line
 from archlab.base.words import key_of, value_of
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Inside, Hydra's errors become UserErrors of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise explain(error) from error
 
 
 def explain(error: Exception) -> UserError:

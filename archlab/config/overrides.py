@@ -8,6 +8,7 @@ and an unknown name is an error, for the command line and for `archlab.config.co
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -377,8 +378,9 @@ def _comparable(value: Any) -> Any:
     return str(value) if isinstance(value, Sweep | Glob) else value
 
 
+@lru_cache(4096)
 def parse(word: str) -> Override:
-    """One override in Hydra's grammar."""
+    """One override in Hydra's grammar, which takes some milliseconds to read it."""
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
