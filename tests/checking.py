@@ -53,9 +53,12 @@ def in_a_scope(function: Callable) -> Callable:
 def checked(function: Callable) -> Callable:
     """A function within another whose signature has no shapes is left as it is.
 
-    It would be prepared anew at each call of the other, for a millisecond; its plain types are mypy's.
+    It would be prepared anew at each call of the other, for a millisecond; its plain types are mypy's. So is one with a
+    type in quotes, which may be imported for mypy alone.
     """
-    return check(function) if "<locals>" not in function.__qualname__ or has_shapes(function) else function
+    within = "<locals>" in function.__qualname__
+    quoted = any(isinstance(annotation, str) for annotation in function.__annotations__.values())
+    return check(function) if has_shapes(function) or not (within or quoted) else function
 
 
 def has_shapes(function: Callable) -> bool:
