@@ -55,7 +55,7 @@ class RMS(torch.autograd.Function):
         x, gain, r = ctx.saved_tensors
         asked = [True, ctx.needs_input_grad[1], False]
         dx, dgain, _ = torch.ops.aten.native_layer_norm_backward(
-            dy.contiguous(), x, x.shape[-1:], torch.zeros_like(r), r, gain, None, asked
+            dy, x, x.shape[-1:], torch.zeros_like(r), r, gain, None, asked
         )
         with without_autocast(dy.device):  # for those who call backward() inside of it
             mean = (dy @ gain).div_(x.shape[-1])

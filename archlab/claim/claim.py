@@ -6,7 +6,8 @@ kind       trained (the default); initial, measured before training or within a 
            formulas or definitions, so that chance has no part in it
 tune       lr (the default of trained claims): each arm is trained at its own best rate; {field: values}: at its own best rate
            and value of that field, such as train.weight_decay: [0, 0.1]; or a sentence that says why not
-arms       name: overrides of that arm; or {train: overrides, then: overrides} to look at trained weights under others
+arms       name: overrides of that arm; or {train: overrides, then: overrides} to look at trained weights under others,
+           where late_ratio is against the loss at train_len of the model as it was trained
 common     overrides of every arm
 quick, full  {seeds, overrides} of each budget; or a sentence that says why it can't be decided at that one. `seeds` is the
            most that are used: a trained claim is looked at from 6 on (archlab.comparison.rule.LOOKS)

@@ -162,7 +162,7 @@ class LookJob:
         trained = self.of.result
         assert trained is not None, "a run is looked at when it is done"
         with quietly(self.of.folder / "log.txt"):
-            write(self.file, lab.evaluate_again(trained.parent, self.cfg))
+            write(self.file, lab.evaluate_again(trained.parent, self.cfg, self.of.cfg))
 
     @property
     def words(self) -> str:

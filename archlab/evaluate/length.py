@@ -6,7 +6,7 @@ Protocols:
                but the first window's have at least eval_len - stride tokens of context
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,12 +33,21 @@ LEARNED, KEEPS, SOME = 0.1, 0.95, 0.5
 
 
 def by_length(
-    decoder: Decoder, source: Source, machine: Runtime, settings: EvalSettings, train_len: int, multiples: Iterable[int]
+    decoder: Decoder,
+    source: Source,
+    machine: Runtime,
+    settings: EvalSettings,
+    train_len: int,
+    multiples: Iterable[int],
+    as_trained: Decoder | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """One record per length, and one curve of loss by position per length; where a length has no meaning, a note says so.
 
     Lengths are scored in the order of `multiples`, and returned from the shortest up. Given from the longest down, a
     window that a longer one begins with is computed once for both, where the model allows it (`Decoder.begins_alike`).
+
+    `as_trained` is given where the decoder has another mask or other positions than its weights were trained with: the
+    loss of late targets is set against its loss at train_len, since a change may hurt at every length.
     """
     found: dict[int, HeldOut] = {}
     notes: dict[int, str] = {}
@@ -56,20 +65,22 @@ def by_length(
             notes[eval_len] = f"not defined beyond {refusal.limit}"
         except TooLong as refusal:
             notes[eval_len] = f"the data has nothing longer than {refusal.longest}"
+    before = found.get(train_len)
+    if as_trained is not None:
+        before = held_out(as_trained, source, machine, train_len, n_tokens, stride(settings, train_len))
     lengths = [
         undefined(eval_len, settings, notes[eval_len])
         if eval_len in notes
-        else record_of(eval_len, found, source, settings, train_len) | shares.get(eval_len, {})
+        else record_of(eval_len, found[eval_len], before, source, settings, train_len) | shares.get(eval_len, {})
         for eval_len in sorted(found | notes)
     ]
     return lengths, [curve(eval_len, found[eval_len]) for eval_len in sorted(found)]
 
 
 def record_of(
-    eval_len: int, found: Mapping[int, HeldOut], source: Source, settings: EvalSettings, train_len: int
+    eval_len: int, seen: HeldOut, at_train_len: HeldOut | None, source: Source, settings: EvalSettings, train_len: int
 ) -> Record:
-    """What is written of a length, given what was found at all of them."""
-    seen, at_train_len = found[eval_len], found.get(train_len)
+    """What is written of a length, given what was found there and, where that is known, at train_len."""
     record = measured(eval_len, settings, seen, train_len)
     if source.exact:
         return record | {"exact_match": seen.exact_match, "token_accuracy": seen.token_accuracy}

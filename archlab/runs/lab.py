@@ -384,19 +384,22 @@ def tell_where(directory: Path, cfg: DictConfig, damaged: Sequence[str], about: 
 # ---------------------------------------------------------------- parts of a run
 
 
-def evaluate(cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime) -> tuple[list[Record], list[Record]]:
+def evaluate(
+    cfg: DictConfig, decoder: Decoder, source: Source, where: Runtime, as_trained: Decoder | None = None
+) -> tuple[list[Record], list[Record]]:
     from archlab.report.progress import track
 
     settings = section(cfg, "eval", EvalSettings)
     multiples = track(settings.lengths[::-1], "evaluate", len(settings.lengths))
-    return by_length(decoder, source, where, settings, cfg.train.train_len, multiples)
+    return by_length(decoder, source, where, settings, cfg.train.train_len, multiples, as_trained)
 
 
-def evaluate_again(directory: Path, cfg: DictConfig) -> Record:
+def evaluate_again(directory: Path, cfg: DictConfig, trained: DictConfig) -> Record:
     """What a run's weights come to under a configuration other than the one they were trained with."""
     since, where, source = time.time(), machine_of(cfg), open_source(cfg)
     decoder = load_weights(directory, cfg).to(where.device)
-    lengths, _ = evaluate(cfg, decoder, source, where)
+    as_trained = load_weights(directory, trained).to(where.device)
+    lengths, _ = evaluate(cfg, decoder, source, where, as_trained)
     known = same_as_validation(cfg, lengths)
     return {
         "val_loss": known["loss"] if known else validation_loss(cfg, decoder, source, where),

@@ -132,6 +132,28 @@ def test_a_look_is_at_the_lengths_its_measure_reads_and_its_numbers_stay(tmp_pat
     assert list(looked_at("loss@2", few).eval.lengths) == [1, 2, 3]
 
 
+def test_a_look_sets_late_targets_against_the_model_as_it_was_trained(tmp_path):
+    """Positions all but put together hurt at every length: set against themselves they would seem to hold."""
+    (run,) = runs(tmp_path, "pos=rope", rates=(1e-2,))
+    run.do()
+    looks = [
+        LookJob(run, composed(*SMALL, "train.lr=1e-2", "pos=rope", *words))
+        for words in ([], ["pos.scaling=linear", "pos.factor=1e6"])
+    ]
+    for look in looks:
+        look.do()
+    unchanged, squeezed = ({at["eval_len"]: at for at in look.record["length"]} for look in looks)
+    short = min(unchanged)
+    assert (
+        unchanged[short]["late_ratio"] == pytest.approx(1, rel=1e-6)
+        and squeezed[short]["loss"] != unchanged[short]["loss"]
+    )
+    for length, at in squeezed.items():
+        # The same late targets, and the same ones as they were trained below them, so losses are as ratios are.
+        expected = unchanged[length]["late_ratio"] * at["loss_last"] / unchanged[length]["loss_last"]
+        assert at["late_ratio"] == pytest.approx(expected, rel=1e-4)
+
+
 # ---------------------------------------------------------------- what it takes
 
 

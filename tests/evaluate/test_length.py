@@ -244,21 +244,36 @@ def test_the_verdict_names_the_length_that_decided_it(losses, multiple):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("multiple", [2, 3])
-def test_the_ratio_compares_the_same_tokens(multiple):
-    """Late targets of the longer windows, against those very tokens in windows of train_len, one token at a time."""
-    decoder, source, train_len = built(*SIZE, "pos=sinusoidal").eval(), Tape(), 10
-    lengths, _ = by_length(decoder, source, CPU, settings(tokens=199), train_len, [1, multiple])
+@pytest.mark.parametrize("multiples", [[1, 2], [1, 3], [2]])
+@pytest.mark.parametrize("changed", [[], ["mask=window", "mask.window=3"]])
+def test_the_ratio_compares_the_same_tokens(multiples, changed):
+    """Late targets of the longer windows, against those very tokens in windows of train_len, one token at a time.
+
+    Where the weights are looked at under another mask, against their loss under the mask they were trained with.
+    """
+    trained, source, train_len = built(*SIZE, "pos=sinusoidal").eval(), Tape(), 10
+    decoder = built(*SIZE, "pos=sinusoidal", *changed).eval()
+    decoder.load_state_dict(trained.state_dict())
+    as_trained = trained if changed else None
+    lengths, _ = by_length(decoder, source, CPU, settings(tokens=199), train_len, multiples, as_trained)
+    multiple = multiples[-1]
     eval_len, before, after = multiple * train_len, [], []
-    short, long = (losses_written_out(decoder, source, n, 199) for n in (train_len, eval_len))
+    short, long = (
+        losses_written_out(trained, source, train_len, 199),
+        losses_written_out(decoder, source, eval_len, 199),
+    )
     for window in range(len(long)):
         for position in range(eval_len - train_len // 2, eval_len):
             token = window * eval_len + position
             if position % 3 and token % train_len % 3:
                 after.append(float(long[window, position]))
                 before.append(float(short[token // train_len, token % train_len]))
-    assert lengths[1]["late_ratio"] == pytest.approx(sum(after) / sum(before), rel=1e-6)
-    assert lengths[0]["late_ratio"] == 1
+    if multiples == [2] and not changed:
+        assert "late_ratio" not in lengths[0]  # there is nothing to set it against
+        return
+    assert lengths[-1]["late_ratio"] == pytest.approx(sum(after) / sum(before), rel=1e-6)
+    if not changed:
+        assert lengths[0]["late_ratio"] == 1
 
 
 @torch.no_grad()
