@@ -3,7 +3,7 @@
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
-from checking import checked, is_shaped
+from checking import checked, is_shaped, jaxtyped
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -34,6 +34,31 @@ def test_a_function_within_another_is_checked_where_it_has_shapes():
     with pytest.raises(BeartypeCallHintViolation):
         checked(with_shapes)(torch.zeros(3))
     assert checked(with_shapes)(torch.zeros(3, 2)) == 1 and checked(with_shapes)(None) == 1
+
+
+def test_what_is_returned_has_the_axes_of_what_was_given():
+    def transposed(x: ROWS, right: bool) -> Float[Tensor, "columns rows"]:
+        return x.T if right else x
+
+    held = jaxtyped(transposed, typechecker=checked)
+    assert held(torch.zeros(3, 2), True).shape == (2, 3)
+    assert held(torch.zeros(4, 5), True).shape == (5, 4)  # of each call by itself
+    with pytest.raises(TypeCheckError):
+        held(torch.zeros(3, 2), False)
+
+
+def test_a_type_in_quotes_is_left_to_mypy_and_others_are_checked():
+    def quoted(x: "NotThere") -> int:
+        return 1
+
+    quoted.__qualname__ = "quoted"  # as if it stood at the top level
+    assert checked(quoted) is quoted
+    with pytest.raises(BeartypeCallHintViolation):
+        checked(plain)("word")
+
+
+def plain(x: int) -> int:
+    return x
 
 
 @pytest.mark.parametrize(

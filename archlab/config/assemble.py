@@ -98,9 +98,10 @@ def maker(group: str, node: Mapping[str, Any]) -> Any:
 
     Hydra takes a third of the time in which a decoder is assembled, so it is asked once for equal options of one class.
     """
-    if any(isinstance(value, Mapping) for value in node.values()):  # a block in it may be made here, each time anew
+    written = json.dumps(node)
+    if written.count("{") > 1:  # what is within it, however deep, may be a block that is made here, each time anew
         return instantiate(node)
-    return _maker(locate(group, node["_target_"]), json.dumps(node))
+    return _maker(locate(group, node["_target_"]), written)
 
 
 @lru_cache(512)

@@ -1,13 +1,16 @@
 """What is composed once and then changed is what Hydra composes anew."""
 
 import os
+from collections.abc import Mapping
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 from oracles import CONF, every_option, options
 
 from archlab.base.errors import UserError
+from archlab.config.assemble import maker
 from archlab.config.overrides import normalise
 from archlab.config.whole import by_hydra, whole
 
@@ -97,3 +100,19 @@ def test_a_copy_is_the_callers_own():
     cfg.norm.eps = 3
     cfg.loggers.append("mine")
     assert whole(["norm=layer"], []).norm.eps == 1e-5 and whole([], []).loggers == []
+
+
+@pytest.mark.parametrize(
+    "parts", [{"a": {"_target_": "torch.nn.Identity"}}, [{"_target_": "torch.nn.Identity"}]], ids=["named", "listed"]
+)
+def test_a_block_within_an_options_fields_is_made_anew_for_each_model(parts):
+    node = {"_target_": "archlab.blocks.norm.RMSNorm", "_partial_": True, "parts": parts}
+    (one,), (other,) = (
+        made.values() if isinstance(made, Mapping) else made
+        for made in (maker("norm", node).keywords["parts"] for _ in range(2))
+    )
+    assert type(one) is torch.nn.Identity and one is not other
+    plain = {"_target_": "archlab.blocks.norm.RMSNorm", "_partial_": True, "eps": 0.25}
+    assert maker("norm", plain).keywords == {"eps": 0.25} and maker("norm", {**plain, "eps": 0.5}).keywords == {
+        "eps": 0.5
+    }
