@@ -47,6 +47,34 @@ def test_what_is_returned_has_the_axes_of_what_was_given():
         held(torch.zeros(3, 2), False)
 
 
+def test_a_call_like_one_before_is_checked_no_more_and_any_other_is():
+    calls = []
+
+    def same(x: ROWS, *others: ROWS) -> ROWS:
+        calls.append(None)
+        return x
+
+    counted = []
+
+    def counting(function):
+        check = checked(function)
+
+        def called(*args):
+            counted.append(None)
+            return check(*args)
+
+        return called
+
+    held = jaxtyped(same, typechecker=counting)
+    for _ in range(3):
+        held(torch.zeros(3, 2), torch.ones(3, 2))
+    assert len(calls) == 3 and len(counted) == 1
+    for others in ([torch.zeros(3, 4)], [torch.zeros(3, 2, dtype=int)], [3]):
+        with pytest.raises(TypeCheckError):
+            held(torch.zeros(3, 2), *others)
+    assert held(torch.zeros(5, 2), torch.zeros(5, 2)).shape == (5, 2)
+
+
 def test_a_type_in_quotes_is_left_to_mypy_and_others_are_checked():
     def quoted(x: "NotThere") -> int:
         return 1

@@ -1,7 +1,6 @@
 """Numbers that nobody means: each typed anywhere is one line, or is computed with."""
 
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from oracles import CONF, every_option
 
 import archlab
+from archlab.base.configuration import copied
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.cli.arguments import understood
@@ -34,7 +34,8 @@ OPTIONS = [f"{group}={name}" for group, name in every_option(*GROUPS) if group !
 
 @cache
 def settled(*words: str) -> DictConfig:
-    return archlab.compose("size=nano", *words, *(word for each in words for word in NEEDS.get(each, ())))
+    cfg = archlab.compose("size=nano", *words, *(word for each in words for word in NEEDS.get(each, ())))
+    return OmegaConf.create(OmegaConf.to_container(cfg))  # with nothing of it locked
 
 
 def names(node: dict, prefix: str = "") -> Iterator[str]:
@@ -46,25 +47,22 @@ def names(node: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def answer(written: bytes, field: str, value: object) -> str | None:
-    """What is said of a configuration, pickled as plain data, with one field set so; None where nothing is."""
-    plain = pickle.loads(written)
-    *around, last = field.split(".")
-    inside = plain
-    for name in around:
-        inside = inside[name]
+def answer(cfg: DictConfig, field: str, value: object) -> str | None:
+    """What is said of a configuration with one field set so; None where nothing is."""
+    changed = copied(cfg)
+    around, _, last = field.rpartition(".")
+    inside = OmegaConf.select(changed, around) if around else changed
     inside[last] = value
     try:
-        config.finish(OmegaConf.create(plain), plain.pop("choices"), {field})
+        config.finish(changed, changed.pop("choices"), {field})
     except UserError as error:
         return str(error)
     return None
 
 
 def check(cfg: DictConfig, field: str, values: tuple = (*NUMBERS, *OTHERS)) -> None:
-    written = pickle.dumps(OmegaConf.to_container(cfg))
     for value in values:
-        line = answer(written, field, value)
+        line = answer(cfg, field, value)
         assert line is None or ("\n" not in line and len(line) < 600), (field, value)
         if isinstance(value, float) and not math.isfinite(value) and not isinstance(value, str):
             assert line is not None, f"{field}={value} is computed with"

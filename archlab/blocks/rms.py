@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archlab.blocks.own_gradient import OwnGradient
 from archlab.blocks.precision import without_autocast
 
 Values = Float[Tensor, "*batch d_model"]
@@ -28,7 +29,7 @@ def rms_norm(x: Values, eps: float, gain: Float[Tensor, " d_model"] | None = Non
     return y
 
 
-class RMS(torch.autograd.Function):
+class RMS(OwnGradient):
     """The norm and 1 / sqrt(mean(x^2) + eps), which is kept for the backward pass.
 
     With r that number and d = gain * dy, the gradient is dx = r (d - r^2 x mean(d x)). That of a LayerNorm of mean 0

@@ -1,11 +1,14 @@
 """`rms_norm` against the formula in float64, with and without gradients, and under vmap; RoPE's turn beside it."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call, stack_module_state, vmap
 
 from archlab.blocks.norm import LayerNorm, RMSNorm
+from archlab.blocks.own_gradient import OwnGradient
 from archlab.blocks.rms import rms_norm
 from archlab.blocks.rope import LAYOUTS, rotate_wide, waves
 
@@ -111,6 +114,30 @@ def test_a_turn_is_a_product_with_a_complex_number_and_its_gradient_that_of_the_
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, outer)[0] for y in (found, expected)))
     assert torch.autograd.gradgradcheck(lambda given: rotate_wide(given, waves(angles), layout).square(), (x,))
+
+
+def test_a_function_with_its_own_gradient_asks_for_its_signature_once_and_keeps_its_defaults(monkeypatch):
+    asked = []
+    ask = inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda *given, **more: asked.append(given) or ask(*given, **more))
+
+    class Times(OwnGradient):
+        @staticmethod
+        def forward(x: torch.Tensor, by: float = 3.0) -> torch.Tensor:
+            return x * by
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.by = inputs[1]
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * ctx.by, None
+
+    assert len(asked) == 1 and Times.forward.__signature__ == ask(Times.forward)
+    x = drawn(5).requires_grad_()
+    Times.apply(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
 
 
 def test_layer_norm_is_torchs_with_its_gain_and_shift():
