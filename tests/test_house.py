@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -58,7 +64,7 @@ def rooms_imported(tree: ast.AST) -> set[str]:
 def test_imports_run_downhill(file):
     here = room_of(file)
     uphill = {
-        room for room in rooms_imported(ast.parse(file.read_text())) if room != here and FLOOR[room] >= FLOOR[here]
+        room for room in rooms_imported(tree_of(file)) if room != here and FLOOR[room] >= FLOOR[here]
     }
     assert not uphill, f"{here} imports {uphill}, which stand no lower"
 
@@ -84,8 +90,9 @@ def test_shapes_are_checked_wherever_a_signature_has_one():
     assert shaped and not [name for name in shaped if not f"{name}.".startswith(tuple(f"{room}." for room in SHAPED))]
 
 
+@cache
 def imported_packages(file: Path) -> set[str]:
-    tree = ast.parse(file.read_text())
+    tree = tree_of(file)
     named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     return named | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
 
@@ -100,7 +107,7 @@ def test_rooms_that_only_read_records_import_no_torch():
 )
 def test_no_forward_branches(file):
     """Choices are made when the model is built: a forward holds no if, no conditional expression, no match."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.FunctionDef) and node.name in (
             "forward",
             "join",
@@ -118,10 +125,11 @@ def test_no_forward_branches(file):
 # ---------------------------------------------------------------- names
 
 
+@cache
 def names_in(file: Path) -> set[str]:
     """What a module defines or imports at its top level, also under an `if` there."""
     names = {"__doc__", "__name__", "__file__"}
-    todo = list(ast.parse(file.read_text()).body)
+    todo = list(tree_of(file).body)
     while todo:
         node = todo.pop()
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
@@ -137,6 +145,7 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
+@cache
 def exists(dotted: str) -> bool:
     """Whether archlab has a module of this name, or a module that has such a thing at its top level."""
     place = ROOT
@@ -189,7 +198,7 @@ def test_what_is_named_of_archlab_is_there(files, named):
 
 
 def classes_in(file: Path) -> list[ast.ClassDef]:
-    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    return [node for node in tree_of(file).body if isinstance(node, ast.ClassDef)]
 
 
 def test_no_two_classes_have_one_name():
