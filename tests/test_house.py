@@ -63,9 +63,7 @@ def rooms_imported(tree: ast.AST) -> set[str]:
 )
 def test_imports_run_downhill(file):
     here = room_of(file)
-    uphill = {
-        room for room in rooms_imported(tree_of(file)) if room != here and FLOOR[room] >= FLOOR[here]
-    }
+    uphill = {room for room in rooms_imported(tree_of(file)) if room != here and FLOOR[room] >= FLOOR[here]}
     assert not uphill, f"{here} imports {uphill}, which stand no lower"
 
 

@@ -29,6 +29,7 @@ class CompareOptions:
     smallest_effect: NonNegative | None = None
     direction: Direction | None = None
     mix: bool = False
+    text: bool = False
     output: str | None = None
 
 

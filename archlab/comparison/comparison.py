@@ -14,6 +14,7 @@ from archlab.comparison.judge import Judged, judge
 from archlab.comparison.many import survivors
 from archlab.comparison.metric import Metric
 from archlab.comparison.rule import ALPHA, LOOKS
+from archlab.comparison.text import OverText, on_other_text
 from archlab.records.reader import Record, Run
 
 WORDS = {"a": "better", "b": "worse", "tie": "tie", "not a": "not better", "not b": "not worse", "open": "open"}
@@ -51,6 +52,9 @@ class Measured:
     to_decide: ToDecide | None
     shown: tuple[float, ...] = ()
     """Arm - baseline at every seed at which both have a value."""
+
+    on_other_text: OverText | None = None
+    """What the difference would be on other text, where that was asked for."""
 
     @property
     def finished(self) -> list[float]:
@@ -118,6 +122,7 @@ class Measured:
             "seeds_needed": self.to_decide and self.to_decide.seeds,
             "runs_needed": self.to_decide and self.to_decide.runs,
             "minutes_needed": self.to_decide and self.to_decide.minutes,
+            **({"on_other_text": asdict(self.on_other_text)} if self.on_other_text else {}),
         }
 
 
@@ -182,6 +187,7 @@ def compare(
     direction: Direction | None = None,
     alpha: float = ALPHA,
     mix: bool = False,
+    text: bool = False,
 ) -> ComparedArms:
     """Sorts runs into arms and compares every arm with the baseline, seed by seed.
 
@@ -195,6 +201,9 @@ def compare(
     survive together by e-BH: r of them where the r largest e-values reach k / (r alpha). Every arm is then read at the level
     1 - alpha r / k (r at least 1), so that interval and verdict agree and of the arms with a verdict a share of alpha is
     expected to be wrong at most, however they depend on each other. Source: arXiv:2009.02824.
+
+    With `text`, each effect has a second interval beside it, of what the same models would differ by on other text of this
+    kind (`archlab.comparison.text.on_other_text`); no verdict rests on it.
 
     Ranks order the arms by the share of runs that failed, then by the mean of the others. Raises UserError where runs cannot be
     compared, or the metric or the baseline is not among them.
@@ -222,6 +231,7 @@ def compare(
             alone.get(i),
             _to_decide(judged[i], arm, reference) if i in judged else None,
             differences(values[i], values[base]),
+            on_other_text(arm, reference, measure, failed[i] | failed[base]) if text and i in judged else None,
         )
         for i, arm in enumerate(arms)
     ]

@@ -3,12 +3,16 @@
 It is apart from what seeds do: more text cannot make up for few seeds, nor more seeds for little text.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from archlab.base.errors import UserError
+from archlab.comparison.arms import Arm
+from archlab.comparison.metric import Metric
+from archlab.records.reader import Run
 
 LEAST_BLOCKS = 10
 """With fewer, the spread of a mean says little."""
@@ -57,3 +61,42 @@ def over_text(
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return OverText(float(d.mean()), (float(found.low), float(found.high)), n_blocks)
+
+
+def on_other_text(arm: Arm, base: Arm, metric: Metric, failed: Collection[int]) -> OverText | None:
+    """`over_text` of two arms, each window's loss averaged over the seeds of both but for the `failed` ones; None without seeds.
+
+    Raises UserError where the metric is no held-out loss, or a run kept no losses of windows.
+    """
+    seeds = [seed for seed in arm.seeds if seed in base.by_seed and seed not in failed]
+    if not seeds:
+        return None
+    return over_text(mean_windows(arm, seeds, metric), mean_windows(base, seeds, metric))
+
+
+def mean_windows(arm: Arm, seeds: Sequence[int], metric: Metric) -> Sequence[float]:
+    """The loss of each window, averaged over the runs of these seeds."""
+    losses = [windows_of(arm.by_seed[seed], metric) for seed in seeds]
+    if len(numbers := sorted({len(of_run) for of_run in losses})) > 1:
+        raise UserError(
+            f"text=true: {arm.label} has runs of {' and of '.join(map(str, numbers))} windows; compare runs that are scored on"
+            " the same text, or leave text out"
+        )
+    means: list[float] = np.mean(np.asarray(losses, dtype=float), axis=0).tolist()
+    return means
+
+
+def windows_of(run: Run, metric: Metric) -> list[float | None]:
+    """The losses of the windows that the metric is the mean of."""
+    at = re.fullmatch(r"val_loss|loss@(\d+)", metric.name)
+    if at is None:
+        raise UserError(
+            f"text=true: metric={metric.name} is no mean of held-out losses; use val_loss or loss@4, or leave text out"
+        )
+    losses = run.windows(int(at[1] or 1) * run.config["train"]["train_len"])
+    if not losses:
+        raise UserError(
+            f"text=true: {run.directory} kept no losses of the windows of {metric.name}: it is older than they are, slid its"
+            " windows or was not scored at this length; make it again with eval.protocol=disjoint, or leave text out"
+        )
+    return losses

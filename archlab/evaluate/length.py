@@ -135,11 +135,12 @@ def undefined(eval_len: int, settings: EvalSettings, note: str) -> Record:
 
 
 def curve(eval_len: int, seen: HeldOut) -> Record:
-    """Mean loss at each position that has a scored target."""
+    """Mean loss at each position that has a scored target, and in each window where windows don't overlap."""
     counts = seen.scored.sum(dim=0)
     there = counts.nonzero().flatten()
     means = (seen.nats * seen.scored).double().sum(dim=0)[there] / counts[there]
-    return {"eval_len": eval_len, "position": there.tolist(), "loss": means.tolist()}
+    by_window = {"windows": seen.by_window()} if seen.step == eval_len else {}
+    return {"eval_len": eval_len, "position": there.tolist(), "loss": means.tolist(), **by_window}
 
 
 def verdict(lengths: list[Record], train_len: int, exact: bool, unigram: float) -> Record:

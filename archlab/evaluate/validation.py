@@ -36,6 +36,12 @@ class HeldOut:
         part = slice(None) if last is None else slice(-last, None)
         return mean(self.nats[:, part][self.scored[:, part]])
 
+    def by_window(self) -> list[float | None]:
+        """Nats per scored target of each window, in the order of the text; None where none of a window's is scored."""
+        counts = self.scored.sum(dim=1)
+        sums = (self.nats.double() * self.scored).sum(dim=1)
+        return [total / count if count else None for total, count in zip(sums.tolist(), counts.tolist(), strict=True)]
+
     def loss_at(self, targets: Bool[Tensor, "window seq"], longer: "HeldOut") -> tuple[float | None, float | None]:
         """Nats on those of a longer evaluation's targets that are scored here too: here, and there.
 

@@ -7,7 +7,7 @@ steps.jsonl          loss and gradient norm of every step
 checkpoint-*         from which a run that was broken off continues; deleted once it is finished
 summary.json         how it ended
 sketch.json          the model as it is drawn
-positions.json       held-out loss by position, one curve per length
+positions.json       held-out loss by position and by window, one record per length
 autopsy.json         what moved first, and the steps it was found in; only where the run spiked or diverged
 model.safetensors    the weights
 events.out.*         TensorBoard's

@@ -70,6 +70,10 @@ class Run:
         """Held-out loss by position, one curve per length. Raises UserError."""
         return self._read("positions.json", read_positions, check_positions)
 
+    def windows(self, eval_len: int) -> list[float | None]:
+        """The loss of each held-out window of a length; empty for a run that kept none."""
+        return next((one.get("windows", []) for one in self.positions if one["eval_len"] == eval_len), [])
+
     @cached_property
     def overrides(self) -> list[str]:
         """What was asked for on the command line. Raises UserError."""

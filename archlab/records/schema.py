@@ -81,11 +81,12 @@ class StepLine(Fields):
 
 
 class PositionsFile(Fields):
-    """Held-out loss by position, at one length."""
+    """Held-out loss by position, and by window in the order of the text, at one length."""
 
     eval_len: Count
     position: list[Natural]
     loss: list[Number | None]
+    windows: list[Number | None] = []
 
 
 NAME = re.compile(r"[\w:][\w:./-]*")

@@ -32,7 +32,8 @@ COLORS = {
 MARKS = {"better": GREEN, "worse": VERMILLION}
 
 NAMES = ("arm", "verdict")
-WRAPPING = (*NAMES, "interval")
+OTHER_TEXT = "on other text (95%)"
+WRAPPING = (*NAMES, "interval", OTHER_TEXT)
 MIN_NAME = 18
 """The smallest width of an arm's name, in columns of the terminal."""
 
@@ -171,9 +172,19 @@ def _against(arm: Record, record: Record) -> Record:
         "level": percent(arm["level"]) if arm["interval"] else "",
         "e": number(arm["e"], 2),
         "p": number(arm["p"], 2),
+        **({OTHER_TEXT: _interval(arm.get("on_other_text"), record)} if _with_text(record) else {}),
         "verdict": arm["verdict"] or "no shared seed",
         "needs": str(arm["seeds_needed"] or ""),
     }
+
+
+def _with_text(record: Record) -> bool:
+    return any("on_other_text" in arm for arm in record["arms"])
+
+
+def _interval(found: Record | None, record: Record) -> str:
+    low, high = (_value(bound, record, "+") for bound in found["interval"]) if found else ("", "")
+    return f"[{low}, {high}]" if found else ""
 
 
 def _equal(arm: Record) -> Record:

@@ -67,6 +67,7 @@ def compare(
     smallest_effect: NonNegative | None = None,
     direction: Direction | None = None,
     mix: bool = False,
+    text: bool = False,
 ) -> Comparison:
     """Compares the arms of runs: directories, folders of runs, or globs. What cannot be read is left out, with a note.
 
@@ -74,7 +75,13 @@ def compare(
     """
     found, notes = read_all(runs)
     compared = compare_runs(
-        found, metric=metric, baseline=baseline, smallest_effect=smallest_effect, direction=direction, mix=mix
+        found,
+        metric=metric,
+        baseline=baseline,
+        smallest_effect=smallest_effect,
+        direction=direction,
+        mix=mix,
+        text=text,
     )
     record = compared.record()
     return Comparison(record | {"notes": [*notes, *record["notes"]]})

@@ -76,6 +76,9 @@ def test_records_and_curves_by_length():
     expected = losses_written_out(decoder, source, 20, 150)
     assert curves[1]["position"] == [t for t in range(20) if t % 3]
     assert curves[1]["loss"] == pytest.approx([float(expected[:, t].mean()) for t in range(20) if t % 3], rel=1e-6)
+    assert curves[1]["windows"] == pytest.approx(
+        [float(row[torch.arange(20) % 3 != 0].mean()) for row in expected], rel=1e-6
+    )
     last = [t for t in range(15, 20) if t % 3]  # half of train_len
     assert lengths[1]["loss_last"] == pytest.approx(float(expected[:, last].mean()), rel=1e-6)
 
@@ -282,6 +285,13 @@ def test_sliding_windows_are_laid_out_by_their_stride():
     scored = torch.tensor([[True] * 4, [False, False, True, True], [False, False, True, True]])
     seen = HeldOut(nats, scored, scored, step=2)
     assert seen.along_the_tokens(nats.where(scored, torch.nan)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert HeldOut(nats, scored & (nats != 5) & (nats != 6), scored, step=2).by_window() == [2.5, None, 7.5]
+
+
+@torch.no_grad()
+def test_windows_that_overlap_are_no_pieces_of_text():
+    _, curves = by_length(built(*SIZE).eval(), Tape(), CPU, settings(protocol="sliding"), 10, [1])
+    assert "windows" not in curves[0]
 
 
 @pytest.mark.parametrize("step", range(1, 13))
