@@ -1,7 +1,6 @@
 """Byte corpora: a token is a byte of UTF-8, so there is no tokenizer and a loss is in nats per byte."""
 
 import hashlib
-import re
 import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -83,7 +82,7 @@ def english() -> str:
     whole = bible.scripture_content.replace("`", "'")
     chapters: dict[int, list[str]] = {}
     for verse, start in bible.verse_start_indices.items():
-        line = re.sub(r"\s+", " ", whole[start : bible.verse_end_indices[verse]]).strip()
+        line = " ".join(whole[start : bible.verse_end_indices[verse]].split())
         chapters.setdefault(verse // 1000, []).append(line)  # a verse is numbered book, chapter, verse: 66022021
     return "\n\n".join("\n".join(lines) for lines in chapters.values()) + "\n"
 
