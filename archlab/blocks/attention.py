@@ -101,7 +101,8 @@ class Attention(Mixer):
                 adds the first layer's values to those of every later layer, by two learned factors
     conv        width of a causal convolution of each channel of queries, keys and values along the sequence
     conv_residual
-                adds queries, keys and values to what the convolution makes of them: a Canon layer B (arXiv:2512.17351)
+                adds queries, keys and values to what the convolution makes of them: a Canon layer B (arXiv:2512.17351;
+                `canonB` of the released LlamaCanonAttention)
     scale       the factor on q k^T, in the place of 1 / sqrt(head_dim): a number (Gemma 2), or `sqrt_head_dim`, for queries
                 and keys of length 1 (nGPT)
     clip        clamps queries, keys and values to within +-clip, after the norms of queries and keys (OLMo, MPT: clip_qkv)

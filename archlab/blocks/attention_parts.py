@@ -42,7 +42,7 @@ def seen_of(
     attention_entropy  of the weights, nats; that of a sink is left out
     max_score          the largest score, biases included
     first_token_share  the share of the sequence's first token in the weights, a sink's included; the token is a sink where
-                       it is large (arXiv:2309.17453)
+                       it is large (arXiv:2309.17453, sec. 3.1)
     """
     _, index = block.pairs(block.context.token_positions.index)
     return {
@@ -172,7 +172,8 @@ class ForgetGate(Block):
     one, it is the sum over i < t <= j, as ALiBi has the same bias on both sides. Sums are float32 or wider; log f is what is
     cached of a token.
 
-    Source: arXiv:2503.02130 (Forgetting Attention); the authors' code, zhixuan-lin/forgetting-transformer.
+    Source: arXiv:2503.02130 (Forgetting Attention); the authors' code, zhixuan-lin/forgetting-transformer,
+    ops/forgetting_attention.py.
     """
 
     def __init__(self, d_model: int, n_heads: int):
@@ -202,7 +203,7 @@ def leave_values(v: SomeHeads, context: AttentionContext) -> SomeHeads:
 class ValueResidual(Block):
     """l_1 v_1 + l_2 v, v_1 being the values of the first layer: its two factors are learned, and start at 0.5.
 
-    Source: arXiv:2410.17897 (ResFormer with learned factors).
+    Source: arXiv:2410.17897 (ResFormer with learned factors); its released modeling_llama_resformer.py has 0.5 fixed.
     """
 
     vectors = Role.SCALAR

@@ -42,6 +42,8 @@ class DeltaRule(Recurrent):
     Queries, keys and values go through a causal convolution over a few tokens and a silu; then queries and keys are
     scaled to length 1, and queries by 1 / sqrt(key_dim), as flash-linear-attention does, which a norm of the output takes away
     but for its eps. Several consecutive heads share a key head where there are fewer of these.
+
+    Source: arXiv:2412.06464, eq. 10.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class DeltaNet(DeltaRule):
     conv_size  tokens that the convolution spans
     eps        in the norm
 
-    Source: arXiv:2406.06484, sec. 2 (the rule) and 3 (the block); arXiv:2102.11174.
+    Source: arXiv:2406.06484, sec. 2 (the rule) and 3 (the block); arXiv:2102.11174, sec. 4.2.
     """
 
     taps = ("state_rms",)
@@ -170,7 +172,7 @@ class GatedDeltaNet(DeltaRule):
     conv_size  tokens that the convolution spans
     eps        in the norm
 
-    Source: arXiv:2412.06464, sec. 3 (the rule and the block); arXiv:2405.21060, sec. 7 (the decay's form).
+    Source: arXiv:2412.06464, eq. 10 (the rule) and sec. 3.4 (the block); arXiv:2405.21060, sec. 7 (the decay's form).
     """
 
     taps = ("state_rms", "mean_decay")

@@ -31,7 +31,7 @@ class Lambda(Block):
     """lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init, of four learned vectors; a number.
 
     lambda_init = 0.8 - 0.6 exp(-0.3 depth), depth counted from 0. The vectors start evenly drawn with the standard
-    deviation of 0.1 that `DiffLlamaAttention`'s normal ones have.
+    deviation of 0.1 that `DiffLlamaAttention`'s normal ones have. Source: arXiv:2410.05258, eq. 2.
     """
 
     vectors = Role.SCALAR

@@ -36,7 +36,10 @@ from archlab.blocks.steps import DrawnStep
 
 
 class GroupedGatedNorm(nn.Module):
-    """gain * y / sqrt(mean(y^2) + eps) with y = x * silu(gate), the mean over the features of each group alone."""
+    """gain * y / sqrt(mean(y^2) + eps) with y = x * silu(gate), the mean over the features of each group alone.
+
+    Source: `MambaRMSNormGated` of transformers.
+    """
 
     def __init__(self, width: int, n_groups: int, eps: float):
         super().__init__()

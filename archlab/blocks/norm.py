@@ -99,7 +99,8 @@ class L2Norm(Norm):
     """Over the features of one position, by their length.
 
     y = x / sqrt(sum(x^2) + eps), of length 1. With `scaled` times one learned number, which starts at sqrt(d_model).
-    Source: arXiv:2410.01131 (nGPT); scaled: arXiv:1910.05895, eq. 5 (ScaleNorm); eps inside the root.
+    Source: arXiv:2410.01131 (nGPT), `justnorm` of its released model.py; scaled: arXiv:1910.05895, eq. 5
+    (ScaleNorm); eps inside the root.
     """
 
     def __init__(self, d_model: int, eps: Positive = 1e-6, scaled: bool = False):
@@ -170,7 +171,8 @@ class BatchNorm(Norm):
     """Each feature over all positions of all sequences, as in vision over N, H and W.
 
     In training the statistics are the batch's; in evaluation a running mean of those (`momentum` is the weight of the
-    newest batch). Source: arXiv:1502.03167, alg. 1 and 2; why it suits language badly: arXiv:2003.07845.
+    newest batch). Source: arXiv:1502.03167, alg. 1 and 2; why it suits language badly:
+    arXiv:2003.07845, abstract.
     """
 
     reduces = ("batch", "seq")
@@ -197,7 +199,7 @@ class OverPositions(Norm):
 class InstanceNorm(OverPositions):
     """Each feature over the positions of one sequence, as in vision over H and W.
 
-    Source: arXiv:1607.08022, with seq in the place of the image's axes.
+    Source: arXiv:1607.08022, eq. 3, with seq in the place of the image's axes.
     """
 
     reduces = ("seq",)

@@ -14,7 +14,7 @@ from archlab.blocks.two_axes import two_axes
 
 
 class NoPosition(Position):
-    """Adds nothing: the model gets the order of the tokens from its mask alone. Source: arXiv:2305.19466."""
+    """Adds nothing: the model gets the order of the tokens from its mask alone. Source: arXiv:2305.19466, sec. 3."""
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int):
         super().__init__()

@@ -245,7 +245,7 @@ class LayerScale(Residual):
     """x + scale * f(norm(x)), with a learned number for each feature and branch.
 
     `start` is what they start at: 0.1 for up to 18 layers, 1e-5 for 24, 1e-6 for more, in the paper.
-    Source: arXiv:2103.17239.
+    Source: arXiv:2103.17239; `LayerScale_Block` of its released cait_models.py.
     """
 
     def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, start: Positive = 0.1, branches: int = BRANCHES):
@@ -376,7 +376,7 @@ class HyperConnections(ManyStreams):
     where the scheme is pre-norm: W = 0, s = 0.01, keep = 1 on the diagonal, write = 1, and a branch reads one stream alone,
     its number being that of the branch among those of all layers, modulo `streams`.
 
-    Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), and the dynamic form of its published code.
+    Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), eq. 11 to 13 (dynamic) in the form of its published code.
     """
 
     def __init__(
@@ -433,7 +433,7 @@ class ManifoldHyperConnections(ManyStreams):
     all streams as one vector over its root mean square. Sinkhorn takes exp(k) and divides rows and columns in turn by their
     sums, `rounds` times. Scales start at 0.01, bases at 0; W is drawn as other matrices are.
 
-    Source: arXiv:2512.24880; eps, and how rows and columns take turns, as DeepSeek-V4's published code has it.
+    Source: arXiv:2512.24880, eq. 7 to 9; eps, and how rows and columns take turns, as DeepSeek-V4's published code has it.
     """
 
     def __init__(self, norm: MakeNorm, n_layers: int, d_model: int, streams: Count = 4, rounds: Count = 20):

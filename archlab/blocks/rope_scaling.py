@@ -197,8 +197,8 @@ def longrope(
     """Divides each pair's frequency by a number of its own: `long_factor` for sequences beyond `trained_len`, else `short_factor`.
 
     Queries and keys are multiplied by sqrt(1 + ln(factor) / ln(trained_len)), where `factor` is how many times longer the
-    sequences get, or by `attention_factor`. Source: arXiv:2402.13753 (LongRoPE), with the two lists and the factor of Phi-3's
-    published code.
+    sequences get, or by `attention_factor`. Source: arXiv:2402.13753, eq. 3 (LongRoPE), with the two lists and the factor
+    of Phi-3's published code.
     """
     for name, numbers in (("short_factor", short_factor), ("long_factor", long_factor)):
         if len(numbers) != rotated // 2:

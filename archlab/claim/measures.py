@@ -51,7 +51,8 @@ def centred_gap(layer: DictConfig, rms: DictConfig) -> float:
     """Of a Pre-LayerNorm model and the Pre-RMSNorm model made of it by taking the mean out of what enters the stream.
 
     With x - mean(x) in the stream everywhere, the root mean square is the standard deviation: centre the embeddings and
-    the rows of each projection back to the stream. Source: arXiv:2305.14858.
+    the rows of each projection back to the stream. Source: arXiv:2305.14858; example.py of its
+    released code, pre-rmsnorm-transformer.
     """
     original, centred = in_float64(layer), in_float64(rms)
     spread_norms(original)

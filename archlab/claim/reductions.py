@@ -46,7 +46,7 @@ def largest_stable(xs: Numbers, values: Numbers, failed: float) -> float:
 def sensitivity(xs: Numbers, values: Numbers, failed: float) -> float:
     """Mean over x of what is lost against the best value, none counted as worse than `failed`; nan where none learned.
 
-    Source: arXiv:2309.14322 (LR sensitivity), with the loss of a failed run in place of the initial loss.
+    Source: arXiv:2309.14322, sec. 2.2 (LR sensitivity), with the loss of a failed run in place of the initial loss.
     """
     return rates.sensitivity(values, failed, failed)
 

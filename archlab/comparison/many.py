@@ -24,7 +24,7 @@ def online_survivors(e_values: Sequence[float], alpha: float = ALPHA, *, batch: 
     registered at once, share half of the weight equally; those after them have gamma_j / 2 of gamma_j = 1 / (j (j + 1)), all
     of it where there is no batch. At any moment the expected share of false ones is at most alpha.
 
-    Source: arXiv:2407.20683 (online e-BH).
+    Source: arXiv:2407.20683, sec. 2 (online e-BH).
     """
     n = len(e_values)
     later = np.arange(1, max(n - batch, 0) + 1, dtype=float)
@@ -34,7 +34,7 @@ def online_survivors(e_values: Sequence[float], alpha: float = ALPHA, *, batch: 
 
 
 def _reached(e_values: np.ndarray, gamma: np.ndarray, alpha: float) -> list[bool]:
-    """Source: arXiv:2407.20683; with gamma_i = 1/K it is e-BH."""
+    """Source: arXiv:2407.20683, sec. 2; with gamma_i = 1/K it is e-BH."""
     enough = [int(np.sum(e_values * gamma * alpha * k >= 1 - 1e-12)) >= k for k in range(1, len(e_values) + 1)]
     k = max((k for k, there in enumerate(enough, start=1) if there), default=0)
     return [bool(k and e * weight * alpha * k >= 1 - 1e-12) for e, weight in zip(e_values, gamma, strict=True)]

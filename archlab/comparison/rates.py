@@ -51,7 +51,7 @@ def sensitivity(losses: Numbers, cap: float, failed: float) -> float:
     """Mean over the rates of min(loss, cap) - best loss; nan where none learned.
 
     It is small for a model that hardly trains at any rate, so it is to be read beside the best loss alone.
-    Source: arXiv:2309.14322 (learning-rate sensitivity), where the cap is the loss at initialisation.
+    Source: arXiv:2309.14322, sec. 2.2 (learning-rate sensitivity), where the cap is the loss at initialisation.
     """
     if not learned(losses, failed):
         return math.nan

@@ -10,7 +10,7 @@ A row is all learning rates of one arm, depth and warm-up:
 
     best_loss           the least mean loss of a trained cell, else of a failed one
     lr_sensitivity      mean over the learning rates of min(loss, ln vocab_size), minus best_loss; a diverged run counts
-                        as ln vocab_size, the loss of a model that knows nothing. Source: arXiv:2309.14322,
+                        as ln vocab_size, the loss of a model that knows nothing. Source: arXiv:2309.14322, sec. 2.2,
                         where the cap is the loss at initialisation. None where nothing trained; it is low too for a model
                         that hardly trains, so it is never to be shown without best_loss.
     largest_stable_lr   from the best learning rate upwards, the last before the first that is not stable. Stable is a

@@ -45,7 +45,7 @@ class Transcript(Task):
 
 @final
 class Copy(Transcript):
-    """a b c SEP | a b c. Length generalisation on it: Kazemnejad et al. 2023, arXiv:2305.19466."""
+    """a b c SEP | a b c. Length generalisation on it: Kazemnejad et al. 2023, arXiv:2305.19466, table 1."""
 
     name = "copy"
 
@@ -57,7 +57,7 @@ class Copy(Transcript):
 
 @final
 class Reverse(Transcript):
-    """a b c SEP | c b a."""
+    """a b c SEP | c b a. Length generalisation on it: Kazemnejad et al. 2023, arXiv:2305.19466, table 1."""
 
     name = "reverse"
 
@@ -71,9 +71,9 @@ class Reverse(Transcript):
 class Recall(Task):
     """k1 v1 k2 v2 SEP k2 | v2 k1 v1. Keys are told their values once, then asked for; values are scored, keys given.
 
-    Multi-query associative recall, Arora et al. 2023, arXiv:2312.04927. The size is the number of pairs and of
-    queries. Keys are distinct; queries are drawn with replacement. Beyond `keys` pairs no key is left, and a larger
-    problem has more queries alone, so that it is defined at every length.
+    Multi-query associative recall, Arora et al. 2023, arXiv:2312.04927; `multiquery_ar` of its released code, zoology.
+    The size is the number of pairs and of queries. Keys are distinct; queries are drawn with replacement. Beyond `keys`
+    pairs no key is left, and a larger problem has more queries alone, so that it is defined at every length.
     """
 
     name = "recall"
@@ -157,7 +157,7 @@ class Dyck(Task):
 
     Brackets of `kinds` kinds, never more than `depth` of them open at once: the bounded hierarchical language
     Dyck-(k, D) of Yao et al. 2021, arXiv:2105.11115. The number of open brackets is a random walk between 0 and
-    `depth`, reflected at both.
+    `depth`, reflected at both, as in its released generate_mbounded_dyck.py, where at 0 the text may also end.
     """
 
     name = "dyck"

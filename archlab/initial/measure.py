@@ -22,7 +22,7 @@ from archlab.train.runtime import Runtime
 BATCH_SIZE, SEQ_LEN = 8, 64
 FLOAT32 = Runtime(torch.device("cpu"), torch.float32)
 ADAM_BETAS = (0.9, 0.98)
-"""Those of the DeepNet experiments, as arXiv:2203.00555 has them; the place in it was not looked up."""
+"""Those of the DeepNet experiments, whose hyperparameters are in arXiv:2203.00555, app. D; its tables were not seen."""
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,8 @@ def expected_best(losses: Sequence[float]) -> list[list[float]]:
     The cells are drawn with replacement: with l_1 <= ... <= l_n, the sum of l_i (((n-i+1)/n)^k - ((n-i)/n)^k). A cell that
     diverged counts as the worst that did not; nothing where all did.
 
-    Source: the expected validation performance of arXiv:1909.03004, with the lowest in place of the highest; for few cells it is
-    biased towards the worse, arXiv:2004.13705.
+    Source: the expected validation performance of arXiv:1909.03004 (expected_max_performance.py of the authors'
+    show_your_work), with the lowest in place of the highest; for few cells it is biased towards the worse, arXiv:2004.13705.
     """
     there = [loss for loss in losses if math.isfinite(loss)]
     if not there:

@@ -113,7 +113,7 @@ class Muon(UpdateRule):
     ns_steps  steps of Newton and Schulz
     adjust    the factor on lr: match_rms_adamw or original
 
-    Source: arXiv:2502.16982, alg. 1 and eq. 4; torch.optim.Muon.
+    Source: arXiv:2502.16982, sec. 2.1 and eq. 4; torch.optim.Muon.
     """
 
     uses = ("beta1", "beta2")
