@@ -355,7 +355,7 @@ LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
 def latent(c: Config, layout: str) -> Words:
     """Everything but the feed-forward network of a model with latent attention."""
     c = {**c, "head_dim": c["qk_rope_head_dim"], "num_key_value_heads": None, "attention_bias": False}
-    words = say.without(say.llama({**c, "mlp_bias": False}), "pos", "mixer")
+    words = say.without(say.without_positions({**c, "mlp_bias": False}), "mixer")
     widths = [f"mixer.{name}={c[name]}" for name in LATENT if c.get(name) is not None]
     return [*words, *read.rope(c, layout=layout), "mixer=mla", *widths, *latent_scale(c)]
 
@@ -422,7 +422,7 @@ def layers_beyond(c: Config) -> tuple[str, ...]:
 
 def glm4_moe(c: Config) -> Words:
     bias = c.get("attention_bias", False)
-    words = say.without(say.llama({**c, "attention_bias": False, "mlp_bias": False}), "pos")
+    words = say.without_positions({**c, "attention_bias": False, "mlp_bias": False})
     words += [*read.rope(c, 0.5), *read.biases(bias, False), *(["mixer.qk_norm=head"] if c.get("use_qk_norm") else [])]
     return with_dense_first(c, words, c["moe_intermediate_size"], c["norm_topk_prob"], **sigmoid_router(c))
 
@@ -443,7 +443,9 @@ def qwen3_next(c: Config) -> Words:
         can = f"a multiple of moe_intermediate_size={d_ff}"
         raise read.unsupported("shared_expert_intermediate_size", shared_width, can)
     plain = {**c, "attention_bias": False, "mlp_bias": False, "num_key_value_heads": None}
-    words = say.without(say.llama(plain), "norm", "pos", "mixer") + read.rms(c, unit_offset=True) + read.rope(c, 0.25)
+    words = (
+        say.without(say.without_positions(plain), "norm", "mixer") + read.rms(c, unit_offset=True) + read.rope(c, 0.25)
+    )
     delta = {
         "key_heads": c["linear_num_key_heads"],
         "heads": c["linear_num_value_heads"],

@@ -52,7 +52,7 @@ def llama4(c: Config) -> Words:
     normed = c.get("use_qk_norm", True) and any(rotates)
     if normed and kind in ("yarn", "longrope"):
         raise read.unsupported("rope_type", kind, "one that leaves the length of queries and keys as it is")
-    words = say.without(say.llama({**c, "mlp_bias": False}), "pos", "mask")
+    words = say.without(say.without_positions({**c, "mlp_bias": False}), "mask")
     options = {"weights_on": "input", "scores": "sigmoid", "shared": 1}
     words = with_experts(words, experts(c, c["intermediate_size"], normalise=False, **options))
     widths = {"intermediate_size": c["intermediate_size_mlp"], "moe_intermediate_size": c["intermediate_size"]}

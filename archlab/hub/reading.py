@@ -46,19 +46,26 @@ def llama_sizes(c: Config) -> Words:
 def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = "max_position_embeddings") -> Words:
     """RoPE in either spelling of transformers: rope_theta and rope_scaling, which takes precedence, or rope_parameters.
 
-    `fraction` is the family's default; where it is 1, unscaled RoPE rotates whole heads and no field changes that.
+    `fraction` is the family's default; where it is 1, RoPE rotates whole heads, and no field changes that.
     """
     entries: dict[str, Any] = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
     kind = entries.get("rope_type", entries.get("type", "default"))
     base: Any = entries.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10000.0)))
     asked: Any = entries.get("partial_rotary_factor", c.get("partial_rotary_factor", c.get("rotary_pct", fraction)))
+    name = f"{'rope_parameters.' if 'partial_rotary_factor' in entries else ''}partial_rotary_factor"
     if kind == "proportional":
+        width = head_width(c)
+        if width and int(float(asked) * width // 2) == 0:
+            raise unsupported(name, asked, "one that rotates a pair of features or more")
         return [*proportional(entries, float(base), float(asked)), f"pos.layout={layout}"]
     share = fraction if fraction == 1 and kind == "default" else asked
     base, share = as_it_rotates(c, said := float(base), float(share))
+    if fraction == 1 and share != 1:  # which transformers' class fails on: its cosines are narrower than its heads
+        can = f"1 with rope_type={kind}, since this family rotates whole heads"
+        raise unsupported(name, asked, can)
     if kind in ("dynamic", "yarn") and base != said:  # a power of the factor, and a ramp, that go by the odd number
         can = f"one that rotates an even number of features, with rope_type={kind}"
-        raise unsupported("partial_rotary_factor", asked, can)
+        raise unsupported(name, asked, can)
     words = ["pos=rope", f"pos.base={base}", f"pos.layout={layout}", f"pos.fraction={share}"]
     if kind == "default":
         return words
@@ -97,6 +104,12 @@ def proportional(entries: Config, base: float, share: float) -> Words:
     return ["pos=rope", f"pos.base={base}", *([f"pos.p={share}"] if share < 1 else []), *scaled]
 
 
+def head_width(c: Config) -> int | None:
+    """Features of a head, where the configuration says so in the usual fields."""
+    heads, width = c.get("num_attention_heads"), c.get("head_dim")
+    return c["hidden_size"] // heads if width is None and heads and c.get("hidden_size") else width
+
+
 UNSCALED_BY_ONE = ("linear", "yarn", "llama3")
 """Scalings that change nothing by a factor of 1."""
 
@@ -107,9 +120,7 @@ def as_it_rotates(c: Config, base: float, share: float) -> tuple[float, float]:
     It rotates the whole part of share * head_dim features; of an odd number also the one after them, and divides exponents
     by the odd number still.
     """
-    heads, width = c.get("num_attention_heads"), c.get("head_dim")
-    if width is None and heads and c.get("hidden_size"):
-        width = c["hidden_size"] // heads
+    width = head_width(c)
     if share == 1 or not width:
         return base, share
     part = int(share * width)

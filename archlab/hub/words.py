@@ -7,9 +7,14 @@ from archlab.hub.reading import Config, Words
 
 
 def llama(c: Config) -> Words:
+    return [*without_positions(c), *read.rope(c)]
+
+
+def without_positions(c: Config) -> Words:
+    """A llama's blocks, for families that have positions of their own."""
     mlp = read.ffn(c, "hidden_act", read.GATED, c.get("mlp_bias", False))
     bias = c.get("attention_bias", False)
-    return [*read.rms(c), "residual=pre", *mlp, *read.rope(c), "mask=causal", *read.llama_sizes(c),
+    return [*read.rms(c), "residual=pre", *mlp, "mask=causal", *read.llama_sizes(c),
             *read.biases(bias, bias), *read.embedding(c, tied=False)]  # fmt: skip
 
 
@@ -48,7 +53,7 @@ def mistral(c: Config) -> Words:
 def phi3(c: Config) -> Words:
     """Rotates the share of each head that the configuration says, and may have a window."""
     share = (c.get("rope_parameters") or {}).get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
-    words = without(llama({**c, "attention_bias": False, "mlp_bias": False}), "mask", "pos")
+    words = without(without_positions({**c, "attention_bias": False, "mlp_bias": False}), "mask")
     return words + window(c) + read.rope({**c, "partial_rotary_factor": share}, 0.0)
 
 
@@ -76,7 +81,7 @@ def qwen3(c: Config) -> Words:
 
 
 def glm(c: Config) -> Words:
-    words = without(llama({**c, "attention_bias": False}), "pos")
+    words = without_positions({**c, "attention_bias": False})
     return words + read.rope(c, 0.5, "interleaved") + [f"mixer.qkv_bias={read.word(c.get('attention_bias'))}"]
 
 
@@ -87,8 +92,10 @@ def glm4(c: Config) -> Words:
 def gemma(c: Config, activation: str = "hidden_act") -> Words:
     """Of the first Gemma hidden_act alone counts, and gelu means its approximation by a tanh there."""
     asked = c.get(activation) or "gelu_pytorch_tanh"
-    act = {**c, "hidden_act": "gelu_pytorch_tanh" if (activation, asked) == ("hidden_act", "gelu") else asked}
-    return without(llama(act), "embed", "norm") + read.rms(c, unit_offset=True) + read.embedding(c, "sqrt_d_model")
+    meant = "gelu_pytorch_tanh" if (activation, asked) == ("hidden_act", "gelu") else asked
+    words = without(llama({**c, "hidden_act": "silu"}), "embed", "norm", "ffn")
+    words += read.ffn({activation: meant}, activation, read.GATED, c.get("mlp_bias", False))
+    return words + read.rms(c, unit_offset=True) + read.embedding(c, "sqrt_d_model")
 
 
 def capped(c: Config) -> Words:
@@ -201,7 +208,7 @@ def stablelm(c: Config) -> Words:
     """The norms of queries and keys have no shift."""
     check_rotated(c, 0.25)
     per_head = bool(c.get("qk_layernorm"))
-    words = without(llama({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual", "pos")
+    words = without(without_positions({**c, "rms_norm_eps": 0, "attention_bias": False}), "norm", "residual")
     residual = "parallel" if c.get("use_parallel_residual") else "pre"
     return words + read.layer_norm(c, "layer_norm_eps") + [f"residual={residual}", *read.rope(c, 0.25),
             f"mixer.qkv_bias={read.word(c.get('use_qkv_bias'))}",
@@ -209,7 +216,7 @@ def stablelm(c: Config) -> Words:
 
 
 def cohere(c: Config) -> Words:
-    words = without(llama({**c, "rms_norm_eps": 0}), "norm", "residual", "pos", "embed")
+    words = without(without_positions({**c, "rms_norm_eps": 0}), "norm", "residual", "embed")
     norms = read.layer_norm(c, "layer_norm_eps", shift=False)
     head = ["head=linear", f"head.scale={c.get('logit_scale', 0.0625)}"]
     words += ["mixer.qk_norm=each_head"] if c.get("use_qk_norm") else []
@@ -308,7 +315,7 @@ def apertus(c: Config) -> Words:
 
 
 def nemotron(c: Config) -> Words:
-    words = without(llama({**c, "rms_norm_eps": 0, "hidden_act": "silu"}), "norm", "ffn", "pos")
+    words = without(without_positions({**c, "rms_norm_eps": 0, "hidden_act": "silu"}), "norm", "ffn")
     return [*words, *read.layer_norm(c, "norm_eps", unit_offset=True), *read.rope(c, 0.5),
             *read.ffn(c, "hidden_act", read.PLAIN, c.get("mlp_bias", False))]  # fmt: skip
 
@@ -338,16 +345,19 @@ def lfm2(c: Config) -> Words:
     """Layers of attention, and of a short convolution where `layer_types` says conv."""
     read.only(c, block_use_swiglu=True)
     n_layers, wide = c["num_hidden_layers"], range(c["num_hidden_layers"])
-    of_attention = c.get("full_attn_idxs") or wide
+    of_attention = wide if c.get("full_attn_idxs") is None else c["full_attn_idxs"]
     kinds = c.get("layer_types") or ["full_attention" if i in of_attention else "conv" for i in wide]
     convolved = numbered(kinds, n_layers, "conv", "full_attention")
     width = lfm2_width(c, c.get("block_ff_dim") or c["intermediate_size"])
     tied = {"tie_word_embeddings": c.get("tie_embedding", c.get("tie_word_embeddings", True))}
     options = ("mixer=shortconv", f"mixer.conv_size={c['conv_L_cache']}", f"mixer.bias={read.word(c.get('conv_bias'))}")
-    return [*read.rms(c, "norm_eps"), "residual=pre", "ffn=swiglu", *read.rope(c), "mask=causal",
-            *read.llama_sizes({**c, "intermediate_size": width, "head_dim": None}), "mixer.qk_norm=head",
-            *(f"layers[{i}::{n_layers}].{word}" for i in convolved for word in options),
-            *read.embedding(tied)]  # fmt: skip
+    sizes = read.llama_sizes({**c, "intermediate_size": width, "head_dim": None})
+    words = [*read.rms(c, "norm_eps"), "residual=pre", "ffn=swiglu", "mask=causal", *read.embedding(tied)]
+    if len(convolved) == n_layers:
+        kv_heads = f"size.n_kv_heads={c.get('num_key_value_heads')}"
+        return [*words, *(word for word in without(sizes, "mixer") if word != kv_heads), "pos=none", *options]
+    return [*words, *read.rope(c), *sizes, "mixer.qk_norm=head",
+            *(f"layers[{i}::{n_layers}].{word}" for i in convolved for word in options)]  # fmt: skip
 
 
 def lfm2_width(c: Config, d_ff: int) -> int:
@@ -385,6 +395,8 @@ def falcon(c: Config) -> Words:
         read.only(c, parallel_attn=True)
     kv = c.get("num_kv_heads") if wide else 1 if c.get("multi_query", True) else c["num_attention_heads"]
     norms = c.get("num_ln_in_parallel_attn") or (2 if wide else 1)
+    if norms not in (1, 2):
+        raise read.unsupported("num_ln_in_parallel_attn", norms, "1 or 2")
     widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     bias = c.get("bias", False)
     residual = ["residual=parallel", f"residual.norms={norms}"] if c.get("parallel_attn", True) else ["residual=pre"]

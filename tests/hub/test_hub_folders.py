@@ -38,7 +38,7 @@ def error(path, length=37) -> float:
     for weight in again.parameters():  # some classes keep the router's in float32
         weight.data = weight.data.double()
     with torch.no_grad(), angles_of(again), InFloat64():
-        return relative(hub.load(path).double()(tokens(length)), again(tokens(length)).logits)
+        return relative(hub.load(path).double()(tokens(length)), again(tokens(length), use_cache=False).logits)
 
 
 GEMMA = NEW | HD | dict(sliding_window=4, query_pre_attn_scalar=7, layer_types=THREE_LOCAL)
@@ -69,6 +69,7 @@ FOUND = {
     "smollm3 without positions": ("SmolLM3", NEW | dict(no_rope_layers=[0, 0, 0])),
     "phi 3.5, as released": ("Phi3", NEW | dict(pad_token_id=0), dict(rope_parameters=None, rope_scaling=dict(type="longrope", short_factor=[1.0] * 4, long_factor=[1.5] * 4), original_max_position_embeddings=16)),
     "mistral, biases that its class has no field for": ("Mistral", NEW, dict(attention_bias=True, mlp_bias=True)),
+    "lfm 2, convolutions alone": ("Lfm2", {key: value for key, value in NEW.items() if key != "attention_dropout"} | dict(layer_types=["conv"] * 3)),
     "another name for silu": ("Llama", NEW, dict(hidden_act="swish")),
     "another name for gelu": ("GPT2", OLD | dict(n_positions=64), dict(activation_function="gelu_python")),
     "stablelm, norms of heads with another eps": ("StableLm", NEW | dict(qk_layernorm=True, layer_norm_eps=3e-3)),
@@ -167,6 +168,10 @@ def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
         ("Mixtral", dict(num_experts_per_tok=1), "num_experts_per_tok=1: .*; supported is 2 or more"),
         ("Glm4Moe", dict(num_experts_per_tok=4, n_routed_experts=4), "num_experts_per_tok=4: .*; supported is fewer than n_routed_experts=4"),
         ("Falcon", dict(new_decoder_architecture=True, parallel_attn=False), "parallel_attn=False: no block"),
+        ("Falcon", dict(num_ln_in_parallel_attn=3), "num_ln_in_parallel_attn=3: .*; supported is 1 or 2"),
+        ("Llama", dict(rope_parameters=dict(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)), "rope_parameters.partial_rotary_factor=0.5: .*; supported is 1 with rope_type=linear, since this family rotates whole heads"),
+        ("Nemotron", HD | dict(rope_parameters=dict(rope_type="proportional", rope_theta=50.0, partial_rotary_factor=0.01)), "rope_parameters.partial_rotary_factor=0.01: .*; supported is one that rotates a pair of features or more"),
+        ("Gemma2", GEMMA | dict(hidden_activation="mish"), "hidden_activation=mish: .*; supported is one of silu"),
     ],
     ids=str,
 )  # fmt: skip

@@ -86,7 +86,8 @@ def reloaded(folder):
 def within(config):
     """The error that is allowed: more where float32 rounds otherwise.
 
-    So it does the frequencies of an odd number of rotated features, and the biases that Falcon's class divides by sqrt(head_dim).
+    So it does the frequencies of an odd number of rotated features, those that YaRN mixes of two equal ones at a factor of 1,
+    and the biases that Falcon's class divides by sqrt(head_dim).
     """
     if getattr(config, "alibi", False):
         return 1e-7
@@ -94,7 +95,8 @@ def within(config):
     share = entries.get("partial_rotary_factor", 1.0)
     heads = getattr(config, "num_attention_heads", None) or 1
     width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
-    return 1e-5 if int(share * width) % 2 else 1e-9
+    mixed = entries.get("rope_type") == "yarn" and entries.get("factor") == 1
+    return 1e-5 if int(share * width) % 2 or mixed else 1e-9
 
 
 def tried(kind, seed, folder):
