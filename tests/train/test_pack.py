@@ -83,8 +83,8 @@ def together(runs: list[Run]) -> list[Outcome]:
     return train_together([run.member() for run in runs], HERE, tick=lambda *_: None)
 
 
-def unlike(words: tuple[str, ...] = (), wide: bool = False) -> list[Run]:
-    return [Run(seed, words, wide, **changes) for seed, changes in enumerate(UNLIKE)]
+def unlike(words: tuple[str, ...] = (), wide: bool = False, which: slice = slice(None)) -> list[Run]:
+    return [Run(seed, words, wide, **changes) for seed, changes in list(enumerate(UNLIKE))[which]]
 
 
 def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: float = IN_FLOAT32) -> None:
@@ -123,8 +123,10 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
 )
 def test_members_are_what_they_are_alone(words):
     # In float64: two streams over a linear mixer, at a rate of 2e-2, carry a rounding of float32 to a part in a thousand.
+    # What members may differ in is the first row's; the others have two, one of which ends before the other.
+    which = slice(1, 3) if words else slice(None)
     words = ("size.n_layers=2", *words)
-    assert_alone(unlike(words, wide=True), unlike(words, wide=True), IN_FLOAT64)
+    assert_alone(unlike(words, True, which), unlike(words, True, which), IN_FLOAT64)
 
 
 def test_members_are_what_they_are_alone_in_float32():
