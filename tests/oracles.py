@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
+import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +55,21 @@ def admits(pos: str, mask: str, mixer: str) -> bool:
 
 def every_option(*groups: str) -> list[tuple[str, str]]:
     return [(group, name) for group in groups for name in options(group)]
+
+
+def every_pair_once(rows: list[tuple]) -> list:
+    """The rows as parameters of a test, all slow but few that hold every pair of values that any of them holds.
+
+    Two values that are wrong together are told by these; chosen are first the rows all of whose pairs are new.
+    """
+    pairs = {row: set(combinations(enumerate(row), 2)) for row in rows}
+    seen, chosen = set(), set()
+    for new in range(max(map(len, pairs.values())), 0, -1):
+        for row in rows:
+            if len(pairs[row] - seen) >= new:
+                chosen.add(row)
+                seen |= pairs[row]
+    return [row if row in chosen else pytest.param(*row, marks=pytest.mark.slow) for row in rows]
 
 
 @cache

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS, locate, option
-from archlab.config.plan import IN_LAYERS, Choice, layer_plans, loop_of
+from archlab.config.plan import IN_LAYERS, Choice, loop_of, plans_of
 from archlab.model.decoder import Decoder, FurtherTokens, LayerParts
 from archlab.model.mtp import FORMS
 
@@ -38,38 +38,40 @@ def in_the_users_words() -> Iterator[None]:
 
 def assemble(cfg: DictConfig) -> Decoder:
     """The decoder a settled configuration describes, its weights not yet set."""
+    plain = plain_dict(cfg, resolve=True)  # once, for OmegaConf takes longer over it than torch over a small decoder
+    embed = plain["embed"]
     with in_the_users_words():
-        blocks = {group: maker(group, plain_dict(cfg[group], resolve=True)) for group in BLOCKS}
-        layers = makers(cfg, blocks)
+        blocks = {group: maker(group, plain[group]) for group in BLOCKS}
+        layers = makers(plain, blocks)
         embedding = {
-            "tied": cfg.embed.tied,
-            "embed_norm": cfg.embed.norm,
-            "embed_scale": cfg.embed.scale,
-            "embed_width": cfg.embed.width,
-            "embed_types": cfg.embed.types,
-            "dropout": cfg.dropout,
-            "kernel": cfg.kernel,
-            "canon": cfg.get("canon"),  # a run's file may be older than it
-            "skips": cfg.get("skips"),
-            **{f"loop_{name}": value for name, value in loop_of(cfg).items()},
-            "mtp": further_tokens(cfg),
+            "tied": embed["tied"],
+            "embed_norm": embed["norm"],
+            "embed_scale": embed["scale"],
+            "embed_width": embed["width"],
+            "embed_types": embed["types"],
+            "dropout": plain["dropout"],
+            "kernel": plain["kernel"],
+            "canon": plain.get("canon"),  # a run's file may be older than it
+            "skips": plain.get("skips"),
+            **{f"loop_{name}": value for name, value in loop_of(plain).items()},
+            "mtp": further_tokens(plain["mtp"]),
         }
         try:
-            decoder = Decoder(**cfg.size, **blocks, layers=layers, **embedding)
+            decoder = Decoder(**plain["size"], **blocks, layers=layers, **embedding)
         except UserError as error:
-            raise UserError(by_options(str(error), cfg)) from None
-    setattr(decoder, MADE_FROM, plain_dict(cfg))
+            raise UserError(by_options(str(error), plain)) from None
+    setattr(decoder, MADE_FROM, plain)
     return decoder
 
 
-def further_tokens(cfg: DictConfig) -> Callable[..., FurtherTokens] | None:
+def further_tokens(mtp: Mapping[str, Any]) -> Callable[..., FurtherTokens] | None:
     """Makes the heads of the tokens after the next, where more than that one is predicted."""
-    if cfg.mtp.form is None:
+    if mtp["form"] is None:
         return None
-    return partial(FORMS[cfg.mtp.form], tokens=cfg.mtp.tokens, weight=cfg.mtp.weight)
+    return partial(FORMS[mtp["form"]], tokens=mtp["tokens"], weight=mtp["weight"])
 
 
-def by_options(message: str, cfg: DictConfig) -> str:
+def by_options(message: str, cfg: Mapping[str, Any]) -> str:
     """A block's error line with each block named by its option, norm=batch, instead of its class, norm=BatchNorm."""
     for group in BLOCKS:
         name = cfg[group]["_target_"].rpartition(".")[2]
@@ -77,10 +79,10 @@ def by_options(message: str, cfg: DictConfig) -> str:
     return message
 
 
-def makers(cfg: DictConfig, blocks: Mapping[str, Any]) -> list[LayerParts]:
+def makers(cfg: Mapping[str, Any], blocks: Mapping[str, Any]) -> list[LayerParts]:
     """The parts of each layer; layers with the same choice get the same constructor, those of the model's choice its `blocks`."""
-    plans = layer_plans(cfg)
-    made = {Choice.of(group, option(cfg, group), plain_dict(cfg[group])): blocks[group] for group in IN_LAYERS}
+    plans = plans_of(cfg)
+    made = {Choice.of(group, option(cfg, group), cfg[group]): blocks[group] for group in IN_LAYERS}
     for plan in plans:
         for choice in (getattr(plan, group) for group in IN_LAYERS):
             if choice not in made:
@@ -96,16 +98,26 @@ def makers(cfg: DictConfig, blocks: Mapping[str, Any]) -> list[LayerParts]:
 def maker(group: str, node: Mapping[str, Any]) -> Any:
     """The constructor that an option names, with its options.
 
-    Hydra takes a third of the time in which a decoder is assembled, so it is asked once for equal options of one class.
+    Hydra takes a third of the time in which a decoder is assembled, so it is asked once for equal options of the same
+    classes.
     """
-    written = json.dumps(node)
-    if written.count("{") > 1:  # what is within it, however deep, may be a block that is made here, each time anew
+    within = list(mappings_within(node))
+    if not all("_target_" in one and one.get("_partial_") for one in within):  # a block is made here, each time anew
         return plainly(instantiate(node))
-    return _maker(locate(group, node["_target_"]), written)
+    return _maker(tuple(locate(group, one["_target_"]) for one in (node, *within)), json.dumps(node))
+
+
+def mappings_within(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The mappings among an option's fields, however deep: constructors, with `_partial_`, or what is made with the option."""
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        if isinstance(one, Mapping):
+            yield one
+        yield from mappings_within(one)
 
 
 @lru_cache(512)
-def _maker(block: type, node: str) -> Any:
+def _maker(named: tuple[type, ...], node: str) -> Any:
+    """What Hydra makes of an option; `named` are the classes that the option names."""
     return plainly(instantiate(json.loads(node)))
 
 

@@ -324,7 +324,7 @@ def target(cfg: DictConfig, group: str) -> Any:
     return locate(group, cfg[group]["_target_"])
 
 
-def option(cfg: DictConfig, group: str) -> str:
+def option(cfg: Mapping[str, Any] | DictConfig, group: str) -> str:
     """The name of the option chosen for a group."""
     return cfg.get("choices", {}).get(group, cfg[group]["_target_"])
 

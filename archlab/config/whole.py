@@ -21,11 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from archlab.base.words import taken_apart
 from archlab.config.messages import in_one_line
-from archlab.config.overrides import NO_GROUPS, conf_dir, parse
+from archlab.config.overrides import NO_GROUPS, FileState, conf_dir, parse, state_of
 from archlab.config.spelling import spelled
-
-FileState = tuple[str, int, int]
-"""A file's path, the time it was last written, and its size: what was read of it holds as long as these do."""
 
 CHOICE = re.compile(r"(\w+)=([\w.-]+)")
 """A group with one of its options, in plain letters."""
@@ -67,8 +64,7 @@ def files_of_options(own: Sequence[Path]) -> Iterator[FileState]:
     ours = (folder for folder in conf_dir().iterdir() if folder.name not in (*NO_GROUPS, "preset"))
     found = [conf_dir() / "config.yaml", *(file for folder in ours for file in folder.glob("*.yaml"))]
     for file in (*found, *(file for folder in own for file in folder.absolute().rglob("*.yaml"))):
-        state = file.stat()
-        yield str(file), state.st_mtime_ns, state.st_size
+        yield state_of(file)
 
 
 def composed_once(words: tuple[str, ...], own: tuple[Path, ...], files: tuple[FileState, ...]) -> DictConfig:

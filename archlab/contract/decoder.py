@@ -9,7 +9,7 @@ from torch import Tensor
 from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
 from archlab.blocks.contracts import Norm
-from archlab.config.assemble import build
+from archlab.config.assemble import assemble_without_weights, build
 from archlab.contract.finding import Broken, NotAsked
 from archlab.contract.subject import (
     BATCH,
@@ -59,8 +59,9 @@ def autocast(subject: Subject) -> str:
 
 def without_memory(subject: Subject) -> str:
     """Shapes without memory."""
+    decoder = assemble_without_weights(subject.cfg).eval()
     with torch.device("meta"):
-        logits = logits_of(subject.decoder(torch.float32), subject.tokens.to("meta"))
+        logits = logits_of(decoder, subject.tokens.to("meta"))
     return f"It runs on the meta device, so costs can be counted without memory: {tuple(logits.shape)}."
 
 

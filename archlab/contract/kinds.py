@@ -1,7 +1,7 @@
 """What each kind of block must hold by itself, beside what every decoder of it must."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -369,12 +369,13 @@ def every_option_counts(group: str, *masks: type[Mask]) -> Check:
         hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
         under = (subject.with_block("mask", kind) for kind in masks)
         subject = next(filter(attempt, under), subject)
-        before, tried = traces_of(subject), []
+        before, tried = list(traces_of(subject)), []
         for option, value in node.items():
             others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
             idle: bool | None = None  # until a value was taken; the first that changes something decides
-            for trace in (attempt(subject.with_option(group, option, other)) for other in others):
-                idle = idle if trace is None else same(trace, before)
+            for other in others:
+                taken = changes_nothing(subject.with_option(group, option, other), before)
+                idle = idle if taken is None else taken
                 if idle is False:
                     break
             tried += [option] * (idle is not None)
@@ -406,42 +407,48 @@ def other_values(value: Any, hint: Any) -> Iterator[Any]:
 LONG = 6
 """Times a sequence of subject.tokens: longer than a table of T5's that knows 16 distances one by one."""
 
-Traces = tuple[list[tuple[str, tuple[int, ...]]], list[Tensor]]
 
-
-def attempt(subject: Subject) -> Traces | None:
+def attempt(subject: Subject) -> list[Any] | None:
     """What a decoder with this option comes to; None where it is refused or cannot be."""
     try:
-        return traces_of(subject)
+        return list(traces_of(subject))
     except Exception:  # a value that was only tried may be out of any range
         return None
 
 
+def changes_nothing(subject: Subject, before: Sequence[Any]) -> bool | None:
+    """Whether all that a decoder with this option comes to is as before, as far as need be looked; None as above."""
+    try:
+        return all(map(same, traces_of(subject), before))
+    except Exception:
+        return None
+
+
 @torch.no_grad()
-def traces_of(subject: Subject) -> Traces:
+def traces_of(subject: Subject) -> Iterator[Any]:
     """The names and shapes of all weights, what gains and scalars start at, the logits in training and in evaluation, and what training leaves behind.
 
-    Evaluated is also a long sequence, for what acts from a distance.
+    Evaluated is also a long sequence, for what acts from a distance. What costs least comes first, with how many more
+    things of its kind there are.
     """
-    decoder = subject.decoder()
-    shapes = [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
-    begun = subject.starts()
-    long = subject.tokens.repeat(1, LONG)
-    evaluated = [logits_of(decoder, subject.tokens), logits_of(decoder, long)]
+    begun, decoder = subject.begun_and_random()
+    yield [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
+    yield len(begun)
+    yield from begun
+    yield logits_of(decoder, subject.tokens)
+    yield logits_of(decoder, subject.tokens.repeat(1, LONG))
     torch.manual_seed(SEED)
     starts = documents_of(decoder, subject.tokens)
     contexts = decoder.read(subject.tokens, prefix_of(decoder), document_starts=starts)
     trained = decoder.train().compute(subject.tokens, contexts)
     decoder.after_step(trained.counts)
-    return shapes, [*begun, *evaluated, trained.logits, *trained.losses.values(), *decoder.buffers()]
+    left = [trained.logits, *trained.losses.values(), *decoder.buffers()]
+    yield len(left)
+    yield from left
 
 
-def same(one: Traces, other: Traces) -> bool:
-    return (
-        one[0] == other[0]
-        and len(one[1]) == len(other[1])
-        and all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
-    )
+def same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
 
 OF_KIND: Mapping[str, tuple[Check, ...]] = {

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from archlab.base.configuration import copied
 from archlab.blocks.roles import Role
 from archlab.config.assemble import assemble
 from archlab.model.decoder import Decoder
@@ -41,28 +42,26 @@ class Subject:
 
     def with_block(self, group: str, kind: type, **options: Any) -> "Subject":
         """The same with another block in a group."""
-        changed = self.cfg.copy()
+        changed = copied(self.cfg)
         with open_dict(changed):
             changed[group] = {"_target_": f"{kind.__module__}.{kind.__qualname__}", "_partial_": True, **options}
         return replace(self, cfg=changed)
 
     def with_option(self, group: str, option: str, value: Any) -> "Subject":
-        changed = self.cfg.copy()
+        changed = copied(self.cfg)
         changed[group][option] = value
         return replace(self, cfg=changed)
 
     def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
         """In evaluation, with the same random weights every time."""
-        torch.manual_seed(SEED)
-        decoder = randomise(assemble(self.cfg)).to(dtype).eval()
-        return (
-            decoder.to(self.device) if self.device != CPU else decoder
-        )  # where it was made: the meta device, for shapes
+        return self.begun_and_random(dtype)[1]
 
-    def starts(self) -> list[Tensor]:
-        """What the decoder's blocks start their gains, biases and scalars at; all else is drawn."""
-        kept = (Role.GAIN, Role.BIAS, Role.SCALAR)
-        return [weight.tensor.detach() for weight in assemble(self.cfg).weights() if weight.role in kept]
+    def begun_and_random(self, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Decoder]:
+        """The same decoder, and what its blocks had started their gains, biases and scalars at; all else is drawn."""
+        torch.manual_seed(SEED)
+        decoder, kept = assemble(self.cfg), (Role.GAIN, Role.BIAS, Role.SCALAR)
+        begun = [weight.tensor.detach().clone() for weight in decoder.weights() if weight.role in kept]
+        return begun, randomise(decoder).to(dtype).eval().to(self.device)
 
     @cached_property
     def tokens(self) -> Tensor:

@@ -30,6 +30,7 @@ from oracles import (
 from torch import nn
 
 from archlab.blocks.contracts import FeedForward, Head, Mask, Mixer, Norm, Position, Residual
+from archlab.config.assemble import NothingDrawn
 
 CONTRACTS = {
     "norm": Norm,
@@ -193,7 +194,7 @@ def test_half_precision_follows_double(group, name):
 
 @each_option
 def test_shapes_can_be_tried_without_memory(group, name):
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         decoder = build(torch.float32, fresh=True, n_layers=LAYERS_OF.get(group, 2), **{group: name})
         assert logits_of(decoder, torch.zeros(BATCH, SEQ, dtype=torch.long)).shape == (BATCH, SEQ, VOCAB)
 
@@ -221,7 +222,7 @@ def test_gradients_reach_every_parameter(group, name):
 
 @each_option
 def test_a_layer_shares_no_parameter_with_another(group, name):
-    layers = decoder_of(group, name).layers
+    layers = made_once(group, name).layers
     token_positions = [weight.data_ptr() for layer in layers for weight in layer.parameters(recurse=True)]
     assert (
         len(set(token_positions))

@@ -8,11 +8,24 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from oracles import BATCH, BIAS, HEADS, MAY_READ, attend, composed, gradients, make_reading, options, randomise
+from oracles import (
+    BATCH,
+    BIAS,
+    HEADS,
+    MAY_READ,
+    attend,
+    composed,
+    every_pair_once,
+    gradients,
+    make_reading,
+    options,
+    randomise,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention as torchs
 
@@ -52,10 +65,10 @@ def flex_of(context, softcap=leave):
     return flex_kernel(context.position, context.mask, softcap)
 
 
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("kv_heads", [6, 3, 1])
-@pytest.mark.parametrize("mask", MAY_READ)
-@pytest.mark.parametrize("pos", BIAS)
+EVERY_USE = list(product(BIAS, MAY_READ, (6, 3, 1), (None, 1.5)))
+
+
+@pytest.mark.parametrize(("pos", "mask", "kv_heads", "softcap"), every_pair_once(EVERY_USE))
 def test_agrees_with_loops(pos, mask, kv_heads, softcap):
     qkv, context = draw_qkv(kv_heads), read_of(pos, mask)
     read = flex_of(context, make_softcap(softcap))(*qkv, context, 0.0)

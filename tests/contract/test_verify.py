@@ -318,7 +318,7 @@ def in_a_process(*words, folder):
 # Without tables: the same code, and a step's graph in tests/train/test_program.py holds every mask.
 @pytest.mark.parametrize("option", [pytest.param("mask=window", marks=pytest.mark.slow), "pos=alibi"])
 def test_blocks_with_and_without_tables_compile_as_one_graph(option, tmp_path):
-    told = in_a_process(option, folder=tmp_path)
+    told = in_a_process(option, *TWO_LAYERS, folder=tmp_path)
     assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told
 
 
@@ -337,26 +337,26 @@ def test_every_promise_is_kept_where_layers_are_looped_and_skipped(tmp_path):
 
 
 def test_what_asks_for_a_value_does_not_compile(folder):
-    told = in_a_process("norm=Peeks", "--config-dir", "conf", folder=folder.parent)
+    told = in_a_process("norm=Peeks", "size.n_layers=1", "--config-dir", "conf", folder=folder.parent)
     assert told.returncode == 1 and "torch.compile cannot take it as one graph" in told.stdout, told
 
 
 @pytest.mark.parametrize(("group", "name", "promise", "told"), PLANTED, ids=lambda value: str(value)[:24])
 def test_a_planted_bug_is_told_by_the_promise_it_breaks(group, name, promise, told, folder, nothing_but_the_promise):
-    finding = found(f"{group}={name}", config_dir=str(folder))[promise]
+    finding = found(f"{group}={name}", *TWO_LAYERS, config_dir=str(folder))[promise]
     assert finding.verdict == "broken" and told in finding.sentence
 
 
 @pytest.mark.parametrize("option", ["norm=Gain", "ffn=Plain"])
 def test_a_block_of_ones_own_without_a_bug_keeps_every_promise(option, folder, without_compiling):
-    assert [f for f in found(option, config_dir=str(folder)).values() if f.verdict == "broken"] == []
+    assert [f for f in found(option, *TWO_LAYERS, config_dir=str(folder)).values() if f.verdict == "broken"] == []
 
 
 def test_verifying_leaves_the_generator_alone(without_compiling):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    found("norm=layer")
+    found("norm=layer", *TWO_LAYERS)
     assert torch.equal(torch.rand(1), expected)
 
 

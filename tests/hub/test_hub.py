@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
@@ -401,6 +402,13 @@ def theirs(case):
     return model
 
 
+@cache
+def both(case):
+    """The class's model and the decoder made of it, to be computed with and left as they are."""
+    model = theirs(case)
+    return model, hub.from_hf(model)
+
+
 def loaded(folder, case=""):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **how(case))
     for weight in model.parameters():  # some classes keep the router's in float32
@@ -461,6 +469,7 @@ def compared(model, decoder, ids):
     with angles_of(model):
         ours = decoder(ids)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7), dtype=ours.dtype)
+    model.zero_grad(), decoder.zero_grad()
     with InFloat64():
         (expected * weights).sum().backward()
     (ours * weights).sum().backward()
@@ -482,8 +491,7 @@ def compared(model, decoder, ids):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_every_gradient_are_those_of_transformers_class(case, record_property):
-    model = theirs(case)
-    logits, gradients = compared(model, hub.from_hf(model), tokens())
+    logits, gradients = compared(*both(case), tokens())
     record_property("parity", (case.split(",")[0], logits, gradients))
     assert logits < 1e-9 and gradients < 1e-8  # through softmaxes whose scores are in the hundreds
 
@@ -501,16 +509,15 @@ def test_positions_beyond_those_a_model_is_configured_for(case):
 
     Falcon's class has ALiBi's biases in bfloat16, which are exact for slopes of 8 heads up to position 256 alone.
     """
-    model = theirs(case)
+    model, decoder = both(case)
     with torch.no_grad(), angles_of(model), InFloat64():
-        error = relative(hub.from_hf(model)(tokens(LONG)), model(tokens(LONG)).logits)
+        error = relative(decoder(tokens(LONG)), model(tokens(LONG)).logits)
     assert error < 1e-9
 
 
 def test_a_prefix_mask_is_glms_class_with_a_mask_of_four_axes():
     """GLM-4's weights under mask=prefix, against transformers' class told who may read whom."""
-    model, prefix = theirs("glm"), 9
-    decoder = hub.from_hf(model)
+    (model, decoder), prefix = both("glm"), 9
     cfg = decoder.hub_origin[1].copy()
     cfg.mask = archlab.compose("mask=prefix").mask
     prefixed = assemble(cfg).double().eval()
@@ -568,13 +575,14 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
-    model = theirs(case)
-    hub.export(hub.from_hf(model), tmp_path / "out")
+    model, decoder = both(case)
+    hub.export(decoder, tmp_path / "out")
     again = loaded(tmp_path / "out", case)
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    assert torch.equal(hub.load(tmp_path / "out")(tokens()), hub.from_hf(model)(tokens()))
+    with torch.no_grad():
+        assert torch.equal(hub.load(tmp_path / "out")(tokens()), decoder(tokens()))
 
 
 def test_every_family_has_a_case():

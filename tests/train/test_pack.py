@@ -1,13 +1,16 @@
 """A pack beside its members alone: the same losses, gradients, records, ends; and what goes wrong with one is that one's."""
 
+from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import cache
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from program import OWN
 
-import archlab
 from archlab.config.assemble import build
+from archlab.config.compose import in_turn
 from archlab.evaluate.validation import held_out
 from archlab.runs.assembled import open_source, section
 from archlab.train import pack as packs
@@ -21,7 +24,7 @@ from archlab.train.schedules import Constant, WarmupStableDecay
 from archlab.train.settings import TrainSettings
 
 SMALL = (
-    "size=nano", "size.d_model=24", "size.n_heads=3", "size.d_ff=40", "train.steps=11", "train.batch_size=4",
+    "size=nano", "size.n_layers=1", "size.d_model=24", "size.n_heads=3", "size.d_ff=40", "train.steps=11", "train.batch_size=4",
     "train.train_len=13", "train.log_every=3", "probe.every=4", "eval.tokens=52", "eval.lengths=[1]",
 )  # fmt: skip
 
@@ -42,11 +45,17 @@ IN_FLOAT64 = 1e-7
 HERE = runtime("cpu", "fp32")
 
 
+@cache
+def composed(words: tuple[str, ...]) -> DictConfig:
+    return in_turn(*SMALL, *words, config_dir=OWN)
+
+
 class Run:
     """One run's parts, made anew each time, and what it reported."""
 
     def __init__(self, seed: int, words: tuple[str, ...] = (), wide: bool = False, **changes: object):
-        cfg = archlab.compose(*SMALL, *words, f"seed={seed}", config_dir=OWN)
+        cfg = deepcopy(composed(words))
+        cfg.seed = seed
         self.records: list[dict] = []
         self.decoder, self.source, self.seed = build(cfg), open_source(cfg), seed
         if wide:
@@ -74,8 +83,8 @@ def together(runs: list[Run]) -> list[Outcome]:
     return train_together([run.member() for run in runs], HERE, tick=lambda *_: None)
 
 
-def unlike(words: tuple[str, ...] = (), wide: bool = False) -> list[Run]:
-    return [Run(seed, words, wide, **changes) for seed, changes in enumerate(UNLIKE)]
+def unlike(words: tuple[str, ...] = (), wide: bool = False, which: slice = slice(None)) -> list[Run]:
+    return [Run(seed, words, wide, **changes) for seed, changes in list(enumerate(UNLIKE))[which]]
 
 
 def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: float = IN_FLOAT32) -> None:
@@ -114,7 +123,10 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
 )
 def test_members_are_what_they_are_alone(words):
     # In float64: two streams over a linear mixer, at a rate of 2e-2, carry a rounding of float32 to a part in a thousand.
-    assert_alone(unlike(words, wide=True), unlike(words, wide=True), IN_FLOAT64)
+    # What members may differ in is the first row's; the others have two, one of which ends before the other.
+    which = slice(1, 3) if words else slice(None)
+    words = ("size.n_layers=2", *words)
+    assert_alone(unlike(words, True, which), unlike(words, True, which), IN_FLOAT64)
 
 
 def test_members_are_what_they_are_alone_in_float32():

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import settings
 
-import archlab
+from archlab.config.assemble import assemble_without_weights
 from archlab.config.compose import in_turn
 from archlab.data.batch import in_one_copy
 from archlab.train.average import Exponential
@@ -75,10 +75,8 @@ class OnMeta(Runtime):
 
 def copies_in_a_step(words: list[str], objective: str = "next", **changed) -> int:
     """Copies to the device in the second step, all quantities recorded. Raises where a step waits."""
-    cfg = in_turn(*SMALL, *words, config_dir=OWN)
-    with META:
-        decoder = archlab.build(cfg)
-    decoder, machine, plan = decoder.to(META).train(), OnMeta(META, torch.float32), settings(**changed)
+    decoder = assemble_without_weights(in_turn(*SMALL, *words, config_dir=OWN)).train()
+    machine, plan = OnMeta(META, torch.float32), settings(**changed)
     state = TrainState.begin(decoder, plan, machine, seed=0)
     step, batch = make_step(decoder, plan, machine, probe_every=1), batch_of(objective)
     step(state, batch)  # in the first, moments are made
