@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
@@ -85,7 +85,7 @@ class RunJob:
     @property
     def plan(self) -> Plan:
         """The run, in a folder of its own."""
-        cfg = self.cfg.copy()
+        cfg = copied(self.cfg)
         cfg.output = str(self.folder)
         return Plan((), cfg, tuple(layer_plans(cfg)))
 
@@ -230,7 +230,7 @@ def digest(*parts: str | Record) -> str:
 
 
 def changed(base: DictConfig, changes: Changes) -> DictConfig:
-    cfg = base.copy()
+    cfg = copied(base)
     for name, value in changes:
         OmegaConf.update(cfg, name, value, merge=False)
     return cfg
