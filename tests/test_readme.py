@@ -117,7 +117,7 @@ def test_a_norm_of_your_own_in_three_steps(tmp_path):
     (tmp_path / "mine.py").write_text(module)
     (tmp_path / "my" / "norm").mkdir(parents=True)
     (tmp_path / "my" / "norm" / "scale.yaml").write_text(option)
-    small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]"]
+    small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]", "plots=false"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     console_script = [
         sys.executable,

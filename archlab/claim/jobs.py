@@ -26,7 +26,7 @@ from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
-from archlab.runs.packs import PackSize, by_program, packs_of
+from archlab.runs.packs import PackSize, by_program, on_a_gpu, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
 
 Record = dict[str, Any]
@@ -301,6 +301,8 @@ def check_pack(jobs: Sequence[Job], pack: PackSize) -> None:
 def in_packs(missing: Sequence[Job], pack: PackSize) -> list[Job | PackJob]:
     """What is missing, with the runs that nobody has begun by pack. Raises UserError where memory can't hold one."""
     new = [job for job in missing if isinstance(job, RunJob) and job.begun is None]
+    if pack == "auto" and not on_a_gpu([run.plan for run in new[:1]]):  # plans take time to make
+        return list(missing)
     packs = [[new[i] for i in places] for places in packs_of([run.plan for run in new], pack)]
     packed = {run.folder for members in packs if len(members) > 1 for run in members}
     alone = [job for job in missing if not (isinstance(job, RunJob) and job.folder in packed)]
