@@ -333,7 +333,9 @@ def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
 def _page(words: list[str], own: list[Path]) -> str:
     """The page of --help. Hydra's own way to it lists every group twice, which takes most of a second, for a page that asks for none."""
     _know_tables(own)
-    return str(by_hydra(words, own).hydra.help.template)
+    if words:
+        by_hydra(words, own)  # which says what is wrong with them
+    return str(OmegaConf.load(conf_dir() / "config.yaml").hydra.help.template)
 
 
 def _know_tables(own: list[Path]) -> None:
