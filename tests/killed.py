@@ -8,7 +8,7 @@ from pathlib import Path
 from archlab.base.errors import NoRoom
 
 WORDS = (
-    "size=nano", "size.d_model=24", "size.n_heads=3", "size.d_ff=40", "train.steps=24", "train.batch_size=3", "train.train_len=14",
+    "size=nano", "size.d_model=24", "size.n_heads=3", "size.d_ff=40", "size.n_layers=1", "train.steps=24", "train.batch_size=3", "train.train_len=14",
     "train.save_every=5", "train.log_every=3", "train.eval_every=7", "train.patience=9", "probe.every=4", "dropout=0.1",
     "eval.tokens=56", "eval.lengths=[1,2]",
 )  # fmt: skip

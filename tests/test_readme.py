@@ -124,10 +124,11 @@ def test_a_norm_of_your_own_in_three_steps(tmp_path):
         "-c",
         "import sys; sys.path.remove(''); from archlab.cli.main import main; main()",
     ]
-    for archlab_command in ([sys.executable, "-m", "archlab"], console_script):
-        done = subprocess.run(
-            [*archlab_command, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        summary = json.loads((tmp_path / done.stdout.strip().splitlines()[-1] / "summary.json").read_text())
-        assert summary["choices"]["norm"] == "scale" and summary["status"] == "completed"
+    done, shown = (
+        subprocess.run([*words, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for words in ([sys.executable, "-m", "archlab", "plots=false"], [*console_script, "show"])
+    )
+    assert done.returncode == shown.returncode == 0, done.stderr + shown.stderr
+    summary = json.loads((tmp_path / done.stdout.strip().splitlines()[-1] / "summary.json").read_text())
+    assert summary["choices"]["norm"] == "scale" and summary["status"] == "completed"
+    assert re.search(r"^norm +scale\b", shown.stdout, re.MULTILINE)

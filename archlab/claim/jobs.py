@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
@@ -26,7 +26,7 @@ from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
 from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
-from archlab.runs.packs import PackSize, by_program, packs_of
+from archlab.runs.packs import PackSize, by_program, on_a_gpu, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
 
 Record = dict[str, Any]
@@ -85,7 +85,7 @@ class RunJob:
     @property
     def plan(self) -> Plan:
         """The run, in a folder of its own."""
-        cfg = self.cfg.copy()
+        cfg = copied(self.cfg)
         cfg.output = str(self.folder)
         return Plan((), cfg, tuple(layer_plans(cfg)))
 
@@ -230,7 +230,7 @@ def digest(*parts: str | Record) -> str:
 
 
 def changed(base: DictConfig, changes: Changes) -> DictConfig:
-    cfg = base.copy()
+    cfg = copied(base)
     for name, value in changes:
         OmegaConf.update(cfg, name, value, merge=False)
     return cfg
@@ -301,6 +301,8 @@ def check_pack(jobs: Sequence[Job], pack: PackSize) -> None:
 def in_packs(missing: Sequence[Job], pack: PackSize) -> list[Job | PackJob]:
     """What is missing, with the runs that nobody has begun by pack. Raises UserError where memory can't hold one."""
     new = [job for job in missing if isinstance(job, RunJob) and job.begun is None]
+    if pack == "auto" and not on_a_gpu([run.plan for run in new[:1]]):  # plans take time to make
+        return list(missing)
     packs = [[new[i] for i in places] for places in packs_of([run.plan for run in new], pack)]
     packed = {run.folder for members in packs if len(members) > 1 for run in members}
     alone = [job for job in missing if not (isinstance(job, RunJob) and job.folder in packed)]

@@ -59,6 +59,8 @@ AS_CLAIMED = ClaimRung()
 
 @cache
 def multiplied(width: int, steps: int, asked: Words, own: Path | None) -> Words:
+    if width == steps == 1:  # the claim's own sizes and steps, for which nothing has to be composed
+        return ()
     whole, _ = composed(asked, own)
     words = []
     if width > 1:

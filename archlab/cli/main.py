@@ -158,6 +158,9 @@ def _with_configuration(action: Action, arguments: list[str]) -> None:
         action = partial(_run, options=options)
     words = normalise(words, _own(flags))
     _check_hydras(flags, words)
+    if "--help" in flags:
+        print(_page([] if "--multirun" in flags else words, _own(flags)))
+        return
     jobs = Jobs(action)
     swept: list[Plan] = []
     if "--multirun" in flags and not any(word.startswith(("hydra/sweeper", "hydra.sweeper.params")) for word in words):
@@ -287,7 +290,7 @@ def _own_folder(flags: list[str]) -> Path | None:
 
 def _hydra(flags: list[str], words: list[str], task: Callable[[DictConfig], None]) -> None:
     """Runs `hydra.main` as if the words were the process's arguments; its exceptions are passed on unchanged."""
-    OmegaConf.register_new_resolver("archlab", partial(_help_on, _own(flags)), replace=True)
+    _know_tables(_own(flags))
     # --info prints through logging, which would print a traceback when the pipe is closed (`| head`).
     logging.raiseExceptions = "--info" not in flags
     application = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
@@ -327,14 +330,27 @@ def _sweep_folder(flags: list[str], words: list[str]) -> Iterator[list[str]]:
         yield [f"hydra.sweep.dir='{folder}'"]
 
 
+def _page(words: list[str], own: list[Path]) -> str:
+    """The page of --help. Hydra's own way to it lists every group twice, which takes most of a second, for a page that asks for none."""
+    _know_tables(own)
+    if words:
+        by_hydra(words, own)  # which says what is wrong with them
+    return str(OmegaConf.load(conf_dir() / "config.yaml").hydra.help.template)
+
+
+def _know_tables(own: list[Path]) -> None:
+    """Lets config.yaml refer to them, as ${archlab:verbs}."""
+    OmegaConf.register_new_resolver("archlab", partial(_help_on, own), replace=True)
+
+
 def _help_on(own: list[Path], what: str) -> str:
-    """The parts of --help that are made of tables in the code; Hydra reads a single $ in them as a placeholder."""
+    """The parts of --help that are made of tables in the code."""
     lines = {
         "verbs": [f"  {name:26} {verb.help}" for name, verb in VERBS.items()],
         "flags": [f"  {flag.usage:26} {flag.help}" for flag in FLAGS],
         "groups": [f"{group}: {', '.join(options)}" for group, options in groups(own).items()],
     }
-    return "\n".join(lines[what]).replace("$", "$$")
+    return "\n".join(lines[what])
 
 
 # ---------------------------------------------------------------- completion

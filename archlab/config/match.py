@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, open_dict
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, settle_size
 from archlab.config.check import BLOCKS
@@ -36,7 +36,7 @@ def settle_match(cfg: DictConfig, default_blocks: DictConfig) -> None:
 
 def reference(cfg: DictConfig, default_blocks: DictConfig) -> DictConfig:
     """The same configuration with the default blocks and their default width."""
-    plain = cfg.copy()
+    plain = copied(cfg)
     with open_dict(plain):
         for group in BLOCKS:
             plain[group] = default_blocks[group]
@@ -60,7 +60,7 @@ def width(cfg: DictConfig, count: Callable[[DictConfig], float], wanted: float) 
 
 
 def at_width(cfg: DictConfig, d_ff: int) -> DictConfig:
-    changed = cfg.copy()
+    changed = copied(cfg)
     changed.size.d_ff = d_ff
     return changed
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in, slice_of
 from archlab.config.assemble import default_d_ff, default_kv_heads, kv_heads_of
@@ -158,7 +158,7 @@ def option_in(group: str, option: str, cfg: DictConfig, folders: Sequence[Path],
 
 def in_setting(group: str, node: DictConfig, cfg: DictConfig) -> DictConfig:
     """A group's options, with references replaced by their values in this configuration."""
-    whole = cfg.copy()
+    whole = copied(cfg)
     with open_dict(whole):
         whole[group] = node
     OmegaConf.resolve(whole)

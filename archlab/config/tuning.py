@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError, shortened
 from archlab.base.nested import leaves
 
@@ -26,7 +26,7 @@ class SecondAxis:
 
     def at(self, cfg: DictConfig, value: float) -> DictConfig:
         """The arm at one value, of which the rate alone is still to be found."""
-        changed = cfg.copy()
+        changed = copied(cfg)
         with open_dict(changed):
             OmegaConf.update(changed, self.field, value)
             changed.tune = "lr"

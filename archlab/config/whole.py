@@ -63,8 +63,13 @@ def files_of_options(own: Sequence[Path]) -> Iterator[FileState]:
     """The files that a composition may read, in the order in which Hydra looks for an option."""
     ours = (folder for folder in conf_dir().iterdir() if folder.name not in (*NO_GROUPS, "preset"))
     found = [conf_dir() / "config.yaml", *(file for folder in ours for file in folder.glob("*.yaml"))]
-    for file in (*found, *(file for folder in own for file in folder.absolute().rglob("*.yaml"))):
+    for file in (*found, *(file for folder in own for file in files_within(folder.absolute()))):
         yield state_of(file)
+
+
+def files_within(folder: Path) -> Iterator[Path]:
+    """A folder of the user's own; Hydra looks for no option where archlab keeps other data."""
+    return (file for file in folder.rglob("*.yaml") if file.relative_to(folder).parts[0] not in NO_GROUPS)
 
 
 def composed_once(words: tuple[str, ...], own: tuple[Path, ...], files: tuple[FileState, ...]) -> DictConfig:

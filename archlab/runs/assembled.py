@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.blocks.fla import why_not
 from archlab.config.assemble import in_the_users_words
@@ -131,7 +131,7 @@ def scored_at(cfg: DictConfig, multiples: Collection[int]) -> DictConfig:
     """The configuration with no lengths in `eval` but these; as it is where fewer would change what is scored at each."""
     whole = section(cfg, "eval", EvalSettings)
     some = replace(whole, lengths=[multiple for multiple in whole.lengths if multiple in multiples] or whole.lengths)
-    changed = cfg.copy()
+    changed = copied(cfg)
     if held_out_tokens(some, cfg.train.train_len) == held_out_tokens(whole, cfg.train.train_len):
         changed.eval.lengths = list(some.lengths)
     return changed

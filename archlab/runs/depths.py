@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.blocks.residual import DeepNorm, PostNorm, PreNorm
 from archlab.config.assemble import build
 from archlab.config.check import option, target
@@ -109,7 +109,7 @@ class Look:
 
     @property
     def changed(self) -> DictConfig:
-        changed = self.cfg.copy()
+        changed = copied(self.cfg)
         OmegaConf.set_struct(changed, False)
         changed.residual, changed.size.n_layers = self.residual, self.depth
         return changed

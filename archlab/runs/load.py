@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.nested import options_alone
 from archlab.base.plain import Unreadable, read_yaml, within
@@ -157,7 +157,7 @@ def settled_as_it_was(saved: Mapping[str, Any], own: str | Path | None) -> DictC
     settle_layers(cfg, [*([Path(own)] if own else []), conf_dir()])
     settle_size(cfg)
     check_rules(cfg)
-    checked = cfg.copy()
+    checked = copied(cfg)
     checked.loggers = []  # reading a run logs nothing, so its loggers need not be installed here
     check_together(checked, assemble_without_weights(cfg), ())
     OmegaConf.set_struct(cfg, True)

@@ -30,7 +30,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from archlab.base.configuration import plain_dict
+from archlab.base.configuration import copied, plain_dict
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.base.signals import Stop, Stopped
@@ -218,7 +218,7 @@ class Trial:
     @property
     def cfg(self) -> DictConfig:
         """What the trial is, as a run."""
-        cfg = self.arm.copy()
+        cfg = copied(self.arm)
         for name, value in self.changes:
             OmegaConf.update(cfg, name, value)
         return cfg

@@ -20,6 +20,7 @@ from archlab.claim.jobs import RunJob
 from archlab.claim.pace import Pace
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore, composed
+from archlab.report.claims import draw_claim
 
 COMMON = [word for word in SMALL if not word.startswith("train.lr")]
 
@@ -50,6 +51,7 @@ def made_up(monkeypatch):
 
     look_early(monkeypatch)
     monkeypatch.setattr(RunJob, "do", do)
+    monkeypatch.setattr("archlab.claim.record.draw_claim", lambda record, file: None)  # but where a test looks at it
     monkeypatch.setattr("archlab.claim.session.measured", lambda *_: Pace(0.0, 1.0))
     return losses
 
@@ -127,7 +129,8 @@ def test_a_rung_beyond_this_machines_memory_is_refused_by_its_size(tmp_path, mad
 # --- a session ----------------------------------------------------------------------------------
 
 
-def test_each_rung_is_decided_and_kept_whole_and_the_claim_covers_all(tmp_path, made_up):
+def test_each_rung_is_decided_and_kept_whole_and_the_claim_covers_all(tmp_path, made_up, monkeypatch):
+    monkeypatch.setattr("archlab.claim.record.draw_claim", draw_claim)
     made_up.of = lambda cfg: (
         2.0 + wiggle(cfg) - (cfg.choices.norm == "layer") * (0.5 + 0.1 * math.log2(cfg.size.d_model / 64))
     )

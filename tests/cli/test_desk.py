@@ -1,11 +1,14 @@
 """Verbs on records: compare, and how a sweep ends."""
 
+import contextlib
 import csv
+import io
 import json
 
 import commands
 import pytest
-from commands import in_a_process
+
+from archlab.cli import main as cli
 
 command = commands.command  # the fixture
 
@@ -24,13 +27,16 @@ SMALL = [
 def swept(tmp_path_factory):
     """Two arms at two seeds, by one command."""
     folder = tmp_path_factory.mktemp("swept")
-    return folder, in_a_process("-m", "+norm=layer,rms", "seed=0,1", *SMALL, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setenv("COLUMNS", "80")
+        patch.chdir(folder)
+        cli.main(["-m", "+norm=layer,rms", "seed=0,1", *SMALL])
+    return folder, out.getvalue()
 
 
 def test_a_sweep_ends_with_a_comparison_of_its_arms(swept):
-    folder, done = swept
-    assert done.returncode == 0, done.stderr
-    end = done.stdout[done.stdout.index("Does norm=rms differ in val_loss from norm=layer?") :]
+    folder, said = swept
+    end = said[said.index("Does norm=rms differ in val_loss from norm=layer?") :]
     assert "Noise floor" in end and "nothing can be concluded at 2 pairs" in " ".join(end.split())
     saved = folder / end.strip().splitlines()[-1]
     assert {file.name for file in saved.iterdir()} == {
@@ -42,8 +48,9 @@ def test_a_sweep_ends_with_a_comparison_of_its_arms(swept):
 
 
 def test_the_record_holds_the_difference_of_what_the_runs_wrote(swept):
-    folder, done = swept
-    record = json.loads((folder / done.stdout.strip().splitlines()[-1] / "comparison.json").read_text())
+    folder, said = swept
+    saved = folder / said.strip().splitlines()[-1]
+    record = json.loads((saved / "comparison.json").read_text())
     losses = {}
     for file in (folder / "experiments/runs").glob("*/summary.json"):
         summary = json.loads(file.read_text())
@@ -51,17 +58,13 @@ def test_the_record_holds_the_difference_of_what_the_runs_wrote(swept):
     arms = {arm["label"]: arm for arm in record["arms"]}
     effect = sum(losses["rms", seed] - losses["layer", seed] for seed in (0, 1)) / 2
     assert record["baseline"] == "norm=layer" and arms["norm=rms"]["effect"] == pytest.approx(effect, abs=1e-12)
-    (row,) = [
-        row
-        for row in csv.DictReader((folder / done.stdout.strip().splitlines()[-1] / "comparison.csv").open())
-        if row["label"] == "norm=rms"
-    ]
+    (row,) = [row for row in csv.DictReader((saved / "comparison.csv").open()) if row["label"] == "norm=rms"]
     assert float(row["effect"]) == pytest.approx(effect, abs=1e-12)
 
 
 def test_no_arms_name_is_cut_or_broken_at_eighty_columns(swept):
-    _, done = swept
-    table = done.stdout[done.stdout.index("Against norm=layer") :]
+    _, said = swept
+    table = said[said.index("Against norm=layer") :]
     assert any(line.startswith("norm=rms ") for line in table.splitlines())
 
 

@@ -11,16 +11,19 @@ from scipy import integrate, special
 from training import CPU, Counting, settings
 
 import archlab
+from archlab.base.signals import Stop
 from archlab.data.batch import Batch
 from archlab.evaluate.autopsy import HORIZON, autopsy, threshold
 from archlab.evaluate.stability import spike_score
 from archlab.probe.look import gradient_norms
 from archlab.probe.recorder import AFTER_SPIKE, CAPACITY, Recorder
 from archlab.probe.spike import is_spike
+from archlab.records import checkpoint
 from archlab.report import plots_autopsy, tables
 from archlab.runs import lab
 from archlab.train.loop import train
 from archlab.train.objective import compute
+from archlab.train.observers import Checkpoints
 from archlab.train.step import backward
 
 LAYERS = 4
@@ -264,14 +267,33 @@ def test_the_stretch_around_the_first_spike_is_kept():
 # ---------------------------------------------------------------- planted in a real run
 
 
-def trained(disturb, n_steps=180, probe_every=20, **changed):
-    """A run whose loss has been calm for longer than the window of the spike score by the time it is disturbed."""
-    decoder = built(*SMALL)
-    plan = settings(**({"steps": n_steps, "lr": 3e-3, "batch_size": 16} | changed))
-    outcome = train(
+def train_small(decoder, tick, probe_every=20, **more):
+    plan = settings(steps=180, lr=3e-3, batch_size=16)
+    return train(
         decoder, Counting(), plan, CPU, seed=3, probe_every=probe_every, validate=lambda: 1.0,
-        report=lambda record: None, tick=lambda step, *_: disturb(decoder, step),
+        report=lambda record: None, tick=tick, **more,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The state after 149 steps, more than the window of the spike score, in which every run below is the same."""
+    folder = tmp_path_factory.mktemp("calm")
+
+    def enough(step, *_):
+        if step == 149:
+            raise KeyboardInterrupt
+
+    keeper = Checkpoints(149, Stop(), lambda state: checkpoint.save(folder, *state.state_dict(), {"lengths": {}}))
+    train_small(built(*SMALL), enough, observers=[keeper])
+    return folder
+
+
+def trained(disturb, calm=None, layers=LAYERS, **changed):
+    """A run whose loss has been calm for longer than the window of the spike score by the time it is disturbed."""
+    decoder = built(*SMALL, f"size.n_layers={layers}")
+    saved = calm and checkpoint.newest(calm, [])[:2]
+    outcome = train_small(decoder, lambda step, *_: disturb(decoder, step), saved=saved, **changed)
     diverged = outcome.status == "diverged"
     return autopsy(outcome.losses, outcome.recorded, diverged=diverged, first_spike=outcome.first_spike), outcome
 
@@ -283,22 +305,22 @@ def scale(decoder, layer, factor):
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_layer_whose_weight_is_scaled_is_named_at_that_step(layer):
-    found, _ = trained(lambda decoder, step: scale(decoder, layer, 50 if step == 169 else 1))
+def test_a_layer_whose_weight_is_scaled_is_named_at_that_step(layer, calm):
+    found, _ = trained(lambda decoder, step: scale(decoder, layer, 50 if step == 169 else 1), calm)
     assert found["loss_moved"] == 170
     assert found["first"] == {"step": 170, "layer": layer, "quantity": "activation_rms", "steps_before": 0}
 
 
-def test_a_weight_that_overflows_ends_the_run_with_its_layer_named():
-    found, outcome = trained(lambda decoder, step: scale(decoder, 1, 1e39 if step == 169 else 1))
+def test_a_weight_that_overflows_ends_the_run_with_its_layer_named(calm):
+    found, outcome = trained(lambda decoder, step: scale(decoder, 1, 1e39 if step == 169 else 1), calm)
     assert (outcome.status, found["event"], found["event_step"]) == ("diverged", "diverged", 170)
     assert (found["first"]["layer"], found["first"]["step"]) == (1, 170)
     assert outcome.recorded[-1]["step"] == 170
 
 
-def test_a_layer_that_drifts_is_named_before_the_loss_moves():
+def test_a_layer_that_drifts_is_named_before_the_loss_moves(calm):
     """Its weight grows by a half a step from step 150 on, which a norm behind it hides from the loss, and breaks at 170."""
-    found, _ = trained(lambda decoder, step: scale(decoder, 1, 1 if step < 150 else 1.5 if step < 169 else 1e39))
+    found, _ = trained(lambda decoder, step: scale(decoder, 1, 1.5 if step < 169 else 1e39), calm)
     assert (found["event"], found["event_step"]) == ("diverged", 170)
     assert found["first"]["layer"] == 1 and found["first"]["quantity"] == "activation_rms"
     assert 151 <= found["first"]["step"] <= 158 and found["first"]["steps_before"] > 0
@@ -306,7 +328,10 @@ def test_a_layer_that_drifts_is_named_before_the_loss_moves():
 
 
 def test_without_probes_nothing_is_recorded_but_the_loss_is_followed():
-    found, outcome = trained(lambda decoder, step: scale(decoder, 1, 50 if step == 169 else 1), probe_every=None)
+    """From its first step, since no state of a run with probes is one of a run without; of two layers, which is enough."""
+    found, outcome = trained(
+        lambda decoder, step: scale(decoder, 1, 50 if step == 169 else 1), layers=2, probe_every=None
+    )
     assert outcome.recorded == [] and outcome.first_spike == 170
     assert found["loss_moved"] == 170 and "probe.every=null" in found["note"]
 
@@ -317,9 +342,9 @@ NANO = ("size=nano", "train.batch_size=4", "train.train_len=16", "eval.tokens=12
 WILD = ("train.lr=1e30", "train.clip=null", "norm=none", "train.warmup=0", "train.steps=6")
 
 
-def run(tmp_path, *overrides):
+def run(tmp_path, *overrides, plots=True):
     words = [*NANO, *overrides, f"output={tmp_path}/runs"]
-    directory = lab.run(archlab.compose(*words), words)
+    directory = lab.run(archlab.compose(*words), words, plots=plots)
     return directory, json.loads((directory / "summary.json").read_text())
 
 

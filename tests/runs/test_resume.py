@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from archlab.train.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
 WILD = (
+    "size.n_layers=2",
     "train.lr=1.5",
     "train.clip=null",
     "norm=none",
@@ -67,8 +69,19 @@ def resume(directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return all_of(run(tmp_path_factory.mktemp("whole")))
+def finished(tmp_path_factory):
+    """A run that nothing happened to; who changes it has a copy."""
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / finished.name)
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    return all_of(finished)
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +179,16 @@ def test_a_run_may_be_killed_again_and_again(tmp_path, monkeypatch, whole):
     assert all_of(the_run(tmp_path)) == whole
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("during", ["training", "evaluation"])
-def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(
-    number, status, during, tmp_path, monkeypatch, whole
-):
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+DURING = [("training", number) for number in SIGNALS] + [
+    ("evaluation", number) if number is signal.SIGTERM else pytest.param("evaluation", number, marks=pytest.mark.slow)
+    for number in SIGNALS
+]
+"""Every signal while training; in the evaluation, where all of them are heard by the same function, one of them."""
+
+
+@pytest.mark.parametrize(("during", "number"), DURING)
+def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(during, number, tmp_path, monkeypatch, whole):
     def stopped():
         tell = lambda *args, **options: os.kill(os.getpid(), number)  # noqa: E731
         if during == "training":
@@ -179,7 +197,7 @@ def test_a_run_that_is_told_to_stop_writes_itself_down_and_can_go_on(
             monkeypatch.setattr(lab, "evaluate", at_call(1, lab.evaluate, tell))
         run(tmp_path)
 
-    assert in_a_child(stopped) == status
+    assert in_a_child(stopped) == SIGNALS[number]
     directory = the_run(tmp_path)
     summary = json.loads((directory / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["length"]) == (
@@ -252,20 +270,30 @@ def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "the old one")]
 
 
-@pytest.fixture
-def cut(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
     """A run that was killed, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("killed")
 
     def killed():
-        monkeypatch.setattr(observers.Checkpoints, "due", at_call(13, observers.Checkpoints.due))
-        run(tmp_path)
+        observers.Checkpoints.due = at_call(13, observers.Checkpoints.due)  # of the child, which ends here
+        run(folder)
 
     assert in_a_child(killed) == -signal.SIGKILL
-    assert [file.name[:20] for file in checkpoints(the_run(tmp_path))] == [
+    assert [file.name[:20] for file in checkpoints(the_run(folder))] == [
         "checkpoint-000000010",
         "checkpoint-000000005",
     ]
-    return the_run(tmp_path)
+    return the_run(folder)
+
+
+@pytest.fixture
+def cut(killed_once, tmp_path):
+    """The same, in a folder of the test's own, as if it had been made there."""
+    directory = shutil.copytree(killed_once, tmp_path / "runs" / killed_once.name)
+    text = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(text.replace(f"output: {killed_once.parent}", f"output: {directory.parent}"))
+    return directory
 
 
 def damage(file: Path) -> None:
@@ -343,16 +371,15 @@ def resume_refused(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["[]", "x", '{"status": 7}'])
-def test_a_run_whose_end_was_damaged_is_not_called_finished(tmp_path, said):
-    directory = run(tmp_path)
-    (directory / "summary.json").write_text(said)
+def test_a_run_whose_end_was_damaged_is_not_called_finished(copied, said):
+    (copied / "summary.json").write_text(said)
     with pytest.raises(UserError, match="summary|record|cannot be read") as raised:
-        lab.resume(directory)
+        lab.resume(copied)
     assert "\n" not in str(raised.value)
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
-    directory = run(tmp_path)
+def test_a_finished_run_stays_as_it_is(copied, capsys):
+    directory = copied
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in directory.iterdir()}
     lab.resume(directory)
     assert capsys.readouterr().out == f"{directory}: is finished; there is nothing left to do\n"
@@ -368,12 +395,9 @@ def test_tensorboard_sees_each_step_once(cut):
     assert [event.step for event in events] == [line["step"] for line in lines]
 
 
-def test_losses_of_every_step_are_read(tmp_path):
-    directory = run(tmp_path)
-    read, lines = (
-        read_run(directory),
-        [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()],
-    )
+def test_losses_of_every_step_are_read(finished):
+    read = read_run(finished)
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert len(read.losses) == len(read.grad_norms) == 24 and len(lines) < 24
     assert {(line["step"], line["loss"], line["grad_norm"]) for line in lines} <= set(
         zip(range(1, 25), read.losses, read.grad_norms, strict=True)
@@ -539,14 +563,7 @@ def test_a_run_assembles_its_model_once(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the command
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "archlab", *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
-    )
-
-
-def test_a_sweep_keeps_what_is_there_finishes_what_was_broken_off_and_makes_the_rest(tmp_path, monkeypatch):
+def test_a_sweep_keeps_what_is_there_finishes_what_was_broken_off_and_makes_the_rest(tmp_path, monkeypatch, capfd):
     short = [word for word in WORDS if "patience" not in word]
     run(tmp_path / "runs", "train.patience=null")
 
@@ -556,13 +573,16 @@ def test_a_sweep_keeps_what_is_there_finishes_what_was_broken_off_and_makes_the_
 
     assert in_a_child(killed) == -signal.SIGKILL
     there = sorted((tmp_path / "runs").iterdir())
-    done = command("-m", *short, "train.patience=null", "seed=0,1,2", "resume=true", "output=runs", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "seed=0" in done.stdout and ": is finished; there is nothing left to do" in done.stdout
-    assert "goes on after step 10 of 24" in done.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    cli.main(["-m", *short, "train.patience=null", "seed=0,1,2", "resume=true", "output=runs"])
+    out, err = capfd.readouterr()
+    assert "seed=0" in out and ": is finished; there is nothing left to do" in out
+    assert "goes on after step 10 of 24" in err
     runs = sorted(file.parent for file in (tmp_path / "runs").glob("*/summary.json"))
     assert len(runs) == 3 and set(there) < set(runs) and all(map(is_finished, runs))
-    assert "there are 3 seeds" in done.stdout or "over 3 seeds" in done.stdout or "3          0" in done.stdout
+    assert "there are 3 seeds" in out or "over 3 seeds" in out or "3          0" in out
 
 
 def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch, capsys):

@@ -89,11 +89,13 @@ def test_show_prints_what_the_command_prints(monkeypatch):
 
 def test_a_model_has_one_name_for_every_function_that_takes_one(swept: Sweep, monkeypatch):
     directory = swept.runs[0].directory
-    assert archlab.show("gpt2").cfg == archlab.show("preset=gpt2").cfg
+    named, spelled = archlab.show("gpt2"), archlab.show("preset=gpt2")
+    assert named.cfg == spelled.cfg and lines(str(named)) == lines(str(spelled))
     assert archlab.memory("gpt2").total == archlab.memory("preset=gpt2").total
-    assert archlab.show(directory).costs["n_params"] == swept.runs[0].summary["n_params"]
-    assert lines(command(monkeypatch, "show", "gpt2")) == lines(command(monkeypatch, "show", "preset=gpt2"))
-    assert lines(command(monkeypatch, "show", str(directory))) == lines(str(archlab.show(directory)))
+    of_run = archlab.show(directory)
+    assert of_run.costs["n_params"] == swept.runs[0].summary["n_params"]
+    assert lines(command(monkeypatch, "show", "gpt2")) == lines(str(named))
+    assert lines(command(monkeypatch, "show", str(directory))) == lines(str(of_run))
     for of_one in (archlab.show, archlab.memory, archlab.preflight, archlab.draw):
         with pytest.raises(
             UserError, match="gpt3: is no preset, no run's directory and no override; did you mean gpt2?"
@@ -209,10 +211,16 @@ def test_run_and_resume_give_the_run(tmp_path, capsys):
 def test_a_page_of_runs_needs_no_torch(swept: Sweep, tmp_path):
     """Nor does a comparison, nor help: whoever reads what was written down does not wait for it."""
     folder, page = swept.runs[0].directory.parent, tmp_path / "page.html"
-    for words in (["compare", str(folder)], ["report", str(folder), f"output={page}"], ["--help"], ["--version"]):
-        code = f"import sys; from archlab.cli.main import main; main({words!r}); assert 'torch' not in sys.modules"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
+    asked = [["--version"], ["--help"], ["compare", str(folder)], ["report", str(folder), f"output={page}"]]
+    code = f"""
+import sys
+from archlab.cli.main import main
+for words in {asked}:
+    main(words)
+    assert "torch" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert page.read_text().count("data:image/svg+xml;base64") == 2
 
 

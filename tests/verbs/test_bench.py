@@ -15,7 +15,7 @@ from archlab.verbs import bench as verb
 
 command = commands.command  # the fixture
 
-NANO = ("size=nano", "train.train_len=16", "train.batch_size=2", "rounds=6")
+NANO = ("size=nano", "size.n_layers=1", "train.train_len=16", "train.batch_size=2", "rounds=6")
 
 
 def test_one_architecture_is_measured_and_written_down(command, tmp_path):
@@ -27,7 +27,7 @@ def test_one_architecture_is_measured_and_written_down(command, tmp_path):
     assert {file.name for file in folder.iterdir()} == {"bench.json", "bench.csv", "bench.txt", "bench.png"}
     assert [path.name for path in folder.parent.iterdir()] == ["here"]
     record = json.loads((folder / "bench.json").read_text())
-    assert record["suite"] == "speed" and record["overrides"] == ["size=nano", "train.train_len=16", "train.batch_size=2", "norm=layer"]  # fmt: skip
+    assert record["suite"] == "speed" and record["overrides"] == ["size=nano", "size.n_layers=1", "train.train_len=16", "train.batch_size=2", "norm=layer"]  # fmt: skip
     assert record["rounds"] == 6 and len(record["modes"]["step"]["seconds"]) == 6
     assert {"torch", "processor", "threads"} <= set(record["machine"]) and "commit" in (record["git"] or {"commit": ""})
     table = pd.read_csv(folder / "bench.csv").set_index("what")
