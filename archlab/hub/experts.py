@@ -442,6 +442,9 @@ def qwen3_next(c: Config) -> Words:
     if not shared_width or shared_width % d_ff:
         can = f"a multiple of moe_intermediate_size={d_ff}"
         raise read.unsupported("shared_expert_intermediate_size", shared_width, can)
+    if c["hidden_act"] not in ("silu", "swish"):
+        can = "silu, which follows the convolutions of its delta rule too"
+        raise read.unsupported("hidden_act", c["hidden_act"], can)
     plain = {**c, "attention_bias": False, "mlp_bias": False, "num_key_value_heads": None}
     words = (
         say.without(say.without_positions(plain), "norm", "mixer") + read.rms(c, unit_offset=True) + read.rope(c, 0.25)

@@ -171,6 +171,7 @@ def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
         ("Falcon", dict(num_ln_in_parallel_attn=3), "num_ln_in_parallel_attn=3: .*; supported is 1 or 2"),
         ("Llama", dict(rope_parameters=dict(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)), "rope_parameters.partial_rotary_factor=0.5: .*; supported is 1 with rope_type=linear, since this family rotates whole heads"),
         ("Nemotron", HD | dict(rope_parameters=dict(rope_type="proportional", rope_theta=50.0, partial_rotary_factor=0.01)), "rope_parameters.partial_rotary_factor=0.01: .*; supported is one that rotates a pair of features or more"),
+        ("Qwen3Next", dict(num_hidden_layers=4, hidden_act="gelu_new", moe_intermediate_size=20, shared_expert_intermediate_size=20), "hidden_act=gelu_new: .*; supported is silu, which follows the convolutions"),
         ("Gemma2", GEMMA | dict(hidden_activation="mish"), "hidden_activation=mish: .*; supported is one of silu"),
     ],
     ids=str,

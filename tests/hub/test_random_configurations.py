@@ -89,7 +89,7 @@ def within(config):
     So it does the frequencies of an odd number of rotated features, those that YaRN mixes of two equal ones at a factor of 1,
     and the biases that Falcon's class divides by sqrt(head_dim).
     """
-    if getattr(config, "alibi", False):
+    if config.model_type == "falcon" and config.alibi:
         return 1e-7
     entries = getattr(config, "rope_parameters", None) or {}
     share = entries.get("partial_rotary_factor", 1.0)

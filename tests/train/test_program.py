@@ -81,11 +81,12 @@ def test_a_step_is_one_graph(part):
     check(in_one_graph("aot_eager", "alone", cases), cases, IN_FLOAT32, EXCEPTIONS)
 
 
-# Together what the two do one after the other, but for a window and a norm after the branch.
+# Together what the two do one after the other, but for a window, ALiBi and a norm after the branch; RoPE by halves is
+# compiled in test_compile.py.
 @pytest.mark.parametrize(
     "case",
     [
-        "next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer mixer=gqa ffn=gelu",
+        "next pos.layout=interleaved mask=prefix prefix=[0.25,0.75] residual=deep norm=layer mixer=gqa ffn=gelu",
         pytest.param("next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer", marks=pytest.mark.slow),
         pytest.param("next mixer=gqa mask=window ffn=gelu residual=sandwich", marks=pytest.mark.slow),
     ],
