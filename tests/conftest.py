@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ import yaml
 # that tests start, and the libraries that torch does not speak for, are told by the environment.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A hundred commands are started, and where nothing may be written each of them compiles archlab's source anew: half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Shapes and types are checked at every call where signatures have shapes; tests/test_house.py holds that these are all
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
