@@ -71,7 +71,11 @@ def on_other_text(arm: Arm, base: Arm, metric: Metric, failed: Collection[int]) 
     seeds = [seed for seed in arm.seeds if seed in base.by_seed and seed not in failed]
     if not seeds:
         return None
-    return over_text(mean_windows(arm, seeds, metric), mean_windows(base, seeds, metric))
+    losses, others = mean_windows(arm, seeds, metric), mean_windows(base, seeds, metric)
+    try:
+        return over_text(losses, others)
+    except UserError as error:
+        raise UserError(f"text=true: metric={metric.name} is of {error}, or leave text out") from None
 
 
 def mean_windows(arm: Arm, seeds: Sequence[int], metric: Metric) -> Sequence[float]:

@@ -90,7 +90,7 @@ def test_arms_are_compared_window_by_window_each_averaged_over_the_seeds_of_both
     [
         ("stability.max_grad_norm", {32: [2.0] * 96}, "text=true: metric=stability.max_grad_norm is no mean of held-out losses; use val_loss or loss@4"),
         ("val_loss", {64: [2.0] * 96}, "kept no losses of the windows of val_loss"),
-        ("val_loss", {32: [2.0] * 79}, "79 and 79 windows in blocks of 8: need finite losses"),
+        ("val_loss", {32: [2.0] * 79}, "text=true: metric=val_loss is of 79 and 79 windows in blocks of 8: need finite losses"),
         ("val_loss", {32: [2.0] * 95 + [None]}, "need finite losses of the same windows"),
     ],
 )  # fmt: skip
