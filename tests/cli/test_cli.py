@@ -556,6 +556,13 @@ def test_help_on_a_sweep_is_the_page_and_no_sweep(archlab: Session) -> None:
     assert archlab("-m", "seed=1,2", "--help").out == page and archlab.jobs == []
 
 
+@pytest.mark.parametrize("words", ["norm=rms,layer", "train.lr.x=3", "loggers=[a,b"])
+def test_a_mistake_beside_help_is_named(archlab: Session, words: str) -> None:
+    answer = archlab(words, "--help")
+    assert (answer.status, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert answer.err.startswith(f"archlab: {words.partition('=')[0]}")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
