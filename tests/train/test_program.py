@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from cover import COVER
+from cover import COVER, admitted, words_of
 from oracles import options
 from program import worst_gap
 
