@@ -218,6 +218,11 @@ def compare(
     _ = measure.lower_is_better  # asked for here, of a number that is there
     base = arms.index(reference)
     alone, judged = _against(base, values, failed, measure, smallest, alpha)
+    if text and not judged:
+        raise UserError(
+            f"text=true: no other arm shares a seed with {reference.label}, so it would change nothing; give runs of another"
+            " arm, or leave text out"
+        )
     losses, reached = at_equal(arms)
     ranks = _ranks(values, failed, measure)
     measured = [

@@ -102,6 +102,17 @@ def test_what_has_no_windows_to_compare_is_one_line(tmp_path, metric, windows, l
     assert line in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_where_nothing_is_compared_it_would_change_nothing(tmp_path):
+    with_windows(tmp_path, "norm=rms", seed=0, by_length={32: [2.0] * 96})
+    with pytest.raises(
+        UserError, match="text=true: no other arm shares a seed with norm=rms, so it would change nothing"
+    ):
+        archlab.compare(tmp_path, text=True)
+    with_windows(tmp_path, "norm=layer", seed=1, by_length={32: [2.0] * 96})
+    with pytest.raises(UserError, match="text=true: no other arm shares a seed"):
+        archlab.compare(tmp_path, text=True)
+
+
 def test_runs_of_other_windows_are_not_averaged(tmp_path):
     for seed, n in enumerate((96, 88)):
         for norm in ("rms", "layer"):
