@@ -1,6 +1,8 @@
 """As few configurations as hold every option of conf/: what is asked of all options at some cost is asked of these."""
 
-from itertools import cycle, islice
+import random
+from functools import cache
+from itertools import combinations, cycle, islice, product
 
 from omegaconf import OmegaConf, open_dict
 from oracles import CONF, admits, attentions, options
@@ -65,3 +67,45 @@ def every_option_once() -> list[list[str]]:
 
 
 COVER = every_option_once()
+
+
+STEP = ("norm", "residual", "mask", "mixer", "pos")
+"""The groups whose options meet in a training step, all of which are packed."""
+
+PLAIN = dict(norm="rms", residual="pre", mask="causal", mixer="mha", pos="none")
+
+
+@cache
+def admitted_beside_plain(choice: tuple[tuple[str, str], ...]) -> bool:
+    return admitted(words_of(PLAIN | dict(choice)))
+
+
+def may_meet(choice: dict[str, str]) -> bool:
+    """Whether check admits them, as it does where it admits the norms' side and the scores' side, each beside plain options."""
+    return all(
+        admitted_beside_plain(tuple((group, choice[group]) for group in side))
+        for side in (("norm", "residual", "mask"), ("mask", "mixer", "pos"))
+    )
+
+
+@cache
+def every_three() -> dict[str, list[list[str]]]:
+    """Words, by residual scheme, which hold every three of these options that can be had together.
+
+    Where none yet holds the next three, the first admitted one of all that do, in an order that is drawn.
+    """
+    draw, columns = random.Random(0), {group: options(group) for group in STEP}
+    seen, chosen = set(), {scheme: [] for scheme in columns["residual"]}
+    for groups in combinations(STEP, 3):
+        for three in product(*(columns[group] for group in groups)):
+            wanted = dict(zip(groups, three, strict=True))
+            rest = list(product(*(columns[group] for group in STEP if group not in wanted)))
+            if tuple(wanted.items()) not in seen:
+                for others in draw.sample(rest, k=len(rest)):
+                    left = iter(others)
+                    choice = {group: wanted.get(group) or next(left) for group in STEP}
+                    if may_meet(choice):
+                        seen |= set(combinations(choice.items(), 3))
+                        chosen[choice["residual"]].append(words_of(choice))
+                        break
+    return chosen
