@@ -6,7 +6,8 @@ Every error is one line that names the field, its value, why it is refused and w
 import inspect
 import math
 import pydoc
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Annotated, Any, get_type_hints
@@ -154,20 +155,28 @@ def check_block(group: str, node: Any) -> None:
     check_options(group, node, block)
 
 
-def check_options(path: str, node: Mapping[str, Any], block: type[Any]) -> None:
+def check_options(path: str, node: Mapping[str, Any], block: Callable[..., Any]) -> None:
     """Checks options against the class's constructor, and those of blocks within it against theirs."""
-    takes = inspect.signature(block).parameters
+    takes, hints = constructor(block)
     for name in node:
         if name not in takes and not name.startswith("_"):
             raise UserError(f"{path}.{name}: {block.__name__} takes no such option; it takes {', '.join(takes)}")
-    hints = get_type_hints(block.__init__, include_extras=True)
     check_fields(path, node, {name: hint for name, hint in hints.items() if name in node})
     for name, value in node.items():
         if isinstance(value, dict) and inspect.isclass(inner := locate(f"{path}.{name}", value.get("_target_", ""))):
             check_options(f"{path}.{name}", value, inner)
 
 
+@lru_cache(1024)
+def constructor(block: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
+    """What a class takes, and of which types."""
+    return inspect.signature(block).parameters, get_type_hints(block.__init__, include_extras=True)
+
+
 def locate(group: str, path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    if (found := getattr(sys.modules.get(module), name, None)) is not None:  # as all but the first time
+        return found
     try:
         found = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:

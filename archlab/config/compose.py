@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from archlab.base.arguments import checked
 from archlab.base.collecting import no_collecting
-from archlab.base.configuration import copied, plain_dict
+from archlab.base.configuration import copied, has_references, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
@@ -157,6 +157,8 @@ def check_second_axis(settled: DictConfig, choices: Mapping[str, str], own: Sequ
 
 def resolve(cfg: DictConfig) -> None:
     """Puts what a reference refers to in its place. Raises UserError, with the option whose reference is none."""
+    if not has_references(cfg):
+        return
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
