@@ -5,6 +5,7 @@ Of a published model both logits and gradients are compared, through a list of w
 
 import inspect
 import random
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations, product
 
@@ -529,16 +530,16 @@ def part(group: str, name: str):
     return make(group, name, **({"max_positions": SHORT} if name == "learned" else {}))
 
 
-@cache
 def refusal(norm: str, residual: str, mask: str) -> str | None:
     """What archlab has against these together."""
-    cfg = OmegaConf.create(
-        {"allow_leak": False, "embed": {"norm": False}, "choices": {"norm": norm, "residual": residual, "mask": mask}}
-    )
-    cfg.norm, cfg.residual, cfg.mask = node("norm", norm), node("residual", residual), node("mask", mask)
+    return refused(check_leaks, norm=norm, mask=mask) or refused(check_norms, (), norm=norm, residual=residual)
+
+
+@cache
+def refused(check: Callable[..., None], *more: object, **choices: str) -> str | None:
+    cfg = {"allow_leak": False, "embed": {"norm": False}, "choices": choices}
     try:
-        check_leaks(cfg)
-        check_norms(cfg, ())
+        check(OmegaConf.create(cfg | {group: node(group, name) for group, name in choices.items()}), *more)
     except UserError as error:
         return str(error)
     return None
