@@ -427,9 +427,14 @@ def test_the_rotation_is_computed_once_a_forward_pass(monkeypatch):
     assert len(calls) == 1 < LAYERS
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("mask", ["causal", "prefix", "window", "document"])
-@pytest.mark.parametrize("pos", ["rope", "xpos", "alibi", "rope_2d", "sinusoidal", "learned"])
+PLACES = product(
+    ("rope", "xpos", "alibi", "rope_2d", "sinusoidal", "learned"),
+    ("causal", "prefix", "window", "document"),
+    (False, True),
+)
+
+
+@pytest.mark.parametrize(("pos", "mask", "padded"), every_pair_once(list(PLACES)))
 @torch.no_grad()
 def test_places_that_were_found_for_several_tokens_are_those_of_each(pos, mask, padded, monkeypatch):
     """Two at a time, so that nine tokens need them again and again, also after several tokens at once."""

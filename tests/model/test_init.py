@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -234,14 +235,20 @@ def test_t5s_table_starts_as_wide_as_the_models_other_tables(init, std):
     assert table.std().item() == pytest.approx(std, rel=5 / (2 * table.numel()) ** 0.5)  # five standard errors
 
 
-@pytest.mark.parametrize("size", ["nano", "tiny", "small", "base"])
+TIED = ("", "residual=post", "residual=sandwich", "embed.norm=true", "embed.width=48")
+
+
 @pytest.mark.parametrize(
-    "words", [[], ["residual=post"], ["residual=sandwich"], ["embed.norm=true"], ["embed.width=48"]], ids=str
+    ("size", "word"),
+    [
+        pytest.param(size, word, marks=[pytest.mark.slow] * (size in ("small", "base") and bool(word)))
+        for size, word in product(("nano", "tiny", "small", "base"), TIED)
+    ],
 )
 @torch.no_grad()
-def test_a_tied_model_starts_by_knowing_nothing(size, words):
+def test_a_tied_model_starts_by_knowing_nothing(size, word):
     """With the default scale: the loss of any tokens is that of equal chances, log 256, and no token expects itself."""
-    decoder = archlab.build(f"size={size}", *words, "embed.tied=true").eval()
+    decoder = archlab.build(f"size={size}", *word.split(), "embed.tied=true").eval()
     assert decoder.embed_scale == decoder.d_model**0.5
     tokens = torch.randint(256, (2, 129), generator=torch.Generator().manual_seed(1))
     logits = decoder(tokens[:, :-1])

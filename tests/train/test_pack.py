@@ -112,8 +112,9 @@ def assert_same(one: Outcome, other: Outcome, run: Run, beside: Run, tolerance: 
             "residual=two_streams",
             "train.accumulate=2",
         ),  # what they add to the loss too
-        ("size.n_layers=3", "loop.times=2", "loop.layers=1:", "skips=unet"),
-        ("mtp.form=chained", "mtp.tokens=3", "train.accumulate=2"),
+        # Packed as one program in test_program.py; here as runs, beside the rows above.
+        pytest.param(("size.n_layers=3", "loop.times=2", "loop.layers=1:", "skips=unet"), marks=pytest.mark.slow),
+        pytest.param(("mtp.form=chained", "mtp.tokens=3", "train.accumulate=2"), marks=pytest.mark.slow),
         pytest.param(("mtp.form=independent",), marks=pytest.mark.slow),
         pytest.param(("pos=alibi", "mixer=mqa", "residual=post"), marks=pytest.mark.slow),
         pytest.param(("ffn=gelu", "norm=layer", "pos=learned", "data=blank"), marks=pytest.mark.slow),
