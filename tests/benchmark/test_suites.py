@@ -111,8 +111,8 @@ def planted(monkeypatch, seconds):
 @pytest.mark.parametrize(
     ("seconds", "exponent", "times"),
     [
-        ({0: 0.5, 1: 0.5, 2: 0.5, 4: 0.5, 8: 0.5}, 0.0, 8.0),  # as if there were one run
-        ({0: 0.5, 1: 0.5, 2: 1.0, 4: 2.0, 8: 4.0}, 1.0, 1.0),  # as if one went after the other
+        pytest.param({0: 0.5, 1: 0.5, 2: 0.5, 4: 0.5, 8: 0.5}, 0.0, 8.0, marks=pytest.mark.slow),  # as one run
+        pytest.param({0: 0.5, 1: 0.5, 2: 1.0, 4: 2.0, 8: 4.0}, 1.0, 1.0, marks=pytest.mark.slow),  # one after the other
         ({0: 0.6, 1: 0.5, 2: 0.5 * 2**0.5, 4: 1.0, 8: 0.5 * 8**0.5}, 0.5, 8 * 0.6 / (0.5 * 8**0.5)),
     ],
 )
@@ -126,6 +126,7 @@ def test_the_exponent_of_packs_says_what_packing_costs(seconds, exponent, times,
     json.dumps(found)
 
 
+@pytest.mark.slow
 def test_each_run_of_a_pack_takes_as_much_memory_as_the_last(monkeypatch):
     monkeypatch.setitem(scaling.SIZES, "cpu", (1, 2, 4))
     found = scaling.of_packs(plan("device=cpu"), rounds=1, tick=lambda: None)

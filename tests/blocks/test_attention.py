@@ -1,5 +1,7 @@
 """Attention, against torch's MultiheadAttention, plain loops, and Hugging Face's norms on queries and keys."""
 
+from itertools import product
+
 import pytest
 import torch
 from oracles import (
@@ -13,6 +15,7 @@ from oracles import (
     attend,
     attentions,
     build,
+    every_pair_once,
     gradients,
     make,
     make_attention,
@@ -50,11 +53,10 @@ def by_loops(attention, x, mask, pos, softcap=None, kv_heads=HEADS):
     return joined @ attention.out_proj.weight.T + (0 if attention.out_proj.bias is None else attention.out_proj.bias)
 
 
-@pytest.mark.parametrize("biases", [False, True], ids=["bare", "biases"])
-@pytest.mark.parametrize("softcap", [None, 0.8])
-@pytest.mark.parametrize("mask", MAY_READ)
-@pytest.mark.parametrize("pos", BIAS)
-@pytest.mark.parametrize("name", KV_HEADS_OF)
+ROWS = list(product(KV_HEADS_OF, BIAS, MAY_READ, (None, 0.8), (False, True)))
+
+
+@pytest.mark.parametrize(("name", "pos", "mask", "softcap", "biases"), every_pair_once(ROWS))
 def test_agrees_with_loops(name, pos, mask, softcap, biases):
     attention = make_attention(name, pos=pos, mask=mask, softcap=softcap, qkv_bias=biases, out_bias=biases).double()
     x = draw_input()
@@ -83,9 +85,9 @@ def test_agrees_with_torchs_multihead_attention():
 # --- scores -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", options("mask"))
-@pytest.mark.parametrize("pos", options("pos"))
-@pytest.mark.parametrize("name", attentions())
+@pytest.mark.parametrize(
+    ("name", "pos", "mask"), every_pair_once(list(product(attentions(), options("pos"), options("mask"))))
+)
 def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     attention = make_attention(name, pos=pos, mask=mask).double()
     x, context = draw_input(), read_of(pos, mask)

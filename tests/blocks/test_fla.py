@@ -246,6 +246,7 @@ def test_the_kernels_themselves_by_tritons_interpreter():
     assert len(errors) == 4 and max(errors.values()) < 1e-5  # float32, sums over 70 tokens
 
 
+@pytest.mark.slow  # torch's check compiles it
 def test_an_operation_says_of_itself_what_is_asked():
     """torch's own check, forwards and backwards, of the operation that a program has in a kernel's place."""
     operation = as_operation(

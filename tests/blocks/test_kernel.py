@@ -1,10 +1,11 @@
 """Kernels: each computes what plain loops in float64 compute, whole or block by block, forwards and backwards."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
-from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, gradients, make_reading, options
+from oracles import BATCH, BIAS, HEAD_DIM, HEADS, MAY_READ, attend, every_pair_once, gradients, make_reading, options
 
 from archlab.blocks import context as contexts
 from archlab.blocks import kernel as kernels
@@ -47,9 +48,11 @@ def by_loops(kv_heads: int, pos: str, mask: str, softcap=None):
     return qkv, read.detach(), gradients(read, qkv)
 
 
-@pytest.mark.parametrize("block", [512, 5], ids=["one-block", "blocks-of-5"])
-@pytest.mark.parametrize("kv_heads", [6, 3, 1])
-@pytest.mark.parametrize(("name", "mask", "pos"), EVERY_USE)
+# kernel, mask, position scheme, key-value heads, queries in a block
+ROWS = [(*use, kv_heads, block) for use, kv_heads, block in product(EVERY_USE, (6, 3, 1), (512, 5))]
+
+
+@pytest.mark.parametrize(("name", "mask", "pos", "kv_heads", "block"), every_pair_once(ROWS))
 def test_agrees_with_loops(name, mask, pos, kv_heads, block, monkeypatch):
     monkeypatch.setattr(contexts, "QUERY_BLOCK", block)
     qkv, expected, their_gradients = by_loops(kv_heads, pos, mask)
@@ -175,9 +178,9 @@ def check_table(table: torch.Tensor) -> None:
     assert not [stride for stride in others if stride % 16]
 
 
-@pytest.mark.parametrize("seq", [13, 16, 40])
-@pytest.mark.parametrize("mask", options("mask"))
-@pytest.mark.parametrize("pos", options("pos"))
+@pytest.mark.parametrize(
+    ("pos", "mask", "seq"), every_pair_once(list(product(options("pos"), options("mask"), (13, 16, 40))))
+)
 def test_tables_are_laid_out_for_the_fused_kernels(pos, mask, seq, monkeypatch):
     for block_of in (512, 7):
         monkeypatch.setattr(contexts, "QUERY_BLOCK", block_of)

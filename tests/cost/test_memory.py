@@ -7,11 +7,12 @@ Torch's eager dropout keeps its mask in the activations' dtype here, so dropout 
 
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import composed
+from oracles import composed, every_pair_once
 from torch import nn
 
 import archlab
@@ -184,10 +185,9 @@ def test_the_34_is_11_and_19_and_4_and_the_5_is_2_and_1_and_2():
     assert sorted(pairs) == [1, 2, 2]
 
 
-@pytest.mark.parametrize(("batch", "seq", "d", "heads", "d_ff"), SIZES)
-@pytest.mark.parametrize("dropout", [True, False])
-@pytest.mark.parametrize("ffn", ACTIVATIONS)
-def test_every_network_keeps_what_autograd_keeps(ffn, dropout, batch, seq, d, heads, d_ff):
+@pytest.mark.parametrize(("ffn", "dropout", "sizes"), every_pair_once(list(product(ACTIVATIONS, (True, False), SIZES))))
+def test_every_network_keeps_what_autograd_keeps(ffn, dropout, sizes):
+    batch, seq, d, heads, d_ff = sizes
     ours = on_meta(f"size.d_model={d}", f"size.n_heads={heads}", f"size.d_ff={d_ff}", f"ffn={ffn}")
     theirs = PlainLayer(d, heads, heads, d_ff, ffn, dropout)
     assert counted(ours, Accounting(2, dropout=dropout), batch, seq) == saved_by(theirs, batch, seq, d)

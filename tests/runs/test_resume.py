@@ -118,7 +118,15 @@ MOMENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+BESIDE_OTHERS = {  # moments near one of the others; and the twenty at random below are slow too
+    "before the first checkpoint", "before a checkpoint has its name", "before an old checkpoint goes", "while validating",
+    "between two lengths", "before the summary",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=[pytest.mark.slow] * (moment in BESIDE_OTHERS)) for moment in MOMENTS]
+)
 def test_a_run_that_is_killed_is_finished_as_if_it_never_was(moment, tmp_path, monkeypatch, whole):
     def killed():
         MOMENTS[moment](monkeypatch.setattr)
