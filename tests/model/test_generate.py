@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
+import commands
 import pytest
 import torch
-from commands import in_a_process
 from oracles import VOCAB, build, built, draw_tokens, make, randomise
 from safetensors.torch import load_file, save_file
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -16,6 +16,8 @@ from archlab.base.errors import UserError
 from archlab.model.generate import choose, generate, keep_top_k, keep_top_p
 from archlab.runs import lab
 from archlab.runs.load import load_run
+
+command = commands.command  # the fixture
 
 NEW = 6
 
@@ -257,15 +259,16 @@ def copied(run, tmp_path):
     return tmp_path
 
 
-def test_the_verb_goes_on_from_a_prompt(run):
+def test_the_verb_goes_on_from_a_prompt(run, command, monkeypatch):
     relative = run.relative_to(run.parents[2])
     words = ["generate", str(relative), "prompt=In the beginning: a = b, é", "max_new_tokens=9"]
-    done = in_a_process(*words, cwd=run.parents[2])
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(run.parents[2])
+    done = command(*words)
+    assert done.status == 0, done.err
     prompt = "In the beginning: a = b, é".encode()
     _, decoder = load_run(run)
     expected = by_full_forwards(decoder.eval(), torch.tensor([list(prompt)]), 9)
-    assert done.stdout == bytes(expected[0].tolist()).decode(errors="replace") + "\n"
+    assert done.out == bytes(expected[0].tolist()).decode(errors="replace") + "\n"
 
 
 @pytest.mark.parametrize(

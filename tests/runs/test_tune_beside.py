@@ -32,7 +32,9 @@ def beside(jobs, workers, words):
         yield Ended(number, jobs[number], True)
 
 
-@pytest.mark.parametrize(("workers", "pack", "exactly"), [(2, "auto", True), (2, 2, False)])
+@pytest.mark.parametrize(
+    ("workers", "pack", "exactly"), [pytest.param(2, "auto", True, marks=pytest.mark.slow), (2, 2, False)]
+)
 def test_however_the_trials_are_made_the_arms_get_what_they_get_one_by_one(
     tmp_path, monkeypatch, workers, pack, exactly
 ):
