@@ -292,9 +292,10 @@ WITHOUT_COMPILING = tuple(check for check in decoder.CHECKS if check is not deco
 
 
 def first_of_each_class():
-    """Options of one class with another activation are slow: tests/blocks holds each of them to the same promises."""
+    """Options of one class with another activation, or with fields that another has too, are slow: tests/blocks holds each of them to the same promises."""
     same = {("ffn", name) for name in ("gelu_tanh", "relu", "relu2", "silu")}  # Plain, as gelu
     same |= {("ffn", name) for name in ("bilinear", "geglu", "geglu_tanh", "glu", "reglu")}  # Gated, as swiglu
+    same |= {("norm", "sequence"), ("mixer", "mqa")}  # as instance and gqa
     return [pytest.param(*one, marks=[pytest.mark.slow] * (one in same)) for one in every_option(*BLOCKS)]
 
 
