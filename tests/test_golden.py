@@ -115,7 +115,10 @@ def first_losses(case: str, steps: int) -> list[float]:
 
 
 WHOLE = {"default", "mask=prefix", "chatglm_6b", "data=masked", "train.accumulate=3 dropout=0.1"}
-"""Whole runs that are made always; the others' first eight steps are, and all 30 are slow."""
+"""Whole runs that are made always; the others' first four steps are, and all 30 are slow."""
+
+LIKE_ANOTHER = {f"ffn={name}" for name in ("geglu_tanh", "reglu", "glu", "bilinear", "gelu_tanh", "silu", "relu2")}
+"""Of one class with another, but for the activation, which tests/blocks holds to its formula."""
 
 
 def agree(seen: list[float], expected: list[float]) -> None:
@@ -123,9 +126,14 @@ def agree(seen: list[float], expected: list[float]) -> None:
     assert seen == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", [*CASES, *PRESETS])
+def others():
+    rows = (case for case in (*CASES, *PRESETS) if case not in WHOLE)
+    return [pytest.param(case, marks=[pytest.mark.slow] * (case in LIKE_ANOTHER)) for case in rows]
+
+
+@pytest.mark.parametrize("case", others())
 def test_the_first_losses_are_those_of_before(case):
-    agree(first_losses(case, 8), json.loads(RECORDS.read_text())[case][:8])
+    agree(first_losses(case, 4), json.loads(RECORDS.read_text())[case][:4])
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,26 @@ def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def rooms_imported(tree: ast.AST) -> set[str]:
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [
+@cache
+def imports_in(file: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Wherever in the file they stand."""
+    return [node for node in ast.walk(tree_of(file)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def modules_imported(file: Path) -> set[str]:
+    """Packages and modules by their dotted names."""
+    named = {node.module or "" for node in imports_in(file) if isinstance(node, ast.ImportFrom)}
+    return named | {alias.name for node in imports_in(file) if isinstance(node, ast.Import) for alias in node.names}
+
+
+def rooms_imported(file: Path) -> set[str]:
+    modules = modules_imported(file)
+    modules |= {
         f"archlab.{alias.name}"
-        for node in ast.walk(tree)
+        for node in imports_in(file)
         if isinstance(node, ast.ImportFrom) and node.module == "archlab"
         for alias in node.names
-    ]
-    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    }
     return {module.split(".")[1] for module in modules if module.startswith("archlab.")}
 
 
@@ -63,7 +74,7 @@ def rooms_imported(tree: ast.AST) -> set[str]:
 )
 def test_imports_run_downhill(file):
     here = room_of(file)
-    uphill = {room for room in rooms_imported(tree_of(file)) if room != here and FLOOR[room] >= FLOOR[here]}
+    uphill = {room for room in rooms_imported(file) if room != here and FLOOR[room] >= FLOOR[here]}
     assert not uphill, f"{here} imports {uphill}, which stand no lower"
 
 
@@ -76,7 +87,7 @@ def test_blocks_and_their_neighbours_know_nothing_of_hydra(room):
     files = [file for file in FILES if room_of(file) == room]
     assert files
     for file in files:
-        assert "hydra" not in {word.split(".")[0] for word in imported_packages(file)}, file
+        assert "hydra" not in {word.split(".")[0] for word in modules_imported(file)}, file
 
 
 def test_shapes_are_checked_wherever_a_signature_has_one():
@@ -84,20 +95,13 @@ def test_shapes_are_checked_wherever_a_signature_has_one():
         file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): file
         for file in FILES
     }
-    shaped = [name for name, file in modules.items() if "jaxtyping" in imported_packages(file)]
+    shaped = [name for name, file in modules.items() if "jaxtyping" in modules_imported(file)]
     assert shaped and not [name for name in shaped if not f"{name}.".startswith(tuple(f"{room}." for room in SHAPED))]
-
-
-@cache
-def imported_packages(file: Path) -> set[str]:
-    tree = tree_of(file)
-    named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    return named | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
 
 
 def test_rooms_that_only_read_records_import_no_torch():
     for file in (file for file in FILES if room_of(file) in ("comparison", "report")):
-        assert not {"torch", "hydra", "omegaconf"} & {word.split(".")[0] for word in imported_packages(file)}, file
+        assert not {"torch", "hydra", "omegaconf"} & {word.split(".")[0] for word in modules_imported(file)}, file
 
 
 @pytest.mark.parametrize(
@@ -157,21 +161,20 @@ def exists(dotted: str) -> bool:
     return (place / "__init__.py").is_file()
 
 
-def named_in_code(text: str) -> set[str]:
+def named_in_code(file: Path) -> set[str]:
     """What is imported from archlab, by dotted names."""
-    tree = ast.parse(text)
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {alias.name for node in imports_in(file) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {
         f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
+        for node in imports_in(file)
         if isinstance(node, ast.ImportFrom) and node.module and not node.level
         for alias in node.names
     }
     return {name for name in imported if name.split(".")[0] == "archlab"}
 
 
-def named_in_prose(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w./-])archlab(?:\.[A-Za-z_]\w*)+", text)) - TO_BE_WRITTEN
+def named_in_prose(file: Path) -> set[str]:
+    return set(re.findall(r"(?<![\w./-])archlab(?:\.[A-Za-z_]\w*)+", file.read_text())) - TO_BE_WRITTEN
 
 
 TO_BE_WRITTEN = {"archlab.blocks.norm.ScaleNorm"}
@@ -189,9 +192,7 @@ PROSE = [
 
 @pytest.mark.parametrize(("files", "named"), [(CODE, named_in_code), (PROSE, named_in_prose)], ids=["code", "prose"])
 def test_what_is_named_of_archlab_is_there(files, named):
-    wrong = [
-        f"{file.relative_to(ROOT)}: {name}" for file in files for name in named(file.read_text()) if not exists(name)
-    ]
+    wrong = [f"{file.relative_to(ROOT)}: {name}" for file in files for name in named(file) if not exists(name)]
     assert not wrong, "\n".join(wrong)
 
 

@@ -269,7 +269,8 @@ def without_compiling(monkeypatch):
 
 @each_block
 def test_keeps_every_promise(words, without_compiling):
-    cfg = archlab.compose(*SMALL, *words, config_dir=str(OWN / "my"))
+    small = (*(word for word in SMALL if not word.startswith("size.n_layers")), "size.n_layers=2")
+    cfg = archlab.compose(*small, *words, config_dir=str(OWN / "my"))
     found = list(verify(cfg, [words[0].partition("=")[0]]))
     assert [finding for finding in found if finding.verdict == "broken"] == [] and len(found) > 10
 
@@ -289,16 +290,27 @@ def test_show_draw_diff_and_preflight(words, capsys):
     assert "At initialisation" in capsys.readouterr().out
 
 
+def trained(folder: Path, *words: str) -> Path:
+    """The directory of the one run there."""
+    assert run(*NANO, *words, "seed=3", f"output={folder}", "device=cpu", "plots=false") == 0
+    (summary,) = folder.glob("2*/summary.json")
+    return summary.parent
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run with the default blocks."""
+    return trained(tmp_path_factory.mktemp("plain"))
+
+
 @each_block
-def test_run_generate_and_compare(words, capsys):
-    for arm in (words, ()):
-        assert run(*NANO, *arm, "seed=3", "output=runs", "device=cpu", "plots=false") == 0
+def test_run_generate_and_compare(words, plain, tmp_path, capsys):
+    mine = trained(tmp_path / "runs", *words)
     out = capsys.readouterr().out
-    group, _, option = words[0].partition("=")
-    summaries = {path.parent: json.loads(path.read_text()) for path in Path("runs").glob("2*/summary.json")}
-    mine, plain = sorted(summaries, key=lambda run: summaries[run]["choices"][group] != option)
-    summary = summaries[mine]
+    summary = json.loads((mine / "summary.json").read_text())
     assert math.isfinite(summary["val_loss"]) and summary["status"] == "completed"
+    group, _, option = words[0].partition("=")
+    assert summary["choices"][group] == option
     layers = [
         record["layers"]
         for record in map(json.loads, (mine / "metrics.jsonl").read_text().splitlines())
@@ -345,7 +357,10 @@ def test_blocks_of_ones_own_in_some_layers():
     assert F.softmax(model(draw_tokens(seq=SEQ)), dim=-1).isfinite().all() and sys.path
 
 
-@each_block
+# What a residual scheme or a mixer has is weights, as what is resumed in tests/runs; a router has a loss of its own.
+@pytest.mark.parametrize(
+    "words", [BLOCKS["ffn"], *(pytest.param(BLOCKS[group], marks=pytest.mark.slow) for group in ("mixer", "residual"))]
+)
 def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, monkeypatch):
     own = OWN / "my"
 
@@ -365,14 +380,14 @@ def test_a_run_that_was_killed_is_resumed_as_if_it_never_was(words, tmp_path, mo
 
 
 def test_positions_are_verified_under_a_mixer_that_admits_no_prefix():
-    cfg = archlab.compose(*SMALL, "pos=none", "mixer=my_linear", config_dir=str(OWN / "my"))
-    assert "changes something" in every_option_counts("pos", Prefix)(Subject(cfg))
+    cfg = archlab.compose(*SMALL, "pos=sinusoidal", "mixer=my_linear", config_dir=str(OWN / "my"))
+    assert every_option_counts("pos", Prefix)(Subject(cfg)) == "Each of base changes something."
 
 
-@pytest.mark.parametrize("word", ["memory.attention=flash", "memory.checkpointing=selective"])
-def test_how_scores_are_kept_is_no_question_where_there_are_none(word):
+def test_how_scores_are_kept_is_no_question_where_there_are_none():
     cfg = ("size=nano", "mixer=my_linear", "pos=none")
-    with pytest.raises(UserError, match=f"{word}: mixer=my_linear keeps nothing for each query and key"):
-        archlab.compose(*cfg, word, config_dir=str(OWN / "my"))
+    for word in ("memory.attention=flash", "memory.checkpointing=selective"):
+        with pytest.raises(UserError, match=f"{word}: mixer=my_linear keeps nothing for each query and key"):
+            archlab.compose(*cfg, word, config_dir=str(OWN / "my"))
     bill = str(archlab.memory(*cfg, config_dir=str(OWN / "my")))
     assert "attention" not in bill and "checkpointing=full" in bill

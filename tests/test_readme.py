@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import archlab
+from archlab.cli import main as cli
 from archlab.config.compose import plans
 
 ROOT = Path(__file__).parent.parent
@@ -108,8 +109,12 @@ def test_a_pages_examples_can_be_run(page):
             assert plans(*words), command
 
 
-def test_a_norm_of_your_own_in_three_steps(tmp_path):
-    """The page's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched."""
+def test_a_norm_of_your_own_in_three_steps(tmp_path, monkeypatch, capsys):
+    """The page's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched.
+
+    The run is a command in this process; as a console script, which does not find the folder's own module by itself, is
+    shown what it trains.
+    """
     page = (ROOT / "docs" / "own_blocks.md").read_text()
     steps = page.split("## A norm of your own in three steps")[1].split("## ")[0]
     module, option = (
@@ -120,17 +125,18 @@ def test_a_norm_of_your_own_in_three_steps(tmp_path):
     (tmp_path / "my" / "norm").mkdir(parents=True)
     (tmp_path / "my" / "norm" / "scale.yaml").write_text(option)
     small = ["size=nano", "train.steps=3", "train.train_len=16", "eval.tokens=64", "eval.lengths=[1,2]"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    console_script = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.remove(''); from archlab.cli.main import main; main()",
-    ]
-    done, shown = (
-        subprocess.run([*words, *command, *small], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        for words in ([sys.executable, "-m", "archlab", "plots=false"], [*console_script, "show"])
+    console_script = "import sys; sys.path.remove(''); from archlab.cli.main import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", console_script, "show", *command, *small],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == shown.returncode == 0, done.stderr + shown.stderr
-    summary = json.loads((tmp_path / done.stdout.strip().splitlines()[-1] / "summary.json").read_text())
+    assert shown.returncode == 0 and re.search(r"^norm +scale\b", shown.stdout, re.MULTILINE), shown.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # as `python -m` has it
+    cli.main(["plots=false", *command, *small])
+    del sys.modules["mine"]  # whose file is gone when others look for one of this name
+    summary = json.loads((tmp_path / capsys.readouterr().out.strip().splitlines()[-1] / "summary.json").read_text())
     assert summary["choices"]["norm"] == "scale" and summary["status"] == "completed"
-    assert re.search(r"^norm +scale\b", shown.stdout, re.MULTILINE)

@@ -77,6 +77,12 @@ BUILDING = ("generate", "diff", "draw", "report")
 """Verbs that make a run's model."""
 
 
+def with_one_and_with_all(cases, ways: list) -> list:
+    """Each case with one of the ways by turns, so that all ways are gone; each with all of them is slow."""
+    few = [(case, [ways[number % len(ways)]]) for number, case in enumerate(cases)]
+    return few + [pytest.param(case, ways, marks=pytest.mark.slow) for case in cases]
+
+
 def said(words, capsys) -> tuple[int, str, str]:
     """How a command ends: its status and what it printed."""
     try:
@@ -130,13 +136,13 @@ def hurtful(copied):
     return copied
 
 
-@pytest.mark.parametrize("poison", POISONED)
-def test_nothing_that_a_run_says_is_called_or_imported_by_any_verb(poison, hurtful, capsys):
+@pytest.mark.parametrize(("poison", "verbs"), with_one_and_with_all(POISONED, [*VERBS]))
+def test_nothing_that_a_run_says_is_called_or_imported_by_any_verb(poison, verbs, hurtful, capsys):
     put(hurtful, *POISONED[poison])
     refused(saved_configuration, hurtful, match="run/config.yaml: ")
     refused(load_run, hurtful)
-    for verb, words in VERBS.items():
-        status, _, err = said(words, capsys)
+    for verb in verbs:
+        status, _, err = said(VERBS[verb], capsys)
         assert not (hurtful.parent / "hurt").exists(), verb
         assert status == 2 or verb == "compare", verb
         assert err.count("\n") <= 1 + err.count("archlab: note: ") and "Traceback" not in err, (verb, err)
@@ -262,23 +268,18 @@ def test_a_run_with_a_block_of_ones_own_asks_for_its_folder(tmp_path, monkeypatc
 # --- words and presets ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "norm._target_=hurtful.Block", "+norm._target_=hurtful.Block", "norm.eps._args_=[hurt]", "norm={_target_:os.mkdir,_args_:[hurt]}",
-        "norm.eps={_target_:os.mkdir,_args_:[hurt]}", "pos.local_layers={'_target_':os.mkdir}", "norm.eps=[{_target_:os.mkdir}]",
-        "norm.eps=${oc.create:{_target_:os.mkdir,_args_:[hurt]}}", "hydra.callbacks.mine={_target_:hurtful.Block}", "data._partial_=false",
-    ],
-)  # fmt: skip
-def test_a_word_that_names_a_class_is_refused(word, hurtful, capsys):
-    for words in (
-        ["show", word],
-        ["draw", word],
-        ["verify", "norm=rms", word],
-        ["diff", "gpt2", word],
-        ["-m", word, "seed=0,1"],
-    ):
-        status, _, err = said(words, capsys)
+NAMING = [
+    "norm._target_=hurtful.Block", "+norm._target_=hurtful.Block", "norm.eps._args_=[hurt]", "norm={_target_:os.mkdir,_args_:[hurt]}",
+    "norm.eps={_target_:os.mkdir,_args_:[hurt]}", "pos.local_layers={'_target_':os.mkdir}", "norm.eps=[{_target_:os.mkdir}]",
+    "norm.eps=${oc.create:{_target_:os.mkdir,_args_:[hurt]}}", "hydra.callbacks.mine={_target_:hurtful.Block}", "data._partial_=false",
+]  # fmt: skip
+BEFORE_IT = [["show"], ["draw"], ["verify", "norm=rms"], ["diff", "gpt2"], ["-m", "seed=0,1"]]
+
+
+@pytest.mark.parametrize(("word", "commands"), with_one_and_with_all(NAMING, BEFORE_IT))
+def test_a_word_that_names_a_class_is_refused(word, commands, hurtful, capsys):
+    for words in commands:
+        status, _, err = said([*words, word], capsys)
         assert status == 2 and err.count("\n") == 1 and not (hurtful.parent / "hurt").exists()
         assert "names the class to make, which only an option's own file may do" in err
 
@@ -328,7 +329,7 @@ def works_or_is_a_line(words, capsys) -> None:
     assert all(line.startswith("archlab: ") for line in lines), err
 
 
-FEW, ALL = 12, pytest.param(1, marks=pytest.mark.slow)
+FEW, ALL = 20, pytest.param(1, marks=pytest.mark.slow)
 """Every so many of a file's fields are tried."""
 
 
@@ -411,7 +412,7 @@ def test_the_damaged_line_of_a_file_is_said(file, content, line, copied):
     refused(read_run, copied, match=f"its {file} cannot be read: {line}")
 
 
-@pytest.mark.parametrize("every", [2, ALL])
+@pytest.mark.parametrize("every", [3, ALL])
 def test_a_directory_of_noise_is_a_line_for_every_verb(every, copied, capsys):
     random_ = random.Random(1)
     for file in sorted(copied.iterdir())[::every]:
@@ -423,8 +424,10 @@ def test_a_directory_of_noise_is_a_line_for_every_verb(every, copied, capsys):
         file.write_bytes(whole)
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.int8, torch.bool, torch.uint8])
-def test_weights_of_another_kind_of_number_are_refused(kind, copied, capsys):
+@pytest.mark.parametrize(
+    ("kind", "verbs"), with_one_and_with_all([torch.int32, torch.int8, torch.bool, torch.uint8], ["generate", "draw"])
+)
+def test_weights_of_another_kind_of_number_are_refused(kind, verbs, copied, capsys):
     file = copied / "model.safetensors"
     weights = load_file(file)
     weights["layers.0.ffn.up_proj.weight"] = weights["layers.0.ffn.up_proj.weight"].to(kind)
@@ -432,7 +435,7 @@ def test_weights_of_another_kind_of_number_are_refused(kind, copied, capsys):
     refused(
         load_run, copied, match="layers.0.ffn.up_proj.weight holds numbers of type .*, and weights are floating-point"
     )
-    assert said(VERBS["generate"], capsys)[0] == said(VERBS["draw"], capsys)[0] == 2
+    assert [said(VERBS[verb], capsys)[0] for verb in verbs] == [2] * len(verbs)
 
 
 def test_half_as_many_bits_are_still_weights(copied):
@@ -444,20 +447,21 @@ def test_half_as_many_bits_are_still_weights(copied):
     assert rounded and all(torch.equal(read[name], weight.to(read[name].dtype)) for name, weight in rounded.items())
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "match"),
-    [
-        ("size.d_model", 10**9, "size.d_model=1000000000: should be less than"), ("size.d_ff", 10**15, "size.d_ff=1000000000000000: .* less than"),
-        ("size.vocab_size", 10**12, "size.vocab_size=1000000000000: should be less than"), ("size.d_model", 2**18, "another model's weights"),
-        ("size.n_layers", 10**9, "size.n_layers=1000000000: should be less than or equal to 1000"), ("size.d_ff", 2**20, "another model's weights"), ("size.n_kv_heads", 3, "size.n_kv_heads=3: "),
-        ("size.d_ff", "many", "size.d_ff=many: "), ("size.head_dim", -1, "size.head_dim=-1: "), ("size.n_heads", 5, "size.n_"), ("size.d_model", 65, "another model"),
-        ("size.d_model", "64", "size.d_model=64: should be a valid integer"), ("train.lr", "high", "train.lr=high: "), ("prefix", [2, 1], "prefix="),
-    ],
-)  # fmt: skip
-def test_a_saved_size_is_checked_as_a_typed_one(key, value, match, copied, capsys):
+SIZES = [
+    ("size.d_model", 10**9, "size.d_model=1000000000: should be less than"), ("size.d_ff", 10**15, "size.d_ff=1000000000000000: .* less than"),
+    ("size.vocab_size", 10**12, "size.vocab_size=1000000000000: should be less than"), ("size.d_model", 2**18, "another model's weights"),
+    ("size.n_layers", 10**9, "size.n_layers=1000000000: should be less than or equal to 1000"), ("size.d_ff", 2**20, "another model's weights"), ("size.n_kv_heads", 3, "size.n_kv_heads=3: "),
+    ("size.d_ff", "many", "size.d_ff=many: "), ("size.head_dim", -1, "size.head_dim=-1: "), ("size.n_heads", 5, "size.n_"), ("size.d_model", 65, "another model"),
+    ("size.d_model", "64", "size.d_model=64: should be a valid integer"), ("train.lr", "high", "train.lr=high: "), ("prefix", [2, 1], "prefix="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "verbs"), with_one_and_with_all(SIZES, ["generate", "draw", "diff"]))
+def test_a_saved_size_is_checked_as_a_typed_one(case, verbs, copied, capsys):
+    key, value, match = case
     put(copied, key, value)
     refused(load_run, copied, match=match)
-    for verb in ("generate", "draw", "diff"):
+    for verb in verbs:
         status, _, err = said(VERBS[verb], capsys)
         assert status in ((0, 2) if verb == "diff" else (2,)) and err.count("\n") == (status == 2), (verb, err)
 

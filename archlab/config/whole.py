@@ -39,7 +39,7 @@ def by_hydra(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
 def whole(words: Sequence[str], own: Sequence[Path]) -> DictConfig:
     """The same, with nothing of Hydra's own settings but the choices."""
     files = tuple(files_of_options(own))
-    cfg = composed_once((), (), files)
+    cfg = composed_once((), (), tuple(files_of_options(())) if own else files)  # the listed options are archlab's own
     sections = set(cfg) - {"hydra"}
     groups = set(cfg.hydra.runtime.choices)
     fields = [word for word in words if (key := taken_apart(word)).head in sections and key.key not in groups]

@@ -365,13 +365,14 @@ def every_option_counts(group: str, *masks: type[Mask]) -> Check:
 
     def check(subject: Subject) -> str:
         """Every option counts."""
-        node = plain_dict(subject.cfg[group])
+        options = {name: value for name, value in plain_dict(subject.cfg[group]).items() if not name.startswith("_")}
+        if not options:
+            return "It has no options."
         hints = get_type_hints(instantiate(subject.cfg[group]).func.__init__)
-        under = (subject.with_block("mask", kind) for kind in masks)
-        subject = next(filter(attempt, under), subject)
-        before, tried = list(traces_of(subject)), []
-        for option, value in node.items():
-            others = [] if option.startswith("_") else list(other_values(value, hints.get(option)))
+        subject, before = first_that_computes([*(subject.with_block("mask", kind) for kind in masks), subject])
+        tried = []
+        for option, value in options.items():
+            others = list(other_values(value, hints.get(option)))
             idle: bool | None = None  # until a value was taken; the first that changes something decides
             for other in others:
                 taken = changes_nothing(subject.with_option(group, option, other), before)
@@ -384,7 +385,7 @@ def every_option_counts(group: str, *masks: type[Mask]) -> Check:
                     f"{group}.{option}={value}: set to {' or '.join(map(str, others))} it changes no weight, no logit, in training or"
                     " evaluation, and no loss: an option without effect is no option."
                 )
-        return f"Each of {', '.join(tried) or 'its options, of which it has none,'} changes something."
+        return f"Each of {', '.join(tried)} changes something." if tried else "None of its options takes another value."
 
     return check
 
@@ -408,19 +409,21 @@ LONG = 6
 """Times a sequence of subject.tokens: longer than a table of T5's that knows 16 distances one by one."""
 
 
-def attempt(subject: Subject) -> list[Any] | None:
-    """What a decoder with this option comes to; None where it is refused or cannot be."""
-    try:
-        return list(traces_of(subject))
-    except Exception:  # a value that was only tried may be out of any range
-        return None
+def first_that_computes(subjects: Sequence[Subject]) -> tuple[Subject, list[Any]]:
+    """The first of these whose decoder is not refused, and what it comes to; the last one raises what it raises."""
+    for subject in subjects[:-1]:
+        try:
+            return subject, list(traces_of(subject))
+        except Exception:  # a mask that its mixer does not admit
+            continue
+    return subjects[-1], list(traces_of(subjects[-1]))
 
 
 def changes_nothing(subject: Subject, before: Sequence[Any]) -> bool | None:
-    """Whether all that a decoder with this option comes to is as before, as far as need be looked; None as above."""
+    """Whether all that a decoder with this option comes to is as before, as far as need be looked; None where it is refused or cannot be."""
     try:
         return all(map(same, traces_of(subject), before))
-    except Exception:
+    except Exception:  # a value that was only tried may be out of any range
         return None
 
 

@@ -54,14 +54,18 @@ class Subject:
 
     def decoder(self, dtype: torch.dtype = torch.float64) -> Decoder:
         """In evaluation, with the same random weights every time."""
-        return self.begun_and_random(dtype)[1]
+        torch.manual_seed(SEED)
+        return self.random(assemble(self.cfg), dtype)
 
-    def begun_and_random(self, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Decoder]:
+    def begun_and_random(self) -> tuple[list[Tensor], Decoder]:
         """The same decoder, and what its blocks had started their gains, biases and scalars at; all else is drawn."""
         torch.manual_seed(SEED)
         decoder, kept = assemble(self.cfg), (Role.GAIN, Role.BIAS, Role.SCALAR)
         begun = [weight.tensor.detach().clone() for weight in decoder.weights() if weight.role in kept]
-        return begun, randomise(decoder).to(dtype).eval().to(self.device)
+        return begun, self.random(decoder, torch.float64)
+
+    def random(self, decoder: Decoder, dtype: torch.dtype) -> Decoder:
+        return randomise(decoder).to(self.device, dtype).eval()
 
     @cached_property
     def tokens(self) -> Tensor:

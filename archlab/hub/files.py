@@ -4,8 +4,9 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from archlab.base.arguments import checked
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import whole, whole_folder, write_text
 from archlab.base.messages import did_you_mean
@@ -166,8 +168,13 @@ def plain_word(word: str) -> str:
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
     """The rows, layer by layer, for the weights that this decoder has."""
-    rows = (row for table_row in family.table(cfg) for row in table_row.in_model(cfg.size))
-    return [row for row in rows if set(row.ours) <= set(ours)]
+    return [row for row in all_rows_of(family, cfg) if ours.keys() >= set(row.ours)]
+
+
+def all_rows_of(family: Family, cfg: DictConfig) -> Iterator[Row]:
+    """Layer by layer, also for weights that only some models of the family have."""
+    sizes = SimpleNamespace(**plain_dict(cfg.size))  # of which each is asked for in each row
+    return (row for table_row in family.table(cfg) for row in table_row.in_model(sizes))
 
 
 def without_beyond(beginnings: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,9 +187,8 @@ def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) 
 
     GPT-2's and BLOOM's own folders are written so, and so is every model without a head.
     """
-    table = family.table(cfg)
-    whole = {row.theirs for table_row in table for row in table_row.in_model(cfg.size)}
-    bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in table if row.theirs.count(".") > 1))
+    whole = {row.theirs for row in all_rows_of(family, cfg)}
+    bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in family.table(cfg) if row.theirs.count(".") > 1))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         longer = (f"{base}.{name}" for base in bases)

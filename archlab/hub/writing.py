@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -55,13 +56,16 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         ) from None
     ours, cfg = unscaled(dict(ours), without_ntk(cfg))
     differences: dict[str, list[str]] = {}
+    names_of_all = everything(cfg)
     transformers.logging.set_verbosity_error()  # no warnings about values that are only tried
     for kind in TRIED:
         config_class = transformers.CONFIG_MAPPING[kind]
         known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
         try:
             known |= {"head_dim"} if kind in WITH_HEAD_DIM else set()
-            config = config_class(**{key: value for key, value in said_of(kind, cfg).items() if key in known}).to_dict()
+            said = names_of_all | OTHERWISE.get(kind, nothing)(cfg)
+            # Copied, since a class may add to what it is given.
+            config = config_class(**deepcopy({key: value for key, value in said.items() if key in known})).to_dict()
             words = FAMILIES[kind].words(config)
             if apart := [word for word in words if of_another_class(word, cfg)]:
                 differences[kind] = apart
@@ -84,9 +88,8 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
     )
 
 
-def said_of(kind: str, cfg: DictConfig) -> dict[str, Any]:
-    """The configuration under the field names of all families, and under those of this one."""
-    return everything(cfg) | OTHERWISE.get(kind, lambda _: {})(cfg)
+def nothing(cfg: DictConfig) -> dict[str, Any]:
+    return {}
 
 
 def of_another_class(word: str, cfg: DictConfig) -> bool:

@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 from archlab.base.errors import UserError
 from archlab.cli import main as cli
 from archlab.cli.main import VERBS, Verb, main
+from archlab.config.check import without_effect
+from archlab.config.compose import compose
 from archlab.config.flags import FLAGS, split
 from archlab.config.overrides import conf_dir, groups, normalise
 from archlab.runs import lab
@@ -333,31 +335,34 @@ def test_a_copy_of_archlabs_own_options_is_no_second_thing(archlab: Session, tmp
     assert archlab.norms == ["layer"]
 
 
+def masks_nothing(window: int, longest: int) -> str:
+    return (
+        f"mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens;"
+        " use a smaller window, or longer eval.lengths"
+    )
+
+
+def test_a_window_that_masks_nothing_is_said_to_who_trains(archlab: Session) -> None:
+    answer = archlab("mask=window", "mask.window=2048")
+    assert (answer.status, answer.err) == (0, f"archlab: {masks_nothing(2048, 2048)}\n")
+    assert archlab("show", "mask=window", "mask.window=2048").err == ""  # which trains on nothing
+
+
 @pytest.mark.parametrize(
-    ("words", "window", "longest"),
+    ("words", "said"),
     [
-        ("mask=window mask.window=2048", 2048, 2048),
-        ("mask=local_global mask.window=9999", 9999, 2048),
-        ("preset=mistral_7b size=nano", 4096, 2048),
-        ("mask=window eval.lengths=[1]", 128, 128),  # the default, train_len
-        ("mask=window mask.window=33 train.train_len=16 eval.lengths=[1,2]", 33, 32),
+        ("mask=local_global mask.window=9999", [masks_nothing(9999, 2048)]),
+        ("preset=mistral_7b size=nano", [masks_nothing(4096, 2048)]),
+        ("mask=window eval.lengths=[1]", [masks_nothing(128, 128)]),  # the default, train_len
+        ("mask=window mask.window=33 train.train_len=16 eval.lengths=[1,2]", [masks_nothing(33, 32)]),
+        ("mask=window", []),
+        ("mask=window mask.window=2047", []),
+        ("mask=local_global", []),
+        ("mask=causal", []),
     ],
 )
-def test_a_window_that_masks_nothing_is_said(archlab: Session, words: str, window: int, longest: int) -> None:
-    answer = archlab(*words.split())
-    assert (answer.status, answer.err) == (
-        0,
-        (
-            f"archlab: mask.window={window}: masks nothing in this run, whose longest sequences have {longest} tokens;"
-            " use a smaller window, or longer eval.lengths\n"
-        ),
-    )
-    assert archlab("show", *words.split()).err == ""  # which trains on nothing
-
-
-@pytest.mark.parametrize("words", ["mask=window", "mask=window mask.window=2047", "mask=local_global", "mask=causal"])
-def test_a_window_that_masks_something_is_not(archlab: Session, words: str) -> None:
-    assert archlab(*words.split()).err == ""
+def test_a_window_that_masks_nothing_is_without_effect(words: str, said: list[str]) -> None:
+    assert [*without_effect(compose(*words.split()))] == said
 
 
 def test_an_unreadable_option_of_the_users_own(archlab: Session, tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ CLASSES = {
 
 @cache
 def whole(name):
-    """A preset's choices, and its numbers of parameters and of active ones.
+    """A preset's choices, and its numbers of parameters and of active ones, which are None where all are active.
 
     They are counted in the decoder on which its configuration is checked: to make another of eighty layers takes as long.
     """
@@ -295,15 +295,14 @@ def whole(name):
 
     with patch.object(assembling, "assemble_without_weights", kept):
         choices = compose(f"preset={name}").choices
-    return {**choices}, count_parameters(decoders[-1]), count_active_parameters(decoders[-1])
+    active = count_active_parameters(decoders[-1]) if name in ACTIVE else None  # takes as long as to make the decoder
+    return {**choices}, count_parameters(decoders[-1]), active
 
 
 @pytest.mark.parametrize("name", options("preset"))
 def test_a_preset_has_exactly_the_published_number_of_parameters(name):
     _, parameters, active = whole(name)
-    assert parameters == PARAMETERS[name]
-    if name in ACTIVE:
-        assert active == ACTIVE[name]
+    assert (parameters, active) == (PARAMETERS[name], ACTIVE.get(name))
 
 
 def test_every_preset_has_a_published_number_and_only_they():
@@ -325,7 +324,17 @@ def test_every_preset_has_a_published_number_and_only_they():
     }
 
 
-@pytest.mark.parametrize("name", sorted(CLASSES))
+LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma3_12b", "gemma3_27b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
+                "phi_4", "phi_4_mini", "llama4_maverick", "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
+                "mixtral_8x7b", "qwen3_30b_a3b"}  # fmt: skip
+"""Of the same family as another, in other sizes or with one option that others have too."""
+
+
+def those_like_another_slow(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in names]
+
+
+@pytest.mark.parametrize("name", those_like_another_slow(sorted(CLASSES)))
 def test_the_published_number_is_that_of_transformers_class(name):
     transformers = pytest.importorskip("transformers")
     kind, given = CLASSES[name]
@@ -353,15 +362,8 @@ def test_berts_number_is_that_of_transformers_class():
 WITH_FACTORS = {"phi_3_5_mini": ["size.head_dim=96"], "phi_4_mini": ["size.head_dim=128"]}
 """LongRoPE has a factor for each pair of a head's features, so that heads of another width need others."""
 
-LIKE_ANOTHER = {"baichuan2_7b", "baichuan2_13b", "baichuan_7b", "bloom_176b", "chatglm3_6b", "gemma3_12b", "gemma3_27b", "gemma_2b", "glm_130b", "llama2_7b", "llama3_8b", "olmo_7b",
-                "phi_4", "phi_4_mini", "llama4_maverick", "pythia_12b", "pythia_70m", "qwen2_7b", "qwen3_8b", "smollm2_135m", "stablelm_3b", "deepseek_v2_lite", "glm4_5_air",
-                "mixtral_8x7b", "qwen3_30b_a3b"}  # fmt: skip
-"""Of the same family as another, in other sizes or with one option that others have too."""
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in options("preset")]
-)
+@pytest.mark.parametrize("name", those_like_another_slow(options("preset")))
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     narrow = ["size.d_ff=8"] if name in ACTIVE else []  # of hundreds of experts
     narrow += WITH_FACTORS.get(name, [])

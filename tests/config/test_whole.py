@@ -52,8 +52,13 @@ def same(words, own=()):
     assert OmegaConf.is_struct(quick) and OmegaConf.is_struct(anew)
 
 
+def every_other_row_slow():
+    """Hydra takes a tenth of a second for each, and options that speak of their group alone are all put in alike."""
+    return [pytest.param(row, marks=[pytest.mark.slow] * (row % 2)) for row in range(max(map(len, ALONE.values())))]
+
+
 # Each row has another option of every group, and again the first once a group has no more.
-@pytest.mark.parametrize("row", range(max(map(len, ALONE.values()))))
+@pytest.mark.parametrize("row", every_other_row_slow())
 def test_options(row):
     same([f"{group}={names[row % len(names)]}" for group, names in ALONE.items()])
 
@@ -68,7 +73,7 @@ def test_options_and_fields(words):
     same(normalise(words))
 
 
-@pytest.mark.parametrize("name", options("preset")[::12])
+@pytest.mark.parametrize("name", options("preset")[::24])
 def test_a_preset(name):
     same(normalise([f"preset={name}", "size.n_layers=2"]))
 

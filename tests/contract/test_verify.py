@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import BLOCKS, every_option
+from cover import COVER
+from hydra.utils import get_class
+from oracles import BLOCKS, composed, every_option
 
 from archlab.cli import main as cli
 from archlab.config.compose import compose
 from archlab.contract import decoder, kinds
 from archlab.contract import verify as verifying
-from archlab.contract.subject import SMALL
+from archlab.contract.finding import findings
+from archlab.contract.subject import SMALL, Subject
 from archlab.contract.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -273,28 +276,46 @@ def folder(tmp_path_factory):
 TWO_LAYERS = ("size.n_layers=2",)
 """Half as many as the verb takes: one of each kind where layers differ by turns."""
 
+SMALLER = tuple(word for word in SMALL if not word.startswith("size.n_layers")) + TWO_LAYERS
 
-def found(word, *more, config_dir=None):
-    small = [one for one in SMALL if one.partition("=")[0] not in {other.partition("=")[0] for other in more}]
-    cfg = compose(*small, word, *more, config_dir=config_dir)
-    return {finding.promise: finding for finding in verify(cfg, [word.partition("=")[0]])}
+
+def broken(found):
+    return [finding for finding in found if finding.verdict == "broken"]
 
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    monkeypatch.setattr(verifying, "CHECKS", tuple(check for check in decoder.CHECKS if check is not decoder.compiled))
+    monkeypatch.setattr(verifying, "CHECKS", WITHOUT_COMPILING)
+
+
+WITHOUT_COMPILING = tuple(check for check in decoder.CHECKS if check is not decoder.compiled)
 
 
 def first_of_each_class():
-    """Options of one class with another activation are slow: tests/blocks holds each of them to the same promises."""
+    """Options of one class with another activation, or with fields that another has too, are slow: tests/blocks holds each of them to the same promises."""
     same = {("ffn", name) for name in ("gelu_tanh", "relu", "relu2", "silu")}  # Plain, as gelu
     same |= {("ffn", name) for name in ("bilinear", "geglu", "geglu_tanh", "glu", "reglu")}  # Gated, as swiglu
+    same |= {("norm", "sequence"), ("mixer", "mqa")}  # as instance and gqa
     return [pytest.param(*one, marks=[pytest.mark.slow] * (one in same)) for one in every_option(*BLOCKS)]
 
 
 @pytest.mark.parametrize(("group", "name"), first_of_each_class())
+def test_every_option_keeps_the_promises_of_its_kind(group, name):
+    subject = Subject(compose(*SMALLER, f"{group}={name}"))
+    with torch.random.fork_rng(devices=[]):
+        assert broken(findings(kinds.OF_KIND[group], subject)) == []
+
+
+@pytest.mark.parametrize("words", COVER, ids=" ".join)
+def test_a_decoder_of_every_option_keeps_the_promises_of_decoders(words):
+    with torch.random.fork_rng(devices=[]):
+        assert broken(findings(WITHOUT_COMPILING, Subject(compose(*SMALLER, *words)))) == []
+
+
+@pytest.mark.slow  # the same promises, of an option among the default blocks: the two tests above and tests/blocks hold them
+@pytest.mark.parametrize(("group", "name"), every_option(*BLOCKS))
 def test_every_option_keeps_every_promise(group, name, without_compiling):
-    assert [f for f in found(f"{group}={name}", *TWO_LAYERS).values() if f.verdict == "broken"] == []
+    assert broken(verify(compose(*SMALLER, f"{group}={name}"), [group])) == []
 
 
 @pytest.fixture
@@ -310,16 +331,34 @@ def nothing_but_the_promise(monkeypatch, promise):
 
 def in_a_process(*words, folder):
     """The verb in a process of its own: the types that tests check at every call are not for torch.compile to follow."""
+    return process("-m", "archlab", "verify", *words, folder=folder)
+
+
+def process(*words, folder):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "archlab", "verify", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-# Without tables: the same code, and a step's graph in tests/train/test_program.py holds every mask.
-@pytest.mark.parametrize("option", [pytest.param("mask=window", marks=pytest.mark.slow), "pos=alibi"])
-def test_blocks_with_and_without_tables_compile_as_one_graph(option, tmp_path):
-    told = in_a_process(option, *TWO_LAYERS, folder=tmp_path)
-    assert told.returncode == 0 and "torch.compile takes the whole decoder as one graph" in told.stdout, told
+COMPILED = """
+import sys
+from archlab.config.compose import compose
+from archlab.contract.decoder import compiled
+from archlab.contract.finding import findings
+from archlab.contract.subject import Subject
+
+for words in sys.argv[1:]:
+    for finding in findings([compiled], Subject(compose(*words.split(), config_dir="conf"))):
+        print(finding.verdict, finding.sentence)
+"""
+
+
+def test_what_asks_for_a_value_does_not_compile_and_what_does_not_is_one_graph(folder):
+    """One process for both. A step's graph in tests/train/test_program.py holds every option."""
+    small = " ".join(("size.n_layers=1", *(word for word in SMALL if not word.startswith("size.n_layers"))))
+    told = process("-c", COMPILED, f"{small} pos=alibi", f"{small} norm=Peeks", folder=folder.parent)
+    alibi, peeks = told.stdout.splitlines()
+    assert alibi.startswith("holds torch.compile takes the whole decoder as one graph"), told
+    assert peeks.startswith("broken torch.compile cannot take it as one graph"), told
 
 
 @pytest.mark.slow
@@ -336,27 +375,24 @@ def test_every_promise_is_kept_where_layers_are_looped_and_skipped(tmp_path):
     assert "torch.compile takes the whole decoder as one graph" in told.stdout, told
 
 
-def test_what_asks_for_a_value_does_not_compile(folder):
-    told = in_a_process("norm=Peeks", "size.n_layers=1", "--config-dir", "conf", folder=folder.parent)
-    assert told.returncode == 1 and "torch.compile cannot take it as one graph" in told.stdout, told
-
-
 @pytest.mark.parametrize(("group", "name", "promise", "told"), PLANTED, ids=lambda value: str(value)[:24])
 def test_a_planted_bug_is_told_by_the_promise_it_breaks(group, name, promise, told, folder, nothing_but_the_promise):
-    finding = found(f"{group}={name}", *TWO_LAYERS, config_dir=str(folder))[promise]
+    subject = Subject(composed(*SMALLER)).with_block(group, get_class(f"planted_bugs.{name}"))
+    (finding,) = (finding for finding in verify(subject.cfg, [group]) if finding.promise == promise)
     assert finding.verdict == "broken" and told in finding.sentence
 
 
 @pytest.mark.parametrize("option", ["norm=Gain", "ffn=Plain"])
 def test_a_block_of_ones_own_without_a_bug_keeps_every_promise(option, folder, without_compiling):
-    assert [f for f in found(option, *TWO_LAYERS, config_dir=str(folder)).values() if f.verdict == "broken"] == []
+    group = option.partition("=")[0]
+    assert broken(verify(compose(*SMALLER, option, config_dir=str(folder)), [group])) == []
 
 
 def test_verifying_leaves_the_generator_alone(without_compiling):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    found("norm=layer", *TWO_LAYERS)
+    assert list(verify(composed(*SMALLER, "norm=layer"), ["norm"]))
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -509,9 +510,9 @@ def test_positions_beyond_those_a_model_is_configured_for(case):
 
     Falcon's class has ALiBi's biases in bfloat16, which are exact for slopes of 8 heads up to position 256 alone.
     """
-    model, decoder = both(case)
+    (model, decoder), one = both(case), tokens(LONG)[:1]
     with torch.no_grad(), angles_of(model), InFloat64():
-        error = relative(decoder(tokens(LONG)), model(tokens(LONG)).logits)
+        error = relative(decoder(one), model(one).logits)
     assert error < 1e-9
 
 
@@ -539,8 +540,8 @@ UNLIKE = ("llama", "gemma2", "gpt2", "falcon, new", "gpt_oss", "deepseek_v3", "q
 )
 def test_a_decoder_made_here_is_exported_as_the_family_that_has_its_blocks(case, tmp_path):
     """Its configuration alone is known: the family, its config.json and the class follow from the blocks."""
-    model = theirs(case)
-    decoder = hub.from_hf(model)
+    model, decoder = both(case)
+    decoder = deepcopy(decoder)
     del decoder.hub_origin
     hub.export(decoder, tmp_path / "out")
     again = loaded(tmp_path / "out", case)
@@ -573,7 +574,12 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", CASES)
+def first_of_each_family():
+    """The others are slow: with their options, tests/hub/test_hub_folders.py and the random configurations are written too."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * ("," in case)) for case in CASES]
+
+
+@pytest.mark.parametrize("case", first_of_each_family())
 def test_a_decoder_goes_out_as_it_came_in_bit_for_bit(case, tmp_path):
     model, decoder = both(case)
     hub.export(decoder, tmp_path / "out")
@@ -611,7 +617,7 @@ def test_what_config_json_says_twice_or_in_vain_is_read_as_transformers_reads_it
 
 @pytest.fixture
 def folder(tmp_path):
-    hub.export(hub.from_hf(theirs("llama")), tmp_path / "llama")
+    hub.export(both("llama")[1], tmp_path / "llama")
     return tmp_path / "llama"
 
 
