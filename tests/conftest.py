@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import checking
-import jaxtyping
 import pytest
-import torch
 import yaml
 
 # Tiny products gain nothing from a second thread and lose much where another process wants the same cores. The commands
 # that tests start, and the libraries that torch does not speak for, are told by the environment.
-torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A hundred commands are started, and where nothing may be written each of them compiles archlab's source anew: half a second.
@@ -26,8 +22,20 @@ sys.dont_write_bytecode = False
 # of them. mypy checks the other types, and to check those at every call too is a quarter of the tests' time.
 SHAPED = ["archlab.blocks", "archlab.data", "archlab.model"]
 SHAPED += ["archlab.evaluate.validation", "archlab.initial.measure", "archlab.train.objective"]
-jaxtyping.jaxtyped = checking.jaxtyped
-jaxtyping.install_import_hook(SHAPED, "checking.checked")
+
+
+def pytest_configure(config):
+    """In each process that runs tests: that which hands them out imports neither torch nor archlab, and is ready sooner."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return
+    import checking
+    import jaxtyping
+    import torch
+
+    torch.set_num_threads(1)
+    jaxtyping.jaxtyped = checking.jaxtyped
+    jaxtyping.install_import_hook(SHAPED, "checking.checked")
+
 
 # Whoever starts the tests from a script or under nohup has Ctrl-C ignored, and what they stop would go on for ever.
 for number, handling in (
@@ -62,6 +70,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def same_draws_in_every_test():
+    import torch
+
     torch.manual_seed(0)
 
 

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import combinations, cycle, islice, product
 
 from omegaconf import OmegaConf, open_dict
-from oracles import CONF, admits, attentions, options
+from oracles import CONF, admits, attentions, block_and_options, joins, options
 
 import archlab
 from archlab.base.errors import UserError
@@ -44,8 +44,21 @@ def words_of(choice: dict[str, str]) -> list[str]:
     return [f"{group}={name}" for group, name in choice.items()] + needs
 
 
+def goes_together(choice: dict[str, str]) -> bool:
+    """Whether check admits them, by what the blocks say: to ask check itself would be two seconds of collecting the tests.
+
+    Whoever is given a combination composes it, so one that check refuses is told.
+    """
+    norm, residual = (block_and_options(group, choice[group])[0] for group in ("norm", "residual"))
+    return (
+        admits(choice["pos"], choice["mask"], choice["mixer"])
+        and joins(choice["residual"], choice["ffn"])
+        and (norm.acts or not residual.told_apart_by_norms)
+    )
+
+
 def every_option_once() -> list[list[str]]:
-    """As few combinations as hold every option of every group; an option that check refuses there gets one of its own."""
+    """As few combinations as hold every option of every group; an option that is refused there gets one of its own."""
     columns = {group: options(group) for group in GROUPS}
     others, columns["mixer"] = [name for name in columns["mixer"] if name not in attentions()], attentions()
     rows = max(map(len, columns.values()))
@@ -59,7 +72,7 @@ def every_option_once() -> list[list[str]]:
     columns["mixer"] += others
     alone += [plain | {"mixer": name, "pos": "rope" if admits("rope", "causal", name) else "none"} for name in others]
     for choice in (*table, *alone):
-        if not set(choice.items()) <= seen and admitted(words_of(choice)):
+        if not set(choice.items()) <= seen and goes_together(choice):
             seen |= set(choice.items())
             chosen.append(words_of(choice))
     assert seen >= {(group, name) for group in GROUPS for name in columns[group]}

@@ -53,6 +53,13 @@ def admits(pos: str, mask: str, mixer: str) -> bool:
     return block_and_options("pos", pos)[0].acts_by() <= honours and (mask == "causal" or "mask" in honours)
 
 
+@cache
+def joins(residual: str, ffn: str) -> bool:
+    """Whether a scheme joins the branches that a layer with this network has: two, or the mixer alone."""
+    scheme, network = block_and_options("residual", residual)[0], block_and_options("ffn", ffn)[0]
+    return network.acts or "branches" in inspect.signature(scheme).parameters
+
+
 def every_option(*groups: str) -> list[tuple[str, str]]:
     return [(group, name) for group in groups for name in options(group)]
 

@@ -3,7 +3,6 @@
 Of a published model both logits and gradients are compared, through a list of which of its weights is which of ours.
 """
 
-import inspect
 import random
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +25,7 @@ from oracles import (
     build,
     draw_tokens,
     embeddings_of,
+    joins,
     make,
     node,
     options,
@@ -596,12 +596,6 @@ def test_refused_are_what_leaks_and_what_is_another_option_under_a_new_name(norm
             assert f"norm={norm}" in message and f"mask={mask}" in message and "allow_leak=true" in message
         elif same_as_pre:
             assert f"residual={residual}" in message and f"norm={norm}" in message and "use residual=pre" in message
-
-
-@cache
-def joins(residual: str, ffn: str) -> bool:
-    """Whether a scheme joins the branches that a layer with this network has: two, or the mixer alone."""
-    return part("ffn", ffn).func.acts or "branches" in inspect.signature(part("residual", residual).func).parameters
 
 
 SIDES = (("norm", "residual"), ("pos", "mixer"))

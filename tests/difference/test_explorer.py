@@ -26,7 +26,9 @@ PAIRS = [
     pytest.param("gemma3_1b", "bert_base", marks=pytest.mark.slow),
     pytest.param("qwen_7b", "opt_350m", marks=pytest.mark.slow),  # a narrow embedding
     ("norm=layer", "mixer=gqa size=small size.n_kv_heads=2 train.tokens=100000"),
-    ("train.tokens=100000 match=params", "ffn=gelu budget=chinchilla train.lr=1e-3"),
+    pytest.param(
+        "train.tokens=100000 match=params", "ffn=gelu budget=chinchilla train.lr=1e-3", marks=pytest.mark.slow
+    ),
     ("mask=prefix", "mask=window mask.window=7 data.valid_share=0.2"),
 ]
 

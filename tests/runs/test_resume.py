@@ -242,7 +242,9 @@ def test_a_stop_is_heard_once_and_raises_where_it_may():
 # ---------------------------------------------------------------- room, locks and damage
 
 
-@pytest.mark.parametrize("room", [3_000, 60_000, 200_000])
+@pytest.mark.parametrize(
+    "room", [pytest.param(3_000, marks=pytest.mark.slow), 60_000, pytest.param(200_000, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(room, tmp_path, whole):
     """A limit on the size of a file is answered as a full disk is: the lines, the weights or a checkpoint don't fit."""
 
@@ -608,7 +610,14 @@ def test_what_cannot_go_on_is_one_line(tmp_path, monkeypatch, capsys):
         assert (left.value.code, *capsys.readouterr()) == (2, "", says)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_the_program_is_still_starting_is_answered_by_a_status_alone(number, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     asked = [sys.executable, "-X", "importtime", "-m", "archlab", "show", "size=nano"]
