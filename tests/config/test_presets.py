@@ -363,7 +363,14 @@ WITH_FACTORS = {"phi_3_5_mini": ["size.head_dim=96"], "phi_4_mini": ["size.head_
 """LongRoPE has a factor for each pair of a head's features, so that heads of another width need others."""
 
 
-@pytest.mark.parametrize("name", those_like_another_slow(options("preset")))
+# Of those with a class in transformers the blocks are held to it in tests/hub, at other sizes.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in CLASSES and name not in {*ACTIVE, *WITH_FACTORS}))
+        for name in options("preset")
+    ],
+)
 def test_at_tiny_size_a_preset_keeps_its_blocks_and_computes(name):
     narrow = ["size.d_ff=8"] if name in ACTIVE else []  # of hundreds of experts
     narrow += WITH_FACTORS.get(name, [])

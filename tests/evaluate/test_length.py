@@ -141,7 +141,9 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("pos", "mask"),
     [
-        pytest.param(pos, mask, marks=[pytest.mark.slow] * (pos in ("none", "sinusoidal") and mask != "causal"))
+        pytest.param(
+            pos, mask, marks=[pytest.mark.slow] * (mask != {"rope": "window", "alibi": "prefix"}.get(pos, "causal"))
+        )
         for pos, mask in product(("rope", "alibi", "none", "sinusoidal"), ("causal", "window", "prefix"))
     ],
 )

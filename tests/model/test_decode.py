@@ -1,5 +1,6 @@
 """Decoding from a cache, left padding and given positions: each computes what the whole sequence computes at once."""
 
+from functools import cache
 from itertools import product
 
 import pytest
@@ -57,11 +58,17 @@ def in_pieces(decoder: Decoder, tokens, sizes, prefix_len=None, positions=None, 
     return torch.cat(logits, dim=1)
 
 
+@cache
+def decoder_of(pos: str, mask: str, mixer: str) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        return build(pos=pos, mask=mask, mixer=mixer, n_layers=2).eval()
+
+
 @pytest.mark.parametrize(("pos", "mask", "mixer"), every_pair_once(MATRIX))
 @torch.no_grad()
 def test_decoding_is_the_parallel_forward(pos, mask, mixer):
     """Token by token and several at a time, each after a prompt, after itself, or after the other."""
-    decoder = build(pos=pos, mask=mask, mixer=mixer, n_layers=2).eval()
+    decoder = decoder_of(pos, mask, mixer)
     tokens, prefix_len = draw_tokens(seq=SEQ), prefix_of(decoder)
     logits = in_pieces(decoder, tokens, [PROMPT - 1, 1, 1, 2, 1], prefix_len)
     torch.testing.assert_close(logits, decoder(tokens, prefix_len), **EXACT)
@@ -71,7 +78,7 @@ def test_decoding_is_the_parallel_forward(pos, mask, mixer):
 @torch.no_grad()
 def test_a_padded_sequence_is_read_as_if_it_stood_alone(pos, mask, mixer):
     """Whole and from a cache; each sequence against itself without its padding."""
-    decoder = build(pos=pos, mask=mask, mixer=mixer, n_layers=2).eval()
+    decoder = decoder_of(pos, mask, mixer)
     tokens, prefix_len, padding = draw_tokens(seq=SEQ), prefix_of(decoder), torch.tensor(PADDING)
     together = decoder(tokens, prefix_len, padding=padding)
     piecewise = in_pieces(decoder, tokens, [7, 1, 1], prefix_len, padding=padding)
