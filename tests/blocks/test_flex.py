@@ -84,7 +84,7 @@ def each_once():
             yield pytest.param(pos, mask, marks=[pytest.mark.slow] * (i % len(options("mask")) != j))
 
 
-@pytest.mark.parametrize(("pos", "mask"), each_once())
+@pytest.mark.parametrize(("pos", "mask"), list(each_once()))
 def test_agrees_with_the_explicit_kernel(pos, mask):
     """For every option of conf/, one with no row above too."""
     context, qkv = read_of(pos, mask), draw_qkv(kv_heads=3)
