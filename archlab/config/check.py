@@ -157,7 +157,13 @@ def check_block(group: str, node: Any) -> None:
 
 def check_options(path: str, node: Mapping[str, Any], block: Callable[..., Any]) -> None:
     """Checks options against the class's constructor, and those of blocks within it against theirs."""
-    takes, hints = constructor(block)
+    try:
+        takes, hints = constructor(block)
+    except NameError as error:  # in a type written as text, as with names imported for a type checker alone
+        raise UserError(
+            f"{path}: {block.__name__} says of an option's type what is not there when it runs: {error}; import it where the"
+            " module runs, not under TYPE_CHECKING"
+        ) from None
     for name in node:
         if name not in takes and not name.startswith("_"):
             raise UserError(f"{path}.{name}: {block.__name__} takes no such option; it takes {', '.join(takes)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import key_of, value_of
+from archlab.blocks.attention import scale_of_scores
 from archlab.blocks.rope_scaling import defaults_of, larger_base
 from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
@@ -194,6 +195,7 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
     ffn, ffn_name, d_ff = dense_network(cfg)
     activation = ACTIVATIONS.get(ffn.get("network", ffn_name))
     fraction, base = pos.get("fraction", 1.0), pos.get("base", 10000.0)
+    of_scores, of_logits = scale_of_scores(attn.get("scale"), size.head_dim), cfg.head.get("scale") or 1.0
     entries = {
         "vocab_size": size.vocab_size,
         **dict.fromkeys(("hidden_size", "n_embd", "d_model"), size.d_model),
@@ -232,13 +234,13 @@ def everything(cfg: DictConfig) -> dict[str, Any]:
         "word_embed_proj_dim": cfg.embed.width or size.d_model,
         "qk_layernorm": attn.get("qk_norm") in ("head", "each_head"),
         "no_rope_layers": [int(plan.pos.name != "none") for plan in layer_plans(cfg)],
-        "logit_scale": cfg.head.get("scale", 1.0),
+        "logit_scale": of_logits,
         "embedding_multiplier": 1.0 if isinstance(cfg.embed.scale, str) else cfg.embed.scale,
-        "attention_multiplier": attn.get("scale") or size.head_dim**-0.5,
+        "attention_multiplier": of_scores,
         "residual_multiplier": cfg.residual.get("scale", 1.0),
-        "logits_scaling": whole(1 / cfg.head.get("scale", 1.0)),
+        "logits_scaling": whole(1 / of_logits),
         "layer_types": layer_types(cfg),
-        "query_pre_attn_scalar": whole(attn["scale"] ** -2) if attn.get("scale") else size.head_dim,
+        "query_pre_attn_scalar": whole(of_scores**-2) if attn.get("scale") else size.head_dim,
         "attn_logit_softcapping": attn.get("softcap"),
         "final_logit_softcapping": cfg.head.get("softcap"),
         "block_auto_adjust_ff_dim": False,

@@ -296,3 +296,19 @@ def test_a_users_block_without_partial_is_told_what_is_missing(tmp_path):
     (tmp_path / "norm" / "mine.yaml").write_text("_target_: archlab.blocks.norm.RMSNorm\n")
     with pytest.raises(UserError, match="norm._partial_: should be true"):
         archlab.compose("norm=mine", config_dir=str(tmp_path))
+
+
+def test_a_users_block_whose_types_are_there_for_a_type_checker_alone_is_told(tmp_path, monkeypatch):
+    """Fault found: a NameError's traceback."""
+    (tmp_path / "typed_apart.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nfrom archlab.blocks.contracts import Norm\n"
+        "if TYPE_CHECKING:\n    from collections.abc import Sequence\n\n"
+        "class Mine(Norm):\n    def __init__(self, d_model: int, shape: Sequence[int] | None = None): ...\n"
+    )
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text("_target_: typed_apart.Mine\n_partial_: true\nshape: null\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        UserError, match="norm: Mine says of an option's type .*'Sequence' is not defined; import it where"
+    ):
+        archlab.compose("norm=mine", config_dir=str(tmp_path))
