@@ -5,6 +5,7 @@ Nothing here asks archlab what to expect: the formulas are plain loops in float6
 
 import inspect
 import math
+import random
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
@@ -77,6 +78,24 @@ def every_pair_once(rows: list[tuple]) -> list:
                 chosen.add(row)
                 seen |= pairs[row]
     return [row if row in chosen else pytest.param(*row, marks=pytest.mark.slow) for row in rows]
+
+
+def every_three(
+    columns: dict[str, list[str]], completed: Callable[[dict[str, str], random.Random], dict[str, str] | None]
+) -> list[dict[str, str]]:
+    """Choices of an option of each group which hold every three options that some choice holds: all there are would take hours.
+
+    `completed` gives a choice that holds the wanted options, or None where there is none; it is asked for the threes that
+    no choice so far holds.
+    """
+    draw, seen, chosen = random.Random(0), set(), []
+    for groups in combinations(columns, 3):
+        for three in product(*(columns[group] for group in groups)):
+            wanted = dict(zip(groups, three, strict=True))
+            if tuple(wanted.items()) not in seen and (choice := completed(wanted, draw)):
+                seen |= set(combinations(choice.items(), 3))
+                chosen.append(choice)
+    return chosen
 
 
 @cache

@@ -25,6 +25,7 @@ from oracles import (
     build,
     draw_tokens,
     embeddings_of,
+    every_three,
     joins,
     make,
     node,
@@ -712,20 +713,7 @@ def test_pairwise(choice):
     check_combination(choice)
 
 
-@cache
-def every_three() -> dict[str, list[tuple[str, ...]]]:
-    """Combinations, by norm, that hold every three options which any combination holds: all there are would take hours."""
-    draw, seen, chosen = random.Random(0), set(), {norm: [] for norm in PARTS[0]}
-    for groups in combinations(range(len(BLOCKS)), 3):
-        for three in product(*(PARTS[i] for i in groups)):
-            wanted = {BLOCKS[i]: name for i, name in zip(groups, three, strict=True)}
-            if tuple(wanted.items()) not in seen and (choice := completed(wanted, draw)):
-                seen |= set(combinations(named(choice), 3))
-                chosen[choice[0]].append(choice)
-    return chosen
-
-
-def completed(wanted: dict[str, str], draw: random.Random) -> tuple[str, ...] | None:
+def completed(wanted: dict[str, str], draw: random.Random) -> dict[str, str] | None:
     """A combination that holds what is wanted; None where there is none."""
     ffns = [wanted["ffn"]] if "ffn" in wanted else draw.sample(PARTS[2], k=len(PARTS[2]))
     for mask in draw.sample(PARTS[4], k=len(PARTS[4])):
@@ -734,14 +722,22 @@ def completed(wanted: dict[str, str], draw: random.Random) -> tuple[str, ...] | 
             for norming, ffn in product(draw.sample(normings, k=len(normings)), ffns):
                 if mixings and joins(norming[1], ffn):
                     mixing = draw.choice(mixings)
-                    return (*norming, ffn, mixing[0], mask, mixing[1])
+                    return dict(named((*norming, ffn, mixing[0], mask, mixing[1])))
     return None
+
+
+@cache
+def by_norm() -> dict[str, list[tuple[str, ...]]]:
+    chosen = {norm: [] for norm in PARTS[0]}
+    for choice in every_three(dict(zip(BLOCKS, PARTS, strict=True)), completed):
+        chosen[choice["norm"]].append(tuple(choice.values()))
+    return chosen
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", options("norm"))
 def test_every_three_options(norm):
-    chosen = every_three()[norm]
+    chosen = by_norm()[norm]
     assert chosen
     for choice in chosen:
         check_combination(choice)
@@ -759,7 +755,7 @@ def test_every_three_options(norm):
 )
 def test_three_options_that_nothing_completes_are_in_no_combination(wanted, why_not):
     choice = completed(wanted, random.Random(0))
-    assert choice is None if why_not else wanted.items() <= dict(named(choice)).items()
+    assert choice is None if why_not else wanted.items() <= choice.items()
 
 
 def test_a_leaking_combination_is_caught():

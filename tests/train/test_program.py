@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from cover import COVER, every_three
+from cover import COVER, packed
 from oracles import options
 from program import worst_gap
 
@@ -114,7 +114,7 @@ def test_inductor_takes_every_case_as_one_graph(how, case):
 @pytest.mark.parametrize("residual", options("residual"))
 def test_every_three_options_that_are_admitted_together_pack(residual):
     """Of residual scheme, norm, mask, mixer and position scheme; all combinations of the five would take hours."""
-    chosen = every_three()[residual]
+    chosen = packed()[residual]
     assert chosen
     for words in chosen:
         assert worst_gap(words) < SAME, words
