@@ -1,6 +1,7 @@
 """Runs as data: what a command line stands for, and which of its runs are one program."""
 
 import pytest
+from omegaconf import OmegaConf
 
 import archlab.config.assemble
 from archlab.base.errors import UserError
@@ -38,6 +39,15 @@ def test_a_plan_spells_true_and_false_as_they_are_typed():
         ("mixer.sinks=true", f"train.checkpoint={checkpoint}", "mixer.out_bias=true")
         for checkpoint in ("false", "true")
     ]
+
+
+def test_what_is_settled_refers_to_nothing():
+    """Else what is written down of a run would change with what it refers to."""
+    (plan,) = plans(*SMALL[:-1], "size.vocab_size=${size.d_model}", "eval.lengths=[1,${size.n_layers}]")
+    OmegaConf.update(plan.cfg, "size.d_model", 48)
+    OmegaConf.update(plan.cfg, "size.n_layers", 4)
+    assert (plan.cfg.size.vocab_size, list(plan.cfg.eval.lengths)) == (24, [1, 2])
+    assert "${" not in OmegaConf.to_yaml(plan.cfg)
 
 
 def test_what_is_asked_once_is_one_plan_with_an_entry_for_each_layer():

@@ -388,6 +388,11 @@ def test_a_block_of_ones_own_without_a_bug_keeps_every_promise(option, folder, w
     assert broken(verify(compose(*SMALLER, option, config_dir=str(folder)), [group])) == []
 
 
+def test_a_block_without_options_is_said_to_have_none():
+    found = verify(composed(*SMALLER, "mask=full"), ["mask"])
+    assert next(one.sentence for one in found if one.promise == "Every option counts") == "It has no options."
+
+
 def test_verifying_leaves_the_generator_alone(without_compiling):
     torch.manual_seed(1)
     expected = torch.rand(1)
