@@ -38,27 +38,20 @@ def test_an_error_ends_it_too_and_whoever_had_it_off_keeps_it_off():
     assert gc.isenabled()
 
 
-TRAINED = """
+PRICED_DRAWN_AND_TRAINED = """
 import archlab, contextlib, io
+str(archlab.show("size=nano")), archlab.draw("llama_7b")
+tiny = "train.steps=2", "train.train_len=8", "train.batch_size=1", "eval.lengths=[1]", "eval.tokens=8"
 with contextlib.redirect_stdout(io.StringIO()):
     for name in ("adamw", "muon", "sgd"):
-        archlab.run("train.steps=2", "eval.lengths=[1]", f"optimizer={name}", plots=False)
+        archlab.run(*tiny, f"optimizer={name}", plots=False)
 """
 
 
 @pytest.mark.parametrize(
     ("statement", "there", "missing"),
     [
-        (
-            "import archlab; str(archlab.show('size=nano')); archlab.draw('llama_7b')",
-            "torch",
-            "torch._dynamo sympy",
-        ),
-        (
-            TRAINED,
-            "torch",
-            "torch._dynamo sympy",
-        ),
+        (PRICED_DRAWN_AND_TRAINED, "torch", "torch._dynamo sympy"),
         ("from archlab.cli.results import CompareOptions, compared", "", "pandas"),
         ("import archlab.verbs.compare", "pandas", "scipy.stats torch"),
     ],
