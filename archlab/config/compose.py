@@ -160,7 +160,11 @@ def resolve(cfg: DictConfig) -> None:
     if not has_references(cfg):
         return
     try:
-        OmegaConf.resolve(cfg)
+        if any(OmegaConf.is_interpolation(cfg, str(name)) for name in cfg):
+            OmegaConf.resolve(cfg)
+        for section in cfg.values():  # OmegaConf would look at every value of every section
+            if OmegaConf.is_config(section) and has_references(section):
+                OmegaConf.resolve(section)
     except OmegaConfBaseException as error:
         said = leaves(plain_dict(cfg))
         for name, written in (

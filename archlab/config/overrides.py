@@ -9,7 +9,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from archlab.config.presets import expand
 # ---------------------------------------------------------------- what there is to choose from
 
 
+@cache
 def conf_dir() -> Path:
     """The folder of config.yaml: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
