@@ -1,12 +1,9 @@
-"""A step's program, packed and compiled, beside each member alone: what tests/train/test_program.py asks, in a process of its own.
+"""A step's program, packed and compiled, beside each member alone: what tests/train/test_program.py asks.
 
-The types that tests check at every call are not for torch.compile to follow, so compiled cases run by
-`python tests/program.py BACKEND pack|alone CASE ...`, which prints a line of JSON for each.
+Compiled cases are asked by way of tests/compiled.py.
 """
 
 import copy
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +19,15 @@ SMALL = (
     "train.train_len=9", "allow_leak=true",
 )  # fmt: skip
 MEMBERS, SEQ = 3, 9
+SAME = 1e-9
+"""Of what is compared, in float64: the pack adds in another order, through two layers of sums."""
+
+INTERLEAVED = "next pos.layout=interleaved mask=prefix prefix=[0.25,0.75] residual=deep norm=layer mixer=gqa ffn=gelu"
+"""A case that holds much of what can fail; RoPE by halves is compiled where training is.
+
+That its forward pass is captured whole, which test_compile.py asks for, takes half the time, and fails for nearly all that fails.
+"""
+
 OWN = str(Path(__file__).parents[1] / "experiments" / "own_blocks" / "my")
 sys.path.append(str(Path(OWN).parent))
 
@@ -102,15 +108,14 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / max(float(other.abs().max()), 1e-6))
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    backend, how, *cases = sys.argv[1:]
+def told(backend: str, how: str, *cases: str) -> list[dict[str, object]]:
+    """Of each case, an objective and words of the command line, the worst gap as a `pack` or `alone`, or what torch raised."""
+    seen: list[dict[str, object]] = []
     for case in cases:
         objective, *words = case.split()
         torch._dynamo.reset()
         try:
-            told = {"case": case, "gap": worst_gap(words, objective, backend, packed=how == "pack")}
+            seen.append({"case": case, "gap": worst_gap(words, objective, backend, packed=how == "pack")})
         except Exception as error:
-            told = {"case": case, "error": " ".join(str(error).split())[:300]}
-        print(json.dumps(told), flush=True)
+            seen.append({"case": case, "error": " ".join(str(error).split())[:300]})
+    return seen

@@ -1,11 +1,8 @@
-"""Training with compiled layers beside eager training: what tests/train/test_compile.py asks, in a process of its own.
+"""Training with compiled layers beside eager training: what tests/train/test_compile.py asks; for tests/compiled.py.
 
-The types that tests check at every call are not for torch.compile to follow. `python tests/trained_compiled.py BACKEND CASE ...`
-prints a line of JSON for each case, which is words of the command line, `pack` and `accumulate=2` among them.
+A case is words of the command line, `pack` and `accumulate=2` among them.
 """
 
-import json
-import sys
 from dataclasses import replace
 
 import torch
@@ -62,12 +59,12 @@ def answer(backend, case):
     return {"gap": max(gaps), "compiled": one[2], "eager": other[2], "graphs": counter.frame_count}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    backend, *cases = sys.argv[1:]
+def told(backend, *cases):
+    """What was seen of each case, or how it was refused."""
+    seen = []
     for case in cases:
         try:
-            told = answer(backend, case)
+            seen.append({"case": case, **answer(backend, case)})
         except UserError as error:
-            told = {"error": str(error)}
-        print(json.dumps({"case": case, **told}), flush=True)
+            seen.append({"case": case, "error": str(error)})
+    return seen

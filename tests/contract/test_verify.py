@@ -331,34 +331,9 @@ def nothing_but_the_promise(monkeypatch, promise):
 
 def in_a_process(*words, folder):
     """The verb in a process of its own: the types that tests check at every call are not for torch.compile to follow."""
-    return process("-m", "archlab", "verify", *words, folder=folder)
-
-
-def process(*words, folder):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-
-
-COMPILED = """
-import sys
-from archlab.config.compose import compose
-from archlab.contract.decoder import compiled
-from archlab.contract.finding import findings
-from archlab.contract.subject import Subject
-
-for words in sys.argv[1:]:
-    for finding in findings([compiled], Subject(compose(*words.split(), config_dir="conf"))):
-        print(finding.verdict, finding.sentence)
-"""
-
-
-def test_what_asks_for_a_value_does_not_compile_and_what_does_not_is_one_graph(folder):
-    """One process for both. A step's graph in tests/train/test_program.py holds every option."""
-    small = " ".join(("size.n_layers=1", *(word for word in SMALL if not word.startswith("size.n_layers"))))
-    told = process("-c", COMPILED, f"{small} pos=alibi", f"{small} norm=Peeks", folder=folder.parent)
-    alibi, peeks = told.stdout.splitlines()
-    assert alibi.startswith("holds torch.compile takes the whole decoder as one graph"), told
-    assert peeks.startswith("broken torch.compile cannot take it as one graph"), told
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "archlab", "verify", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -1,22 +1,13 @@
 """A step is a pure function: one graph for the compiler, and one program for several runs whose weights are stacked."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Collection
 from itertools import product
-from pathlib import Path
 
 import pytest
+from compiled import answers
 from cover import COVER, packed
 from oracles import options
-from program import worst_gap
-
-ROOT = Path(__file__).parents[2]
-
-SAME = 1e-9
-"""Of what is compared, in float64: the pack adds in another order, through two layers of sums."""
+from program import INTERLEAVED, SAME, worst_gap
 
 IN_FLOAT32 = 2e-4
 """The router's softmax and what positions compute in float32 whatever the model's dtype."""
@@ -56,11 +47,8 @@ def test_packs_of_other_objectives_and_blocks_of_ones_own(case):
 
 
 def in_one_graph(backend: str, how: str, cases: list[str]) -> list[dict]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "program.py"), backend, how, *cases]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    (seen,) = answers(["program", backend, how, *cases])
+    return seen
 
 
 def check(seen: list[dict], cases: list[str], tolerance: float, exceptions: Collection[str] = ()) -> None:
@@ -81,27 +69,17 @@ def test_a_step_is_one_graph(part):
     check(in_one_graph("aot_eager", "alone", cases), cases, IN_FLOAT32, EXCEPTIONS)
 
 
-# Together what the two do one after the other, but for a window, ALiBi and a norm after the branch; RoPE by halves is
-# compiled in test_compile.py. That the forward pass is captured whole takes half the time, and fails for nearly all that
-# fails.
-INTERLEAVED = "next pos.layout=interleaved mask=prefix prefix=[0.25,0.75] residual=deep norm=layer mixer=gqa ffn=gelu"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "case"),
+    "case",
     [
-        ("eager", INTERLEAVED),
-        pytest.param("aot_eager", INTERLEAVED, marks=pytest.mark.slow),
-        pytest.param(
-            "aot_eager",
-            "next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("aot_eager", "next mixer=gqa mask=window ffn=gelu residual=sandwich", marks=pytest.mark.slow),
+        INTERLEAVED,  # together what the two others do one after the other, but for a window, ALiBi and a norm after the branch
+        "next pos=alibi mask=prefix prefix=[0.25,0.75] residual=deep norm=layer",
+        "next mixer=gqa mask=window ffn=gelu residual=sandwich",
     ],
 )
-def test_a_pack_is_one_graph(backend, case):
-    check(in_one_graph(backend, "pack", [case]), [case], SAME)
+def test_a_pack_is_one_graph(case):
+    check(in_one_graph("aot_eager", "pack", [case]), [case], SAME)
 
 
 @pytest.mark.slow
