@@ -46,6 +46,9 @@ for number, handling in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handling)
 
+# No machine goes dark while tests run, and what they write needs not be on the disk.
+os.fsync = lambda descriptor: None
+
 # Hydra puts a configuration together from some twenty files, most of them the same each time, and a third of that
 # time is parsing. So each text is parsed once; who asks again gets what was read, made anew.
 parse, parsed = yaml.load, dict[tuple[str, str], bytes]()

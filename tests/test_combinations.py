@@ -620,7 +620,7 @@ Part = tuple[str, str]
 
 
 def pairs_of(parts: list[Part]) -> set[tuple[Part, ...]]:
-    return {tuple(sorted(pair)) for pair in combinations(parts, 2)}
+    return set(combinations(sorted(parts), 2))
 
 
 def every_pair() -> set[tuple[Part, ...]]:
@@ -668,9 +668,8 @@ def named(choice: tuple[str, ...]) -> list[Part]:
 
 def fit(rows: list, groups: tuple[str, ...], wanted: dict[str, str]) -> list:
     """Those of these rows that have what is wanted."""
-    return [
-        row for row in rows if all(wanted.get(group, name) == name for group, name in zip(groups, row, strict=True))
-    ]
+    at = [(place, wanted[group]) for place, group in enumerate(groups) if group in wanted]
+    return [row for row in rows if all(row[place] == name for place, name in at)]
 
 
 def some(rows: list, groups: tuple[str, ...], wanted: dict[str, str], draw: random.Random) -> list:
