@@ -1,4 +1,4 @@
-"""Verify's promise that a decoder compiles as one graph; for tests/compiled.py."""
+"""Verify's promise that a decoder compiles as one graph; for tests/compiler_process.py."""
 
 from archlab.config.compose import compose
 from archlab.contract.decoder import compiled

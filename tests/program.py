@@ -1,6 +1,6 @@
 """A step's program, packed and compiled, beside each member alone: what tests/train/test_program.py asks.
 
-Compiled cases are asked by way of tests/compiled.py.
+Compiled cases are asked by way of tests/compiler_process.py.
 """
 
 import copy

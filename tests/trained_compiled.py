@@ -1,4 +1,4 @@
-"""Training with compiled layers beside eager training: what tests/train/test_compile.py asks; for tests/compiled.py.
+"""Training with compiled layers beside eager training: what tests/train/test_compile.py asks; for tests/compiler_process.py.
 
 A case is words of the command line, `pack` and `accumulate=2` among them.
 """

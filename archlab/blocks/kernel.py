@@ -139,19 +139,26 @@ def explicit_scores(
         return softcap(products * q.shape[-1] ** -0.5) + block.bias
 
 
-def explicit_kernel(softcap: Softcap, weigh: Weigh = softmax) -> Kernel:
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float, softcap: Softcap, weigh: Weigh
+) -> Tensor:
     """For what no fused kernel does: scores that are soft-capped before the bias is added, weights of another kind."""
+    v = share_heads(v, q.shape[1])
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:
-        v = share_heads(v, q.shape[1])
+    def attend(block: QueryBlock) -> Tensor:
+        weights = F.dropout(weigh(explicit_scores(q, k, block, softcap), block), dropout)
+        return weights.type_as(v) @ v[:, :, block.keys]
 
-        def attend(block: QueryBlock) -> Tensor:
-            weights = F.dropout(weigh(explicit_scores(q, k, block, softcap), block), dropout)
-            return weights.type_as(v) @ v[:, :, block.keys]
+    return over_blocks(attend, context)
 
-        return over_blocks(attend, context)
 
-    return kernel
+def explicit_kernel(softcap: Softcap, weigh: Weigh = softmax) -> Kernel:
+    """`written_out` of these.
+
+    As a partial, of which a copy of a layer has a copy: with a function within a function, copies of a layer, as packs
+    make, would weigh by the sinks of the original.
+    """
+    return partial(written_out, softcap=softcap, weigh=weigh)
 
 
 def as_wide_as_queries(attend: Kernel) -> Kernel:

@@ -1,6 +1,7 @@
 """What every decoder must hold, whatever block was put into it."""
 
 from collections import Counter
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,18 @@ def state(subject: Subject) -> str:
     return "What it computes in evaluation depends on its options and its state dict, and on nothing else."
 
 
+@torch.no_grad()
+def copied(subject: Subject) -> str:
+    """Copied."""
+    decoder = subject.decoder()
+    expected, copy = logits_of(decoder, subject.tokens), deepcopy(decoder)
+    for tensor in (*decoder.parameters(), *decoder.buffers()):
+        tensor.fill_(-1)
+    if not torch.equal(logits_of(copy, subject.tokens), expected):
+        raise Broken("A copy of it computes with weights of the original, so runs in a pack would never train their own: have forward read them from self, not from a function that was made with them.")  # fmt: skip
+    return "A copy, such as runs in a pack are made of, computes with its own weights."
+
+
 def recomputed(subject: Subject) -> str:
     """Recomputed activations."""
     decoder = subject.decoder()
@@ -276,6 +289,7 @@ CHECKS = (
     gradients,
     apart,
     state,
+    copied,
     decoding,
     beginnings,
     padded,

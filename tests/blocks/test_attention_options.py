@@ -375,6 +375,11 @@ def kept(*words):
     return [torch.tensor([sum(t.token for t in of), sum(t.pair for t in of)]) for of in terms]
 
 
+@pytest.mark.parametrize("words", MANY.values(), ids=MANY)
+def test_a_copy_computes_with_its_own_weights(words):
+    contract.copied(Subject(composed(*SMALL, *words)))
+
+
 def test_options_keep_what_autograd_keeps():
     """But for a few numbers for each head and token: log n, s log n, and what the logarithm of a forget gate is made of."""
     options = ("gate=elementwise", "sinks=true", "conv=4", "forget=true", "weighting=scalable_softmax")

@@ -118,6 +118,14 @@ class Crowd(Plain):
         y = super().forward(x)
         return y - y.mean(0, keepdim=True)
 
+class Within(Plain):
+    """Computes by a function that was made with its weights."""
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__(d_model, d_ff)
+        self.compute = lambda x: self.down_proj(self.up_proj(x).tanh())
+    def forward(self, x):
+        return self.compute(x)
+
 class Noisy(Plain):
     """Draws, in evaluation too."""
     def forward(self, x):
@@ -231,6 +239,7 @@ PLANTED = [
     ("norm", "Counts", "Saved and loaded", "the same decoder, asked twice, computes something else"),
     ("norm", "Peeks", "Shapes without memory", "It raised"),
     ("norm", "Fails", "Shape and dtype", "It raised RuntimeError: no such luck"),
+    ("ffn", "Within", "Copied", "A copy of it computes with weights of the original"),
     ("ffn", "Shared", "No shared parameters", "layers.0.ffn.up_proj.weight and layers.1.ffn.up_proj.weight are one and the same"),
     ("ffn", "SaysGated", "`gated`", "`gated` is True and it has 2 times d_model x d_ff weights"),
     ("ffn", "Mixes", "Each position alone", "What it makes of position 2 depends on positions [1, 2]"),
@@ -379,9 +388,9 @@ def test_verifying_leaves_the_generator_alone(without_compiling):
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["norm=Gain"], 0, "norm=Gain: 15 promises hold, 0 are broken."),
+        (["norm=Gain"], 0, "norm=Gain: 16 promises hold, 0 are broken."),
         (["norm=OverSequence", "mask=prefix"], 1, "are broken."),
-        (["mask=full"], 0, "mask=full: 13 promises hold, 0 are broken."),
+        (["mask=full"], 0, "mask=full: 14 promises hold, 0 are broken."),
         ([], 2, "verify: no block is named; give one of norm, residual"),
         (["size=small"], 2, "verify: no block is named"),
         (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from compiled import answers
+from compiler_process import answers
 from oracles import built, composed
 from program import INTERLEAVED
 from program import SAME as PACKED

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from itertools import product
 
 import pytest
-from compiled import answers
+from compiler_process import answers
 from cover import COVER, packed
 from oracles import options
 from program import INTERLEAVED, SAME, worst_gap
@@ -30,6 +30,15 @@ OBJECTIVES = [
     "documents mask=document mtp.form=chained mtp.tokens=3 residual=two_streams ffn=two_experts",
     "next ffn=two_experts",
     "next residual=two_streams",
+    (
+        "next size.n_layers=2 mixer=gqa mixer.sinks=true mixer.gate=elementwise mixer.forget=true mixer.value_residual=true mixer.conv=3"
+        " mixer.weighting=scalable_softmax mixer.qk_norm=each_head mixer.qk_factors=true"
+    ),
+    (
+        "next mixer=mqa mixer.weighting=sigmoid mixer.gate=head mixer.softcap=2 mixer.clip=0.9 mixer.conv=2 mixer.conv_residual=true"
+        " mixer.temperature=0.3 mixer.temperature_every=2 mask=prefix prefix=[0.25,0.75] pos=alibi"
+    ),
+    "next mixer=mla mixer.q_lora_rank=7 mixer.v_head_dim=5",
     "next size.n_layers=4 mask=window layers[1::2].mask=causal layers[1::2].pos=alibi layers[0].ffn=gelu",
 ]
 """Objectives beside the next token, blocks of a user's own, and layers that differ."""
