@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from archlab.base.errors import NoRoom, UserError
+from archlab.base.errors import NoRoom, UserError, shortened
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a full disk, a full quota, and a file that may not grow."""
@@ -76,8 +76,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+LONGEST_NAME = 200
+"""Bytes: 255 on usual disks, and while a file is being written it has a longer one."""
+
+
 def check_folder(option: str, file: Path) -> None:
-    """Raises UserError where a file has no folder to go to: one that was misspelt should not come to be."""
+    """Raises UserError where a file has no folder to go to, as one that was misspelt should not come to be, or too long a name."""
+    if len(os.fsencode(file.name)) > LONGEST_NAME:
+        raise UserError(f"{option}={shortened(str(file))}: no file can have so long a name; use a shorter one")
     if not file.parent.is_dir():
         raise UserError(f"{option}={file}: {file.parent} is not a folder; make it first, or give another file")
 
@@ -89,6 +95,14 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     with whole(path) as part:
         part.write_bytes(content)
+
+
+def there(path: Path) -> bool:
+    """Whether there is a file or a folder of this name, which may be longer than any can be: overrides are asked about too."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def sync(path: Path) -> None:

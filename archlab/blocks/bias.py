@@ -195,6 +195,7 @@ class FIRE(Position):
     """
 
     biases_scores = True
+    inputs_grow = {"up_proj": False, "down_proj": False}
     EPS = 1e-6
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int, width: Count = 32, threshold: Positive = 512.0):

@@ -84,6 +84,9 @@ class Block(nn.Module):
     starts_through: Mapping[str, Callable[[Tensor], Tensor]] = {}
     """By name, the function that these draws go through, where the values themselves are not even: a logarithm, say."""
 
+    inputs_grow: Mapping[str, bool] = {}
+    """By name, whether a weight sums over more numbers in a wider model, where that is not so of its role: a latent is as wide."""
+
     chunk: int = 1
     """Tokens that it takes together: what it keeps for the backward pass grows evenly by so many."""
 
@@ -122,6 +125,7 @@ class Block(nn.Module):
             writes_to_stream=to_stream and tensor.ndim > 1,
             starts_within=self.starts_within.get(name),
             starts_through=self.starts_through.get(name),
+            input_grows=next((given for part, given in self.inputs_grow.items() if is_named(name, (part,))), None),
         )
 
     def saved_activations(self, rules: Accounting) -> Iterable[Term] | None:

@@ -48,6 +48,7 @@ class Latent(Mixer):
     taps = ("attention_entropy", "max_score")
     on_request = ON_REQUEST
     gained = ("v_b_proj", "out_proj")
+    inputs_grow = dict.fromkeys(("q_b_proj", "k_b_proj", "v_b_proj"), False)
     decodes = True
 
     def __init__(

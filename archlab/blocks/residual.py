@@ -379,6 +379,8 @@ class HyperConnections(ManyStreams):
     Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), eq. 11 to 13 (dynamic) in the form of its published code.
     """
 
+    inputs_grow = {"maps": True}
+
     def __init__(
         self,
         norm: MakeNorm,

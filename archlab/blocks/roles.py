@@ -69,6 +69,9 @@ class Weight:
     starts_through: Callable[[Tensor], Tensor] | None = None
     """The function that these draws go through, if there is one."""
 
+    input_grows: bool | None = None
+    """Whether it sums over more numbers in a wider model, if its block says so; else its role does: a matrix does."""
+
     used: float = 1.0
     """The share of its numbers that one token's forward pass uses: of experts' matrices, top_k / n_experts."""
 

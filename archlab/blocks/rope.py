@@ -206,9 +206,10 @@ def rotated_features(fraction: float, head_dim: int) -> int:
         )
     rotated = round(fraction * head_dim)
     if rotated < 2 or rotated % 2:
+        whole = " or 1" if head_dim % 2 == 0 else ""
         raise UserError(
             f"pos.fraction={fraction}: rotates {rotated} of the {head_dim} features of a head, and RoPE rotates"
-            f" them in pairs; choose a fraction that leaves an even number, such as {2 / head_dim:g} or 1"
+            f" them in pairs; choose a fraction that leaves an even number, such as {2 / head_dim:g}{whole}"
         )
     return rotated
 

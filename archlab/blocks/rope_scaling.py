@@ -286,7 +286,7 @@ def make_scaling(name: str, base: float, rotated: int, **options: float | Sequen
     for option, value in given.items():
         if option not in takes:
             which = f"takes {', '.join(takes)}" if takes else "takes no options"
-            shown = f"{value:g}" if isinstance(value, int | float) else shortened(str(list(value)))
+            shown = as_typed(value)
             raise UserError(
                 f"pos.{option}={shown}: changes nothing under pos.scaling={name}, which {which}; leave it out"
             )
@@ -294,6 +294,13 @@ def make_scaling(name: str, base: float, rotated: int, **options: float | Sequen
         if default is inspect.Parameter.empty and option not in given:
             raise UserError(f"pos.{option}=null: pos.scaling={name} needs it; {NEEDED[option]}")
     return SCALINGS[name](base, rotated, **given)
+
+
+def as_typed(value: float | Sequence[float]) -> str:
+    """A value as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else shortened(str(list(value)))
 
 
 def defaults_of(name: str) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ Before, arguments are put into Hydra's spelling; after, errors become one line, 
 Nothing here imports torch until a job starts.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab.base import signals
-from archlab.base.errors import NoRoom, UserError
+from archlab.base.errors import NoRoom, UserError, shortened
 from archlab.base.files import check_folder, no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import key_of, sets, value_of
@@ -41,7 +42,7 @@ from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, sets_hydra
 from archlab.config.plan import Plan, layer_plans
 from archlab.config.whole import by_hydra
-from archlab.records.directory import CONFIG
+from archlab.records.directory import looks_like_a_run
 from archlab.runs import experiments
 from archlab.runs.workers import expect_workers
 
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _say(UserError(f"{shortened(str(error.filename))}: no file can have so long a name; use a shorter one"))
+            sys.exit(2)
         if (full := no_room(error)) is None:
             raise
         _say(full)
@@ -200,11 +204,11 @@ def _is_one_job(flags: list[str], words: list[str]) -> bool:
 def _with_one_model(action: Action, arguments: list[str]) -> None:
     """The same of a model by its name alone: a preset, or a run's directory."""
     flags, words = split(arguments)
-    if (
-        len(words) == 1
-        and ("=" not in words[0] or Path(words[0], CONFIG).is_file())
-        and flags[::2] in ([], ["--config-dir"])
-    ):
+    runs = [word for word in words if looks_like_a_run(Path(word))]
+    if runs and len(words) > 1:
+        others = " ".join(word for word in words if word != runs[0])
+        raise UserError(f"{runs[0]}: is a run, which is taken as it was trained; give it without {others}")
+    if len(words) == 1 and ("=" not in words[0] or runs) and flags[::2] in ([], ["--config-dir"]):
         from archlab.runs.named_model import named
 
         action(named(words[0], _own_folder(flags)).cfg, [])
@@ -453,11 +457,11 @@ def _show(cfg: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def _preflight(cfg: DictConfig, overrides: list[str]) -> Path | None:
-    from archlab.verbs.preflight import preflight
+    from archlab.verbs.preflight import start_of
 
     if cfg.preflight.plot:
         check_folder("preflight.plot", Path(cfg.preflight.plot))  # before it is measured
-    found = preflight(cfg)
+    found = start_of(cfg, any(sets(word, "preflight.depths") for word in overrides))
     show(found)
     if cfg.preflight.plot:
         print(found.save(cfg.preflight.plot))

@@ -627,7 +627,12 @@ def check_training(cfg: DictConfig) -> None:
             " micro-batches; use a divisor of it"
         )
     if train.warmup is not None and train.warmup > train.steps:
-        raise UserError(f"train.warmup={train.warmup}: the run has only {train.steps} steps; use at most that many")
+        raise UserError(f"train.warmup={train.warmup}: the run has only {train.steps} steps; use fewer than that")
+    if train.warmup == train.steps > 1:
+        raise UserError(
+            f"train.warmup={train.warmup}: takes all steps there are, so schedule={option(cfg, 'schedule')} would change nothing; use"
+            f" at most {train.steps - 1}"
+        )
     for name in ("eval_every", "save_every"):
         if train[name] is not None and train[name] > train.steps:
             raise UserError(

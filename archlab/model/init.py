@@ -191,6 +191,8 @@ class MaximalUpdate(ByShape):
 
     hidden matrix  N(0, gain^2 / fan_in), its learning rate divided by m
     head, router   N(0, gain^2 / (m fan_in)), its learning rate divided by m
+    their like     whose input is as wide at every width, such as a latent: the rate as it is; the other way round, what
+                   is no matrix and sums over the stream, as the maps of hyper-connections do: divided by m
     embedding      such that it is N(0, 1) after its scale, and moves by as much at every width
     other table    N(0, 1 / base_width)
     gain, bias     as at any width
@@ -215,12 +217,17 @@ class MaximalUpdate(ByShape):
                 "init=mup: a head and an embedding of one table (embed.tied=true) would need two learning rates; use"
                 " embed.tied=false, or another init"
             )
+        if (width := decoder.embedding.weight.shape[-1]) != decoder.d_model:
+            raise UserError(
+                f"init=mup: embeddings of embed.width={width} would be as wide in a wider model, and muP is about widths that grow"
+                " together; leave embed.width out, or use another init"
+            )
 
     def wider(self, decoder: Decoder) -> float:
         return decoder.d_model / self.base_width
 
     def rate(self, weight: Weight, decoder: Decoder) -> float:
-        if weight.role in MATRICES:
+        if weight.role in MATRICES if weight.input_grows is None else weight.input_grows:
             return 1 / self.wider(decoder)
         if weight.role is Role.EMBEDDING:
             return embed_factor(decoder.embed_scaled_by, self.base_width) / decoder.embed_scale

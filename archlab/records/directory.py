@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from archlab.base.errors import UserError
-from archlab.base.files import lock, no_room, sync
+from archlab.base.files import lock, no_room, sync, there
 from archlab.base.nested import options_alone
 
 CONFIG, SUMMARY, METRICS, STEPS = "config.yaml", "summary.json", "metrics.jsonl", "steps.jsonl"
@@ -48,6 +48,11 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob(CHECKPOINTS), key=lambda file: (file.name.split("-")[1], file.stat().st_mtime_ns))[
         ::-1
     ]
+
+
+def looks_like_a_run(directory: Path) -> bool:
+    """Whether there is a configuration of a run."""
+    return there(directory / CONFIG)
 
 
 def is_finished(directory: Path) -> bool:

@@ -1,14 +1,17 @@
 """How a model's start changes with its depth, beside what was proved of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import copied, plain_dict
+from archlab.base.errors import UserError
 from archlab.blocks.residual import DeepNorm, PostNorm, PreNorm
-from archlab.config.assemble import build
+from archlab.config.assemble import assemble_without_weights, build
 from archlab.config.check import option, target
 from archlab.data.batch import Source
 from archlab.initial.measure import exponent, look_at_start, update_size
@@ -63,13 +66,15 @@ class Depths:
         return asdict(self) | {"exponents": {quantity: self.exponent(quantity) for quantity in asdict(self.predicted)}}
 
 
-def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, where: Runtime) -> Iterator[Depths]:
-    """The placements that theory speaks of and the one that was chosen, each at every depth, all else equal.
+def across_depths(
+    cfg: DictConfig, compared: Mapping[str, dict], source: Source, settings: PreflightSettings, where: Runtime
+) -> Iterator[Depths]:
+    """The compared placements, each at every depth, all else equal.
 
     Side by side in worker processes, where that is sooner done than one after the other.
     """
     depths = list(settings.depths or ())
-    looks = [Look(cfg, residual, depth, settings) for residual in placements(cfg).values() for depth in depths]
+    looks = [Look(cfg, residual, depth, settings) for residual in compared.values() for depth in depths]
     workers = default_workers()
     if where.device.type == "cpu" and worth_their_start([look.seconds for look in looks], workers):
         jobs = {number: look.do_alone for number, look in enumerate(looks)}
@@ -78,7 +83,7 @@ def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, 
         found = iter([done[number] for number in range(len(looks))])
     else:
         found = (look.do(source, where) for look in looks)
-    for name, residual in placements(cfg).items():
+    for name, residual in compared.items():
         seen = [next(found) for _ in depths]
         gradient, rms, update = map(list, zip(*seen, strict=True))
         kind = target(OmegaConf.create({"residual": residual}), "residual")
@@ -87,8 +92,39 @@ def across_depths(cfg: DictConfig, source: Source, settings: PreflightSettings, 
         yield Depths(name, depths, gradient, rms, update, predicted)
 
 
+class Missing(NamedTuple):
+    """Why a placement is not compared."""
+
+    placement: str
+    depth: int
+    why: str
+
+
+def to_compare(cfg: DictConfig, depths: Sequence[int]) -> tuple[dict[str, dict], list[Missing]]:
+    """`placements` of which this model can be built at every depth; and the others, each with why not."""
+    compared, missing = placements(cfg), []
+    for name, residual in list(compared.items()):
+        for depth in depths:
+            changed = with_placement(cfg, residual, depth)
+            try:
+                instantiate(changed.init).check(assemble_without_weights(changed))
+            except UserError as error:
+                missing.append(Missing(name, depth, str(error)))
+                del compared[name]
+                break
+    return compared, missing
+
+
+def with_placement(cfg: DictConfig, residual: dict, depth: int) -> DictConfig:
+    """The same model with this residual scheme and number of layers."""
+    changed = copied(cfg)
+    OmegaConf.set_struct(changed, False)
+    changed.residual, changed.size.n_layers = residual, depth
+    return changed
+
+
 def placements(cfg: DictConfig) -> dict[str, dict]:
-    """By name, the nodes of the schemes to compare; without norms the chosen one alone."""
+    """By name, the nodes of the placements that theory speaks of and of the chosen one; without norms of the chosen one alone."""
     chosen = {option(cfg, "residual"): plain_dict(cfg.residual)}
     if not target(cfg, "norm").acts:
         return chosen
@@ -109,10 +145,7 @@ class Look:
 
     @property
     def changed(self) -> DictConfig:
-        changed = copied(self.cfg)
-        OmegaConf.set_struct(changed, False)
-        changed.residual, changed.size.n_layers = self.residual, self.depth
-        return changed
+        return with_placement(self.cfg, self.residual, self.depth)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
+from archlab.base.files import there
 from archlab.base.messages import did_you_mean
 from archlab.config.compose import compose
 from archlab.config.overrides import groups
-from archlab.records.directory import unfinished
+from archlab.records.directory import looks_like_a_run, unfinished
 from archlab.runs.load import saved_configuration
 
 
@@ -30,7 +31,7 @@ class NamedModel:
 def named(word: str, own: Path | None = None) -> NamedModel:
     """What a word stands for; `own` is a folder of the user's own options. Raises UserError where it is none of the three."""
     directory = Path(word)
-    if (directory / "config.yaml").is_file():
+    if looks_like_a_run(directory):
         if why := unfinished(directory):
             raise UserError(why)
         return NamedModel(directory.name, saved_configuration(directory, own), None, directory)
@@ -40,7 +41,7 @@ def named(word: str, own: Path | None = None) -> NamedModel:
     presets = groups((own,) if own else ())["preset"]
     if word in presets:
         return NamedModel(word, compose(f"preset={word}", config_dir=own), (f"preset={word}",))
-    if directory.exists():
+    if there(directory):
         raise UserError(f"{word}: has no config.yaml, so it is not a run; give a run's directory, as a run prints it")
     raise UserError(
         f"{word}: is no preset, no run's directory and no override; {did_you_mean(word, presets)}presets: {', '.join(presets)}"
@@ -54,6 +55,9 @@ def one(verb: str, what: Sequence[str | Path | DictConfig], own: Path | None) ->
     if any(isinstance(word, DictConfig) for word in what):
         raise UserError("a configuration stands alone; give it by itself, or overrides")
     words = [str(word) for word in what]
+    if run := next((word for word in words if looks_like_a_run(Path(word))), None):
+        others = " ".join(word for word in words if word != run)
+        raise UserError(f"{run}: is a run, which is taken as it was trained; give it without {others}")
     if without := [word for word in words if "=" not in word]:
         raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
     return NamedModel(" ".join(words), compose(*words, config_dir=own), tuple(words))

@@ -20,6 +20,7 @@ from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import RUNNING, TrainState
 from archlab.train.step import Seen, falls_on
+from archlab.train.weights import saved_buffers
 
 Record = dict[str, Any]
 
@@ -64,7 +65,10 @@ class Divergence(Observer):
             return compute(state.decoder, batch, self.machine)[0].total
 
         torch.manual_seed(state.step)
+        kept = [(buffer, buffer.clone()) for buffer in saved_buffers(state.decoder)]
         state.first_nonfinite = first_nonfinite(state.decoder, loss, state.step)
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 class Recording(Observer):

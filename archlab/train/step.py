@@ -18,7 +18,7 @@ from archlab.train.runtime import Runtime
 from archlab.train.schedule import learning_rate
 from archlab.train.settings import TrainSettings
 from archlab.train.state import TrainState
-from archlab.train.weights import own_tensors
+from archlab.train.weights import saved_buffers
 
 
 class StepResult(NamedTuple):
@@ -68,12 +68,12 @@ def make_step(
     `call` is how layers are called, such as compiled, but for a step that records all quantities: what is computed for
     those would have to be compiled by itself.
     """
-    layers, saved, terms = list(decoder.layers), own_tensors(decoder), terms_of(settings.loss)
+    layers, terms = list(decoder.layers), terms_of(settings.loss)
     average_after = settings.average.after(settings.steps)
-    kept_beside = [buffer for name, buffer in decoder.named_buffers() if name in saved]  # such as running statistics
+    kept_beside = saved_buffers(decoder)
 
     def step(state: TrainState, batch: Batch) -> StepResult:
-        number, was_broken = state.step + 1, state.broken
+        number = state.step + 1
         closely = falls_on(number, probe_every, settings.steps)
         wanted = decoder.taps if closely else EVERY_STEP if probe_every else ()
         buffers = [buffer.clone() for buffer in kept_beside]
@@ -90,7 +90,7 @@ def make_step(
             seen["grad_norm"] = decoder.by_application(gradient_norms(layers))
         grad_norm = clip_grad_norm_(decoder.parameters(), settings.clip or math.inf)
         finite = not_broken(loss, grad_norm, state.scaler)
-        state.broken = was_broken | ~finite
+        state.broken = state.broken | ~finite
 
         update = Update(layers) if closely else None
         apply(state, ~grad_norm.isfinite())
@@ -98,7 +98,7 @@ def make_step(
         if update:
             seen["update_ratio"] = decoder.by_application(update.ratios())
         for buffer, before in zip(kept_beside, buffers, strict=True):
-            buffer.copy_(before.where(was_broken, buffer))
+            buffer.copy_(before.where(state.broken, buffer))
         if state.averaged is not None and number > average_after:
             state.averaged.update(decoder)
         state.step = number

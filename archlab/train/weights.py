@@ -13,6 +13,12 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named if seen.setdefault(id(tensor), name) == name}
 
 
+def saved_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers among them, such as running statistics: a forward pass in training may change these."""
+    saved = own_tensors(model)
+    return [buffer for name, buffer in model.named_buffers() if name in saved]
+
+
 @torch.no_grad()
 def put_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copies `own_tensors` of an equal model into this one; a tied pair stays tied."""

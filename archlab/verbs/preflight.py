@@ -1,5 +1,6 @@
 """A look at a model before training: activations, gradients and updates at its initial weights, and across depths."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from rich.console import Group, RenderableType
 from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.files import check_folder
+from archlab.base.words import sets
 from archlab.config.assemble import build
-from archlab.config.check import grows_by_layers
+from archlab.config.check import grows_by_layers, option
 from archlab.initial.measure import look_at_start, update_size
 from archlab.initial.settings import ENDINGS, PICTURES, PreflightSettings
 from archlab.initial.warn import warnings
@@ -67,19 +69,43 @@ class Start(Shown):
 @checked
 def preflight(*model: str | Path | DictConfig, config_dir: str | Path | None = None) -> Start:
     """Measures one model, named as for `show`, at its initial weights, and placements at `preflight.depths`. Raises UserError."""
-    cfg = one("preflight", model, Path(config_dir) if config_dir else None).cfg
+    asked = one("preflight", model, Path(config_dir) if config_dir else None)
+    return start_of(asked.cfg, any(sets(word, "preflight.depths") for word in asked.words or ()))
+
+
+def start_of(cfg: DictConfig, depths_asked: bool = False) -> Start:
+    """The same of one configuration, and whether its `preflight.depths` were asked for. Raises UserError."""
     settings, where, source = (
         section(cfg, "preflight", PreflightSettings),
         machine_of(cfg),
         open_source(cfg),
     )
     size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
+    compared = placements_of(cfg, settings, depths_asked)
     decoder = build(cfg).to(where.device)
     with where.in_force():
         start = look_at_start(decoder, source, training_seed(cfg), **size, where=where)
         update = update_size(decoder, source, settings.steps, settings.lr, training_seed(cfg), **size, where=where)
-        compared = settings.depths and grows_by_layers(cfg)
-        comparison = depths.across_depths(cfg, source, settings, where) if compared else ()
-        rows = [row.to_record() for row in track(comparison, "depths", len(depths.placements(cfg)))]
+        comparison = depths.across_depths(cfg, compared, source, settings, where) if compared else ()
+        rows = [row.to_record() for row in track(comparison, "depths", len(compared))]
     record = start.to_record() | {"update": update, "steps": settings.steps, "lr": settings.lr}
     return Start(record, list(warnings(start, update)), rows)
+
+
+def placements_of(cfg: DictConfig, settings: PreflightSettings, asked: bool) -> dict[str, dict]:
+    """The placements to compare at `preflight.depths`; says which are left out, and why. Raises UserError where depths cannot be."""
+    if not settings.depths or not grows_by_layers(cfg):
+        return {}
+    compared, missing = depths.to_compare(cfg, settings.depths)
+    chosen = option(cfg, "residual")
+    if of_chosen := next((one for one in missing if one.placement == chosen), None):
+        why = f"{of_chosen.depth} layers: {of_chosen.why}"
+        if asked:
+            raise UserError(
+                f"preflight.depths={list(settings.depths)}: this model cannot have {why}; leave it out, or use preflight.depths=null"
+            )
+        print(f"archlab: note: not compared across depths: this model cannot have {why}", file=sys.stderr)
+        return {}
+    for one_left_out in missing:
+        print(f"archlab: note: residual={one_left_out.placement} is left out: {one_left_out.why}", file=sys.stderr)
+    return compared

@@ -10,6 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from archlab.base.errors import UserError
+from archlab.blocks.rope import rotated_features
 
 WIDE, L = 48, 64  # features of a head, and the length that the model was trained at
 SHORT = [1.0 + 0.05 * i for i in range(WIDE // 2)]
@@ -131,7 +132,7 @@ def test_it_differs_from_partial_rotation_in_its_frequencies():
     ("options", "problem"),
     [
         (dict(p=0.01), "pos.p=0.01: leaves none of the 24 pairs.*pos=none"),
-        (dict(scaling="linear", factor=2.0, truncate=False), "pos.truncate=0: changes nothing under pos.scaling=linear"),
+        (dict(scaling="linear", factor=2.0, truncate=False), "pos.truncate=false: changes nothing under pos.scaling=linear"),
         (dict(scaling="linear", factor=2.0, short_factor=SHORT), "pos.short_factor=.*changes nothing under"),
         (dict(scaling="yarn", factor=2.0, trained_len=L, mscale=1.0), "pos.mscale=1: changes nothing without pos.mscale_all_dim"),
         (
@@ -173,3 +174,8 @@ def test_a_decoder_with_all_of_it():
     decoder, tokens = build(pos=pos), draw_tokens(seq=9)
     short, long = decoder(tokens[:, :6]), decoder(tokens[:, :7])[:, :6]
     assert (short - long).abs().max() > 1e-3
+
+
+def test_a_fraction_that_cannot_be_is_not_proposed():
+    with pytest.raises(UserError, match=r"rotates 5 of the 5 features .* such as 0.4$"):
+        rotated_features(1.0, 5)

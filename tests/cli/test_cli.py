@@ -172,6 +172,8 @@ def test_version(archlab: Session) -> None:
 
 NORMS = "options: " + ", ".join(oracles.options("norm"))
 
+LONG = "x" * 300
+
 MISTAKES = {
     "norm=rsm": f"norm=rsm: no such option; did you mean rms? {NORMS}",
     "+norm=rsm": f"norm=rsm: no such option; did you mean rms? {NORMS}",
@@ -258,6 +260,29 @@ MISTAKES = {
     "verify norm=rms norm=layer": "norm=rms norm=layer: set norm twice",
     "compare x metric=val_loss metric=train_loss": "metric=val_loss metric=train_loss: set metric twice",
     "--config-dir= show": "--config-dir: a value is missing; write -cd, --config-dir FOLDER",
+    # longer than a file's name can be
+    **{
+        f"{verb}{LONG}": ""
+        for verb in (
+            "",
+            "show ",
+            "show norm=",
+            "show preset=",
+            "draw ",
+            "draw size=nano output=",
+            "diff gpt2 ",
+            "preflight ",
+            "preflight size=nano preflight.plot=",
+            "compare ",
+            "report ",
+            "resume ",
+            "generate ",
+            "claims ",
+            "bench size=nano output=",
+            "--config-dir ",
+        )
+    },
+    "diff gpt2 eval.lengths=[" + "1," * 150 + "2]": "eval.lengths",
     # nothing
     "train={}": "train={}: sets nothing; write what it should set, as in train.NAME=VALUE, or leave it out",
     "norm={}": "norm={}: sets nothing; write what it should set, as in norm.NAME=VALUE",

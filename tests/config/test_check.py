@@ -158,6 +158,11 @@ DO_NOT_GO_TOGETHER = [
         ["mixer=gqa", "size.n_kv_heads=4"],
     ),
     # positions
+    (
+        ["size.head_dim=7", "pos.fraction=1"],  # of which no fraction leaves all
+        ["pos.fraction=1", "rotates 7 of the 7", "such as 0.285714"],
+        ["size.head_dim=7", "pos.fraction=0.285714"],
+    ),
     (["pos.fraction=0.01"], ["pos.fraction=0.01", "pairs", "0.0625"], ["pos.fraction=0.0625"]),
     (
         ["pos=learned", "train.train_len=600"],
@@ -221,7 +226,8 @@ DO_NOT_GO_TOGETHER = [
     ),
     # training
     (["train.accumulate=3"], ["train.accumulate=3", "train.batch_size=16", "divisor"], ["train.accumulate=4"]),
-    (["train.warmup=500"], ["train.warmup=500", "400 steps", "at most"], ["train.warmup=400"]),
+    (["train.warmup=400"], ["train.warmup=400", "all steps", "schedule=cosine"], ["train.warmup=399"]),
+    (["train.warmup=500"], ["train.warmup=500", "400 steps", "fewer"], ["train.warmup=399"]),
     (["train.patience=2"], ["train.patience=2", "train.eval_every=50"], ["train.patience=2", "train.eval_every=50"]),
     # evaluation
     (["eval.stride=8"], ["eval.stride=8", "eval.protocol=sliding"], ["eval.stride=8", "eval.protocol=sliding"]),

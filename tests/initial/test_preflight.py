@@ -240,6 +240,34 @@ def test_without_norms_there_is_one_placement_to_look_at(capsys):
     assert "post" not in str(start) and "sandwich" not in str(start) and start.depths
 
 
+HYBRID = ("size.n_layers=4", "mixer=gdn", "layers[3::4].mixer=mha")
+
+
+@pytest.mark.parametrize(
+    ("words", "placements", "note"),
+    [
+        (
+            ("preset=ngpt_0_5b", "size=nano"),
+            ["post", "pre", "ngpt"],
+            "residual=deep is left out: init=unit: under a residual scheme with a gain",
+        ),
+        (HYBRID, [], "not compared across depths: this model cannot have 2 layers: pos: RoPE rotates queries and keys"),
+    ],
+)
+def test_what_cannot_be_compared_is_left_out_and_said(words, placements, note, capsys):
+    """By depths that nobody asked for; the model itself is looked at all the same."""
+    cfg = archlab.compose(*words)
+    cfg.preflight.update(depths=[2, 3], batch_size=1, seq_len=9, steps=1)
+    start = archlab.preflight(cfg)
+    assert [row["placement"] for row in start.depths] == placements and start.record["layers"]
+    assert capsys.readouterr().err.count(f"archlab: note: {note}") == 1
+
+
+def test_depths_that_were_asked_for_and_cannot_be_are_refused():
+    with pytest.raises(UserError, match=r"^preflight.depths=\[2, 3\]: this model cannot have 2 layers: pos: RoPE"):
+        archlab.preflight("size=nano", *HYBRID, "preflight.depths=[2,3]")
+
+
 REFUSED = {
     "preflight.depths=[4]": "preflight.depths=[4]: an exponent takes two depths or more, such as [4,16]; or null, for none",
     "preflight.depths=[4,2]": "preflight.depths=[4, 2]: should rise from one to the next; use [2,4]",

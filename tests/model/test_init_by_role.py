@@ -7,6 +7,7 @@ import torch
 from oracles import built, composed
 from training import CPU, SMALL, Counting, settings
 
+from archlab.base.errors import UserError
 from archlab.blocks.roles import Role
 from archlab.runs.assembled import open_source
 from archlab.train.objective import token_losses
@@ -84,6 +85,40 @@ def moved(*words: str) -> float:
         step(state, Counting().train(3, state.step + 1, 6, 11))
     with torch.no_grad():
         return (decoder(tokens) - before).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "rate"),
+    [
+        ("mixer=mla mixer.kv_lora_rank=5 mixer.q_lora_rank=7", "mixer.q_a_proj", 1 / 4),  # of the stream
+        (
+            "mixer=mla mixer.kv_lora_rank=5 mixer.q_lora_rank=7",
+            "mixer.q_b_proj",
+            1,
+        ),  # of a latent, as wide at every width
+        ("mixer=mla mixer.kv_lora_rank=5", "mixer.k_b_proj", 1),
+        ("mixer=mla mixer.kv_lora_rank=5", "mixer.v_b_proj", 1),
+        ("pos=fire", "position.up_proj", 1),  # of a distance
+        ("pos=fire", "position.down_proj", 1),
+        ("residual=hyper", "residual.mixings.1.maps", 1 / 4),  # no matrix by its role, and of the stream
+        ("residual=hyper", "residual.mixings.1.keep", 1),
+        ("residual=mhc", "residual.mixings.1.mix", 1 / 4),
+        ("ffn=experts", "ffn.router", 1 / 4),
+        ("ffn=experts", "ffn.down_proj", 1 / 4),
+    ],
+)
+def test_rates_under_mup_go_by_whether_the_input_grows_with_the_model(words, part, rate):
+    """Adam's rates of arXiv:2203.03466, table 3: by what fan_in grows by, and as they are for inputs of one width."""
+    decoder = built(*WORDS[:-1], "init=mup", f"init.base_width={BASE}", *words.split())
+    (found,) = {
+        decoder.rates.get(w.name, 1.0) for w in decoder.weights() if f".{part}" in f".{w.name}" and "bias" not in w.name
+    }
+    assert found == pytest.approx(rate)
+
+
+def test_mup_is_refused_where_a_width_stays():
+    with pytest.raises(UserError, match="^init=mup: embeddings of embed.width=6 would be as wide in a wider model"):
+        built(*WORDS, "init=mup", "embed.width=6")
 
 
 def test_a_wider_model_learns_as_much_a_step_under_mup_alone():

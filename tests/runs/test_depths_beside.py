@@ -11,7 +11,9 @@ def test_side_by_side_the_depths_are_what_they_are_one_after_the_other(monkeypat
     cfg = archlab.compose("size=nano", "size.d_model=24", "size.n_heads=3", "size.d_ff=40", "residual=sandwich")
     settings = PreflightSettings(batch_size=2, seq_len=11, steps=1, depths=[1, 3])
     source, where = open_source(cfg), machine_of(cfg)
-    by_turns = list(depths.across_depths(cfg, source, settings, where))
+    compared, missing = depths.to_compare(cfg, settings.depths)
+    assert not missing
+    by_turns = list(depths.across_depths(cfg, compared, source, settings, where))
     calls = []
 
     def beside(jobs, workers, words):
@@ -20,6 +22,6 @@ def test_side_by_side_the_depths_are_what_they_are_one_after_the_other(monkeypat
 
     monkeypatch.setattr(depths, "side_by_side", beside)
     monkeypatch.setattr(depths, "worth_their_start", lambda seconds, workers: min(seconds) > 0)
-    assert list(depths.across_depths(cfg, source, settings, where)) == by_turns
+    assert list(depths.across_depths(cfg, compared, source, settings, where)) == by_turns
     assert [row.placement for row in by_turns] == ["post", "pre", "deep", "sandwich"]
     assert calls == [["preflight.depths=1", "preflight.depths=3"] * 4]
