@@ -143,5 +143,9 @@ def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
             **costs(on_meta, length, settings.bytes_per_number),
             "token_budget": TOKENS_PER_PARAMETER * count_own_parameters(on_meta),
         },
-        "memory": bill.rows(held) | {"total": held.total},
+        # Of diff's figures these alone go by an assumption about training, so it stands beside them.
+        "memory": {
+            f"{what} (memory.optimizer={settings.optimizer})" if what == "optimizer states" else what: bytes_of
+            for what, bytes_of in (bill.rows(held) | {"total": held.total}).items()
+        },
     }

@@ -235,7 +235,7 @@ def _costs(record: Record) -> list[tuple[str, str]]:
 def _active_parameters(record: Record) -> Iterable[tuple[str, str]]:
     """What one token uses of the parameters, where it does not use all."""
     if active := record.get("n_active_params"):
-        yield "active parameters", _in("per token", count(active))
+        yield "active parameters", _in("per token, the table of embeddings among them", count(active))
 
 
 def _further_heads(record: Record) -> Iterable[tuple[str, str]]:
