@@ -54,6 +54,12 @@ def every_option_once() -> list[list[str]]:
 COVER = every_option_once()
 
 
+def choice_of(words: list[str]) -> dict[str, str]:
+    """By group, the options that such a combination chooses."""
+    named = (word.split("=") for word in words)
+    return {group: name for group, name in named if group in GROUPS}
+
+
 STEP = ("norm", "residual", "mask", "mixer", "pos")
 """The groups whose options meet in a training step, all of which are packed."""
 

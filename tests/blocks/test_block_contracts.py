@@ -6,6 +6,7 @@ from functools import cache, partial
 import pytest
 import torch
 import torch.nn.functional as F
+from cover import COVER, choice_of
 from oracles import (
     BATCH,
     BLOCKS,
@@ -62,6 +63,22 @@ def decoder_of(group, name):
 
 LAYERS_OF = {"residual": 4}
 """A scheme may do something else in the first layers and in the last; all other options are in two layers what they are in more."""
+
+
+each_choice = pytest.mark.parametrize("choice", [choice_of(words) for words in COVER], ids=" ".join)
+"""As few decoders as hold every option: for what each block of a decoder has to keep for the whole decoder to keep it."""
+
+
+def decoder_with(choice):
+    return build(n_layers=LAYERS_OF["residual"], **choice)
+
+
+@cache
+def read_once(group, name):
+    """A decoder's embeddings and its logits of the same tokens, to ask for gradients between the two."""
+    decoder = decoder_of(group, name)
+    kept = embeddings_of(decoder)
+    return decoder, kept, logits_of(decoder, draw_tokens())
 
 
 def logits_of(decoder, tokens):
@@ -173,9 +190,9 @@ def test_turning_keeps_shape_and_dtype_and_norm_of_all_but_what_fades(name, dtyp
     torch.testing.assert_close(turned.double().norm(dim=-1), q.double().norm(dim=-1), rtol=rounding, atol=0)
 
 
-@each_option
-def test_a_decoder_of_it_gives_finite_logits_in_each_dtype(group, name):
-    decoder, tokens = decoder_of(group, name), draw_tokens()
+@each_choice
+def test_a_decoder_of_it_gives_finite_logits_in_each_dtype(choice):
+    decoder, tokens = decoder_with(choice), draw_tokens()
     for dtype in DTYPES:
         logits = logits_of(decoder.to(dtype), tokens)
         assert (logits.shape, logits.dtype) == ((BATCH, SEQ, VOCAB), dtype)
@@ -195,7 +212,7 @@ def test_half_precision_follows_double(group, name):
 @each_option
 def test_shapes_can_be_tried_without_memory(group, name):
     with torch.device("meta"), NothingDrawn():
-        decoder = build(torch.float32, fresh=True, n_layers=LAYERS_OF.get(group, 2), **{group: name})
+        decoder = build(torch.float32, fresh=True, n_layers=LAYERS_OF.get(group, 1), **{group: name})
     tokens = torch.zeros(BATCH, SEQ, dtype=torch.long, device="meta")
     assert logits_of(decoder, tokens).shape == (BATCH, SEQ, VOCAB)
 
@@ -237,9 +254,7 @@ def test_a_layer_shares_no_parameter_with_another(group, name):
 @each_option
 def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
     """What may be scored has no gradient towards later tokens, unless the norm says that it leaks."""
-    decoder, tokens = decoder_of(group, name), draw_tokens()
-    kept = embeddings_of(decoder)
-    logits = logits_of(decoder, tokens)
+    decoder, kept, logits = read_once(group, name)
     scored = decoder.mask.may_score(SEQ, torch.full((BATCH,), PREFIX if decoder.mask.uses_prefix else 0))
     leak = 0.0
     for position in range(SEQ):
@@ -253,9 +268,8 @@ def test_only_what_a_position_may_read_and_not_score_reaches_it(group, name):
 
 @each_option
 def test_sequences_do_not_touch_each_other(group, name):
-    decoder, tokens = decoder_of(group, name), draw_tokens()
-    kept = embeddings_of(decoder)
-    (gradient,) = torch.autograd.grad(logits_of(decoder, tokens)[0].square().sum(), kept)
+    decoder, kept, logits = read_once(group, name)
+    (gradient,) = torch.autograd.grad(logits[0].square().sum(), kept, retain_graph=True)
     across = any("batch" in norm.reduces for norm in decoder.modules() if isinstance(norm, Norm))
     assert gradient[1].any() == across
 
@@ -327,9 +341,9 @@ def test_no_two_options_of_a_group_are_the_same(group):
 # --- the decoder around the blocks --------------------------------------------------------------
 
 
-@each_option
-def test_recomputing_activations_changes_no_number(group, name):
-    decoder, tokens = decoder_of(group, name).eval(), draw_tokens()
+@each_choice
+def test_recomputing_activations_changes_no_number(choice):
+    decoder, tokens = decoder_with(choice).eval(), draw_tokens()
 
     def gradients():
         decoder.zero_grad()

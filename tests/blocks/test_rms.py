@@ -113,7 +113,8 @@ def test_a_turn_is_a_product_with_a_complex_number_and_its_gradient_that_of_the_
     found = rotate_wide(x, waves(angles), layout)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, outer)[0] for y in (found, expected)))
-    assert torch.autograd.gradgradcheck(lambda given: rotate_wide(given, waves(angles), layout).square(), (x,))
+    few, their_angles = x.detach()[:1, :1, :2].requires_grad_(), waves(angles[:, :2])
+    assert torch.autograd.gradgradcheck(lambda given: rotate_wide(given, their_angles, layout).square(), (few,))
 
 
 def test_a_function_with_its_own_gradient_asks_for_its_signature_once_and_keeps_its_defaults(monkeypatch):
