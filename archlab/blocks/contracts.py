@@ -440,6 +440,9 @@ class Residual(Block):
     branch_gain: float = 1.0
     """The factor on the initial weights of the feed-forward, value and output projections."""
 
+    output_gain: float = 1.0
+    """The factor on the initial weights of the matrices that write to the stream."""
+
     streams: int = 1
     """How many streams of width d_model run side by side, where `enter` makes several of one; the same in all layers."""
 

@@ -376,10 +376,12 @@ class HyperConnections(ManyStreams):
     where the scheme is pre-norm: W = 0, s = 0.01, keep = 1 on the diagonal, write = 1, and a branch reads one stream alone,
     its number being that of the branch among those of all layers, modulo `streams`.
 
-    Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), eq. 11 to 13 (dynamic) in the form of its published code.
-    """
+    Matrices that write to the stream start sqrt(streams) times as large, unless `scaled_outputs` is false: its published code
+    leaves that to who sets the initial weights. W decays, the numbers a do not.
 
-    inputs_grow = {"maps": True}
+    Source: arXiv:2409.19606, eq. 1 to 5 and 14 (static), eq. 11 to 13 (dynamic) in the form of its published code; sec. 4,
+    implementation (what decays, and how large outputs start).
+    """
 
     def __init__(
         self,
@@ -389,10 +391,17 @@ class HyperConnections(ManyStreams):
         layer: int = 0,
         streams: Count = 4,
         dynamic: bool = True,
+        scaled_outputs: bool = True,
     ):
         numbers = [(BRANCHES * layer + which) % streams for which in range(BRANCHES)]
         mixing = partial(DynamicMixing, d_model=d_model) if dynamic else LearnedMixing
         super().__init__(norm, streams, [mixing(streams, number) for number in numbers])
+        self.output_gain = streams**0.5 if scaled_outputs else 1.0
+        self.starts_within = {f"mixings.{which}.maps": (0.0, 0.0) for which in range(BRANCHES)}
+
+    def _weight(self, module: nn.Module, name: str, tensor: nn.Parameter) -> Weight:
+        weight = super()._weight(module, name, tensor)
+        return replace(weight, role=Role.HIDDEN) if is_named(name, ("maps",)) else weight
 
 
 class DoublyStochasticMixing(nn.Module):

@@ -429,13 +429,14 @@ def changes_nothing(subject: Subject, before: Sequence[Any]) -> bool | None:
 
 @torch.no_grad()
 def traces_of(subject: Subject) -> Iterator[Any]:
-    """The names and shapes of all weights, what gains and scalars start at, the logits in training and in evaluation, and what training leaves behind.
+    """The names and shapes of all weights, what matrices start larger by and gains and scalars start at, the logits in training and in evaluation, and what training leaves behind.
 
     Evaluated is also a long sequence, for what acts from a distance. What costs least comes first, with how many more
     things of its kind there are.
     """
     begun, decoder = subject.begun_and_random()
     yield [(name, tuple(weight.shape)) for name, weight in decoder.named_parameters()]
+    yield [(layer.residual.branch_gain, layer.residual.output_gain) for layer in decoder.layers]
     yield len(begun)
     yield from begun
     yield logits_of(decoder, subject.tokens)

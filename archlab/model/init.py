@@ -275,9 +275,9 @@ class UnitLength(Init):
                 f"init=unit: an embedding of embed.width={decoder.embedding.weight.shape[-1]} has vectors of another width than"
                 " the stream's; use embed.width=null, or another init"
             )
-        if any(layer.residual.branch_gain != 1 for layer in decoder.layers):
+        if any(layer.residual.branch_gain * layer.residual.output_gain != 1 for layer in decoder.layers):
             raise UserError(
-                "init=unit: under a residual scheme with a gain on initial weights (deep, deep_glm, sub) the gain would change"
+                "init=unit: under a residual scheme with a gain on initial weights (deep, deep_glm, hyper, sub) the gain would change"
                 " nothing, since every vector has length 1; use residual=ngpt or pre, or another init"
             )
 
@@ -291,11 +291,14 @@ OF_LENGTH_ONE = MATRICES | {Role.EMBEDDING}
 
 def branch_gain(weight: Weight, decoder: Decoder) -> float:
     """What the residual scheme of the weight's layer multiplies it by."""
-    if not weight.branch_gain:
+    if not weight.branch_gain and not weight.writes_to_stream:
         return 1.0
     place = re.match(r"(mtp\.)?layers\.\d+", weight.name)
     assert place is not None, f"{weight.name} is in a layer"
-    return cast(Layer, decoder.get_submodule(place[0])).residual.branch_gain
+    residual = cast(Layer, decoder.get_submodule(place[0])).residual
+    return (residual.branch_gain if weight.branch_gain else 1.0) * (
+        residual.output_gain if weight.writes_to_stream else 1.0
+    )
 
 
 def drawn_as(name: str) -> str:

@@ -10,7 +10,7 @@ from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
 
 from archlab.base.errors import UserError
-from archlab.blocks.roles import Role
+from archlab.blocks.roles import DECAYING, Role
 
 EXACT = dict(rtol=1e-12, atol=1e-12)  # both sides in float64
 MANY_LAYERS = dict(rtol=1e-9, atol=1e-9)
@@ -185,7 +185,16 @@ def test_manifold_constrained_hyper_connections_are_deepseek_v4s(monkeypatch):
 def test_what_looks_at_the_streams_is_drawn_and_all_else_of_a_scheme_starts_as_made():
     weights = {weight.name: weight.role for weight in scheme("mhc").weights()}
     assert {name for name, role in weights.items() if role is Role.HIDDEN} == {"mixings.0.mix", "mixings.1.mix"}
-    assert {weight.role for weight in scheme("hyper").weights()} == {Role.SCALAR, Role.GAIN, Role.BIAS}
+    roles = {weight.name: weight.role for weight in scheme("hyper").weights()}
+    assert {name for name, role in roles.items() if role is Role.HIDDEN} == {"mixings.0.maps", "mixings.1.maps"}
+    assert {*roles.values()} == {Role.SCALAR, Role.GAIN, Role.BIAS, Role.HIDDEN}
+
+
+def test_what_makes_hyper_connections_dynamic_decays_and_the_rest_does_not():
+    """arXiv:2409.19606, sec. 4, implementation."""
+    decaying = {weight.name for weight in scheme("hyper").weights() if weight.role in DECAYING}
+    assert decaying == {"mixings.0.maps", "mixings.1.maps"}
+    assert not any(weight.role in DECAYING for weight in scheme("hyper", dynamic=False).weights())
 
 
 @pytest.mark.parametrize("name", ["hyper", "mhc"])

@@ -39,6 +39,10 @@ def glorot(out: int, into: int) -> float:
     return (2 / (out + into)) ** 0.5
 
 
+OUTPUTS = {"hyper": 2.0}
+"""By scheme, the factor on what writes to the stream: sqrt(4) of its four streams. Source: arXiv:2409.19606, sec. 4."""
+
+
 def expected_stds(init: str, residual: str) -> dict[str, float]:
     """Of a matrix in a layer, and of the tables and the head."""
     stds = {}
@@ -47,6 +51,7 @@ def expected_stds(init: str, residual: str) -> dict[str, float]:
         if init == "normal" and name in TO_STREAM:
             std /= (2 * N) ** 0.5
         stds[name] = std * (1.0 if name in UNGAINED else BETA.get(residual, 1.0))
+        stds[name] *= OUTPUTS.get(residual, 1.0) if name in TO_STREAM else 1.0
     table = {"xavier": D**-0.5, "normal": 0.02}[init]
     return stds | {"embedding": table, "position.table": table, "head": {"xavier": glorot(V, D), "normal": 0.02}[init]}
 
@@ -181,6 +186,8 @@ def test_arms_that_differ_in_one_block_share_all_other_weights(group, name):
             continue  # the norms that sub-norm has within its branches
         gained = group == "residual" and name in BETA and ("ffn" in key or "v_proj" in key or "out_proj" in key)
         ratio = BETA[name] if gained else 1.0
+        if group == "residual" and key.removesuffix(".weight").split(".")[-1] in ("out_proj", "down_proj"):
+            ratio *= OUTPUTS.get(name, 1.0)
         torch.testing.assert_close(
             arm[key], ratio * default[key], rtol=1e-5 if gained else 0, atol=0
         )  # beta to six digits

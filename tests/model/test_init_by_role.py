@@ -32,6 +32,11 @@ STDS = {
         "head": 0.5 * D**-0.5 / 2, "embedding": D**-0.5, "table": BASE**-0.5,
     },
     ("init=mup", f"init.base_width={BASE}", "embed.scale=none"): {"embedding": 1.0, "head": D**-0.5 / 2},
+    # Twice as large where four streams are written to, by arXiv:2409.19606, sec. 4; what mixes them starts at zero.
+    ("init=small", "residual=hyper", "residual.streams=4"): {
+        "out_proj": 2 * SMALLER, "down_proj": 2 * SMALLER, "up_proj": SMALLER, "v_proj": SMALLER, "maps": 0.0,
+    },
+    ("init=small", "residual=hyper", "residual.scaled_outputs=false"): {"out_proj": SMALLER, "down_proj": SMALLER, "maps": 0.0},
     ("init=xavier", "init.zero=branches"): {"out_proj": 0.0, "down_proj": 0.0, "head": (2 / (V + D)) ** 0.5},
     ("init=normal", "init.zero=all"): {"out_proj": 0.0, "down_proj": 0.0, "head": 0.0, "up_proj": 0.02},
 }  # fmt: skip
