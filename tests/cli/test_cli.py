@@ -260,6 +260,7 @@ MISTAKES = {
     "verify norm=rms norm=layer": "norm=rms norm=layer: set norm twice",
     "compare x metric=val_loss metric=train_loss": "metric=val_loss metric=train_loss: set metric twice",
     "--config-dir= show": "--config-dir: a value is missing; write -cd, --config-dir FOLDER",
+    "preflight size=nano skips=unet size.n_layers=4 preflight.depths=[1,2]": "preflight.depths=[1, 2]: this model cannot have 1 layers: skips=unet",
     # longer than a file's name can be
     **{
         f"{verb}{LONG}": ""
@@ -301,6 +302,16 @@ def test_a_mistake_is_answered_in_one_line(archlab: Session, words: str, tmp_pat
     assert answer.out == ""
     assert archlab.jobs == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("verb", "word"), [("show", "memory.batch=2"), ("preflight", "preflight.depths=null")])
+def test_a_run_is_taken_without_further_words(archlab: Session, verb: str, word: str, tmp_path: Path) -> None:
+    """Its directory has the form of an override, as runs' names do."""
+    (tmp_path / "norm=rms").mkdir()
+    (tmp_path / "norm=rms" / "config.yaml").write_text("")
+    answer = archlab(verb, "norm=rms", word)
+    told = f"archlab: norm=rms: is a run, which is taken as it was trained; give it without {word}\n"
+    assert (answer.status, answer.out, answer.err) == (2, "", told)
 
 
 @pytest.mark.parametrize("verb", VERBS)
