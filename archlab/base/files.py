@@ -76,6 +76,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+TOO_LONG = "no file can have so long a name; use a shorter one"
+
 LONGEST_NAME = 200
 """Bytes: 255 on usual disks, and while a file is being written it has a longer one."""
 
@@ -83,7 +85,7 @@ LONGEST_NAME = 200
 def check_folder(option: str, file: Path) -> None:
     """Raises UserError where a file has no folder to go to, as one that was misspelt should not come to be, or too long a name."""
     if len(os.fsencode(file.name)) > LONGEST_NAME:
-        raise UserError(f"{option}={shortened(str(file))}: no file can have so long a name; use a shorter one")
+        raise UserError(f"{option}={shortened(str(file))}: {TOO_LONG}")
     if not file.parent.is_dir():
         raise UserError(f"{option}={file}: {file.parent} is not a folder; make it first, or give another file")
 

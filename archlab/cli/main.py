@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import archlab
 from archlab.base import signals
 from archlab.base.errors import NoRoom, UserError, shortened
-from archlab.base.files import check_folder, no_room
+from archlab.base.files import TOO_LONG, check_folder, no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import key_of, sets, value_of
 from archlab.cli import models, results
@@ -42,7 +42,7 @@ from archlab.config.messages import explain
 from archlab.config.overrides import conf_dir, groups, normalise, refuse_twice, sets_hydra
 from archlab.config.plan import Plan, layer_plans
 from archlab.config.whole import by_hydra
-from archlab.records.directory import looks_like_a_run
+from archlab.records.directory import looks_like_a_run, refuse_beside_a_run
 from archlab.runs import experiments
 from archlab.runs.workers import expect_workers
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _say(UserError(f"{shortened(str(error.filename))}: no file can have so long a name; use a shorter one"))
+            _say(UserError(f"{shortened(str(error.filename))}: {TOO_LONG}"))
             sys.exit(2)
         if (full := no_room(error)) is None:
             raise
@@ -204,11 +204,9 @@ def _is_one_job(flags: list[str], words: list[str]) -> bool:
 def _with_one_model(action: Action, arguments: list[str]) -> None:
     """The same of a model by its name alone: a preset, or a run's directory."""
     flags, words = split(arguments)
-    runs = [word for word in words if looks_like_a_run(Path(word))]
-    if runs and len(words) > 1:
-        others = " ".join(word for word in words if word != runs[0])
-        raise UserError(f"{runs[0]}: is a run, which is taken as it was trained; give it without {others}")
-    if len(words) == 1 and ("=" not in words[0] or runs) and flags[::2] in ([], ["--config-dir"]):
+    refuse_beside_a_run(words)
+    named_alone = len(words) == 1 and ("=" not in words[0] or looks_like_a_run(Path(words[0])))
+    if named_alone and flags[::2] in ([], ["--config-dir"]):
         from archlab.runs.named_model import named
 
         action(named(words[0], _own_folder(flags)).cfg, [])

@@ -8,7 +8,7 @@ config.yaml, which the system releases when the process dies, however it dies.
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ def checkpoints(directory: Path) -> list[Path]:
 def looks_like_a_run(directory: Path) -> bool:
     """Whether there is a configuration of a run."""
     return there(directory / CONFIG)
+
+
+def refuse_beside_a_run(words: Sequence[str]) -> None:
+    """Raises UserError where one of several words is a run."""
+    if len(words) > 1 and (run := next((word for word in words if looks_like_a_run(Path(word))), None)):
+        others = " ".join(word for word in words if word != run)
+        raise UserError(f"{run}: is a run, which is taken as it was trained; give it without {others}")
 
 
 def is_finished(directory: Path) -> bool:

@@ -12,7 +12,7 @@ from archlab.base.files import there
 from archlab.base.messages import did_you_mean
 from archlab.config.compose import compose
 from archlab.config.overrides import groups
-from archlab.records.directory import looks_like_a_run, unfinished
+from archlab.records.directory import looks_like_a_run, refuse_beside_a_run, unfinished
 from archlab.runs.load import saved_configuration
 
 
@@ -55,9 +55,7 @@ def one(verb: str, what: Sequence[str | Path | DictConfig], own: Path | None) ->
     if any(isinstance(word, DictConfig) for word in what):
         raise UserError("a configuration stands alone; give it by itself, or overrides")
     words = [str(word) for word in what]
-    if run := next((word for word in words if looks_like_a_run(Path(word))), None):
-        others = " ".join(word for word in words if word != run)
-        raise UserError(f"{run}: is a run, which is taken as it was trained; give it without {others}")
+    refuse_beside_a_run(words)
     if without := [word for word in words if "=" not in word]:
         raise UserError(f"{without[0]}: {verb} takes one model: a preset, a run's directory, or overrides, name=value")
     return NamedModel(" ".join(words), compose(*words, config_dir=own), tuple(words))
