@@ -3,15 +3,21 @@
 import torch
 
 from archlab.benchmark.turns import Work
+from archlab.train.runtime import Runtime
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the square matrices: large enough that a product is bound by arithmetic, small enough to take milliseconds."""
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Work, float]:
+def matrix_product(machine: Runtime) -> tuple[Work, float]:
     """A product of two square matrices to be timed, and its floating-point operations: 2 side^3, a multiply-add as two."""
-    side = SIDE.get(device.type, SIDE["cpu"])
+    side = SIDE.get(machine.device.type, SIDE["cpu"])
     draws = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(side, side, generator=draws).to(device, dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, generator=draws).to(machine.device, machine.dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return lambda: torch.mm(a, b, out=out), 2.0 * side**3
+
+    def product() -> torch.Tensor:
+        with machine.in_force():
+            return torch.mm(a, b, out=out)
+
+    return product, 2.0 * side**3

@@ -20,6 +20,7 @@ from archlab.benchmark.speed import Record, rates, setting
 from archlab.benchmark.turns import Work, in_turns
 from archlab.benchmark.workload import Workload
 from archlab.cost.describe import count_parameters
+from archlab.train.runtime import products_in_tf32
 
 ROUNDS = 9
 SHAPE = {"norm": "rms", "residual": "pre", "ffn": "swiglu", "mask": "causal", "mixer": "mha", "head": "linear"}
@@ -203,6 +204,7 @@ def step_of(model: nn.Module, logits: Callable[[Tensor], Tensor], work: Workload
     )
     scaler = machine.scaler()
 
+    @products_in_tf32(machine.tf32)
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with machine.autocast():

@@ -30,7 +30,7 @@ def speed(cfg: DictConfig, rounds: int = ROUNDS, tick: Callable[[], None] = lamb
     work = Workload(cfg)
     calls = modes_of(work)
     compiling = compile_seconds(work)
-    product, flops = matrix_product(work.machine.device, work.machine.dtype)
+    product, flops = matrix_product(work.machine)
     beside = {"eager": work.eager_step} if compiling else {}
     seconds = in_turns({**calls, **beside, "product": product}, rounds, tick)
     peak = flops / float(np.median(seconds.pop("product")))

@@ -8,9 +8,8 @@ from archlab.base.words import key_of
 from archlab.benchmark.ratio import speed_ratio
 from archlab.benchmark.speed import Record, memory_of, modes_of, rates, setting, tokens_of
 from archlab.benchmark.turns import in_turns
-from archlab.benchmark.workload import Workload
+from archlab.benchmark.workload import Workload, machine_timed
 from archlab.config.plan import Plan
-from archlab.train.runtime import runtime
 
 ROUNDS = 17
 """Whose interval reaches from the 5th to the 13th of the sorted ratios."""
@@ -33,10 +32,10 @@ def check_apart(one: Plan, other: Plan, given: str) -> None:
 
 def timed(plan: Plan) -> tuple[object, ...]:
     """All that decides which operations are timed; without it are seeds, rates, and what happens after training."""
-    machine, cfg = runtime(plan.cfg.device, plan.cfg.precision), plan.cfg.copy()
+    machine, cfg = machine_timed(plan.cfg), plan.cfg.copy()
     cfg.device, cfg.precision = str(machine.device), str(machine.dtype)  # which auto may come to as well
     cfg.compile = "on" if cfg.compile == "on" else "off"  # as it is timed
-    return replace(plan, cfg=cfg).program_key, plan.cfg.probe.every is None
+    return replace(plan, cfg=cfg).program_key, machine.tf32, machine.deterministic, plan.cfg.probe.every is None
 
 
 def versus(

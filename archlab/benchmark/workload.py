@@ -23,18 +23,26 @@ MOST_DECODED = 64
 """Tokens that one call of `decode` adds."""
 
 
+def machine_timed(cfg: DictConfig) -> Runtime:
+    """The machine a configuration asks for. Raises UserError where there is no such machine here.
+
+    With compile=on its layers are compiled, as a run's are; compile=auto, which goes by the length of a run, compiles
+    nothing here.
+    """
+    return runtime(cfg.device, cfg.precision, cfg.train.deterministic, cfg.compile)
+
+
 class Workload:
     """A decoder with its initial weights, one batch of its data, and the step it is trained by.
 
     Every call works on the same batch. A step is a run's own second one or so, at which the learning rate is still
     small, so that the weights hardly move however often it is timed; it records what a run records at every step, and
-    not what it records of all layers at every `probe.every`th. With compile=on its layers are compiled, as a run's are;
-    compile=auto, which goes by the length of a run, compiles nothing here.
+    not what it records of all layers at every `probe.every`th.
     """
 
     def __init__(self, cfg: DictConfig, machine: Runtime | None = None):
         self.cfg = cfg
-        self.machine = machine or runtime(cfg.device, cfg.precision, compile=cfg.compile)
+        self.machine = machine or machine_timed(cfg)
         if self.machine.device.type == "mps":
             raise UserError(
                 "device=mps: a timing has to wait for the device, and that is done for CUDA alone; use device=cpu"
@@ -61,7 +69,7 @@ class Workload:
     def forward(self) -> torch.Tensor:
         """The logits of the batch, nothing kept for a backward pass."""
         inputs = placed(self.decoder, self.batch)
-        with torch.no_grad(), self.machine.autocast():
+        with self.machine.in_force(), torch.no_grad(), self.machine.autocast():
             return self.decoder(
                 inputs.tokens, inputs.prefix_len, inputs.positions, document_starts=inputs.document_starts
             )
@@ -69,23 +77,26 @@ class Workload:
     def forward_backward(self) -> torch.Tensor:
         """The batch's loss and all gradients."""
         self.state.optimizer.zero_grad(set_to_none=True)
-        return backward(
-            self.decoder, self.batch, self.settings.accumulate, self.machine, self.state.scaler, call=self.call
-        )[0]
+        with self.machine.in_force():
+            return backward(
+                self.decoder, self.batch, self.settings.accumulate, self.machine, self.state.scaler, call=self.call
+            )[0]
 
     def step(self) -> StepResult:
         """A whole training step, as a run takes it."""
         self.state.step = self._before
-        return self._step(self.state, self.batch)
+        with self.machine.in_force():
+            return self._step(self.state, self.batch)
 
     def eager_step(self) -> StepResult:
         """The same step, nothing compiled."""
         self.state.step = self._before
-        return self._eager_step(self.state, self.batch)
+        with self.machine.in_force():
+            return self._eager_step(self.state, self.batch)
 
     def decode(self) -> torch.Tensor:
         """`n_decoded` tokens after the first half of a sequence, one at a time from a cache, batch 1."""
-        with self.machine.autocast():
+        with self.machine.in_force(), self.machine.autocast():
             return generate(self.decoder, self.prompt, max_new_tokens=self.n_decoded)
 
     @property
@@ -122,7 +133,7 @@ class PackedWorkload:
 
     def __init__(self, cfg: DictConfig, n_members: int, machine: Runtime | None = None):
         self.cfg = cfg
-        self.machine = machine or runtime(cfg.device, cfg.precision, compile=cfg.compile)
+        self.machine = machine or machine_timed(cfg)
         members = [member_of(cfg, cfg.seed + i, self.machine.device) for i in range(n_members)]
         for member in members:
             settings = member.settings
@@ -134,7 +145,8 @@ class PackedWorkload:
     def step(self) -> StepResult:
         """A step of every member."""
         self.pack.number = self._before
-        self.pack.step()
+        with self.machine.in_force():
+            self.pack.step()
         return self.pack.pending.pop()
 
 

@@ -63,7 +63,7 @@ def zero(weight: Tensor, bias: None) -> Tensor:
 class Canon(Block):
     """x + conv(x), a short causal convolution with a residual connection: (batch, seq, channels) -> the same shape.
 
-    Source: arXiv:2512.17351 (Canon layers); no activation and no bias, as in its released code (PhysicsLM4,
+    Source: arXiv:2512.17351, eq. 4.1 (Canon layers); no activation and no bias, as in its released code (PhysicsLM4,
     huggingface/canon_helper.py).
     """
 

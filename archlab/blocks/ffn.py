@@ -186,7 +186,7 @@ class SquaredReLU(nn.Module):
 class XIELU(nn.Module):
     """a x^2 + b x where x > 0, c (exp(x) - 1 - x) + b x elsewhere; a = softplus(alpha_p) and c = b + softplus(alpha_n) are learned.
 
-    b is 1/2; a and c start at `start_p` and `start_n`. Source: arXiv:2411.13010, in the form of arXiv:2509.14233,
+    b is 1/2; a and c start at `start_p` and `start_n`. Source: arXiv:2411.13010, eq. 9, in the form of arXiv:2509.14233,
     sec. 2.1 (Apertus), whose published code keeps the exponent below -1e-6.
     """
 

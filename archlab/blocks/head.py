@@ -47,7 +47,7 @@ class LinearHead(Head):
 class NormHead(Head):
     """x times each row of W divided by that row's length, so that no token is favoured for the size of its row.
 
-    Source: arXiv:2309.10305, "NormHead" (Baichuan 2).
+    Source: arXiv:2309.10305, sec. 2.5 and app. B (Baichuan 2).
     """
 
     def __init__(self, d_model: int, vocab_size: int, norm: Callable[[], Norm]):

@@ -10,7 +10,7 @@ martingale of expectation 1, so that the chance that it ever reaches 1/alpha is 
 what is left, {m : e_n(m) < 1/alpha}: all its intervals at once hold the mean with a chance of 1 - alpha, and so does the one
 at which somebody stopped for whatever reason.
 
-Source: arXiv:2310.03722, the Gaussian mixture of scale-invariant likelihood ratios, with c^2 = 1/g there.
+Source: arXiv:2310.03722, theorem 4.9 (Gaussian mixture of scale-invariant likelihood ratios), with c^2 = 1/g there.
 """
 
 import math

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archlab.base.errors import UserError
+from archlab.base.freed_memory import keep_freed_memory
 from archlab.train.compiling import Compile, why_not_compiled
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,8 +57,13 @@ class Runtime:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Inside, what torch keeps for the whole process is as this runtime has it: entered once, around many steps."""
+        """Inside, what torch keeps for the whole process is as this runtime has it: entered once, around many steps.
+
+        On a CPU the process keeps what it frees, after that too: `keep_freed_memory`.
+        """
         with ExitStack() as stack:
+            if self.device.type == "cpu":
+                keep_freed_memory()
             if self.device.type == "cuda":
                 stack.enter_context(sdpa_kernel(list(ATTENTION), set_priority=True))
                 stack.enter_context(products_in_tf32(self.tf32))

@@ -44,6 +44,13 @@ def test_an_arm_that_takes_other_steps_is_not(words):
     versus.check_apart(plan(), plan(*words), " ".join(words))
 
 
+@pytest.mark.parametrize("words", [("precision=tf32",), ("train.deterministic=true",)])
+def test_on_a_gpu_its_own_choices_are_other_steps(words, monkeypatch):
+    """Though the program and the dtype are the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    versus.check_apart(plan("precision=fp32"), plan("precision=fp32", *words), " ".join(words))
+
+
 @pytest.mark.slow
 def test_two_arms_have_ratios_token_for_token():
     found = versus.versus(plan(), plan("train.batch_size=4"), ("two", "four"), rounds=6)

@@ -89,9 +89,22 @@ def test_rates_and_shares_follow_from_the_seconds():
 
 
 def test_a_matrix_product_has_two_operations_for_each_multiply_add():
-    product, flops = matrix_product(CPU, torch.bfloat16)
+    product, flops = matrix_product(Runtime(CPU, torch.bfloat16))
     out = product()
     assert out.dtype == torch.bfloat16 and flops == 2 * out.shape[0] ** 3
+
+
+@pytest.mark.parametrize("mode", [*MODES, "eager_step", "product"])
+def test_what_is_timed_is_timed_as_the_machine_computes_in_a_run(mode, monkeypatch):
+    """Its choices for the whole process hold in a call, such as TF32 and the order of attention kernels, and not after it."""
+    machine = Runtime(CPU, torch.float32, deterministic=True)
+    work = Workload(compose(*NANO, "train.steps=3"), machine)
+    seen = []
+    work.decoder.layers[0].mixer.register_forward_hook(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    monkeypatch.setattr(torch, "mm", lambda *_, **__: seen.append(torch.are_deterministic_algorithms_enabled()))
+    call = matrix_product(machine)[0] if mode == "product" else getattr(work, mode)
+    call()
+    assert set(seen) == {True} and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_machine_is_described(tmp_path):

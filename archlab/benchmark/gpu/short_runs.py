@@ -9,16 +9,15 @@ from archlab.benchmark.gpu.check import Observed
 from archlab.benchmark.workload import Workload
 from archlab.config.compose import compose
 from archlab.runs.assembled import training_seed
-from archlab.train.runtime import Runtime, runtime
+from archlab.train.runtime import DTYPES, Runtime, runtime
 from archlab.train.step import make_step, read
 
-PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS, SAME_LOSS = 60, 2e-2
 
 
 def precisions(
     device: torch.device,
-    names: tuple[str, ...] = tuple(PRECISIONS),
+    names: tuple[str, ...] = tuple(DTYPES),
     words: tuple[str, ...] = (f"train.steps={STEPS}",),
 ) -> Observed:
     """Precisions train alike.
@@ -26,14 +25,8 @@ def precisions(
     The same run in float32, with TF32 products, in bfloat16, and in float16 with its loss scaling: the mean loss of the
     last ten steps within 2% of float32's.
     """
-    cfg, losses = compose(*words), {}
-    for name in names:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        try:
-            losses[name] = trained(cfg, Runtime(device, PRECISIONS[name]))
-        finally:
-            torch.set_float32_matmul_precision(before)
+    cfg = compose(*words)
+    losses = {name: trained(cfg, Runtime(device, DTYPES[name], tf32=name == "tf32")) for name in names}
     apart = max(abs(loss / losses["fp32"] - 1) for loss in losses.values())
     figure = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
     return Observed(f"{figure} nats per token", f"within {SAME_LOSS:.0%} of fp32", apart <= SAME_LOSS, losses)
@@ -49,10 +42,11 @@ def losses_of(cfg: DictConfig, machine: Runtime) -> list[float]:
     work = Workload(cfg, machine)
     settings = work.settings
     step = make_step(work.decoder, settings, machine)
-    results = [
-        step(work.state, work.source.train(training_seed(cfg), number, settings.batch_size, settings.train_len))
-        for number in range(1, settings.steps + 1)
-    ]
+    with machine.in_force():
+        results = [
+            step(work.state, work.source.train(training_seed(cfg), number, settings.batch_size, settings.train_len))
+            for number in range(1, settings.steps + 1)
+        ]
     return [seen.loss for seen in read(results)]
 
 

@@ -120,7 +120,7 @@ def share_of_peak(
     work = Workload(cfg, runtime(str(device), cfg.precision))
     torch._dynamo.reset()
     step = program_step(work, torch.compile(Program(work.decoder), **options))
-    product, flops = matrix_product(device, work.machine.dtype)
+    product, flops = matrix_product(work.machine)
     step()
     seconds = in_turns({"step": step, "product": product}, ROUNDS)
     one, peak = float(np.median(seconds["step"])), flops / float(np.median(seconds["product"]))
