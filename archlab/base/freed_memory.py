@@ -29,4 +29,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # not glibc, or not a system that finds names so
         return False
-    return all([mallopt(what, LARGEST) == 1 for what in (TRIM_THRESHOLD, MMAP_THRESHOLD)])
+    told = [mallopt(what, LARGEST) for what in (TRIM_THRESHOLD, MMAP_THRESHOLD)]
+    return told == [1, 1]

@@ -45,6 +45,8 @@ MATRICES = frozenset({Role.HIDDEN, Role.TO_STREAM, Role.EXPERT, Role.ROUTER, Rol
 TABLES = frozenset({Role.EMBEDDING, Role.TABLE})
 DECAYING = MATRICES | TABLES
 """What weight decay acts on. Source: arXiv:1711.05101, alg. 2; GPT-3's successors leave gains and biases out."""
+INNER_MATRICES = {Role.HIDDEN: 2, Role.TO_STREAM: 2, Role.EXPERT: 3}
+"""The matrices inside blocks, by role, and how many axes such a weight has: what Muon moves. Source: arXiv:2502.16982, sec. 2.2."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Weight:
 
     used: float = 1.0
     """The share of its numbers that one token's forward pass uses: of experts' matrices, top_k / n_experts."""
+
+    @property
+    def is_inner_matrix(self) -> bool:
+        """Whether it is a matrix inside a block, or those of several experts; tables, heads and routers are not."""
+        return self.tensor.ndim == INNER_MATRICES.get(self.role)
 
     @property
     def fan_in(self) -> int:

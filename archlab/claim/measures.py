@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from archlab.config.assemble import assemble_without_weights, build, in_the_users_words
+from archlab.config.check import memory_settings
 from archlab.cost.describe import count_parameters
 from archlab.cost.estimate import Memory, estimate
-from archlab.cost.settings import MemorySettings
 from archlab.initial.measure import last_ffn_gradient, update_size
 from archlab.model.decoder import Decoder
 from archlab.runs.assembled import training_seed
@@ -117,7 +117,7 @@ def memory_activations(cfg: DictConfig) -> float:
 
 
 def memory(cfg: DictConfig) -> Memory:
-    return estimate(assemble_without_weights(cfg), MemorySettings(**cfg.memory), cfg.train.train_len)
+    return estimate(assemble_without_weights(cfg), memory_settings(cfg), cfg.train.train_len)
 
 
 def parameters(cfg: DictConfig) -> float:

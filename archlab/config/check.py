@@ -8,7 +8,7 @@ import math
 import pydoc
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Any, get_type_hints
 
@@ -749,6 +749,12 @@ def made(cfg: DictConfig, group: str) -> Any:
     """The part of training that a group's option makes."""
     node = plain_dict(cfg[group])
     return target(cfg, group)(**{name: value for name, value in node.items() if not name.startswith("_")})
+
+
+def memory_settings(cfg: DictConfig) -> MemorySettings:
+    """The section `memory`, in which the optimizer is the configuration's own unless another is named."""
+    asked = MemorySettings(**plain_dict(cfg.memory))
+    return asked if asked.optimizer else replace(asked, optimizer=made(cfg, "optimizer").keeps)
 
 
 def check_optimizer(cfg: DictConfig) -> None:

@@ -8,7 +8,12 @@ from archlab.cost.estimate import Memory, activation_bytes, growth, keeps_scores
 from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 
-OPTIMIZERS = {"adam": "Adam's two", "momentum": "momentum's one", "sgd": "no"}
+OPTIMIZERS = {
+    "adam": "Adam's two",
+    "momentum": "momentum's one",
+    "sgd": "no",
+    "muon": "Muon's one (of matrices inside blocks) or Adam's two",
+}
 
 
 def rows(memory: Memory) -> dict[str, float]:
@@ -27,6 +32,7 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
     sequences = f"{settings.batch} sequence{'s' * (settings.batch > 1)}"
     yield f"{sequences} of {settings.seq_len or seq_len} tokens on {'each' if settings.gpus > 1 else 'the'} GPU"
     half = "" if settings.weights == "fp32" else ", and a float32 copy of the weights"
+    assert settings.optimizer is not None, "what a configuration leaves open is its own optimizer's"
     yield (
         f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} optimizer states in"
         f" float32 for each trained parameter{half}"

@@ -11,8 +11,8 @@ from archlab.cost.describe import count_parameters
 from archlab.cost.settings import MemorySettings, adapted
 from archlab.model.decoder import Decoder
 
-STATES = {"adam": 2, "momentum": 1, "sgd": 0}
-"""Float32 numbers an optimiser keeps for each trained parameter."""
+STATES = {"adam": 2, "momentum": 1, "sgd": 0, "muon": 2}
+"""Float32 numbers an optimiser keeps for each trained parameter; Muon, of matrices inside blocks, one less."""
 
 FLOAT32 = 4
 
@@ -53,8 +53,9 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
 
     weights     e bytes a parameter, e being 2 in half precision and 4 in single
     gradients   e bytes a trained parameter
-    optimizer   4 bytes a trained parameter for each state (Adam two, momentum one, plain SGD none), and 4 for a float32
-                copy of the weights where those are in half precision: 2 + 2 + 12 bytes in all with Adam
+    optimizer   4 bytes a trained parameter for each state (Adam two, momentum one, plain SGD none, Muon one of matrices
+                inside blocks and two of the rest), and 4 for a float32 copy of the weights where those are in half
+                precision: 2 + 2 + 12 bytes in all with Adam
     activations as `archlab.cost.activations` counts them. `selective` recomputes scores and weights; `full` keeps
                 each layer's input, and one layer's activations while it is gone through again
     lora        r * (d_in + d_out) more parameters per matrix, the only ones trained; r more numbers per token are kept
@@ -67,7 +68,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
     trainable = n_params if settings.lora is None else adapters
     master = FLOAT32 if e < FLOAT32 else 0
     weights, gradients = e * (n_params + adapters), e * trainable
-    optimizer = (FLOAT32 * STATES[settings.optimizer] + master) * trainable
+    optimizer = FLOAT32 * kept_by_optimizer(decoder, settings, trainable) + master * trainable
     inside, outside = activation_bytes(decoder, settings, settings.seq_len or seq_len)
     return Memory(
         weights=weights / (settings.gpus if settings.zero >= 3 else 1),
@@ -77,6 +78,17 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
         outside=outside,
         trainable=trainable,
     )
+
+
+def kept_by_optimizer(decoder: Decoder, settings: MemorySettings, trainable: int) -> int:
+    """Numbers, of as many trained parameters."""
+    assert settings.optimizer is not None, "what a configuration leaves open is its own optimizer's"
+    numbers = STATES[settings.optimizer] * trainable
+    if settings.optimizer != "muon":
+        return numbers
+    if settings.lora is not None:  # adapters are matrices inside blocks
+        return numbers - trainable
+    return numbers - sum(weight.tensor.numel() for weight in decoder.weights() if weight.is_inner_matrix)
 
 
 def adapter_parameters(decoder: Decoder, settings: MemorySettings) -> int:

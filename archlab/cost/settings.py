@@ -21,7 +21,7 @@ class MemorySettings:
     batch: Count = 1
     seq_len: AtOnce | None = None
     weights: Literal["fp32", "bf16", "fp16"] = "bf16"
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"
+    optimizer: Literal["adam", "momentum", "sgd", "muon"] | None = "adam"
     attention: Literal["unfused", "flash"] = "unfused"
     checkpointing: Literal["none", "selective", "full"] = "none"
     dropout: bool | None = None

@@ -9,14 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.configuration import plain_dict
 from archlab.base.nested import leaves
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import GROUPS
+from archlab.config.check import GROUPS, memory_settings
 from archlab.config.plan import kinds_of_layers
 from archlab.config.spelling import spelled
 from archlab.cost import bill
 from archlab.cost.describe import count_own_parameters, count_parameters, parameters_by_part
 from archlab.cost.estimate import estimate
 from archlab.cost.measure import costs
-from archlab.cost.settings import MemorySettings
 from archlab.difference.ladder import NO_PART
 from archlab.runs.named_model import NamedModel
 from archlab.train.budget import TOKENS_PER_PARAMETER
@@ -131,7 +130,7 @@ def words(key: str, value: Any) -> str:
 
 def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
     """What a model costs, by its shapes alone."""
-    on_meta, settings = assemble_without_weights(cfg), MemorySettings(**plain_dict(cfg.memory))
+    on_meta, settings = assemble_without_weights(cfg), memory_settings(cfg)
     length = seq_len or settings.seq_len or cfg.train.train_len
     settings, n_params = replace(settings, seq_len=length), count_parameters(on_meta)
     held = estimate(on_meta, settings, length)
@@ -143,9 +142,5 @@ def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
             **costs(on_meta, length, settings.bytes_per_number),
             "token_budget": TOKENS_PER_PARAMETER * count_own_parameters(on_meta),
         },
-        # Of diff's figures these alone go by an assumption about training, so it stands beside them.
-        "memory": {
-            f"{what} (memory.optimizer={settings.optimizer})" if what == "optimizer states" else what: bytes_of
-            for what, bytes_of in (bill.rows(held) | {"total": held.total}).items()
-        },
+        "memory": bill.rows(held) | {"total": held.total},
     }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archlab.base.errors import UserError
 from archlab.base.quantities import Probability
-from archlab.blocks.roles import DECAYING, Role, Weight
+from archlab.blocks.roles import DECAYING, Weight
 from archlab.model.decoder import Decoder
 from archlab.train.options import TrainOptions
 
@@ -62,6 +62,9 @@ class UpdateRule(ABC):
 
     constant_schedule = False
     """Whether it is defined for a learning rate that stays as it is after the warm-up."""
+
+    keeps: Literal["adam", "momentum", "sgd", "muon"] = "adam"
+    """What it keeps of each weight beside the weight, in the words of `memory.optimizer`."""
 
     by_entry = True
     """Whether each number of a weight moves by about lr, however large its gradient: what muP's rates are for."""
@@ -120,10 +123,6 @@ def _adamw(of_groups: list[dict[str, Any]], options: TrainOptions) -> torch.opti
     return EagerAdamW(of_groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
 
 
-MOVED_AS_MATRICES = {Role.HIDDEN: 2, Role.TO_STREAM: 2, Role.EXPERT: 3}
-"""By role, the number of axes of what Muon moves; tables, heads and routers are AdamW's. Source: arXiv:2502.16982, sec. 2.2."""
-
-
 class Muon(UpdateRule):
     """Muon for the matrices inside blocks, an expert's each by itself, and AdamW for everything else.
 
@@ -142,6 +141,7 @@ class Muon(UpdateRule):
     """
 
     uses = ("beta1", "beta2")
+    keeps = "muon"
     by_entry = False
 
     def __init__(
@@ -161,8 +161,8 @@ class Muon(UpdateRule):
 
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
         weights = list(decoder.weights())
-        matrices = [w for w in weights if w.tensor.ndim == MOVED_AS_MATRICES.get(w.role)]
-        others = [w for w in weights if w.tensor.ndim != MOVED_AS_MATRICES.get(w.role)]
+        matrices = [w for w in weights if w.is_inner_matrix]
+        others = [w for w in weights if not w.is_inner_matrix]
         if not matrices:
             raise UserError(
                 "optimizer=muon: this model has no matrices inside blocks, so every weight would be AdamW's; use"
@@ -188,6 +188,7 @@ class Lion(UpdateRule):
     """
 
     library = "lion_pytorch"
+    keeps = "momentum"
 
     def __init__(self, beta1: Probability = 0.9, beta2: Probability = 0.99):
         self.betas = beta1, beta2
@@ -239,6 +240,7 @@ class SGD(UpdateRule):
     def __init__(self, momentum: Probability = 0.9, nesterov: bool = False):
         check_nesterov(nesterov, momentum)
         self.momentum, self.nesterov = momentum, nesterov
+        self.keeps = "momentum" if momentum else "sgd"
 
     def __call__(self, decoder: Decoder, options: TrainOptions) -> torch.optim.Optimizer:
         of_groups = groups(decoder, decoder.weights(), options, self.decay)

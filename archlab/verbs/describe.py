@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 
 from archlab.base.arguments import checked
 from archlab.config.assemble import assemble_without_weights
+from archlab.config.check import memory_settings
 from archlab.cost import bill
 from archlab.cost.describe import parameters_by_part
 from archlab.cost.estimate import estimate
-from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 from archlab.report import bills
-from archlab.runs.assembled import assembled, costs, machine_of, section
+from archlab.runs.assembled import assembled, costs, machine_of
 from archlab.runs.named_model import one
 from archlab.train.budget import TOKENS_PER_PARAMETER
 from archlab.verbs.shown import Shown
@@ -94,7 +94,7 @@ def memory(*model: str | Path | DictConfig, config_dir: str | Path | None = None
 
 def memory_of(cfg: DictConfig, decoder: Decoder) -> MemoryBill:
     """The same for a model that is already assembled."""
-    settings, seq_len = section(cfg, "memory", MemorySettings), cfg.train.train_len
+    settings, seq_len = memory_settings(cfg), cfg.train.train_len
     return MemoryBill(
         bills.Bill(
             rows=bill.rows(estimate(decoder, settings, seq_len)),

@@ -100,7 +100,9 @@ def test_what_is_timed_is_timed_as_the_machine_computes_in_a_run(mode, monkeypat
     machine = Runtime(CPU, torch.float32, deterministic=True)
     work = Workload(compose(*NANO, "train.steps=3"), machine)
     seen = []
-    work.decoder.layers[0].mixer.register_forward_hook(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    work.decoder.layers[0].mixer.register_forward_hook(
+        lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+    )
     monkeypatch.setattr(torch, "mm", lambda *_, **__: seen.append(torch.are_deterministic_algorithms_enabled()))
     call = matrix_product(machine)[0] if mode == "product" else getattr(work, mode)
     call()

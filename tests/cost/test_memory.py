@@ -19,11 +19,13 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.blocks.activations import Accounting
 from archlab.config.assemble import assemble_without_weights
+from archlab.config.check import made, memory_settings
 from archlab.cost import bill
 from archlab.cost.activations import layer_terms, outer_terms
 from archlab.cost.describe import count_parameters, parameters_by_part
 from archlab.cost.estimate import activation_bytes, estimate, growth, largest_batch, remedies
 from archlab.cost.settings import MemorySettings, bytes_of
+from archlab.runs.assembled import settings_of
 
 CHATGLM = (
     "size.d_model=4096", "size.n_layers=28", "size.n_heads=32", "size.d_ff=16384", "size.vocab_size=130528", "ffn=gelu_tanh",
@@ -383,6 +385,46 @@ def test_bytes_a_parameter(optimizer, weights, bytes_each):
     assert memory.fixed == bytes_each * count_parameters(decoder)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optimizer=adamw",),
+        ("optimizer=sgd",),
+        ("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false"),
+        ("optimizer=muon", "ffn=experts", "pos=learned"),
+        ("optimizer=lion",),
+        ("optimizer=schedule_free", "schedule=constant"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_models_own_optimizer_keeps_is_counted(words):
+    """Beside what its library holds of every weight after a step; the number of the step itself is not of any weight."""
+    cfg = archlab.compose("size=nano", *words, "memory.weights=fp32")
+    if (library := made(cfg, "optimizer").library) is not None:
+        pytest.importorskip(library)
+    decoder = archlab.build(cfg)
+    optimizer = made(cfg, "optimizer")(decoder, settings_of(cfg))
+    for weight in decoder.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = {  # by storage: an expert's matrix is a view of the tensor of all
+        number.untyped_storage().data_ptr(): number.untyped_storage().nbytes()
+        for weight, state in optimizer.state.items()
+        for number in state.values()
+        if torch.is_tensor(number) and number.numel() == weight.numel() > 1
+    }
+    assert archlab.memory(cfg).to_pandas()["optimizer states"] == sum(kept.values())
+
+
+def test_another_optimizer_may_be_asked_about():
+    """`memory.optimizer` says what if, whatever the model is trained by; adapters are matrices, of which Muon keeps one."""
+    assert memory_settings(archlab.compose("optimizer=muon", "memory.optimizer=sgd")).optimizer == "sgd"
+    decoder = on_meta("size=nano")
+    for optimizer, numbers in {"muon": 1, "adam": 2}.items():
+        memory = estimate(decoder, MemorySettings(optimizer=optimizer, lora=3, weights="fp32"), 16)
+        assert memory.optimizer == 4 * numbers * memory.trainable
+
+
 @pytest.mark.parametrize(("zero", "bytes_each"), [(0, 16), (1, 4 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)])
 def test_zero_shares_the_states_of_a_7_5_billion_parameter_model(zero, bytes_each):
     """ZeRO's figure 1 at 64 GPUs: 120, 31.4, 16.6 and 1.9 GB."""
@@ -453,7 +495,7 @@ REFUSED = {
     "memory.attention=flash keeps none; use none, full, or memory.attention=unfused",
     ("pos=learned", "memory.seq_len=513"): "memory.seq_len=513: pos.max_positions=512 is as far as the position table goes; use at most that "
     "many, or a larger table",
-    ("memory.optimizer=adma",): "memory.optimizer=adma: should be 'adam', 'momentum' or 'sgd'",
+    ("memory.optimizer=adma",): "memory.optimizer=adma: should be 'adam', 'momentum', 'sgd' or 'muon'",
 }  # fmt: skip
 
 
