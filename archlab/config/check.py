@@ -715,10 +715,12 @@ def check_init(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> 
             f"init.zero={cfg.init.zero}: under residual={option(cfg, 'residual')} no gradient would ever reach a branch that"
             " starts at zero; use init.zero=none or head, or another residual"
         )
-    for name in ("depth_scaled", "wang"):
-        if f"init.{name}" in explicit and cfg.init[name] and cfg.init.get("zero") in ("branches", "all"):
+    of_projections = {f"init.{name}": cfg.init.get(name) for name in ("depth_scaled", "wang")}
+    of_projections["residual.scaled_outputs"] = cfg.residual.get("scaled_outputs")
+    for name, value in of_projections.items():
+        if name in explicit and (value or name.startswith("residual.")) and cfg.init.get("zero") in ("branches", "all"):
             raise UserError(
-                f"init.{name}=true: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
+                f"{name}={str(value).lower()}: is about projections that init.zero={cfg.init.zero} sets to zero, so it would change nothing;"
                 " leave it out"
             )
 

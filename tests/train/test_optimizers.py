@@ -441,6 +441,7 @@ REFUSED = [
     (["average=ema", "train.steps=1"], "average=ema: of train.steps=1 step", ["average=ema", "train.steps=2"]),
     (["train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=constant"]),
     (["schedule=wsd", "train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=wsd", "train.min_lr=0.9"]),
+    (["residual=hyper", "residual.scaled_outputs=false", "init.zero=branches"], "residual.scaled_outputs=false: is about projections", ["residual=hyper", "init.zero=branches"]),
     (["residual=rezero", "init.zero=branches"], "init.zero=branches: under residual=rezero no gradient", ["residual=rezero", "init.zero=head"]),
     (["residual=none", "init.zero=all"], "init.zero=all: under residual=none no gradient", ["residual=layer_scale", "init.zero=all"]),
     (["loss.z=-1"], "loss.z=-1: ", ["loss.z=1e-4"]),
