@@ -30,8 +30,9 @@ def aligned(table: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
     Fused attention on CUDA copies a table whose rows are not so far apart, in each layer, and refuses one whose keys do
     not follow each other, as where the heads are last in memory. Source: torch 2.13's sdp_utils.cpp and attention.cpp.
     """
-    n_keys = table.shape[-1]
-    return F.pad(table.contiguous(), (0, -n_keys % ALIGNED))[..., :n_keys]
+    n_keys, table = table.shape[-1], table.contiguous()
+    missing = -n_keys % ALIGNED
+    return F.pad(table, (0, missing))[..., :n_keys] if missing else table  # a pad of nothing would copy it
 
 
 class computed_once:  # noqa: N801 (a decorator)
