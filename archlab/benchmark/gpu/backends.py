@@ -91,7 +91,8 @@ def backends_of(decoder: Decoder, machine: Runtime, lengths: Sequence[int] = LEN
         tokens = torch.zeros(2, seq_len, dtype=torch.long, device=machine.device)
         prefix_len = seq_len // 2 if decoder.mask.uses_prefix else None
         decoder.zero_grad(set_to_none=True)
-        with machine.autocast(), choices:
-            logits = decoder(tokens, prefix_len)
-        logits.float().sum().backward()
+        with machine.in_force():
+            with machine.autocast(), choices:
+                logits = decoder(tokens, prefix_len)
+            logits.float().sum().backward()
     return choices.chosen

@@ -32,7 +32,7 @@ def linear_in_length(
         decoder, machine = build(cfg).to(device).eval(), runtime(str(device), cfg.precision)
 
         def forward(seq_len: int, decoder: torch.nn.Module = decoder, machine: Runtime = machine) -> None:
-            with torch.no_grad(), machine.autocast():
+            with machine.in_force(), torch.no_grad(), machine.autocast():
                 decoder(torch.zeros(1, seq_len, dtype=torch.long, device=device))
 
         forward(lengths[0])  # what is made once, such as a workspace, is there afterwards

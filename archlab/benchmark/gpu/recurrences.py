@@ -91,7 +91,7 @@ def decoded(work: Workload, dtype: torch.dtype) -> list[Tensor]:
     decoder, cache = work.decoder.to(dtype).eval(), Cache()
     tokens = work.batch.inputs.to(work.machine.device)
     n_first = tokens.shape[1] - AFTER
-    with torch.no_grad(), work.machine.autocast():
+    with work.machine.in_force(), torch.no_grad(), work.machine.autocast():
         decoder(tokens[:, :n_first], cache=cache)
         states = torch.cat([cache.states[layer.mixer][0].flatten() for layer in decoder.layers])
         logits = [decoder(one, cache=cache).flatten() for one in tokens[:, n_first:].split(1, dim=1)]

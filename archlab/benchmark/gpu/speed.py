@@ -50,10 +50,11 @@ def program_step(work: Workload, program: Callable[..., Any]) -> Callable[[], Te
 
     def step() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        with work.machine.autocast():
-            parts, _ = program(*inputs)
-        loss = parts.total / parts.n_scored
-        loss.backward()
+        with work.machine.in_force():
+            with work.machine.autocast():
+                parts, _ = program(*inputs)
+            loss = parts.total / parts.n_scored
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach().clone()  # the graph's own memory is written again by the next step

@@ -69,10 +69,11 @@ def no_waiting(device: torch.device, words: tuple[str, ...] = (), machine: Runti
         work.source.train(training_seed(cfg), number, work.settings.batch_size, work.settings.train_len)
         for number in range(1, LAST + 1)
     ]
-    results = [step(work.state, batch) for batch in batches[: FIRST - 1]]
     try:
-        with without_waiting(device):
-            results += [step(work.state, batch) for batch in batches[FIRST - 1 :]]
+        with work.machine.in_force():
+            results = [step(work.state, batch) for batch in batches[: FIRST - 1]]
+            with without_waiting(device):
+                results += [step(work.state, batch) for batch in batches[FIRST - 1 :]]
     except RuntimeError as error:
         return Observed(f"step {work.state.step + 1}: {' '.join(str(error).split())[:200]}", "no wait", False)
     seen = read(results)
