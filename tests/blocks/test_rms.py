@@ -85,7 +85,9 @@ def test_stacked_norms_under_vmap_are_the_norms_one_by_one(make):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("over", [(0, None), (0, 0), (None, 0), (1, None)], ids=str)
-def test_a_turn_under_vmap_is_the_turns_one_by_one(layout, over):
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_a_turn_under_vmap_is_the_turns_one_by_one(layout, over, grad):
     x_over, angles_over = over
     size = 3
     x = drawn(2, 4, 5, 6) if x_over is None else drawn(2, 4, 5, 6).unsqueeze(x_over).repeat_interleave(size, x_over)
@@ -93,7 +95,8 @@ def test_a_turn_under_vmap_is_the_turns_one_by_one(layout, over):
     angles = (
         waves(drawn(1, 5, 3)) if angles_over is None else torch.stack([waves(drawn(1, 5, 3) * n) for n in (1, 2, 3)])
     )
-    together = vmap(lambda one, turn: rotate_wide(one, turn, layout), in_dims=over)(x, angles)
+    with torch.set_grad_enabled(grad):
+        together = vmap(lambda one, turn: rotate_wide(one, turn, layout), in_dims=over)(x, angles)
     for number in range(size):
         one = x if x_over is None else x.select(x_over, number)
         turn = angles if angles_over is None else angles[number]
@@ -139,6 +142,15 @@ def test_a_function_with_its_own_gradient_asks_for_its_signature_once_and_keeps_
     x = drawn(5).requires_grad_()
     Times.apply(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
+
+
+def test_where_no_gradient_is_wanted_a_function_is_its_forward_alone():
+    """The same numbers, from which no gradient leads back."""
+    x, angles = drawn(2, 3, 5, 8).requires_grad_(), waves(drawn(1, 5, 4))
+    with torch.no_grad():
+        alone = rotate_wide(x, angles, LAYOUTS["half"])
+    wanted = rotate_wide(x, angles, LAYOUTS["half"])
+    assert torch.equal(alone, wanted) and not alone.requires_grad and wanted.requires_grad
 
 
 def test_layer_norm_is_torchs_with_its_gain_and_shift():
