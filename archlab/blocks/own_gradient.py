@@ -7,10 +7,10 @@ import torch
 
 
 class OwnGradient(torch.autograd.Function):
-    """Called in a tenth of a small operation's time; torch's own `apply` takes as long as one, and a token is decoded by many.
+    """Costs little to call, as operations need that a decoder calls for every token; torch's `apply` takes as long as a small one.
 
-    It asks for the signature of `forward` once, where torch does so at every call, and where no gradient is wanted calls
-    `forward` alone. Inside of `torch.func`'s transforms, such as vmap, it is torch's.
+    Asks for the signature of `forward` once, where torch does so at every call, and calls `forward` alone where no
+    gradient is wanted. Inside of `torch.func`'s transforms, such as vmap, it is torch's.
     """
 
     def __init_subclass__(cls, **options: Any):
