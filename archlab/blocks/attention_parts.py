@@ -203,7 +203,8 @@ def leave_values(v: SomeHeads, context: AttentionContext) -> SomeHeads:
 class ValueResidual(Block):
     """l_1 v_1 + l_2 v, v_1 being the values of the first layer: its two factors are learned, and start at 0.5.
 
-    Source: arXiv:2410.17897 (ResFormer with learned factors); its released modeling_llama_resformer.py has 0.5 fixed.
+    Source: arXiv:2410.17897 (ResFormer with learned factors); eq. 7 of its first version and its released
+    modeling_llama_resformer.py have 0.5 fixed.
     """
 
     vectors = Role.SCALAR

@@ -11,7 +11,7 @@ them try the same rates, which fills a rectangle, and the best of all is taken.
 Seeds from 1000 on are for tuning and development. What was found is kept beside the runs, every trial of it, so that
 an arm's seeds share one search and an interrupted one goes on.
 
-Source: why each arm needs its own, arXiv:2103.03098; a grid of factor two, arXiv:2509.02046; the best of k trials,
+Source: why each arm needs its own, arXiv:2103.03098, sec. 2.1; a grid of factor two, arXiv:2509.02046; the best of k trials,
 arXiv:1909.03004.
 """
 
