@@ -389,7 +389,8 @@ def rate_lines(record: Record, where: str = "") -> list[str]:
     rates = record.get("rates") or {}
     if not rates:
         return []
-    tried = [rate for rate, _ in next(iter(rates.values()))["rates"]]
+    rows = [(search["lr"], *line) for label, search in rates.items() for line in lines_of_search(label, search)]
+    tried = sorted({rate for *_, trials in rows for rate, _ in trials})  # arms may start apart, at rates of their own
     lines = [
         f"## Rates{where}",
         "",
@@ -398,14 +399,12 @@ def rate_lines(record: Record, where: str = "") -> list[str]:
         f"| arm | {' | '.join(f'{rate:g}' for rate in tried)} | taken |",
         "|---" * (len(tried) + 2) + "|",
     ]
-    for label, search in rates.items():
-        for name, taken, trials in lines_of_search(label, search):
-            cells = [
-                ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in losses) for _, losses in trials
-            ]
-            lines.append(
-                f"| {in_markdown(name)} | {' | '.join(cells)} | {format(search['lr'], 'g') if taken else ''} |"
-            )
+    for lr, name, taken, trials in rows:
+        found = dict(trials)
+        cells = [
+            ", ".join("diverged" if loss is None else f"{loss:.4g}" for loss in found.get(rate, ())) for rate in tried
+        ]
+        lines.append(f"| {in_markdown(name)} | {' | '.join(cells)} | {format(lr, 'g') if taken else ''} |")
     return [*lines, "", *fewer_trials(rates)]
 
 

@@ -20,7 +20,7 @@ from archlab.claim.jobs import RunJob
 from archlab.claim.pace import Pace
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore, composed
-from archlab.report.claims import draw_claim
+from archlab.report.claims import draw_claim, rate_lines
 
 COMMON = [word for word in SMALL if not word.startswith("train.lr")]
 
@@ -324,3 +324,16 @@ def test_what_the_rungs_do_not_determine_has_no_slope():
     assert slopes == {"parameters": {"per_doubling": pytest.approx(-0.1), "interval": None}}
     assert ladder.slopes_of([0.3, None], [10, 40], [5, 5]) == {} == ladder.slopes_of([0.3, 0.1], [None, None], [5, 5])
     assert ladder.slopes_of([0.3, 0.1, 0.0], [10, 20, 40], [5, 10, 20]) == {}, "both double together"
+
+
+def test_trials_stand_under_the_rates_they_were_made_at():
+    """Arms may start at rates of their own, and a trial may diverge."""
+    search = {"lr": 0.004, "rates": [[0.002, [3.0]], [0.004, [2.5, 2.25]]]}
+    other = {"lr": 0.008, "rates": [[0.004, [2.0]], [0.008, [1.5, None]]]}
+    table = [line for line in rate_lines({"rates": {"early": search, "late": other}}) if line.startswith("|")]
+    assert table == [
+        "| arm | 0.002 | 0.004 | 0.008 | taken |",
+        "|---|---|---|---|---|",
+        "| early | 3 | 2.5, 2.25 |  | 0.004 |",
+        "| late |  | 2 | 1.5, diverged | 0.008 |",
+    ]
