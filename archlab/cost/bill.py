@@ -9,10 +9,10 @@ from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 
 OPTIMIZERS = {
-    "adam": "Adam's two",
-    "momentum": "momentum's one",
-    "sgd": "no",
-    "muon": "Muon's one (of matrices inside blocks) or Adam's two",
+    "adam": "Adam's two optimizer states",
+    "momentum": "momentum's one optimizer state",
+    "sgd": "no optimizer states",
+    "muon": "Muon's one optimizer state, Adam's two outside of the matrices in blocks,",
 }
 
 
@@ -34,7 +34,7 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
     half = "" if settings.weights == "fp32" else ", and a float32 copy of the weights"
     assert settings.optimizer is not None, "what a configuration leaves open is its own optimizer's"
     yield (
-        f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} optimizer states in"
+        f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} in"
         f" float32 for each trained parameter{half}"
     )
     if keeps_scores(decoder, settings, settings.seq_len or seq_len):
