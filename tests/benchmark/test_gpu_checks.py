@@ -15,13 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archlab.base.errors import UserError
 from archlab.benchmark.gpu import agreement, check, memory, packs, recurrences, short_runs, speed, suite, waits
-from archlab.benchmark.gpu.backends import all_combinations, attention_backends
+from archlab.benchmark.gpu.backends import all_combinations, attention_backends, backends_of
 from archlab.benchmark.gpu.check import Observed, carried_out
 from archlab.benchmark.gpu.contracts import contracts
 from archlab.benchmark.gpu.environment import environment
 from archlab.benchmark.gpu.first_command import first_command
+from archlab.benchmark.workload import Workload
 from archlab.blocks import context, fla, mask
 from archlab.blocks.recurrent import gated_sum
+from archlab.config.compose import compose
+from archlab.train.objective import Program
 from archlab.train.runtime import Runtime
 
 pytestmark = pytest.mark.slow
@@ -350,3 +353,27 @@ def test_a_pack_is_timed_beside_a_run_and_weighed(monkeypatch):
     assert packs.many(CPU, (*NANO, "train.steps=2"), sizes=(2,), at=2).passed
     monkeypatch.setattr(packs, "TIMES", 1e9)
     assert packs.many(CPU, (*NANO, "train.steps=2"), sizes=(2,), at=2).passed is False
+
+
+def by_backends(work: Workload) -> None:
+    backends_of(work.decoder, work.machine, lengths=(8,))
+
+
+def by_decoding(work: Workload) -> None:
+    recurrences.decoded(work, torch.float64)
+
+
+def by_a_program(work: Workload) -> None:
+    speed.program_step(work, Program(work.decoder))()
+
+
+@pytest.mark.parametrize("compute", [by_backends, by_decoding, by_a_program])
+def test_a_check_computes_as_a_run_does(compute):
+    """What a run has torch do in the whole process, such as the order of attention kernels, holds in it and not after it."""
+    work = Workload(compose(*NANO, "mixer=linear", "pos=none"), Runtime(CPU, torch.float32, deterministic=True))
+    seen = []
+    work.decoder.layers[0].mixer.register_forward_hook(
+        lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+    )
+    compute(work)
+    assert set(seen) == {True} and not torch.are_deterministic_algorithms_enabled()

@@ -153,6 +153,25 @@ def test_where_no_gradient_is_wanted_a_function_is_its_forward_alone():
     assert torch.equal(alone, wanted) and not alone.requires_grad and wanted.requires_grad
 
 
+def test_where_no_gradient_is_wanted_autograd_is_asked_nothing():
+    asked = []
+
+    class Twice(OwnGradient):
+        @staticmethod
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            asked.append(inputs)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(Twice.apply(drawn(5)), drawn(5) * 2)
+    assert not asked
+    Twice.apply(drawn(5).requires_grad_())
+    assert len(asked) == 1
+
+
 def test_layer_norm_is_torchs_with_its_gain_and_shift():
     norm, x = LayerNorm(7, eps=0.2).double(), drawn(3, 7)
     norm.gain.data, norm.shift.data = drawn(7), drawn(7) + 1

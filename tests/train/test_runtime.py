@@ -125,3 +125,12 @@ def test_the_order_is_recorded():
         "cudnn_attention",
         "math",
     )
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", 0)])
+def test_a_machine_in_force_on_a_cpu_keeps_the_memory_it_frees(device, times, monkeypatch):
+    """On another device torch's own allocator does; what the C library has there is little."""
+    told = []
+    monkeypatch.setattr("archlab.train.runtime.keep_freed_memory", lambda: told.append(True))
+    with Runtime(torch.device(device), torch.float32).in_force():
+        assert len(told) == times
