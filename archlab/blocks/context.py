@@ -63,6 +63,8 @@ class AttentionContext:
     ):
         self.position = position
         self.mask = mask
+        if not mask.uses_documents:  # a sequence is one to it, whatever other layers' masks keep apart
+            token_positions = token_positions.as_one_document()
         self.token_positions = token_positions
         self.cache = cache
         self.taps: Taps = NOBODY_LOOKS
@@ -131,13 +133,12 @@ class AttentionContext:
 
     def within_document(self, earlier: Stream, back: int) -> Stream:
         """What stands `back` tokens before each of these, with zeros where the mask keeps that apart as another document's."""
-        return self.token_positions.within_document(earlier, back) if self.mask.uses_documents else earlier
+        return self.token_positions.within_document(earlier, back)
 
     @property
     def places(self) -> Int[Tensor, "#batch query"]:
         """How many tokens stand before each query in its sequence, or in its document where the mask keeps these apart."""
-        where = self.token_positions
-        return where.places if self.mask.uses_documents else where.query_index
+        return self.token_positions.places
 
     def of(self, block: "QueryBlock") -> "QueryBlock":
         """A block of queries as this context's `blocks` have it."""

@@ -94,6 +94,10 @@ class TokenPositions:
         inside = self.index - back >= self.document_starts
         return earlier * inside[:, self.n_cached :, None].type_as(earlier)
 
+    def as_one_document(self) -> "TokenPositions":
+        """The same where each sequence is one document."""
+        return self if self.document_starts is None else replace(self, document_starts=None)
+
     def of_first(self) -> "TokenPositions":
         """Those of the first sequence alone."""
         starts = None if self.document_starts is None else self.document_starts[:1]
