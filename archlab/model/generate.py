@@ -10,7 +10,7 @@ from torch import Tensor
 from archlab.base.errors import UserError
 from archlab.blocks.cache import Cache
 from archlab.model.decoder import Decoder
-from archlab.model.layout import laid_out_for
+from archlab.model.layout import laid_out_for, side_by_side
 
 Logits = Float[Tensor, "batch vocab"]
 
@@ -51,16 +51,18 @@ def generate(
     generator, was_training = torch.Generator(tokens.device).manual_seed(seed), decoder.training
     decoder.eval()
     try:
-        with laid_out_for(decoder, len(tokens), max_new_tokens), torch.inference_mode():
-            first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
-            said = go_on(
-                decoder,
-                first,
-                cache,
-                max_new_tokens,
-                partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator),
-                eos,
-            )
+        with torch.inference_mode():
+            with side_by_side(decoder) as maps:
+                first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
+            with laid_out_for(maps, len(tokens), max_new_tokens):
+                said = go_on(
+                    decoder,
+                    first,
+                    cache,
+                    max_new_tokens,
+                    partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator),
+                    eos,
+                )
     finally:
         decoder.train(was_training)
     return torch.cat((tokens, *said), dim=1)  # outside of inference mode, so that a model can be trained on them
