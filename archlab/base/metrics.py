@@ -16,6 +16,11 @@ class Kind:
 
     better: Direction = "lower"
 
+    @property
+    def share(self) -> bool:
+        """Whether it lies between 0 and 1."""
+        return self.unit.startswith("share of ")
+
 
 def Lower(unit: str = "", smallest_effect: float = 0.0) -> Kind:  # noqa: N802 (it reads as a kind in an annotation)
     """Less is better."""

@@ -43,11 +43,11 @@ from archlab.base.messages import did_you_mean
 from archlab.base.quantities import Count, NonNegative
 from archlab.base.words import key_of
 from archlab.claim.measures import MEASURES
-from archlab.claim.reductions import BESIDE, REDUCTIONS
+from archlab.claim.reductions import BESIDE, OF_LOSSES, REDUCTIONS
 from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
 from archlab.config.tuning import SecondAxis, second_axis
-from archlab.records.summary import AtLength, Stability, Summary, kinds
+from archlab.records.summary import KINDS, NATS, AtLength, Stability, Summary, kinds
 from archlab.runs.tune import DEVELOPMENT
 
 BudgetName = Literal["quick", "full", "gpu"]
@@ -298,6 +298,11 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
     if part.reduce is not None and part.reduce not in REDUCTIONS:
         hint = did_you_mean(part.reduce, REDUCTIONS)
         raise UserError(f"{where}.reduce: {part.reduce} is no reduction; {hint}reductions: {', '.join(REDUCTIONS)}")
+    if part.reduce in OF_LOSSES and part.trained and not is_loss(part.measure):
+        raise UserError(
+            f"{where}.reduce: {part.reduce} holds losses against that of a model which learned nothing, and {part.measure} is no"
+            " loss in nats per token; use measure: val_loss, or reduce: best"
+        )
     if (beside := BESIDE.get(part.reduce or "")) and not any(
         other.reduce == beside and set(other.arms) == set(part.arms) for other in claim.parts
     ):
@@ -335,6 +340,12 @@ LENGTH_GIVEN = re.compile(r"@[1-9]\d*$")
 def quantity_of(measure: str) -> str:
     """late_ratio@4 is a late_ratio; stability.max_grad_norm a max_grad_norm."""
     return measure.partition("@")[0].rpartition(".")[2]
+
+
+def is_loss(measure: str) -> bool:
+    """Whether it is in nats per token."""
+    kind = KINDS.get(quantity_of(measure))
+    return kind is not None and kind.unit == NATS
 
 
 def tupled(value: Any) -> Any:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from archlab.base.errors import UserError
 from archlab.base.plateau import on_plateau
 from archlab.base.words import key_of
-from archlab.claim.claim import Budget, BudgetName, Claim, Part
+from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss, quantity_of
 from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
 from archlab.claim.measures import MEASURES
@@ -351,10 +351,17 @@ def of_record(record: Record, measure: str, train_len: int) -> float:
 
 
 def reduced(part: Part, row: list[Job]) -> float:
+    """A reduction of an arm's values at one seed, in rising order of what was swept."""
     assert part.over is not None
     assert part.reduce is not None
     (xs,) = part.over.values()
-    return REDUCTIONS[part.reduce](list(map(float, xs)), [value_of(job, part.measure) for job in row], unlearned(row))
+    of_losses = is_loss(part.measure)
+    along = sorted(zip(map(float, xs), (value_of(job, part.measure) for job in row), strict=True))
+    rising, values = zip(*along, strict=True)
+    kind = KINDS.get(quantity_of(part.measure))
+    return REDUCTIONS[part.reduce](
+        rising, values, unlearned(row) if of_losses else math.inf, kind.better if kind else "lower"
+    )
 
 
 def unlearned(row: list[Job]) -> float:

@@ -41,6 +41,11 @@ class Values:
     by_seed: Mapping[int, float]
     failed: frozenset[int] = frozenset()
 
+    @property
+    def lost(self) -> frozenset[int]:
+        """Seeds at which there is no number to compare, for whatever reason."""
+        return self.failed | {seed for seed, value in self.by_seed.items() if not math.isfinite(value)}
+
     def less(self, amount: float) -> "Values":
         """All of them lower by that much."""
         return Values({seed: value - amount for seed, value in self.by_seed.items()}, self.failed) if amount else self
@@ -87,13 +92,14 @@ class Decision:
         """The part that decided it."""
         if self.verdict == OPEN and (lacking := [one for one in self.controls if one.verdict != "SUPPORTED"]):
             return lacking[0]
+        if not self.parts:
+            return None
         if self.verdict in ("REFUTED", "TIE"):
             return max(self.parts, key=lambda result: result.e_against)
-        return (
-            next((result for result in self.parts if result.verdict == self.verdict), self.parts[0])
-            if self.parts
-            else None
-        )
+        if self.verdict == OPEN:
+            not_found = [one for one in self.parts if one.verdict != "SUPPORTED"]
+            return max(not_found or self.parts, key=lambda result: result.e_against)
+        return min(self.parts, key=lambda result: result.e_for)
 
 
 def decide(claim: Claim, parts: Sequence[PartResult], controls: Sequence[PartResult]) -> Decision:
@@ -120,18 +126,46 @@ def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
     """`values` holds, by arm, what the part's measure gave; of a `between`, under "between"."""
     if part.form == "difference":
         a, b = (values[label] for label in part.arms)
-        a, better = a.less(part.against), direction(part)
+        a = a.less(part.against)
+    elif part.form == "ratio":
+        first, second = (values[label] for label in part.arms)
+        ratios = quantity(part, values).by_seed
+        # Who failed stays known: a pair whose second arm failed has no ratio, and that is not the first arm's failure.
+        a = Values({seed: part.against if seed in second.lost else x for seed, x in ratios.items()}, first.lost)
+        b = Values(dict.fromkeys(ratios, part.against), second.lost)
     else:
-        a, better = quantity(part, values), None
+        a = quantity(part, values)
         b = Values(dict.fromkeys(a.by_seed, part.against))
+    better = direction(part) if part.form in ("difference", "ratio") else None
     judged = judge(
-        a.by_seed, b.by_seed, better=better, margin=part.by, failed_a=a.failed, failed_b=b.failed, alpha=ALPHA
+        a.by_seed,
+        b.by_seed,
+        better=better,
+        margin=part.by,
+        failed_a=a.failed,
+        failed_b=b.failed,
+        alpha=ALPHA,
+        largest=largest_difference(part),
     )
     e_for, e_against = evidence(part, judged)
     verdict = verdict_of(part, side_of(judged))
-    if verdict == "SUPPORTED" and judged.better is None and (a.failed or b.failed):
-        verdict, e_for = OPEN, 0.0  # what the runs that did not fail come to is not what the arm does
+    if judged.better is None and (a.lost or b.lost):
+        verdict, e_for, e_against = OPEN, 0.0, 0.0  # what the runs that did not fail come to is not what the arm does
+    if not evident(verdict, e_for, e_against):
+        verdict = OPEN
     return PartResult(part, verdict, judged, values, e_for, e_against)
+
+
+def evident(verdict: Verdict, e_for: float, e_against: float) -> bool:
+    """Whether the e-value of what is said reaches what decides."""
+    return verdict == OPEN or (e_for if verdict == "SUPPORTED" else e_against) >= 1 / ALPHA
+
+
+def largest_difference(part: Part) -> float | None:
+    """How far apart the two values of a pair can be; None where that is not known. Of shares: 1, and what is taken off one."""
+    kind = KINDS.get(quantity_of(part.measure)) if part.trained else None
+    shares = kind is not None and kind.share and part.form == "difference" and part.reduce in (None, "best")
+    return 1.0 + abs(part.against) if shares else None
 
 
 def verdict_of(part: Part, side: str | None) -> Verdict:
@@ -159,7 +193,8 @@ def direction(part: Part) -> Direction | None:
     if part.reduce == "largest_stable":
         return "higher"
     kind = KINDS.get(quantity_of(part.measure)) if part.trained else None
-    return kind.better if kind is not None and part.reduce in (None, "best", "sensitivity") else None
+    of_the_measure = part.reduce in (None, "best", "sensitivity")
+    return kind.better if kind is not None and of_the_measure else None
 
 
 def side_of(judged: Judged) -> str | None:
@@ -173,14 +208,16 @@ def side_of(judged: Judged) -> str | None:
 
 
 def evidence(part: Part, judged: Judged) -> tuple[float, float]:
-    """E-values against "the part does not hold" and against "it holds"; where an arm fails more often, of that alone.
+    """E-values against "the part does not hold" and against "it holds".
 
-    Losses given success speak where no pair has one failure alone, or for the arm that fails less.
+    Where no pair has one failure alone they are those of the losses given success, L. Else those of losses and failures
+    together, F (L + 1), where F is the e-value that the other arm fails more often (`majority_e`, which is half of one of one
+    side): the mean of 2 F and of 2 F L, each an e-value, since L is one whatever the pattern of failures. L is 0 where fewer
+    than two pairs have losses. Losses speak for the arm that fails less, and for either where both fail alone as often.
     """
-    below, above = judged.e_below, judged.e_above
     losses = {
-        "below": (below, judged.e_not_below),
-        "above": (above, judged.e_not_above),
+        "below": (judged.e_below, judged.e_not_below),
+        "above": (judged.e_above, judged.e_not_above),
         "equal": (judged.e_inside, judged.e_outside),
     }[part.expect]
     fails = judged.failures
@@ -190,13 +227,14 @@ def evidence(part: Part, judged: Judged) -> tuple[float, float]:
         return 0.0 if part.expect == "equal" else losses[0], losses[1]
     a_worse, b_worse = fails.e_a_fails_more, fails.e_b_fails_more
     if part.expect == "equal":
-        return 0.0, max(losses[1], a_worse, b_worse)
+        return 0.0, (a_worse + b_worse) * (losses[1] + 1) / 2
     favours_a = (part.expect == "below") == (judged.better == "lower")
-    worse, safer = (b_worse, a_worse) if favours_a else (a_worse, b_worse)
-    more_of_the_favoured = fails.only_a > fails.only_b if favours_a else fails.only_b > fails.only_a
-    if more_of_the_favoured:
-        return worse, max(losses[1], safer)
-    return max(losses[0], worse), safer
+    safer, frailer = (b_worse, a_worse) if favours_a else (a_worse, b_worse)
+    favoured, other = (fails.only_a, fails.only_b) if favours_a else (fails.only_b, fails.only_a)
+    told = judged.sd is not None
+    for_it = losses[0] if told and favoured <= other else 0.0
+    against = losses[1] if told and favoured >= other else 0.0
+    return safer * (for_it + 1), frailer * (against + 1)
 
 
 def quantity(part: Part, values: Mapping[str, Values]) -> Values:

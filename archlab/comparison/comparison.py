@@ -273,7 +273,16 @@ def _against(
 
     def judged(i: int, level: float) -> Judged:
         better: Direction = "lower" if metric.lower_is_better else "higher"
-        return judge(values[i], values[base], better=better, margin=margin, failed_a=failed[i], failed_b=failed[base], alpha=level)  # fmt: skip
+        return judge(
+            values[i],
+            values[base],
+            better=better,
+            margin=margin,
+            failed_a=failed[i],
+            failed_b=failed[base],
+            alpha=level,
+            largest=metric.largest_difference,
+        )
 
     sharing = [i for i, of_arm in enumerate(values) if i != base and of_arm.keys() & values[base].keys()]
     alone = {i: judged(i, alpha) for i in sharing}

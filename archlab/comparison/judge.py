@@ -15,7 +15,17 @@ import numpy as np
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.comparison.rule import ALPHA
-from archlab.comparison.sequence import LARGEST, flip_p, half_width, least, majority_e, one_sided_e, pairs_needed
+from archlab.comparison.sequence import (
+    LARGEST,
+    bounded_e,
+    bounded_interval,
+    flip_p,
+    half_width,
+    least,
+    majority_e,
+    one_sided_e,
+    pairs_needed,
+)
 
 Values = Mapping[int, float | None] | Sequence[float | None]
 Reading = Literal["a", "b", "above", "below", "tie", "not a", "not b", "not above", "not below", "open"]
@@ -162,19 +172,27 @@ class Judged:
 
     @property
     def e(self) -> float:
-        """The largest e-value of the statements that could decide: `reading` is one of them where it reaches 1/alpha.
+        """An e-value of what is decided: losses alone where no pair has one failure alone, else of losses and failures together.
 
         Of the statements about the mean (above, below, inside), those that are false have e-values no larger than the one e_n
-        at the true mean, so the largest of them is an e-value still; likewise of the two about failures. A statement that
-        failures forbid is not among them.
+        at the true mean, so the largest of them, L, is an e-value still. So is F_a + F_b, of the e-values that either arm
+        fails more (`majority_e`), and since L is one whatever the pattern of failures, so are products with it. Together:
+        the larger of F_b (L_a + 1) / 2 and F_a (L_b + 1) / 2, where L_a speaks for a and is 0 where failures forbid it.
+        A reading by failures alone can be reached at an e-value of half of 1/alpha.
         """
         top, bottom = SIDES[self.better]
         of: dict[Reading, float] = {top: self.e_above, bottom: self.e_below, "tie": self.e_inside}
-        allowed = [
-            e for reading, e in of.items() if _with_failures(reading, self.failures, self.better, NEVER) == reading
-        ]
-        by_failures = () if self.better is None else (self.failures.e_a_fails_more, self.failures.e_b_fails_more)
-        return max((*allowed, *by_failures), default=0.0)
+        allowed = {
+            reading: e
+            for reading, e in of.items()
+            if _with_failures(reading, self.failures, self.better, NEVER) == reading
+        }
+        if self.failures.alike:
+            return max(allowed.values())
+        if self.better is None:
+            return 0.0
+        for_a, for_b = self.failures.e_b_fails_more, self.failures.e_a_fails_more
+        return max(for_a * (allowed.get("a", 0.0) + 1), for_b * (allowed.get("b", 0.0) + 1)) / 2
 
 
 def judge(
@@ -186,6 +204,7 @@ def judge(
     failed_a: Collection[int] = (),
     failed_b: Collection[int] = (),
     alpha: float = ALPHA,
+    largest: float | None = None,
 ) -> Judged:
     """Compares two arms seed by seed.
 
@@ -207,6 +226,11 @@ def judge(
     can come out so by chance. The interval is then infinite, and signs decide: n differences beyond the margin on one side
     weigh as n tosses of a coin do (`majority_e`), which is enough from six on at alpha=0.05.
 
+    `largest` is how far apart two values can be at most, where that is known: 1 for shares, such as the answers that a model
+    finds. A rule that one run in six finds is not seen in several pairs, and their spread says nothing of it; so whatever is
+    said of shares also has to hold however they are spread (`bounded_e`), which takes ten pairs at least, and does not find
+    a tie within a tenth in 24.
+
     Failures are an endpoint of their own, whatever the direction of the metric. By `majority_e` over the pairs in which one arm
     alone failed, an arm that fails more often, at 1/alpha, has lost. Short of that an arm with more failures cannot win, tie or
     be said to be no worse, and a pair with one failure forbids a tie: two arms of which one fails three times in ten are not
@@ -223,11 +247,15 @@ def judge(
     both = ~lost_a & ~lost_b
     x, y = first[both], second[both]
     losses = _losses(x, y, margin, alpha)
+    if largest is not None and len(x) > 1:
+        losses = _however_spread(losses, x - y, margin, alpha, largest)
     failures = _failures(lost_a, lost_b)
     difference = np.where(both, np.where(both, first, 0) - np.where(both, second, 0), np.nan)
     of_losses = _read(losses, better, alpha)
     reading = _with_failures(of_losses, failures, better, alpha)
-    needed = None if reading in DECIDED else _needed(losses, failures, len(seeds), len(x), better, margin, alpha)
+    needed = None
+    if reading not in DECIDED and largest is None:  # of shares it takes more than their spread says
+        needed = _needed(losses, failures, len(seeds), len(x), better, margin, alpha)
     return Judged(
         n=len(seeds),
         seeds=seeds,
@@ -271,6 +299,21 @@ def _losses(a: np.ndarray, b: np.ndarray, margin: float, alpha: float) -> dict:
     }
     interval = (effect - half, effect + half) if math.isfinite(half) else None
     return {"effect": effect, "sd": sd, "interval": interval, "by": "mean", **means}
+
+
+def _however_spread(losses: dict, d: np.ndarray, margin: float, alpha: float, largest: float) -> dict:
+    """The same, where each e-value is the smaller one of that of the spread and that of any spread within the bounds."""
+    bounded = {
+        "e_above": bounded_e(d, margin, largest),
+        "e_below": bounded_e(-d, margin, largest),
+        "e_not_above": bounded_e(-d, -margin, largest),
+        "e_not_below": bounded_e(d, -margin, largest),
+    }
+    low, high = bounded_interval(d, largest, alpha)
+    if losses["interval"] is not None:
+        low, high = min(low, losses["interval"][0]), max(high, losses["interval"][1])
+    evidence = {name: min(losses[name], float(e)) for name, e in bounded.items()}
+    return losses | evidence | {"interval": (low, high)}
 
 
 def _sign_e(n: int, beyond: float) -> float:

@@ -55,6 +55,11 @@ class Metric:
     def smallest_effect(self) -> float:
         return KINDS[self.quantity].smallest_effect if self.quantity in KINDS else 0.0
 
+    @property
+    def largest_difference(self) -> float | None:
+        """How far apart two runs can be; None where that is not known."""
+        return 1.0 if self.quantity in KINDS and KINDS[self.quantity].share else None
+
     def value(self, run: Run) -> float | None:
         """None where the run diverged, whatever it measured before, or where the number was not finite.
 

@@ -17,7 +17,7 @@ from scipy import stats
 from archlab.comparison.many import survivors
 from archlab.comparison.rates import sensitivity, stable_up_to
 from archlab.comparison.rule import ALPHA, LOOKS, PRIOR_SCALE
-from archlab.comparison.sequence import e_value, half_width, majority_e
+from archlab.comparison.sequence import bounded_e, e_value, half_width, majority_e
 
 STUDIES = 20_000
 CAP = LOOKS[-1]
@@ -35,8 +35,10 @@ def failure_evidence() -> np.ndarray:
     return np.array([[majority_e(more, less) for less in range(CAP + 1)] for more in range(CAP + 1)])
 
 
-def verdicts_at(a: np.ndarray, b: np.ndarray, margin: float, alpha: float = ALPHA) -> dict[str, np.ndarray]:
-    """Of every study, whether a or b wins or they tie, as `judge` with better="lower" has it."""
+def verdicts_at(
+    a: np.ndarray, b: np.ndarray, margin: float, alpha: float = ALPHA, largest: float | None = None
+) -> dict[str, np.ndarray]:
+    """Of every study, whether a or b wins or they tie, as `judge` with better="lower" has it; with `largest` no run fails."""
     lost_a, lost_b = np.isnan(a), np.isnan(b)
     only_a, only_b = (lost_a & ~lost_b).sum(axis=1), (lost_b & ~lost_a).sum(axis=1)
     d = a - b
@@ -58,6 +60,10 @@ def verdicts_at(a: np.ndarray, b: np.ndarray, margin: float, alpha: float = ALPH
             np.where(same, enough & side, of) for side, of in ((mean > margin, above), (mean < -margin, below))
         )
         inside = np.where(same, enough & (np.abs(mean) < margin), inside)
+    if largest is not None:
+        above &= bounded_e(d, margin, largest) >= 1 / alpha
+        below &= bounded_e(-d, margin, largest) >= 1 / alpha
+        inside &= np.minimum(bounded_e(d, -margin, largest), bounded_e(-d, -margin, largest)) >= 1 / alpha
     e = failure_evidence()
     a_loses, b_loses = e[only_a, only_b] >= 1 / alpha, e[only_b, only_a] >= 1 / alpha
     return {
@@ -67,12 +73,14 @@ def verdicts_at(a: np.ndarray, b: np.ndarray, margin: float, alpha: float = ALPH
     }
 
 
-def studied(draw: Draw, margin: float, studies: int = STUDIES) -> tuple[np.ndarray, np.ndarray]:
+def studied(
+    draw: Draw, margin: float, studies: int = STUDIES, largest: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each study, the verdict at which it stopped ("" where none) and at how many pairs."""
     a, b = draw(studies)
     verdict, at = np.full(studies, "", dtype=object), np.full(studies, CAP)
     for n in LOOKS:
-        found = verdicts_at(a[:, :n], b[:, :n], margin)
+        found = verdicts_at(a[:, :n], b[:, :n], margin, largest=largest)
         for name, of in found.items():
             new = of & (verdict == "")
             verdict[new], at[new] = name, n
@@ -121,9 +129,9 @@ def planted(draw: Draw, effect: float) -> Draw:
 # ---------------------------------------------------------------- tables
 
 
-def false_verdicts(name: str, draw: Draw, margin: float) -> None:
+def false_verdicts(name: str, draw: Draw, margin: float, largest: float | None = None) -> None:
     """Arms that are alike: a winner is wrong; with a margin of 0 there is no tie to be named."""
-    verdict, _ = studied(draw, margin)
+    verdict, _ = studied(draw, margin, largest=largest)
     wrong = int(np.isin(verdict, ("a", "b")).sum())
     print(f"| {name} | {wrong / STUDIES:.2%} | {upper(wrong, STUDIES):.2%} |", flush=True)
 
@@ -135,10 +143,10 @@ def at_the_margin(name: str, draw: Draw, margin: float) -> None:
     print(f"| {name} | {wrong / STUDIES:.2%} | {upper(wrong, STUDIES):.2%} |", flush=True)
 
 
-def power(name: str, draws: dict[str, Draw], margin: float, wanted: str = "a") -> None:
+def power(name: str, draws: dict[str, Draw], margin: float, wanted: str = "a", largest: float | None = None) -> None:
     """By number of pairs, the share of studies that have found it; then the mean number of pairs at which they stopped."""
     for size, draw in draws.items():
-        verdict, at = studied(draw, margin)
+        verdict, at = studied(draw, margin, largest=largest)
         found = [((verdict == wanted) & (at <= n)).mean() for n in LOOKS]
         shares = " | ".join(f"{share:.0%}" for share in found)
         print(f"| {name} | {size} | {shares} | {at.mean():.1f} |", flush=True)
@@ -181,6 +189,34 @@ def sweeps_of_five(n: int, studies: int = 2_000) -> tuple[float, float]:
 
 def one_e(d: np.ndarray) -> float:
     return float(e_value(d.mean(), d.std(ddof=1), len(d)))
+
+
+def rarely(chance: float, found: float = 0.95, else_: float = 0.03, against: float = 0.03) -> Draw:
+    """Exact match of 64 answers: a's by runs that find a rule with this chance, b's by runs that are all alike; more is better."""
+
+    def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
+        right = np.where(rng.random((studies, CAP)) < chance, found, else_)
+        return -rng.binomial(64, right) / 64, -rng.binomial(64, against, (studies, CAP)) / 64
+
+    return draw
+
+
+def rare_rules(margin: float = 0.1) -> None:
+    """What was not seen is not so rare: a rule that some runs find, in shares, against a margin of a tenth."""
+    print(
+        "\n| a finds a rule, b never | a - b in truth | a tie, or b wins, by spread alone | by the rule of shares |\n|---|---|---|---|"
+    )
+    for chance in (0.15, 0.2, 0.3):
+        draw = rarely(chance)
+        shares = [np.isin(studied(draw, margin, largest=of)[0], ("b", "tie")).mean() for of in (None, 1.0)]
+        print(f"| {chance:.0%} | {chance * 0.92:+.3f} | {shares[0]:.1%} | {shares[1]:.1%} |", flush=True)
+    print(
+        "\n| a is sure of 30%, b finds the rule | a - b in truth | a wins, by spread alone | by the rule of shares |\n|---|---|---|---|"
+    )
+    for chance in (0.2, 0.25, 0.35, 0.5):
+        draw = rarely(chance, against=0.3)
+        shares = [(studied(draw, margin, largest=of)[0] == "b").mean() for of in (None, 1.0)]
+        print(f"| {chance:.0%} | {0.27 - chance * 0.92:+.3f} | {shares[0]:.1%} | {shares[1]:.1%} |", flush=True)
 
 
 # ---------------------------------------------------------------- what is looked at
@@ -247,19 +283,19 @@ def main() -> None:
     print(f"{len(losses)} runs: val_loss {losses.mean():.4f}, deviation {sd:.4f}; {len(ratios)}: late_ratio@4 {ratios.mean():.4f}, deviation {ratios.std(ddof=1):.4f}\n")  # fmt: skip
 
     print("| arms that are alike | a winner is named | 95% bound |\n|---|---|---|")
-    for name, draw, margin in (
+    for name, draw, margin, *largest in (
         ("normal, margin 0", normal(), 0.0),
         ("normal, margin half a deviation", normal(), 0.5),
         ("val_loss of runs, margin 0", of_runs(losses), 0.0),
         ("val_loss of runs, margin 0.01", of_runs(losses), 0.01),
         ("late_ratio@4 of runs, margin 0", of_runs(ratios), 0.0),
-        ("exact_match, two kinds of runs, margin 0", answers(), 0.0),
+        ("exact_match, two kinds of runs, margin 0", answers(), 0.0, 1.0),
         ("skewed, margin 0", skewed, 0.0),
         ("heavy tails, margin 0", heavy, 0.0),
         *((f"{name} of sweeps, margin 0", swept(reduce), 0.0) for name, reduce in REDUCED.items()),
         *((f"normal, both fail {rate:.0%}, margin 0", normal(fails=(rate, rate)), 0.0) for rate in (0.1, 0.3, 0.5, 0.8)),
     ):  # fmt: skip
-        false_verdicts(name, draw, margin)
+        false_verdicts(name, draw, margin, *largest)
 
     print("\n| one better by exactly the margin | it wins, or they tie | 95% bound |\n|---|---|---|")
     at_the_margin("normal, margin one deviation", planted(normal(), 1.0), 1.0)
@@ -276,7 +312,18 @@ def main() -> None:
         *((f"{name} of sweeps, margin 0", swept(reduce), 0.0) for name, reduce in REDUCED.items()),
     ):
         power(name, {f"{effect:g} sd": planted(draw, effect) for effect in (1.0, 2.0, 3.0)}, margin)
-    power("exact_match, rule found by", {f"{share:.0%}, 50%": answers(share) for share in (0.8, 0.95, 1.0)}, 0.0)
+    power(
+        "exact_match, rule found by",
+        {f"{share:.0%}, 50%": answers(share) for share in (0.8, 0.95, 1.0)},
+        0.0,
+        largest=1.0,
+    )
+    power(
+        "exact_match, a rule found by",
+        {f"{share:.0%}, none": answers(share, 0.0) for share in (0.5, 0.8, 1.0)},
+        0.1,
+        largest=1.0,
+    )
     power("a tie, margin 1 to 3 sd", {f"0 sd, {s:g}": normal(1 / s) for s in (1.0, 2.0, 3.0)}, 1.0, "tie")
 
     print(f"\n| one arm fails, losses alike, margin 2 sd | | {heads} | pairs |\n|---|---|{'---|' * len(LOOKS)}---|")
@@ -293,6 +340,7 @@ def main() -> None:
     print(
         f"Five alike arms at 8 seeds, four comparisons, e-BH: any winner in {share:.2%} of 2,000 sweeps (bound {bound:.2%})."
     )
+    rare_rules()
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(expect="equal")], "controls": [part(expect="equal")]}, "nothing shows that these runs would find one; give controls, one of which expects above or below"),
         ({"parts": [part(measure="val_los")]}, "claim/mine.yaml: parts.0.measure: val_los is neither measured nor a number of a run; did you mean val_loss?"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
+        ({"parts": [part(measure="token_accuracy@1", over={"train.lr": [1, 2]}, reduce="best_x")]}, "claim/mine.yaml: parts.0.reduce: best_x holds losses against that of a model which learned nothing, and token_accuracy@1 is no loss in nats per token; use measure: val_loss, or reduce: best"),
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="sensitivity")]}, "claim/mine.yaml: parts.0.reduce: sensitivity says nothing by itself, since a model that hardly trains has a good one; add a part of the same arms with reduce: best"),
@@ -386,17 +387,17 @@ def test_an_arm_that_fails_is_evidence_by_itself():
     values = {"a": [math.inf] * N, "b": around(1.0)}
     for expect, which in (("above", "e_for"), ("below", "e_against"), ("equal", "e_against")):
         result = decided(expect, failed={"a": ALL}, **values)
-        assert getattr(result, which) == pytest.approx(expected, rel=1e-4) and expected > 20
+        assert getattr(result, which) == pytest.approx(expected, rel=1e-3) and expected > 20
         assert whole([result]).verdict == ("SUPPORTED" if which == "e_for" else "REFUTED")
     # One more failure of the favoured arm: its other runs speak for nothing, and against it still.
     result = decided("below", a=around(1.0), b=FLAT, failed={"a": {2}})
     assert result.e_for < 1 and decided("below", a=around(1.0), b=FLAT).e_for > 20
 
 
-def test_a_ratio_fails_where_either_of_its_runs_does():
+def test_a_failure_speaks_against_the_arm_of_a_ratio_that_failed():
     a, b = around(1.0), around(2.0)
-    for label in ("a", "b"):
-        assert decided("below", "ratio", a=a, b=b, failed={label: {3}}).verdict == "INCONCLUSIVE"
+    for label, verdict in (("a", "INCONCLUSIVE"), ("b", "SUPPORTED")):
+        assert decided("below", "ratio", a=a, b=b, failed={label: {3}}).verdict == verdict
     assert decided("below", "ratio", a=a, b=b).verdict == "SUPPORTED"
 
 
@@ -456,7 +457,130 @@ def test_an_identity_holds_at_every_seed_or_fails():
     ],
 )  # fmt: skip
 def test_reductions_give_what_they_say(name, xs, values, failed, expected):
-    assert REDUCTIONS[name](xs, values, failed) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert REDUCTIONS[name](xs, values, failed, "lower") == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "failed", "better", "expected"),
+    [
+        ([0.047, 0.051, 0.039], math.inf, "higher", 0.051),  # more is better, so the best is the largest
+        ([0.5, math.inf, 0.25], math.inf, "higher", 0.5),  # a run that diverged is none of them
+        ([math.inf, math.inf], math.inf, "higher", math.nan),
+        ([2.96, 2.99], 3.0, "lower", math.nan),  # none learned
+        ([1.5, 1.25], math.inf, "lower", 1.25),  # what is no loss is not held against one
+    ],
+)
+def test_the_best_value_is_that_of_the_measures_own_direction(values, failed, better, expected):
+    assert REDUCTIONS["best"]([1, 2, 3][: len(values)], values, failed, better) == pytest.approx(expected, nan_ok=True)
+
+
+def reduced_by_hand(monkeypatch, over, losses, reduce, unigram=3.0, measure="val_loss"):
+    """`course.reduced` of runs that came to these losses, one for each swept value in the order they were typed."""
+    from archlab.claim import course
+
+    monkeypatch.setattr(course, "value_of", lambda job, measure: job)
+    monkeypatch.setattr(course, "unlearned", lambda row: unigram)
+    part = Part(
+        says="it",
+        measure=measure,
+        expect="below",
+        by=0.1,
+        difference=("a", "b"),
+        over={"train.lr": over},
+        reduce=reduce,
+    )
+    return course.reduced(part, losses)
+
+
+@pytest.mark.parametrize("reduce", sorted(REDUCTIONS))
+def test_a_reduction_does_not_depend_on_the_order_in_which_values_are_typed(monkeypatch, reduce):
+    over, losses = (1e-3, 2e-3, 4e-3), [2.5, 2.0, 2.8]
+    rising = reduced_by_hand(monkeypatch, over, losses, reduce)
+    assert math.isfinite(rising)
+    for order in ((2, 1, 0), (1, 0, 2)):
+        assert reduced_by_hand(monkeypatch, tuple(over[i] for i in order), [losses[i] for i in order], reduce) == rising
+
+
+@pytest.mark.parametrize("reduce", ["best", "best_x", "largest_stable", "sensitivity", "slope", "last_over_first"])
+def test_an_arm_that_diverged_everywhere_has_no_number(monkeypatch, reduce):
+    assert math.isnan(reduced_by_hand(monkeypatch, (1e-3, 2e-3), [math.inf, math.inf], reduce))
+
+
+def test_an_arm_whose_first_run_diverged_is_no_small_multiple_of_it(monkeypatch):
+    assert math.isnan(reduced_by_hand(monkeypatch, (1e-3, 2e-3), [math.inf, 2.0], "last_over_first"))
+
+
+def test_arms_that_learned_nothing_do_not_tie():
+    """By their losses alone they would: both lie at the unigram loss."""
+    nothing = Values(dict.fromkeys(range(N), math.nan))
+    part = Part(
+        says="it",
+        measure="val_loss",
+        expect="equal",
+        by=0.1,
+        difference=("a", "b"),
+        over={"train.lr": (1e-3, 2e-3)},
+        reduce="best",
+    )
+    assert decide_part(part, {"a": nothing, "b": nothing}).verdict == "INCONCLUSIVE"
+
+
+def test_as_many_failures_on_either_side_leave_it_to_the_losses():
+    """Their e-value is less than without failures, since pairs that fail alone are not nothing; 1 nat is enough all the same."""
+    failed = {"a": {3}, "b": {7}}
+    worse = decided("below", a=around(3.0), b=FLAT, failed=failed)
+    better = decided("below", a=around(1.0), b=FLAT, failed=failed)
+    assert (worse.verdict, better.verdict) == ("REFUTED", "SUPPORTED")
+    assert worse.e_against >= 20 and better.e_for >= 20
+    assert whole([worse]).verdict == "REFUTED" and whole([better]).verdict == "SUPPORTED"
+
+
+@pytest.mark.parametrize("form", ["difference", "ratio"])
+@pytest.mark.parametrize("expect", ["above", "below", "equal"])
+@pytest.mark.parametrize("counts", [(0, 0), (1, 1), (1, 0), (0, 1), (8, 0), (0, 8), (3, 1), (5, 5)])
+@pytest.mark.parametrize("distance", [-1.0, -0.02, 0.0, 0.02, 1.0])
+def test_no_verdict_without_evidence_for_it(form, expect, counts, distance):
+    """Whatever failed: what a part is said to be has an e-value that decides."""
+    failed = {"a": set(range(counts[0])), "b": set(range(N - counts[1], N))}
+    found = decided(expect, form, a=around(2.0 + distance), b=FLAT, failed=failed)
+    if found.verdict != "INCONCLUSIVE":
+        assert (found.e_for if found.verdict == "SUPPORTED" else found.e_against) >= 20
+
+
+def test_in_a_ratio_too_it_is_not_forgotten_who_failed():
+    """Seventeen of b's runs fail and none of a's: that is for a, however near their losses are."""
+    a, b = {seed: 2.0 + 0.01 * (seed % 3) for seed in range(24)}, {seed: 2.0 + 0.01 * (seed % 2) for seed in range(24)}
+    failing = frozenset(range(17))
+    for form in ("difference", "ratio"):
+        part = Part(says="it", measure="val_loss", expect="below", by=0.05, **{form: ("a", "b")})
+        assert decide_part(part, {"a": Values(a), "b": Values(b, failing)}).verdict == "SUPPORTED"
+        assert decide_part(part, {"a": Values(a, failing), "b": Values(b)}).verdict == "REFUTED"
+
+
+def test_the_part_that_is_named_is_the_one_that_decided():
+    strong, weak = (decided("below", a=around(2 - distance), b=FLAT) for distance in (1.0, 0.3))
+    assert whole([strong, weak]).because is weak  # the evidence for a claim is that of its weakest part
+    against = decided("above", a=around(1.0), b=FLAT)
+    open_ = decided("below", a=around(2.2, spread=5.0), b=FLAT)
+    assert whole([strong, open_]).because is open_
+    assert whole([strong, against]).because is against
+
+
+def test_shares_are_judged_by_what_they_can_be_and_not_by_their_spread_alone():
+    """No run of six found the rule: two in five may find it still, so that nothing is known of a tenth."""
+    part = Part(says="it", measure="exact_match@1", expect="above", by=0.1, difference=("a", "b"))
+    seen = {seed: 0.03 + 0.001 * (seed % 3) for seed in range(24)}
+
+    def verdict(n, a):
+        return decide_part(
+            part, {"a": Values({i: a[i] for i in range(n)}), "b": Values({i: seen[i] for i in range(n)})}
+        )
+
+    assert verdict(24, {i: seen[23 - i] for i in seen}).verdict == "INCONCLUSIVE"
+    found = {seed: 0.95 + 0.001 * (seed % 5) for seed in range(24)}
+    assert [verdict(n, found).verdict for n in (6, 8, 10)] == ["INCONCLUSIVE", "INCONCLUSIVE", "SUPPORTED"]
+    low, high = verdict(10, found).judged.interval
+    assert low > 0.1 and high > 0.95  # the interval is that of the same rule
 
 
 # --- measures -----------------------------------------------------------------------------------

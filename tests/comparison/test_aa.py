@@ -34,6 +34,16 @@ def test_arrays_of_studies_are_judged_as_one_is(bench, margin, effect, fails, n)
         assert {name for name in ("a", "b", "tie") if found[name][i]} == ({one.reading} & {"a", "b", "tie"})
 
 
+@pytest.mark.parametrize(("chance", "margin"), [(0.3, 0.1), (1.0, 0.1), (0.9, 0.0)])
+@pytest.mark.parametrize("n", [6, 12, 24])
+def test_shares_are_judged_in_arrays_as_one_by_one(bench, chance, margin, n):
+    a, b = bench.rarely(chance)(30)
+    found = bench.verdicts_at(a[:, :n], b[:, :n], margin, largest=1.0)
+    for i in range(len(a)):
+        one = judge(a[i, :n].tolist(), b[i, :n].tolist(), better="lower", margin=margin, largest=1.0)
+        assert {name for name in ("a", "b", "tie") if found[name][i]} == ({one.reading} & {"a", "b", "tie"})
+
+
 def test_a_study_ends_at_its_first_verdict(bench):
     def draw(studies):
         return np.tile(np.linspace(0.0, 0.1, bench.CAP), (studies, 1)) - 1.0, np.zeros((studies, bench.CAP))

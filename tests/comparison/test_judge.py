@@ -295,3 +295,20 @@ def test_both_endpoints_together_name_a_wrong_winner_in_at_most_one_study_of_twe
 def test_what_cannot_be_judged_is_refused(arguments, options, words):
     with pytest.raises(UserError, match=words):
         judge(*arguments, **{"better": "lower", "margin": 0.0} | options)
+
+
+def test_the_evidence_of_losses_and_failures_together_is_no_more_than_one_on_average():
+    """Two alike arms of three pairs, that fail half of the time and are else 0 or 1 by a fair coin: every outcome, by its chance.
+
+    The larger of the two would come to more than one, and e-BH rests on one.
+    """
+    outcomes = list(itertools.product((None, 0.0, 1.0), repeat=2))
+    chance = {None: 0.5, 0.0: 0.25, 1.0: 0.25}
+    mean = larger = 0.0
+    for drawn in itertools.product(outcomes, repeat=3):
+        weight = math.prod(chance[x] for pair in drawn for x in pair)
+        found = judge([a for a, _ in drawn], [b for _, b in drawn], better="lower", margin=0.0)
+        by_failures = max(found.failures.e_a_fails_more, found.failures.e_b_fails_more)
+        mean += weight * found.e
+        larger += weight * max(found.e_above, found.e_below, by_failures)
+    assert larger > 1 >= mean

@@ -8,7 +8,16 @@ import pytest
 from scipy import integrate, stats
 
 from archlab.comparison.rule import LOOKS, PRIOR_SCALE
-from archlab.comparison.sequence import e_value, flip_p, half_width, majority_e, one_sided_e, pairs_needed
+from archlab.comparison.sequence import (
+    bounded_e,
+    bounded_interval,
+    e_value,
+    flip_p,
+    half_width,
+    majority_e,
+    one_sided_e,
+    pairs_needed,
+)
 
 D = [0.31, -0.12, 0.44, 0.27, 0.05]
 """Five differences."""
@@ -174,3 +183,41 @@ def test_of_many_pairs_signs_are_drawn_alike_each_time_and_p_is_near_the_normal_
 
 def test_the_first_look_is_where_signs_can_decide():
     assert min(n for n in range(1, 20) if majority_e(n, 0) >= 20) == LOOKS[0]
+
+
+# ---------------------------------------------------------------- shares
+
+
+def test_bets_on_bounded_numbers_by_hand():
+    """Of 1 + c (d - m) / (b + m), at c of a quarter to one, m = 0.1 and b = 1: half the mean of the four products."""
+    d = np.array([0.5, -0.2])
+    products = [(1 + c * 0.4 / 1.1) * (1 - c * 0.3 / 1.1) for c in (0.25, 0.5, 0.75, 1.0)]
+    assert bounded_e(d, 0.1, 1.0) == pytest.approx(sum(products) / 8, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "chance"), [(-1.0, 1.0, 0.55), (0.0, 0.92, 0.109), (-0.65, 0.3, 0.79), (0.1, 0.1, 1.0)]
+)
+def test_of_any_two_values_whose_mean_is_the_one_held_against_the_e_value_is_half_on_average(low, high, chance):
+    """Both ways together then come to one at most. The mean over every outcome of five pairs, by their chances."""
+    mean = chance * high + (1 - chance) * low
+    both = np.zeros(2)
+    for outcome in itertools.product((0, 1), repeat=5):
+        drawn = np.where(outcome, high, low)
+        weight = float(np.prod(np.where(outcome, chance, 1 - chance)))
+        both += weight * np.array([bounded_e(drawn, mean, 1.0), bounded_e(-drawn, -mean, 1.0)])
+    assert both == pytest.approx([0.5, 0.5], abs=1e-12)
+
+
+def test_the_interval_of_shares_ends_where_the_e_value_reaches_what_decides():
+    d = np.array([0.93, 0.95, 0.91, 0.94, 0.9, 0.96, 0.92, 0.93, 0.95, 0.97, 0.9])
+    low, high = bounded_interval(d, 1.0, 0.05)
+    assert 0 < low < d.mean() < high <= 1
+    step = 2.0**-19
+    assert bounded_e(d, low - step, 1.0) >= 20 > bounded_e(d, low + step, 1.0)
+    assert high == 1 or bounded_e(-d, -(high + step), 1.0) >= 20 > bounded_e(-d, -(high - step), 1.0)
+    assert bounded_interval(-d, 1.0, 0.05) == pytest.approx((-high, -low))
+
+
+def test_what_all_was_staked_on_and_lost_leaves_what_was_not_staked():
+    assert 0 < bounded_e(np.array([-1.0, 0.9]), 0.1, 1.0) < 1
