@@ -298,6 +298,8 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
     if part.reduce is not None and part.reduce not in REDUCTIONS:
         hint = did_you_mean(part.reduce, REDUCTIONS)
         raise UserError(f"{where}.reduce: {part.reduce} is no reduction; {hint}reductions: {', '.join(REDUCTIONS)}")
+    if part.trained and part.form == "difference" and is_share(part.measure) and part.by >= 1:
+        raise UserError(f"{where}.by: {part.by:g}, and two shares differ by 1 at most; give less, such as 0.1")
     if part.reduce in OF_LOSSES and part.trained and not is_loss(part.measure):
         raise UserError(
             f"{where}.reduce: {part.reduce} holds losses against that of a model which learned nothing, and {part.measure} is no"
@@ -346,6 +348,12 @@ def is_loss(measure: str) -> bool:
     """Whether it is in nats per token."""
     kind = KINDS.get(quantity_of(measure))
     return kind is not None and kind.unit == NATS
+
+
+def is_share(measure: str) -> bool:
+    """Whether it lies between 0 and 1."""
+    kind = KINDS.get(quantity_of(measure))
+    return kind is not None and kind.share
 
 
 def tupled(value: Any) -> Any:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from archlab.base.metrics import Direction
-from archlab.claim.claim import Claim, Part, quantity_of
+from archlab.claim.claim import Claim, Part, is_share, quantity_of
 from archlab.comparison.judge import Judged, judge
 from archlab.comparison.rule import ALPHA
 from archlab.records.summary import KINDS
@@ -163,8 +163,7 @@ def evident(verdict: Verdict, e_for: float, e_against: float) -> bool:
 
 def largest_difference(part: Part) -> float | None:
     """How far apart the two values of a pair can be; None where that is not known. Of shares: 1, and what is taken off one."""
-    kind = KINDS.get(quantity_of(part.measure)) if part.trained else None
-    shares = kind is not None and kind.share and part.form == "difference" and part.reduce in (None, "best")
+    shares = part.trained and is_share(part.measure) and part.form == "difference" and part.reduce in (None, "best")
     return 1.0 + abs(part.against) if shares else None
 
 

@@ -210,6 +210,11 @@ def compare(
     """
     measure = Metric(metric, direction)
     smallest = measure.smallest_effect if smallest_effect is None else smallest_effect
+    if measure.largest_difference is not None and smallest >= measure.largest_difference:
+        raise UserError(
+            f"smallest_effect={smallest:g}: two {measure.unit.partition(' ')[0]}s differ by"
+            f" {measure.largest_difference:g} at most; give less, such as 0.1"
+        )
     arms, notes = sort_into_arms(runs, mix=mix)
     reference = find_baseline(arms, baseline)
     values = [{seed: measure.value(run) for seed, run in arm.by_seed.items()} for arm in arms]

@@ -240,7 +240,7 @@ def judge(
     Each of the two endpoints has a chance of at most alpha of a wrong statement; both together, measured, no more than alpha
     (experiments/aa). Raises UserError where the arms have no pair, or alpha or margin is no such number.
     """
-    check(margin, alpha)
+    check(margin, alpha, largest)
     seeds, first, second, unpaired = pair_up(a, b)
     lost_a = ~np.isfinite(first) | np.isin(seeds, list(failed_a))
     lost_b = ~np.isfinite(second) | np.isin(seeds, list(failed_b))
@@ -413,8 +413,12 @@ def pair_up(a: Values, b: Values) -> tuple[tuple[int, ...], np.ndarray, np.ndarr
     return seeds, first, second, unpaired
 
 
-def check(margin: float, alpha: float) -> None:
+def check(margin: float, alpha: float, largest: float | None = None) -> None:
     if not (margin >= 0 and math.isfinite(margin)):
         raise UserError(f"margin={margin}: should be a number, 0 or greater")
+    if largest is not None and margin >= largest:
+        raise UserError(
+            f"margin={margin}: is no smaller than the largest difference there can be, {largest:g}; give less"
+        )
     if not 0 < alpha < 1:
         raise UserError(f"alpha={alpha}: should lie between 0 and 1, such as 0.05")

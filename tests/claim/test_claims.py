@@ -116,6 +116,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(expect="equal")], "controls": [part(expect="equal")]}, "nothing shows that these runs would find one; give controls, one of which expects above or below"),
         ({"parts": [part(measure="val_los")]}, "claim/mine.yaml: parts.0.measure: val_los is neither measured nor a number of a run; did you mean val_loss?"),
         ({"parts": [part(over={"train.lr": [1, 2]}, reduce="bets")]}, "claim/mine.yaml: parts.0.reduce: bets is no reduction; did you mean best?"),
+        ({"parts": [part(measure="token_accuracy@1", by=1)]}, "claim/mine.yaml: parts.0.by: 1, and two shares differ by 1 at most; give less, such as 0.1"),
         ({"parts": [part(measure="token_accuracy@1", over={"train.lr": [1, 2]}, reduce="best_x")]}, "claim/mine.yaml: parts.0.reduce: best_x holds losses against that of a model which learned nothing, and token_accuracy@1 is no loss in nats per token; use measure: val_loss, or reduce: best"),
         ({"kind": "initial", "tune": None}, "claim/mine.yaml: parts.0.measure: val_loss is a number of a trained run, and kind: initial trains nothing; use kind: trained"),
         ({"kind": "identity"}, "claim/mine.yaml: tune: is for kind: trained; a claim of kind identity has no rate to find; leave it out"),

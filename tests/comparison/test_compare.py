@@ -429,6 +429,11 @@ def test_a_metric_knows_its_unit_and_which_way_is_better(two_arms, metric, effec
     )
 
 
+def test_shares_differ_by_less_than_one(two_arms):
+    with pytest.raises(UserError, match="^smallest_effect=1: two shares differ by 1 at most; give less, such as 0.1$"):
+        compare(two_arms, metric="exact_match@4", smallest_effect=1.0)
+
+
 @pytest.mark.parametrize(
     "metric", ["late_ratio@3", "loss@8", "valloss", "stability", "choices.norm", "leaking", "@", "loss@"]
 )

@@ -288,6 +288,11 @@ def test_both_endpoints_together_name_a_wrong_winner_in_at_most_one_study_of_twe
         (([1.0], [1.0]), {"margin": -0.1}, "margin=-0.1: should be a number, 0 or greater"),
         (([1.0], [1.0]), {"margin": math.nan}, "margin=nan: should be a number"),
         (([1.0], [1.0]), {"margin": math.inf}, "margin=inf: should be a number"),
+        (
+            ([1.0], [1.0]),
+            {"margin": 1.0, "largest": 1.0},
+            "margin=1.0: is no smaller than the largest difference there can be, 1",
+        ),
         (([1.0], [1.0]), {"alpha": 0.0}, "alpha=0.0: should lie between 0 and 1"),
         (([1.0], [1.0]), {"alpha": 1.0}, "alpha=1.0: should lie between 0 and 1"),
     ],
