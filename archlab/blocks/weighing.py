@@ -26,7 +26,7 @@ def sigmoid(scores: Scores, block: QueryBlock) -> Scores:
 
     The paper's n is the length of the sequence. By the keys that are there a query computes the same whatever comes
     after it, so that it can be decoded; for the last query of a causal sequence the two are one.
-    Source: arXiv:2409.04431 (b = -log n); `attn_bias` of the released attention_simulator, layers/attention.py.
+    Source: arXiv:2409.04431, sec. 2 (sigmoid attention; b = -log n); `attn_bias` of the released attention_simulator, layers/attention.py.
     """
     return torch.sigmoid(scores - block.n_attended[:, None, :, None].to(scores.dtype).log())
 
