@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
-from archlab.base.plateau import on_plateau
 from archlab.base.words import key_of
 from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss, quantity_of
 from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
@@ -22,6 +21,7 @@ from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key
+from archlab.comparison.failure import failed
 from archlab.comparison.rule import LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
@@ -288,34 +288,20 @@ def check_second(made: Course, label: str) -> None:
 
 def values_of(part: Part, seeds: Mapping[int, list[Job]]) -> Values:
     """What a part's measure came to at each seed, and where the runs failed."""
-    values, failed = {}, set()
+    values, lost = {}, set()
     for seed, row in seeds.items():
         if part.over is None:
             if failure(row[0], part.measure):
-                failed.add(seed)
+                lost.add(seed)
             values[seed] = value_of(row[0], part.measure)
         else:
             values[seed] = reduced(part, row)
-    return Values(values, frozenset(failed))
-
-
-OF_LOSS = (KINDS["val_loss"].unit, KINDS["late_ratio"].unit)
-"""Units of what a model that never left the plateau says nothing by; its cost or its gradients it has all the same."""
+    return Values(values, frozenset(lost))
 
 
 def failure(job: Job, measure: str) -> bool:
-    """Whether a run diverged; or, where a loss is measured, never left the plateau of token frequencies.
-
-    What a model finds of a task's answers is the result itself, however little it has learned.
-    """
-    if isinstance(job, Measurement):
-        return False
-    record = (job.of if isinstance(job, LookJob) else job).record
-    if record["status"] == "diverged":
-        return True
-    kind = KINDS.get(measure.partition("@")[0])
-    of_loss = kind is not None and kind.better == "lower" and kind.unit in OF_LOSS
-    return of_loss and on_plateau(record["val_loss"], record["unigram_loss"])
+    """Whether a job's run failed; what is measured before training cannot."""
+    return not isinstance(job, Measurement) and failed((job.of if isinstance(job, LookJob) else job).record, measure)
 
 
 def loss_of(trial: RunJob) -> float:

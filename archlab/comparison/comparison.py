@@ -196,7 +196,8 @@ def compare(
     which way is better of a number of which `archlab.records.summary` does not.
 
     The noise floor is the standard deviation of the baseline's values over seeds (n - 1), of those that did not fail. A run
-    fails where it diverged or has no value and, unless the metric is a cost, where it ended on the unigram plateau.
+    fails where it diverged or has no value and, where the metric is of a loss, where it ended on the unigram plateau
+    (`archlab.comparison.failure`).
     Each other arm is compared by `judge(arm, baseline)`; effect is arm - baseline. Of k such comparisons those with a verdict
     survive together by e-BH: r of them where the r largest e-values reach k / (r alpha). Every arm is then read at the level
     1 - alpha r / k (r at least 1), so that interval and verdict agree and of the arms with a verdict a share of alpha is

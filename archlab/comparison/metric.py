@@ -8,17 +8,12 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.metrics import Direction
-from archlab.base.plateau import on_plateau
+from archlab.comparison.failure import failed, quantity_of
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS, AtLength, kinds
 
 AT_LENGTH = tuple(name for name, _ in kinds(AtLength))
 """What is measured at each evaluation length."""
-
-COSTS = frozenset(
-    {"parameters", "FLOPs per token", "bytes per token", "bytes per sequence", "tokens per second", "seconds"}
-)
-"""Units of numbers that a run has whether or not it learned anything."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Metric:
 
     @property
     def quantity(self) -> str:
-        return self.name.partition("@")[0].rpartition(".")[2]
+        return quantity_of(self.name)
 
     @property
     def unit(self) -> str:
@@ -76,14 +71,8 @@ class Metric:
         return None if run.diverged or value is None or not math.isfinite(value) else float(value)
 
     def failed(self, run: Run) -> bool:
-        """Whether a run counts as failed: it diverged, has no value or, of a number that says how well or how calmly it
-        trained, it ended on the unigram plateau. What an architecture costs, it costs whether it learns or not."""
-        if self.value(run) is None:
-            return True
-        loss, unigram = run.summary["val_loss"], run.summary.get("unigram_loss")
-        if self.unit in COSTS or loss is None or unigram is None:
-            return False
-        return on_plateau(loss, unigram)
+        """Whether it counts as failed (`archlab.comparison.failure`), or has no value."""
+        return self.value(run) is None or failed(run.summary, self.name)
 
     @property
     def _measured_after_training(self) -> bool:

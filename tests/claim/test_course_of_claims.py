@@ -141,6 +141,8 @@ def test_a_damaged_file_of_verdicts_is_found_before_anything_runs_or_is_register
         ({"status": "diverged", "val_loss": 2.0, "unigram_loss": 3.0}, "exact_match@1", True),
         ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "loss@2", True),
         ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "exact_match@1", False),
+        ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "late_ratio@2", True),
+        ({"status": "completed", "val_loss": 2.96, "unigram_loss": 3.0}, "stability.max_grad_norm", False),
     ],
 )  # fmt: skip
 def test_a_run_fails_where_it_diverged_or_a_loss_is_asked_of_one_that_never_learned(

@@ -248,8 +248,21 @@ def test_a_run_on_the_plateau_is_a_failure_and_in_no_mean(six_arms, compared):
     assert sequence.mean == pytest.approx(np.mean([v for v in ARMS["sequence"] if v < 3]))
     assert (sequence.against.failures.a, sequence.against.failures.b) == (2, 0)
     assert sequence.against.effect == pytest.approx(-0.02 / 6)
-    found = compare(six_arms, metric="n_params")
-    assert found.arms[5].failed == frozenset() and found.arms[4].failed == {0, 1, 2, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("metric", ["n_params", "tokens_per_second", "exact_match@4", "stability.max_grad_norm"])
+def test_what_is_no_loss_is_a_result_on_the_plateau_too(tmp_path, metric):
+    """Fault found: a model that found no answer was a failed run to compare, and a result to claims."""
+    for seed, loss in enumerate((3.49, None, 2.0)):
+        write_run(tmp_path, seed=seed, val_loss=loss, unigram_loss=PLATEAU, length=at_lengths(0.0))
+    assert compare(read_all([tmp_path])[0], metric=metric).arms[0].failed == {1}
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "train_loss", "loss@4", "late_ratio@4"])
+def test_a_loss_of_a_run_on_the_plateau_is_that_of_a_failed_one(tmp_path, metric):
+    for seed, loss in enumerate((3.49, None, 2.0)):
+        write_run(tmp_path, seed=seed, val_loss=loss, unigram_loss=PLATEAU, length=at_lengths(0.0))
+    assert compare(read_all([tmp_path])[0], metric=metric).arms[0].failed == {0, 1}
 
 
 def test_the_record_is_json_with_the_agreed_fields(six_arms):
