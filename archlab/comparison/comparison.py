@@ -50,15 +50,12 @@ class Measured:
     """The verdict if this had been the only comparison."""
 
     to_decide: ToDecide | None
-    shown: tuple[float, ...] = ()
-    """Arm - baseline at every seed at which both have a value."""
-
     on_other_text: OverText | None = None
     """What the difference would be on other text, where that was asked for."""
 
     @property
     def finished(self) -> list[float]:
-        """What mean and spread are of: the values of runs that did not fail; where all did, those that there are."""
+        """What mean and spread are of: the values of runs that did not fail."""
         return finished(self.values, self.failed)
 
     @property
@@ -80,12 +77,8 @@ class Measured:
 
     @property
     def effect(self) -> float | None:
-        """Mean of arm - baseline where neither failed; where one always did, of whatever values there are, to be seen only."""
-        if self.against is None:
-            return None
-        if self.against.effect is not None:
-            return self.against.effect
-        return statistics.fmean(self.shown) if self.shown else None
+        """Mean of arm - baseline where neither failed; None where one always did."""
+        return self.against.effect if self.against else None
 
     @property
     def survives(self) -> bool | None:
@@ -127,8 +120,7 @@ class Measured:
 
 
 def finished(values: Values, failed: Collection[int]) -> list[float]:
-    there = {seed: value for seed, value in values.items() if value is not None}
-    return [value for seed, value in there.items() if seed not in failed] or list(there.values())
+    return [value for seed, value in values.items() if value is not None and seed not in failed]
 
 
 def evidence(found: Judged) -> dict[str, float]:
@@ -241,7 +233,6 @@ def compare(
             judged.get(i),
             alone.get(i),
             _to_decide(judged[i], arm, reference) if i in judged else None,
-            differences(values[i], values[base]),
             on_other_text(arm, reference, measure, failed[i] | failed[base]) if text and i in judged else None,
         )
         for i, arm in enumerate(arms)
@@ -249,11 +240,6 @@ def compare(
     found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes)
     notes += _remarks(found, reached)
     return found
-
-
-def differences(values: Values, base: Values) -> tuple[float, ...]:
-    pairs = ((value, base.get(seed)) for seed, value in values.items())
-    return tuple(value - other for value, other in pairs if value is not None and other is not None)
 
 
 def find_baseline(arms: Sequence[Arm], words: str | None) -> Arm:

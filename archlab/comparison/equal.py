@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from archlab.comparison.arms import Arm
+from archlab.comparison.failure import failed
 from archlab.records.reader import Run
 
 AXES = ("steps", "tokens", "flops", "seconds")
@@ -22,12 +23,13 @@ def at_equal(arms: Sequence[Arm]) -> tuple[list[dict[str, float | None]], dict[s
     A loss is the exponentially weighted mean of the logged steps up to x, with a half-life of two of them (pandas
     ewm), interpolated between logged steps, then the mean over the arm's runs. FLOPs are tokens times
     train_flops_per_token; seconds are tokens over tokens_per_second, so without the first step and validations.
-    Diverged runs never get there and play no part; None where an arm has no other, or a run has no such axis.
+    Runs that failed, as far as losses go (`archlab.comparison.failure`), play no part; None where an arm has no other, or a
+    run has no such axis.
     """
     losses: list[dict[str, float | None]] = [{} for _ in arms]
     reached: dict[str, float | None] = {}
     for axis in AXES:
-        curves = [[curve(run, axis) for run in arm.runs if not run.diverged] for arm in arms]
+        curves = [[curve(run, axis) for run in arm.runs if not failed(run.summary, "train_loss")] for arm in arms]
         everywhere = [one for arm in curves for one in arm]
         there = [one for one in everywhere if one is not None]
         known = bool(there) and len(there) == len(everywhere)

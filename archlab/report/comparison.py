@@ -145,7 +145,7 @@ def noise(record: Record) -> str:
     floor, unit = record["noise"], record["unit"]
     of = f"{floor['n']} seeds of {record['baseline']}"
     if floor["sd"] is None:
-        return f"Noise floor: unknown, since it takes two finished runs; there are {of}."
+        return f"Noise floor: unknown, since it takes two runs that did not fail; there are {of}."
     words = f"Noise floor: {_value(floor['sd'], record)} {unit}".rstrip() + f" (standard deviation over {of})."
     if len(record["arms"]) > 1:
         words += f" Smallest effect of interest: {number(record['smallest_effect'])}."
@@ -260,7 +260,12 @@ def effects_figure(record: Record) -> Figure | None:
 
 
 def differences(arm: Record, baseline: Record) -> list[float]:
-    """Arm - baseline at each seed at which both finished."""
-    base = dict(zip(baseline["seeds"], baseline["values"], strict=True))
-    pairs = [(value, base.get(seed)) for seed, value in zip(arm["seeds"], arm["values"], strict=True)]
-    return [value - other for value, other in pairs if value is not None and other is not None]
+    """Arm - baseline at each seed at which neither failed."""
+    base, arm_values = by_seed(baseline), by_seed(arm)
+    return [value - base[seed] for seed, value in arm_values.items() if seed in base]
+
+
+def by_seed(arm: Record) -> dict[int, float]:
+    """The values of runs that did not fail."""
+    there = zip(arm["seeds"], arm["values"], strict=True)
+    return {seed: value for seed, value in there if value is not None and seed not in arm["failed"]}

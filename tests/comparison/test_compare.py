@@ -13,6 +13,8 @@ from archlab.comparison.comparison import compare
 from archlab.comparison.judge import judge
 from archlab.comparison.many import survivors
 from archlab.records.reader import Run, read_run
+from archlab.report import comparison as tables
+from archlab.report.page import comparison as comparison_page
 
 
 def labels(folder):
@@ -307,19 +309,40 @@ def test_a_tie_says_which_failures_it_has_not_ruled_out(tmp_path):
     )
 
 
-def test_models_that_learned_nothing_are_shown_and_not_judged(tmp_path):
+def test_models_that_learned_nothing_have_no_mean_no_effect_and_no_curve(tmp_path):
+    """Fault found: a note said that their values are in no mean, beside a mean of nothing else."""
     for seed in range(8):
-        write_run(tmp_path, "norm=rms", seed=seed, val_loss=3.5 + seed / 1000, unigram_loss=PLATEAU)
+        write_run(tmp_path, "norm=rms", seed=seed, val_loss=2.0 + seed / 1000, unigram_loss=PLATEAU)
         write_run(tmp_path, "norm=layer", seed=seed, val_loss=3.6 + seed / 900, unigram_loss=PLATEAU)
-    found = compare(read_all([tmp_path])[0])
-    layer = found.record()["arms"][1]
-    assert layer["verdict"] == "open" and layer["effect"] == pytest.approx(
-        0.1 + np.mean(range(8)) * (1 / 900 - 1 / 1000)
-    )
-    assert layer["mean"] == pytest.approx(3.6 + 3.5 / 900) and layer["failed"] == list(range(8))
+        write_run(tmp_path, "norm=none", seed=seed, val_loss=3.7 + seed / 900, unigram_loss=PLATEAU)
+    found = compare(read_all([tmp_path])[0], baseline="norm=layer")
+    record = found.record()
+    rms, layer, none = record["arms"]
+    assert (rms["verdict"], none["verdict"]) == ("better", "open")
+    for arm in (layer, none):
+        assert arm["failed"] == list(range(8)) and None not in arm["values"]
+        assert (arm["mean"], arm["sd"], arm["effect"]) == (None, None, None)
+        assert set(arm["at_equal"].values()) == {None}
+    assert rms["effect"] is None and rms["mean"] == pytest.approx(2.0035) and None not in rms["at_equal"].values()
+    assert (rms["rank"], layer["rank"], none["rank"]) == (1, 2, 2) and record["noise"] == {"sd": None, "n": 0}
+    assert "takes two runs that did not fail; there are 0 seeds of norm=layer" in tables.noise(record)
+    facts = dict(comparison_page.question(record)[0].rows)
+    assert facts["noise floor"].startswith("unknown: it takes two runs that did not fail, and there are 0 (")
+    assert tables.effects_figure(record) is None
     assert any(
         "in none of which both runs succeeded; where they stay on the plateau, train longer" in n for n in found.notes
     )
+
+
+def test_only_pairs_that_did_not_fail_are_dots_and_part_of_a_curve(tmp_path):
+    for seed in range(6):
+        write_run(tmp_path, "norm=rms", seed=seed, val_loss=2.0, unigram_loss=PLATEAU)
+        write_run(tmp_path, "norm=layer", seed=seed, val_loss=3.5 if seed == 2 else 1.5, unigram_loss=PLATEAU)
+    record = compare(read_all([tmp_path])[0]).record()
+    rms, layer = record["arms"]
+    assert tables.differences(layer, rms) == [-0.5] * 5
+    # A curve lies as high as the run's validation loss does (tests/records.py), so that of the failed run is 2 higher.
+    assert layer["at_equal"]["steps"] == pytest.approx(rms["at_equal"]["steps"] - 0.5)
 
 
 def test_what_is_open_says_what_it_would_take_in_runs_and_minutes(compared, six_arms):

@@ -47,7 +47,9 @@ def comparison_sections(record: Record, runs: Sequence[Run], drawings: Mapping[s
 def question(record: Record) -> list[PagePart]:
     unit, noise = record["unit"], record["noise"]
     spread = (
-        f"{quantity(noise['sd'], unit)} over {noise['n']} seeds" if noise["sd"] is not None else "unknown: one seed"
+        f"{quantity(noise['sd'], unit)} over {noise['n']} seeds"
+        if noise["sd"] is not None
+        else f"unknown: it takes two runs that did not fail, and there {'is' if noise['n'] == 1 else 'are'} {noise['n']}"
     )
     facts = [
         (
@@ -105,7 +107,7 @@ def verdicts(record: Record) -> PageTable:
         for arm in record["arms"]
     ]
     caption = (
-        "Effect: arm minus baseline, paired by seed, where neither failed. Interval: of the confidence sequence, at the level that"
+        "Mean and sd: of runs that did not fail. Effect: arm minus baseline, paired by seed, where neither failed. Interval: of the confidence sequence, at the level that"
         " counts among all arms. e: the evidence for a verdict, against the smallest effect of interest. p: of signs flipped,"
         " one-sided, against the same; it holds at these seeds only and decides nothing."
     )
@@ -119,7 +121,10 @@ def at_equal(record: Record) -> PageTable | None:
         return None
     axes = list(arms[0]["at_equal"])
     rows = [[word(arm["label"]), *(value(arm["at_equal"].get(axis), "nats") for axis in axes)] for arm in arms]
-    caption = "Training loss, nats per token, at the most that all arms have spent: steps, tokens, FLOPs, seconds."
+    caption = (
+        "Training loss, nats per token, at the most that all arms have spent: steps, tokens, FLOPs, seconds; of runs that"
+        " neither diverged nor stayed on the unigram plateau."
+    )
     return PageTable(caption, ("arm", *(f"at equal {axis.replace('flops', 'FLOPs')}" for axis in axes)), rows)
 
 
