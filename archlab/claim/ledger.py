@@ -1,16 +1,20 @@
 """What may not change afterwards: which claims were registered, and every verdict there was, each in a file of lines.
 
-registered.jsonl   a claim's hash, its ladder and the date, written before its first run
+registered.jsonl   a claim's hash, its ladder, the date, the number of the call that registered it (`batch`), and how many of
+                   its runs and measurements were there already (`made`)
 verdicts.jsonl     a line for each verdict, never taken back; a claim's last line counts
 
-Each line holds the hash of the one before it, so that a line that was edited or taken out is found.
+Each line holds the hash of the one before it, so that a line that was edited or taken out is found. The last ones, which none
+follows, are named by the results that rest on them (`archlab.claim.record.check_kept`).
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from archlab.base.errors import UserError
@@ -47,21 +51,34 @@ class Ledger:
 
     def add(self, *new: Mapping[str, Any]) -> None:
         """All of the records, after those that are there. Raises UserError where they cannot be written."""
+        self.extend(lambda written: new)
+
+    def extend(self, new: Callable[[list[Record]], Sequence[Mapping[str, Any]]]) -> list[Record]:
+        """Adds what `new` makes of the records that are there, while no other process adds any; returns all of them.
+
+        Raises UserError where they cannot be written.
+        """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with alone(self.file.parent / f".{self.file.name}.lock"):
-                self.add_alone(new)
+                written = self.records()
+                added = self.marked(new(written), written)
+                self.write(added)
+                return written + added
         except OSError as error:
             raise UserError(f"{self.file}: cannot be written: {error.strerror}; give another output=FOLDER") from None
 
-    def add_alone(self, new: Sequence[Mapping[str, Any]]) -> None:
-        written = self.records()
-        before = written[-1]["sha256"] if written else ""
-        lines = ""
+    def marked(self, new: Sequence[Mapping[str, Any]], written: Sequence[Record]) -> list[Record]:
+        """Each with the hash of the one before it and its own."""
+        before, found = written[-1]["sha256"] if written else "", []
         for record in new:
-            marked = {**record, "before": before}
-            marked["sha256"] = before = mark(marked)
-            lines += json.dumps(marked) + "\n"
+            follows = {**record, "before": before}
+            before = mark(follows)
+            found.append(follows | {"sha256": before})
+        return found
+
+    def write(self, records: Sequence[Record]) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
         file = Lines(self.file, self.file.stat().st_size if self.file.is_file() else 0)
         try:
             file.add(lines)
@@ -76,56 +93,128 @@ def mark(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+REGISTERED, DECIDED = "registered.jsonl", "verdicts.jsonl"
+
+
 def registrations(folder: Path) -> Ledger:
-    return Ledger(folder / "registered.jsonl", ("claim", "says", "date"))
+    return Ledger(folder / REGISTERED, ("claim", "says", "date"))
 
 
 def verdicts(folder: Path) -> Ledger:
-    return Ledger(folder / "verdicts.jsonl", ("claim", "e"))
+    return Ledger(folder / DECIDED, ("claim", "e"))
 
 
-def register(folder: Path, claims: Sequence[Claim], anew: bool = False, ladder: str | None = None) -> None:
+def register(
+    folder: Path,
+    claims: Sequence[Claim],
+    anew: bool = False,
+    ladder: str | None = None,
+    made: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Notes what each claim says before its first run; what was registered before has to say the same.
 
     With `anew`, one that says otherwise is registered once more: its earlier verdicts stay in verdicts.jsonl. Each ladder at
-    which a claim is to be decided has a registration of its own.
+    which a claim is to be decided has a registration of its own. `made` says how many of a claim's runs and measurements are
+    there already.
     Raises UserError.
     """
-    lines = registrations(folder).records()
-    known = {record["claim"]: record for record in lines}
-    at_ladder = {(record["claim"], record["says"]) for record in lines if record.get("ladder") == ladder}
-    changed = [claim for claim in claims if claim.name in known and known[claim.name]["says"] != claim.sha256]
-    if changed and not anew:
-        first = changed[0]
+    ledger = registrations(folder)
+    lines = ledger.records()
+    if anew and not changed(lines, claims):
+        raise UserError("anew=true: every claim says what was registered, so it would change nothing; leave it out")
+    if to_register(lines, claims, anew, ladder, made):
+        ledger.extend(lambda there: to_register(there, claims, anew, ladder, made))
+
+
+def changed(lines: Sequence[Record], claims: Sequence[Claim]) -> list[Claim]:
+    """Those that say otherwise than what was registered of them last."""
+    says = {line["claim"]: line["says"] for line in lines}
+    return [claim for claim in claims if says.get(claim.name, claim.sha256) != claim.sha256]
+
+
+def to_register(
+    lines: Sequence[Record], claims: Sequence[Claim], anew: bool, ladder: str | None, made: Mapping[str, int]
+) -> list[Record]:
+    """A line for each claim that is not there as it stands. Raises UserError where one was changed, unless it is to be `anew`."""
+    otherwise = changed(lines, claims)
+    if otherwise and not anew:
+        first = otherwise[0]
+        last = [line["date"] for line in lines if line["claim"] == first.name][-1]
         raise UserError(
-            f"claim/{first.name}.yaml: does not say what was registered on {known[first.name]['date']}; take the change back, or"
+            f"claim/{first.name}.yaml: does not say what was registered on {last}; take the change back, or"
             " add anew=true, which registers it once more and keeps its earlier verdicts"
         )
-    if anew and not changed:
-        raise UserError("anew=true: every claim says what was registered, so it would change nothing; leave it out")
-    new = [claim for claim in claims if claim in changed or (claim.name, claim.sha256) not in at_ladder]
-    if new:
-        registrations(folder).add(
-            *(
-                {"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}"}
-                | ({"ladder": ladder} if ladder else {})
-                for claim in new
-            )
-        )
+    there = {(line["claim"], line["says"]) for line in lines if line.get("ladder") == ladder}
+    batch = 1 + max((line.get("batch", 0) for line in lines), default=0)
+    return [
+        {"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}", "batch": batch}
+        | ({"ladder": ladder} if ladder else {})
+        | {"made": made.get(claim.name, 0)}
+        for claim in claims
+        if claim in otherwise or (claim.name, claim.sha256) not in there
+    ]
+
+
+def registration(folder: Path, name: str, says: str | None, ladder: str | None = None) -> Record | None:
+    """The line by which a claim that says this was registered at this ladder: the first since it last said otherwise."""
+    of_it = [line for line in registrations(folder).records() if line["claim"] == name]
+    since = list(takewhile(lambda line: line["says"] == says, of_it[::-1]))[::-1]
+    return next((line for line in since if line.get("ladder") == ladder), None)
+
+
+def history(folder: Path, record: Record) -> Record:
+    """What was there when a decided claim was registered as it stands.
+
+    registered   the date; None where it is not
+    anew         whether it had been registered before, and said otherwise
+    decided      the date of the first verdict that was there; None where there was none
+    made         how many of its runs and measurements were there
+    """
+    name, says, ladder = record["name"], record.get("says"), record.get("ladder")
+    line = registration(folder, name, says, ladder)
+    if line is None:
+        return {"registered": None, "anew": False, "decided": None, "made": 0}
+    earlier = [
+        of_it["date"] for of_it in verdicts(folder).records() if of_it["claim"] == name and was_there(of_it, line)
+    ]
+    said = [of_it["says"] for of_it in registrations(folder).records() if of_it["claim"] == name]
+    return {
+        "registered": line["date"],
+        "anew": any(other != says for other in said),
+        "decided": min(earlier, default=None),
+        "made": line.get("made", 0),
+    }
+
+
+def was_there(verdict: Record, line: Record) -> bool:
+    """Whether a verdict is older than a registration; of the same day, one of other words or of another ladder is taken for it."""
+    other = any(verdict.get(name) != line.get(name) for name in ("says", "ladder"))
+    return (verdict["date"], not other) < (line["date"], True)
 
 
 def surviving(folder: Path) -> dict[str, bool]:
     """Of each decided claim, whether its verdict survives beside all others at one error rate (online e-BH at 5%).
 
-    Claims stand in the order in which they were first registered; those of the first day share half of the error rate.
-    An identity is no matter of chance, and plays no part.
+    What is tested is a claim as it was worded, in the order of first registration: one that was registered anew is a later
+    hypothesis, and what it said before stays among those tested. Those of the first call share half of the error rate. An
+    identity is no matter of chance, and plays no part.
     """
-    latest = {record["claim"]: record for record in verdicts(folder).records()}
-    first: dict[str, str] = {}
-    for record in registrations(folder).records():
-        first.setdefault(record["claim"], record["date"])
-    names = [name for name in first if latest.get(name, {}).get("kind") != "identity"]
-    e_values = [float(latest[name]["e"] or 0) if name in latest else 0.0 for name in names]
-    batch = sum(first[name] == first[names[0]] for name in names) if names else 0
-    found = dict(zip(names, online_survivors(e_values, batch=batch), strict=True))
-    return {name: there for name, there in found.items() if name in latest}
+    lines = registrations(folder).records()
+    hypotheses = list(dict.fromkeys((line["claim"], line["says"]) for line in lines))
+    first_says = dict(hypotheses[::-1])
+    found: dict[tuple[str, str], Record] = {}
+    for line in verdicts(folder).records():  # the oldest don't say of which words they are
+        found[line["claim"], line.get("says") or first_says.get(line["claim"], "")] = line
+    tested = [one for one in hypotheses if found.get(one, {}).get("kind") != "identity"]
+    e_values = [float(found[one]["e"] or 0) if one in found else 0.0 for one in tested]
+    batch = len(first_batch(lines).intersection(tested))
+    survives = dict(zip(tested, online_survivors(e_values, batch=batch), strict=True))
+    now = {line["claim"]: line["says"] for line in lines}
+    return {name: survives[name, says] for name, says in now.items() if (name, says) in survives.keys() & found.keys()}
+
+
+def first_batch(lines: Sequence[Record]) -> set[tuple[str, str]]:
+    """What was registered by the first call; of lines that don't number it, on the first of their days."""
+    same = ("batch",) if lines and "batch" in lines[0] else ("batch", "date")
+    of_first = (line for line in lines if all(line.get(name) == lines[0].get(name) for name in same))
+    return {(line["claim"], line["says"]) for line in of_first}

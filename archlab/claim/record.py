@@ -9,13 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from archlab.base.errors import UserError
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.claim.course import Course
 from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
-from archlab.claim.ledger import surviving, verdicts
+from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, surviving, verdicts
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
@@ -23,8 +24,8 @@ from archlab.runs import tune
 Record = dict[str, Any]
 
 
-def record_of(made: ClaimLadder, budget_name: str, registered: str | None) -> Record:
-    """The claim, what was measured and what it comes to; JSON. `registered` is the date.
+def record_of(made: ClaimLadder, budget_name: str, registered: Record | None) -> Record:
+    """The claim, what was measured and what it comes to; JSON. `registered` is the line of its registration.
 
     Of a ladder `rungs` holds each rung's record whole; parts, controls, rates and the like are then those of the rung that
     stands for all.
@@ -37,7 +38,8 @@ def record_of(made: ClaimLadder, budget_name: str, registered: str | None) -> Re
         "kind": claim.kind,
         "budget": budget_name,
         "date": f"{date.today()}",
-        "registered": registered,
+        "registered": registered and registered["date"],
+        "lines": {REGISTERED: registered["sha256"]} if registered else {},
         "says": claim.sha256,
         "versions": versions(),
         "git": git_state(),
@@ -234,18 +236,54 @@ def commits(jobs: Iterable[Job]) -> set[str]:
     return {record["git"]["commit"][:7] for record in found if record.get("git")}
 
 
-def keep(record: Record, folder: Path) -> None:
-    """Writes a claim's folder; what was there of an earlier decision is replaced, and stays in verdicts.jsonl.
+def keep(record: Record, folder: Path) -> Record:
+    """Writes a claim's folder, and returns what is kept there; what was there of an earlier decision is replaced, and stays in
+    verdicts.jsonl.
 
     What is found once more, of the same evidence, is not noted there again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    before = [line for line in verdicts(folder.parent).records() if line["claim"] == record["name"]]
-    if not before or any(before[-1].get(name) != record.get(name) for name in EVIDENCE):
-        verdicts(folder.parent).add({name: record.get(name) for name in LOGGED} | {"claim": record["name"]})
+
+    def new(lines: list[Record]) -> list[Record]:
+        before = [line for line in lines if line["claim"] == record["name"]]
+        noted = bool(before) and all(before[-1].get(name) == record.get(name) for name in EVIDENCE)
+        return [] if noted else [{name: record.get(name) for name in LOGGED} | {"claim": record["name"]}]
+
+    *_, line = (line for line in verdicts(folder.parent).extend(new) if line["claim"] == record["name"])
+    record = record | {"lines": record["lines"] | {DECIDED: line["sha256"]}}
     write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
-    picture = draw_claim(record, folder / "plot.png")
-    write_text(folder / "README.md", readme(record, picture))
+    keep_page(record, folder, draw_claim(record, folder / "plot.png"))
+    return record
+
+
+def keep_page(record: Record, folder: Path, picture: Path | None) -> None:
+    """A claim's page: the record, when it was registered, and whether its verdict survives as of today."""
+    survives = surviving(folder.parent).get(record["name"])
+    since = {"history": history(folder.parent, record), "survives": survives, "as_of": f"{date.today()}"}
+    write_text(folder / "README.md", readme(record | since, picture))
+
+
+def check_kept(output: Path) -> None:
+    """Raises UserError where one of the two ledgers is damaged, or lacks a line that a kept result rests on.
+
+    A result names its lines by their hashes; an older one, that does not, has to have lines that say what it says. Results are
+    read first: whoever writes one has written its lines before.
+    """
+    results = [(file, record) for file in sorted(output.glob("*/result.json")) if (record := kept(file))]
+    for ledger, says in ((registrations(output), ("says", "ladder")), (verdicts(output), EVIDENCE)):
+        lines = ledger.records()
+        for file, record in results:
+            named = record.get("lines", {}).get(ledger.file.name)
+            of_it = [line for line in lines if line["claim"] == record["name"]]
+            there = (
+                any(line["sha256"] == named for line in of_it)
+                if named
+                else any(all(line.get(name) == record.get(name) for name in says) for line in of_it)
+            )
+            if record.get("registered") and not there:
+                raise UserError(
+                    f"{ledger.file}: lacks the line that {file} rests on; put back what was written, or give another output=FOLDER"
+                )
 
 
 EVIDENCE = ("says", "budget", "ladder", "verdict", "e", "seeds", "reason")

@@ -13,9 +13,9 @@ from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
 from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
 from archlab.claim.ladder import ClaimLadder
 from archlab.claim.ladder import ladder as on_ladder
-from archlab.claim.ledger import register, registrations, surviving, verdicts
+from archlab.claim.ledger import register, registration, surviving
 from archlab.claim.pace import measured, since_start
-from archlab.claim.record import Record, keep, keep_index, record_of
+from archlab.claim.record import Record, check_kept, keep, keep_index, record_of
 from archlab.claim.store import JobStore, key
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
@@ -58,11 +58,12 @@ def decide_claims(
     check_pack([job for made in courses for job in made.most], pack)
     folders = {made.claim.name: output or home(made.claim.name, runs) for made in courses}
     for folder in dict.fromkeys(folders.values()):
-        verdicts(folder).records()  # likewise
+        check_kept(folder)  # likewise
     if most:
         writable(runs)
+    done = {made.claim.name: sum(job.result is not None for job in in_all([made.most])) for made in courses}
     for folder in dict.fromkeys(folders.values()):
-        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder)
+        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder, done)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
     runs_to_make = [job for job in most if isinstance(job, RunJob)]
     if runs_to_make and on_a_gpu([runs_to_make[0].plan]):  # plans take time to make
@@ -74,8 +75,8 @@ def decide_claims(
 
     def settle(made: ClaimLadder) -> None:
         name = made.claim.name
-        record = records[name] = record_of(made, budget, registered_on(folders[name], name, ladder))
-        keep(record, folders[name] / name)
+        line = registration(folders[name], name, made.claim.sha256, ladder)
+        record = records[name] = keep(record_of(made, budget, line), folders[name] / name)
         keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
@@ -127,12 +128,6 @@ def missing(jobs: Sequence[Job]) -> list[Job]:
 def in_all(lists: Iterable[Sequence[Job]]) -> list[Job]:
     """Each job once."""
     return list({key(job): job for jobs in lists for job in jobs}.values())
-
-
-def registered_on(folder: Path, name: str, ladder: str | None = None) -> str | None:
-    """The date of a claim's first registration, at this ladder."""
-    of_it = (record for record in registrations(folder).records() if record["claim"] == name)
-    return next((record["date"] for record in of_it if record.get("ladder") == ladder), None)
 
 
 def writable(runs: Path) -> None:

@@ -700,6 +700,8 @@ def test_what_is_kept_of_a_claim_says_it_in_words_numbers_and_a_picture(session)
     record = json.loads((kept / "result.json").read_text())
     told = json.loads(json.dumps(records[0]))
     assert told.pop("survives") is False and record == told
+    rests_on = {name: json.loads((folder / "out" / name).read_text())["sha256"] for name in record["lines"]}
+    assert record["lines"] == rests_on and rests_on.keys() == {"registered.jsonl", "verdicts.jsonl"}
     assert (kept / "plot.png").stat().st_size > 5000
     page = (kept / "README.md").read_text()
     assert (
@@ -973,14 +975,112 @@ def test_claims_stand_in_the_order_of_their_first_registration(tmp_path):
     assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": False}
 
 
-def test_the_date_of_a_registration_is_the_first_at_this_ladder(tmp_path):
-    from archlab.claim.session import registered_on
+def test_a_claim_in_other_words_is_a_later_hypothesis(tmp_path):
+    """Of the first call, a and b share half of the weight: 80 / k. What a says since is the first after it: 1/4, 80 / k too."""
+    for name, says, batch in (("a", "one", 1), ("b", "it", 1), ("a", "two", 2)):
+        ledger.registrations(tmp_path).add({"claim": name, "says": says, "date": "2026-01-01", "batch": batch})
+    decided_as = lambda name, says, e: {"claim": name, "says": says, "kind": "trained", "e": e}  # noqa: E731
+    ledger.verdicts(tmp_path).add(decided_as("a", "one", 30.0), decided_as("b", "it", 50.0))
+    assert ledger.surviving(tmp_path) == {"b": False}, "as it stands a was not decided"
+    ledger.verdicts(tmp_path).add(decided_as("a", "two", 45.0))
+    assert ledger.surviving(tmp_path) == {"a": True, "b": True}
+    # What comes next has 1/12: 240 / k, 60 beside the three others, of which what a said before is one.
+    ledger.registrations(tmp_path).add({"claim": "c", "says": "it", "date": "2026-01-01", "batch": 3})
+    ledger.verdicts(tmp_path).add(decided_as("c", "it", 59.0))
+    assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": False}
+    ledger.verdicts(tmp_path).add(decided_as("c", "it", 61.0))
+    assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": True}
 
-    for date, ladder in (("2026-01-01", None), ("2026-01-02", "2x1"), ("2026-01-03", None)):
-        of_it = {"ladder": ladder} if ladder else {}
-        ledger.registrations(tmp_path).add({"claim": "mine", "says": "", "date": date} | of_it)
-    dates = [registered_on(tmp_path, "mine", ladder) for ladder in (None, "2x1", "4x1")]
-    assert dates == ["2026-01-01", "2026-01-02", None]
+
+def test_what_is_registered_later_on_the_first_day_puts_no_survivor_out(tmp_path):
+    """Fault found: each claim of the first day had an equal share of half of 5%, and one more made it smaller for all."""
+    claims = [read_claim(written(tmp_path, name)) for name in ("first", "second", "third")]
+    ledger.register(tmp_path, claims[:1])
+    ledger.verdicts(tmp_path).add({"claim": "first", "says": claims[0].sha256, "kind": "trained", "e": 40.0})
+    assert ledger.surviving(tmp_path) == {"first": True}  # half of the weight: 40
+    ledger.register(tmp_path, claims)
+    assert ledger.surviving(tmp_path) == {"first": True}
+    assert [line["batch"] for line in ledger.registrations(tmp_path).records()] == [1, 2, 2]
+
+
+def test_of_lines_without_a_number_the_first_day_is_the_first_batch(tmp_path):
+    """Two of them share half of the weight: 80 / k. A numbered one of the same day comes after them, with 1/4: 80 / k too."""
+    lines = [{"claim": name, "says": "", "date": "2026-01-01"} for name in ("a", "b")]
+    ledger.registrations(tmp_path).add(*lines, {"claim": "c", "says": "", "date": "2026-01-01", "batch": 1})
+    for name, e in (("a", 81.0), ("b", 1.0), ("c", 1.0)):
+        ledger.verdicts(tmp_path).add({"claim": name, "kind": "trained", "e": e})
+    assert ledger.surviving(tmp_path) == {"a": True, "b": False, "c": False}  # a third of half would need 120
+
+
+def test_the_registration_of_a_claim_is_the_first_at_this_ladder_since_it_says_this(tmp_path):
+    """Fault found: of a claim that was changed the page said the date of its first words."""
+    for day, says, at in (
+        (1, "x", None),
+        (2, "x", "2x1"),
+        (3, "x", None),
+        (4, "y", None),
+        (5, "y", None),
+        (6, "x", None),
+    ):
+        of_it = {"ladder": at} if at else {}
+        ledger.registrations(tmp_path).add({"claim": "mine", "says": says, "date": f"2026-01-0{day}"} | of_it)
+        ledger.registrations(tmp_path).add({"claim": "other", "says": "x", "date": f"2026-01-0{day}"})
+        if day == 3:
+            dates = [ledger.registration(tmp_path, "mine", "x", at)["date"] for at in (None, "2x1")]
+            assert dates == ["2026-01-01", "2026-01-02"] and ledger.registration(tmp_path, "mine", "x", "4x1") is None
+        if day == 5:
+            assert ledger.registration(tmp_path, "mine", "y")["date"] == "2026-01-04"
+            assert ledger.registration(tmp_path, "mine", "x") is None
+    assert ledger.registration(tmp_path, "mine", "x")["date"] == "2026-01-06"
+
+
+@pytest.mark.parametrize("missing", ["registered.jsonl", "verdicts.jsonl"])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_line_at_the_end_that_was_taken_out_is_found_by_what_rests_on_it(registered, missing, older):
+    """Fault found: no line follows the last one, so that nothing missed it."""
+    folder, decide_again = registered
+    kept = folder / "out" / "mine" / "result.json"
+    if older:
+        record = json.loads(kept.read_text())
+        del record["lines"]
+        kept.write_text(json.dumps(record))
+        decide_again()
+        kept.write_text(json.dumps(record))
+    file = folder / "out" / missing
+    file.write_text("")
+    with pytest.raises(UserError) as refused:
+        decide_again()
+    assert str(refused.value) == (
+        f"{file}: lacks the line that {kept} rests on; put back what was written, or give another output=FOLDER"
+    )
+    assert file.read_text() == ""
+    file.unlink()
+    with pytest.raises(UserError, match="lacks the line that"):
+        decide_again()
+
+
+def test_a_last_verdict_that_was_taken_back_is_found_though_an_earlier_one_is_like_it(registered):
+    folder, decide_again = registered
+    written(folder, quick="nor here")
+    decide_again(anew=True)
+    written(folder, quick="it is not decided here")
+    decide_again(anew=True)
+    file = folder / "out" / "verdicts.jsonl"
+    first, _, third = file.read_text().splitlines(keepends=True)
+    assert json.loads(first)["reason"] == json.loads(third)["reason"]
+    file.write_text(first)
+    with pytest.raises(UserError, match=r"verdicts\.jsonl: lacks the line that .* rests on"):
+        decide_again()
+
+
+def test_who_registers_or_decides_at_once_loses_no_line(tmp_path):
+    """Each of two sessions read the ledger before the other wrote to it."""
+    ours, theirs = (read_claim(written(tmp_path, name)) for name in ("ours", "theirs"))
+    kept = ledger.registrations(tmp_path)
+    stale = kept.records()
+    ledger.register(tmp_path, [theirs])
+    kept.extend(lambda there: ledger.to_register(there, [ours, theirs], False, None, {}))
+    assert stale == [] and [(line["claim"], line["batch"]) for line in kept.records()] == [("theirs", 1), ("ours", 2)]
 
 
 def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path):
