@@ -9,7 +9,8 @@
 A rung is a size, a horizon and, where the ladder names some, a corpus: a verdict covers what its rungs do, and where corpora
 differ with evidence it is MIXED as where sizes do.
 
-A change of the effect's sign from rung to rung is told with any verdict.
+That the effect changes its side from rung to rung is told with any verdict: a difference its sign, a ratio or a value what it is
+held against.
 """
 
 import math
@@ -19,11 +20,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
-from archlab.claim.claim import Budget, BudgetName, Claim
+from archlab.claim.claim import Budget, BudgetName, Claim, Part
 from archlab.claim.course import Course, course
-from archlab.claim.decide import OPEN, Decision, PartResult, Verdict, reason
+from archlab.claim.decide import OPEN, Decision, PartResult, Verdict, reason, signed
 from archlab.claim.jobs import Job, LookJob, RunJob
 from archlab.claim.rung import OF_HORIZON, OF_WIDTH, rungs_of
 from archlab.claim.store import JobStore
@@ -131,14 +133,15 @@ def together(found: Sequence[Decision]) -> Together:
 
 
 def why(whole: Together, found: Sequence[Decision], rungs: Sequence[Course], slopes: dict[str, Any]) -> str:
-    """Where it holds and where not, the rung that stands for all, a change of sign, and how the effect goes with size."""
+    """Where it holds and where not, the rung that stands for all, a change of side, and how the effect goes with size."""
     labels = [made.rung.label for made in rungs]
     words = [f"{verdicts_in_words(found, labels)}; at {labels[whole.because]}: {reason(found[whole.because])}"]
     if whole.verdict == OPEN and OPEN not in {one.verdict for one in found}:
         words.append(f"that the rungs differ is not evident enough among {len(found)}")
-    if sides := change_of_sign([one.parts[0] for one in found]):
-        told = " and ".join(f"{labels[i]} ({effect_of(found[i].parts[0]):+.4g})" for i in sides)
-        words.append(f"the effect changes its sign between {told}, whose intervals are wholly on either side")
+    if sides := change_of_side([one.parts[0] for one in found]):
+        part = found[sides[0]].parts[0].part
+        told = " and ".join(f"{labels[i]} ({effect_in_words(found[i].parts[0])})" for i in sides)
+        words.append(f"the effect {crossing(part)} between {told}, whose intervals are wholly on either side")
     if slopes:
         told = " and ".join(f"{slope_in_words(slope)} per doubling of {name}" for name, slope in slopes.items())
         words.append(f"the effect moves by {told} (least squares over the rungs)")
@@ -162,8 +165,8 @@ def verdicts_in_words(found: Sequence[Decision], labels: Sequence[str]) -> str:
 WORDS = {"SUPPORTED": "supported", "REFUTED": "refuted", "TIE": "a tie", "INCONCLUSIVE": "open"}
 
 
-def change_of_sign(parts: Sequence[PartResult]) -> tuple[int, int] | None:
-    """The first two rungs in turn whose intervals lie wholly on different sides of no difference."""
+def change_of_side(parts: Sequence[PartResult]) -> tuple[int, int] | None:
+    """The first two rungs in turn whose intervals lie wholly on different sides of what the part is held against."""
     sides = [(i, side) for i, part in enumerate(parts) if (side := side_of(part)) is not None]
     return next(((i, j) for (i, a), (j, b) in pairwise(sides) if a != b), None)
 
@@ -176,10 +179,19 @@ def side_of(part: PartResult) -> bool | None:
     return True if low > 0 else False if high < 0 else None
 
 
-def effect_of(part: PartResult) -> float:
-    assert part.judged is not None
-    assert part.judged.effect is not None
-    return part.judged.effect + part.part.against
+def crossing(part: Part) -> str:
+    """Only a difference that is held against none changes its sign there."""
+    return (
+        "changes its sign"
+        if part.form == "difference" and part.against == 0
+        else f"crosses {signed(part, part.against)}"
+    )
+
+
+def effect_in_words(result: PartResult) -> str:
+    assert result.judged is not None
+    assert result.judged.effect is not None
+    return signed(result.part, result.judged.effect + result.part.against)
 
 
 # ---------------------------------------------------------------- by size and horizon
@@ -195,10 +207,9 @@ def n_params_of(made: Course, seeds: int) -> int | None:
     )
 
 
-def tokens_of(made: Course) -> int:
-    """That each run of the first part's last arm is trained on."""
-    train = made.composed(made.claim.parts[0].arms[-1]).train
-    return int(train.steps * train.batch_size * train.train_len)
+def tokens_of(cfg: DictConfig) -> int:
+    """That a run is trained on."""
+    return int(cfg.train.steps * cfg.train.batch_size * cfg.train.train_len)
 
 
 def slopes_of(effects: Sequence[float | None], params: Sequence[int | None], tokens: Sequence[int]) -> dict[str, Any]:

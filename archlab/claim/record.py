@@ -17,6 +17,7 @@ from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reaso
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
 from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, surviving, verdicts
+from archlab.claim.measures import parameters
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
@@ -94,7 +95,7 @@ def scale_of(made: Course) -> Record:
         "steps": made.rung.steps,
         "corpus": made.rung.corpus,
         "n_params": n_params_of(made, made.seeds),
-        "tokens": tokens_of(made),
+        "tokens": tokens_of(made.composed(made.claim.parts[0].arms[-1])),
     }
 
 
@@ -119,10 +120,23 @@ def rung_record(made: Course, decision: Decision) -> Record:
         "rates": {label: rates_record(made, label) for label in made.tuned},
         "parts": [part_record(result) for result in decision.parts],
         "controls": [part_record(result) for result in decision.controls],
+        "costs": costs(made),
         "arms": {
             label: {"train": list(made.words(label, made.beside.get(label, ()))), "then": list(arm.then)}
             for label, arm in claim.arms.items()
         },
+    }
+
+
+def costs(made: Course) -> Record:
+    """What a run of each arm of the first part takes, where none of it is swept."""
+    part = made.claim.parts[0]
+    if not part.trained or part.over:
+        return {}
+    of_arms = {label: made.composed(label) for label in part.arms}
+    return {
+        label: {"steps": cfg.train.steps, "tokens": tokens_of(cfg), "n_params": int(parameters(cfg))}
+        for label, cfg in of_arms.items()
     }
 
 
