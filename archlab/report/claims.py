@@ -1,6 +1,7 @@
 """Decided claims -> a table, a plot of every value that was compared, and a page in words."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from archlab.base.files import whole
+from archlab.base.words import key_of, value_of
 from archlab.report.plots import in_plot
 from archlab.report.tables import Record, as_code, duration, in_markdown, make_table, number
 
@@ -49,12 +51,17 @@ def survives(record: Record) -> str:
     ]
 
 
+def at_rung(record: Record) -> str:
+    """Of a ladder, which rung's numbers are shown."""
+    return f" at {in_markdown(record['label'])}" if record.get("rungs") else ""
+
+
 def claims_markdown(records: Iterable[Record], folder: str = "") -> str:
     """The same rows for a page; each claim's name links to the claim's own page, under `folder`."""
     lines = ["| claim | verdict | effect (interval) | seeds | beside all others |", "|---|---|---|---|---|"]
     for record in records:
         part = deciding(record)
-        effect = f"{number(part['effect'])} ({interval(part)})" if part else "not measured"
+        effect = f"{number(part['effect'])} ({interval(part)}){at_rung(record)}" if part else "not measured"
         name = f"[{in_markdown(record['name'])}]({folder}{quote(record['name'])}/README.md)"
         lines.append(
             f"| {name}: {in_markdown(record['sentence'])} | {record['verdict']} | {effect} | {record['seeds']} | {survives(record)} |"
@@ -99,16 +106,51 @@ def bought(records: Iterable[Record]) -> list[str]:
     lines = [
         "## What choices bought",
         "",
-        "Held-out loss of the first arm less that of the second, nats per token, each at its own rate.",
+        (
+            "Held-out loss of the first arm less that of the second, nats per token, each at its own rate. Where the two do not cost"
+            " the same, it says how much of the second's steps, tokens or parameters the first has: such a difference is not bought"
+            " by the choice alone."
+        ),
         "",
     ]
-    lines += ["| first | second | difference (interval) | verdict | claim |", "|---|---|---|---|---|"]
+    lines += [
+        "| first | second | difference (interval) | unequal cost | verdict | claim |",
+        "|---|---|---|---|---|---|",
+    ]
     for effect, record, part in sorted(rows, key=lambda row: row[0]):
         first, second = map(in_markdown, part["arms"])
         lines.append(
-            f"| {first} | {second} | {effect:+.3f} ({interval(part)}) | {record['verdict']} | {link(record)} |"
+            f"| {first} | {second} | {effect:+.3f} ({interval(part)}) | {unequal_cost(record, part)} |"
+            f" {told_verdict(record)} | {link(record)}{at_rung(record)} |"
         )
     return [*lines, ""]
+
+
+ALIKE = 0.005
+"""Costs that agree within half a percent count as equal, as they do where arms are matched."""
+
+COSTS = {"steps": "steps", "tokens": "tokens", "n_params": "parameters"}
+
+
+def unequal_cost(record: Record, part: Record) -> str:
+    """0.25 x steps, 1.03 x parameters: what the first arm of a part has of the second's; nothing where they are equal."""
+    first, second = (cost_of(record, label) for label in part["arms"])
+    times = {name: first[name] / second[name] for name in COSTS if first.get(name) and second.get(name)}
+    if "steps" in times and times.get("tokens") == times["steps"]:
+        del times["tokens"]  # which says it twice
+    return ", ".join(f"{x:.3g} x {COSTS[name]}" for name, x in times.items() if abs(x - 1) > ALIKE)
+
+
+def cost_of(record: Record, label: str) -> Record:
+    """What a run of an arm takes; of an older record, the steps and tokens that the arm's overrides come to."""
+    if known := (record.get("costs") or {}).get(label):
+        return known
+    words = record["arms"].get(label, {"train": ()})["train"]
+    given = {key_of(word): int(value) for word in words if (value := value_of(word)).isdigit()}
+    return {name: math.prod(map(given.get, of)) for name, of in GIVEN.items() if given.keys() >= set(of)}
+
+
+GIVEN = {"steps": ("train.steps",), "tokens": ("train.steps", "train.batch_size", "train.train_len")}
 
 
 def failed_here(records: Iterable[Record]) -> list[str]:
@@ -116,14 +158,20 @@ def failed_here(records: Iterable[Record]) -> list[str]:
     there = [record for record in records if record["verdict"] in ("REFUTED", "TIE", "MIXED")]
     lines = ["## Where the literature failed here", ""]
     lines += [
-        f"- {link(record)}, {record['verdict']}{' without a control' * uncontrolled_tie(record)}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
+        f"- {link(record)}, {told_verdict(record)}: {in_markdown(record['sentence'])} Said in {in_markdown(record['source'])}."
         for record in there
     ]
     return [*lines, ""] if there else []
 
 
+def told_verdict(record: Record) -> str:
+    """REFUTED, survives; or, of a tie, that nothing shows that its runs would have told."""
+    without = f"{record['verdict']}{' without a control' * uncontrolled_tie(record)}"
+    return ", ".join(filter(None, (without, survives(record))))
+
+
 def earlier(records: Iterable[Record], lines: Iterable[Record]) -> list[str]:
-    """Verdicts that were given up, with what was found since."""
+    """Verdicts that were given up, with what was found since, or that the claim says otherwise since."""
     now = {record["name"]: record for record in records}
     rows = []
     for line in lines:
@@ -131,18 +179,25 @@ def earlier(records: Iterable[Record], lines: Iterable[Record]) -> list[str]:
         if record and record["kind"] != "identity" and line["verdict"] != record["verdict"]:
             said = f"{line['date']}, {line['seeds']} seeds"
             rows.append(
-                f"| {link(record)} | {line['verdict']} ({said}) | {record['verdict']} | {in_markdown(record['reason'])} |"
+                f"| {link(record)} | {line['verdict']} ({said}) | {record['verdict']} | {since(line, record)} |"
             )
     if not rows:
         return []
     return [
         "## Earlier verdicts that were given up",
         "",
-        "| claim | earlier | now | what was found since |",
+        "| claim | earlier | now | what came since |",
         "|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def since(line: Record, record: Record) -> str:
+    """What was found since an earlier verdict; unless it is of other words than the claim has now."""
+    if line.get("says") and record.get("says") and line["says"] != record["says"]:
+        return f"the claim itself: it was changed, and registered anew on {record['registered']}"
+    return in_markdown(record["reason"])
 
 
 def link(record: Record) -> str:
@@ -265,11 +320,12 @@ def draw_part(axes: Axes, part: Record) -> None:
     for x, arm in enumerate(arms):
         values = [value for value in part["values"][arm] if value is not None]
         axes.scatter([x] * len(values), values, s=22, zorder=2)
-        missing = len(part["values"][arm]) - len(values)
+        missing = Counter(nothing(part, arm, seed) for seed, value in enumerate(part["values"][arm]) if value is None)
         if missing:
-            axes.annotate(
-                f"{missing} diverged", (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+            told = "\n".join(
+                f"{n} {what}" if what == "diverged" else f"{n} without a number" for what, n in missing.items()
             )
+            axes.annotate(told, (x, 0.98), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8)
     if part["form"] == "value":
         axes.axhline(part["than"], color="0.4", linestyle="--", linewidth=0.9)
     axes.set_xticks(range(len(arms)), [in_plot(arm) for arm in arms])
@@ -327,12 +383,15 @@ def readme(record: Record, picture: Path | None) -> str:
 
 
 def standing(record: Record) -> list[str]:
-    """When it was registered, how strong the evidence is, and what would change the verdict."""
-    lines = []
-    if record.get("registered"):
-        lines.append(f"Registered on {record['registered']}, before its first run.")
+    """When it was registered, how strong the evidence is, whether it survives, and what would change the verdict."""
+    lines = registered(record)
     if record.get("e") is not None and record["verdict"] in DECIDED:
         lines.append(f"E-value of the evidence: {number(record['e'])} (20 decides one claim by itself, at 5%).")
+    if told := survives(record):
+        lines.append(
+            f"Beside all claims registered by {record['as_of']} the verdict {told} at one error rate (online e-BH at 5%); the"
+            " [page of all claims](../README.md) says whether it still does."
+        )
     if record.get("tune") not in (None, "lr"):
         lines.append(f"Arms are not tuned: {in_markdown(record['tune'])}.")
     if uncontrolled_tie(record):
@@ -342,7 +401,30 @@ def standing(record: Record) -> list[str]:
         )
     if record.get("would_change"):
         lines.append(f"What would change the verdict: {in_markdown(record['would_change'])}.")
+        if record.get("survives") is False and record["verdict"] in DECIDED:
+            lines.append(
+                "More seeds are no part of it: by the rule a claim that is decided takes none, whether it survives or not."
+            )
     return [" ".join(lines), ""] if lines else []
+
+
+def registered(record: Record) -> list[str]:
+    """When a claim was registered as it stands, and what was there by then (`archlab.claim.ledger.history`)."""
+    known = record.get("history") or {}
+    if not known.get("registered"):
+        return []
+    if known["anew"]:
+        there = (
+            f", after it had been decided on {known['decided']} in other words"
+            if known["decided"]
+            else ", in other words than before"
+        )
+        return [f"Registered anew on {known['registered']}{there}."]
+    if known["decided"]:
+        return [f"Registered on {known['registered']}; first decided on {known['decided']}."]
+    if known["made"]:
+        return [f"Registered on {known['registered']}, when {known['made']} of its runs and measurements were there."]
+    return [f"Registered on {known['registered']}, before its first run."]
 
 
 def uncontrolled_tie(record: Record) -> bool:
@@ -426,15 +508,23 @@ def part_lines(part: Record, before: str = "") -> list[str]:
         in_markdown(f"{quantity(part)}; {part['told']}."),
         "",
     ]
-    failed = part.get("failed_seeds", {})
-    rows = [f"| {in_markdown(label)} | {', '.join(seen(value, seed in failed.get(label, ())) for seed, value in enumerate(values))} |"
-            for label, values in part["values"].items()]  # fmt: skip
+    rows = [f"| {in_markdown(label)} | {', '.join(seen(part, label))} |" for label in part["values"]]
     return [*header, f"| arm | {in_markdown(measured(part))}, by seed |", "|---|---|", *rows, ""]
 
 
-def seen(value: float | None, failed: bool) -> str:
-    """A run's number; one that never left the plateau has one, and failed nevertheless."""
-    return "diverged" if value is None else f"{value:.5g}" + " (failed)" * failed
+def seen(part: Record, label: str) -> list[str]:
+    """An arm's numbers by seed; a run that never left the plateau has one, and failed nevertheless."""
+    failed = part.get("failed_seeds", {}).get(label, ())
+    return [
+        nothing(part, label, seed) if value is None else f"{value:.5g}" + " (failed)" * (seed in failed)
+        for seed, value in enumerate(part["values"][label])
+    ]
+
+
+def nothing(part: Record, label: str, seed: int) -> str:
+    """What is said where there is no number: that the run diverged, or that nothing comes of these runs."""
+    runs = not part["reduce"] and seed in part.get("failed_seeds", {label: (seed,)}).get(label, ())
+    return "diverged" if runs else "no such number"
 
 
 def quantity(part: Record) -> str:
