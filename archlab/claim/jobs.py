@@ -21,10 +21,11 @@ from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.files import alone, write_text
 from archlab.base.plain import Unreadable, read_json
-from archlab.claim.code import code_of
 from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
+from archlab.runs.code import code_of
+from archlab.runs.corpus import own_corpus
 from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
 from archlab.runs.packs import PackSize, by_program, on_a_gpu, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
@@ -237,10 +238,11 @@ def changed(base: DictConfig, changes: Changes) -> DictConfig:
 
 
 def plain(base: DictConfig, changes: Changes) -> Record:
-    """The changed configuration as plain data, with the precision that is meant in the place of the device."""
+    """The changed configuration as plain data, with the precision that is meant in the place of the device, and the hash of
+    a corpus of one's own: its file may hold another text tomorrow."""
     from archlab.train.runtime import settled_precision  # here, since it takes a second to import
 
-    whole = plain_base(base) | {"precision": settled_precision(base.device, base.precision)}
+    whole = plain_base(base) | {"precision": settled_precision(base.device, base.precision)} | own_corpus(base)
     for name, value in changes:
         group, _, field = name.rpartition(".")
         whole = whole | ({group: whole[group] | {field: value}} if group else {field: value})

@@ -40,6 +40,8 @@ from archlab.config.tuning import SecondAxis, second_axis
 from archlab.evaluate.validation import held_out
 from archlab.runs.assembled import machine_of, open_source, settings_of
 from archlab.runs.beside import side_by_side
+from archlab.runs.code import code_of
+from archlab.runs.corpus import own_corpus
 from archlab.runs.expected import seconds_of_a_run
 from archlab.runs.packs import PackSize, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
@@ -178,11 +180,11 @@ def kept_in(cfg: DictConfig) -> Path:
 
 
 def key(cfg: DictConfig) -> str:
-    """The same for all seeds of an arm, and for no two arms."""
+    """The same for all seeds of an arm, and for no two arms, nor for two corpora, two versions of the code or of torch."""
     plain = plain_dict(cfg)
     settled = {"precision": settled_precision(cfg.device, cfg.precision)}
-    arm = {name: value for name, value in plain.items() if name not in APART} | settled
-    return hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()[:16]
+    arm = {name: value for name, value in plain.items() if name not in APART} | settled | own_corpus(cfg)
+    return hashlib.sha256(json.dumps([code_of(plain), arm], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kept(cfg: DictConfig) -> dict[int, list[float]]:

@@ -17,7 +17,7 @@ from oracles import composed
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.claim import code, course, jobs, ledger, measures
+from archlab.claim import course, jobs, ledger, measures
 from archlab.claim.claim import FORMS, ClaimFile, Part, known_claims, read_claim, tupled
 from archlab.claim.decide import Values, decide, decide_part
 from archlab.claim.jobs import Measurement, RunJob
@@ -25,6 +25,8 @@ from archlab.claim.record import part_record
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore
+from archlab.runs import code, corpus, tune
+from archlab.runs.code import bare, code_of, reachable
 
 command = commands.command  # the fixture
 NAMES = sorted(known_claims())
@@ -1084,8 +1086,6 @@ def test_who_registers_or_decides_at_once_loses_no_line(tmp_path):
 
 
 def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path):
-    from archlab.claim.code import bare, code_of, reachable
-
     modules = lambda *names: frozenset(f"archlab.blocks.{name}" for name in names)  # noqa: E731
     files = {file.name for file in reachable(modules("norm"))}
     assert {"norm.py", "decoder.py", "step.py"} <= files and not {"deltanet.py", "tables.py"} & files
@@ -1100,20 +1100,49 @@ def test_what_a_claim_says_does_not_depend_on_the_code_of_other_blocks(tmp_path)
 
 
 def test_runs_of_another_torch_other_code_or_another_precision_are_others(tmp_path, monkeypatch):
-    from archlab.claim import code
-
     cfg = composed(*SMALL)
-    before = RunJob(cfg, tmp_path).folder
+    names = lambda: (RunJob(cfg, tmp_path).folder, tune.kept_in(cfg))  # noqa: E731
+    before = names()
     code.hash_of.cache_clear()
-    assert RunJob(cfg, tmp_path).folder == before
+    assert names() == before
     for of, name, other in ((code.torch, "__version__", "0.0.0"), (code, "bare", lambda file: "pass")):
         with monkeypatch.context() as patch:
             patch.setattr(of, name, other)
             code.hash_of.cache_clear()
-            assert RunJob(cfg, tmp_path).folder != before
+            assert not set(names()) & set(before)
     code.hash_of.cache_clear()
     precise, half = (RunJob(composed(*SMALL, f"precision={name}"), tmp_path).folder for name in ("fp32", "bf16"))
-    assert precise == before != half, "on a CPU fp32 is what is meant"
+    assert precise == before[0] != half, "on a CPU fp32 is what is meant"
+
+
+@pytest.mark.parametrize("data", ["file", "masked"])
+def test_a_corpus_of_ones_own_is_part_of_the_name_of_what_was_run_on_it(data, tmp_path, monkeypatch):
+    """Fault found: a file whose text had changed was \"all there already\"."""
+    file = tmp_path / "my.txt"
+    file.write_text("one text " * 200)
+    hashed = []
+    real = corpus.instantiate
+    monkeypatch.setattr(corpus, "instantiate", lambda node: hashed.append(node) or real(node))
+
+    def names() -> set[Path]:
+        cfg = composed(*SMALL, f"data={data}", f"data.path={file}")
+        seeds = {RunJob(cfg, tmp_path, (("seed", seed),)).folder for seed in range(3)}
+        return seeds | {Measurement("parameters", (cfg,), tmp_path).file, tune.kept_in(cfg)}
+
+    before = names()
+    assert len(before) == 5 and names() == before and len(hashed) == 1
+    file.write_text("another text " * 200)
+    assert not names() & before and len(hashed) == 2
+    file.write_text("one text " * 200)
+    assert names() == before
+
+
+def test_the_hash_of_a_corpus_is_the_one_that_runs_record(tmp_path):
+    file = tmp_path / "my.txt"
+    file.write_text("one text " * 200)
+    of_file = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert corpus.own_corpus(composed("data=file", f"data.path={file}")) == {"corpus_sha256": of_file}
+    assert corpus.own_corpus(composed("data=text")) == corpus.own_corpus(composed("data=recall")) == {}
 
 
 def test_runs_from_before_there_was_a_data_seed_are_found(tmp_path):

@@ -1,4 +1,4 @@
-"""What of archlab's code decides a run's numbers: part of the name under which claims keep what was run."""
+"""What of archlab's code decides a run's numbers: part of the name under which claims and searches keep what was run."""
 
 import ast
 import hashlib
