@@ -24,7 +24,7 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.config.plan import Plan, layer_plans
 from archlab.records.directory import as_written, is_finished, same_run
 from archlab.runs.beside import side_by_side
-from archlab.runs.code import code_of
+from archlab.runs.code import code_at, code_of
 from archlab.runs.corpus import own_corpus
 from archlab.runs.expected import seconds_of_a_run, seconds_of_a_step, seconds_of_an_evaluation
 from archlab.runs.packs import PackSize, by_program, on_a_gpu, packs_of
@@ -171,6 +171,10 @@ class LookJob:
         return str(self.file)
 
 
+MEASURING = ("claim/measures.py", "cost", "runs/assembled.py")
+"""Places of the code that decides a measurement, beside what decides a run."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A number of one untrained model, or of two side by side."""
@@ -187,7 +191,7 @@ class Measurement:
     @cached_property
     def file(self) -> Path:
         described = [plain(base, self.changes) for base in self.bases]
-        return self.root / "measured" / f"{digest(self.measure, *described)}.json"
+        return self.root / "measured" / f"{digest(self.measure, code_at(*MEASURING), *described)}.json"
 
     @property
     def result(self) -> Path | None:

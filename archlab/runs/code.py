@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+PACKAGE = Path(__file__).parent.parent
+
 ALWAYS = ("base", "data", "evaluate", "initial", "model", "probe", "train")
 """Rooms that every run goes through; of the blocks, those that its configuration names count, and what they import."""
 
@@ -27,15 +29,24 @@ def code_of(config: Mapping[str, Any]) -> str:
 
 @cache
 def hash_of(modules: frozenset[str]) -> str:
-    files = reachable(modules)
+    return hash_of_files(reachable(modules))
+
+
+@cache
+def code_at(*places: str) -> str:
+    """The same of the files and the rooms at these places of archlab."""
+    of_rooms = (file for place in places for file in (PACKAGE / place).rglob("*.py"))
+    return hash_of_files([*of_rooms, *(PACKAGE / place for place in places if place.endswith(".py"))])
+
+
+def hash_of_files(files: Iterable[Path]) -> str:
     text = "\n".join([torch.__version__, *(bare(file) for file in in_order(files))])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
     """The same order wherever archlab lies: libraries first, whose folder may come before archlab's own or after it."""
-    package = Path(__file__).parent.parent
-    return sorted(files, key=lambda file: (file.is_relative_to(package), file))
+    return sorted(files, key=lambda file: (file.is_relative_to(PACKAGE), file))
 
 
 def targets(node: object) -> Iterable[str]:
@@ -66,8 +77,7 @@ def reachable(modules: frozenset[str]) -> frozenset[Path]:
 
 @cache
 def always() -> frozenset[Path]:
-    package = Path(__file__).parent.parent
-    return frozenset(file for room in ALWAYS for file in (package / room).rglob("*.py"))
+    return frozenset(file for room in ALWAYS for file in (PACKAGE / room).rglob("*.py"))
 
 
 @cache

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import commands
@@ -1113,6 +1114,40 @@ def test_runs_of_another_torch_other_code_or_another_precision_are_others(tmp_pa
     code.hash_of.cache_clear()
     precise, half = (RunJob(composed(*SMALL, f"precision={name}"), tmp_path).folder for name in ("fp32", "bf16"))
     assert precise == before[0] != half, "on a CPU fp32 is what is meant"
+
+
+def forget_code() -> None:
+    for kept in (code.hash_of, code.reachable, code.always, code.bare, code.code_at):
+        kept.cache_clear()
+
+
+@pytest.fixture
+def code_read_anew():
+    """What a test sees of code is not what the next one sees."""
+    yield
+    forget_code()
+
+
+@pytest.mark.parametrize("place", ["claim/measures.py", "cost/estimate.py", "runs/assembled.py", "model/decoder.py"])
+def test_a_measurement_is_another_where_the_code_that_measures_is(place, tmp_path, monkeypatch, code_read_anew):
+    """Fault found: what an older version had counted was found again after its count had been mended."""
+    copy = tmp_path / "archlab"
+    shutil.copytree(code.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "PACKAGE", copy)
+
+    def names() -> tuple[Path, Path]:
+        forget_code()
+        cfg = composed(*SMALL)
+        return Measurement("parameters", (cfg,), tmp_path).file, RunJob(cfg, tmp_path).folder
+
+    before = names()
+    with (copy / place).open("a") as file:
+        file.write("\n# a comment\n")
+    assert names() == before
+    with (copy / place).open("a") as file:
+        file.write("\nPATCHED = 1\n")
+    measured, run = names()
+    assert measured != before[0] and (run != before[1]) is (place == "model/decoder.py")
 
 
 @pytest.mark.parametrize("data", ["file", "masked"])
