@@ -21,7 +21,7 @@ from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key
-from archlab.comparison.failure import failed
+from archlab.comparison.failure import broke, failed
 from archlab.comparison.rule import LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
@@ -305,17 +305,16 @@ def failure(job: Job, measure: str) -> bool:
 
 
 def loss_of(trial: RunJob) -> float:
-    """On the tuning part; infinite where the trial diverged."""
-    loss = trial.record["val_loss"]
-    return math.inf if trial.record["status"] == "diverged" or loss is None else float(loss)
+    """On the tuning part; infinite where the trial broke."""
+    return math.inf if broke(trial.record) else float(trial.record["val_loss"])
 
 
 def value_of(job: Job, measure: str) -> float:
-    """What a finished job says of a measure; infinite where the run diverged."""
+    """What a finished job says of a measure; infinite where the run broke."""
     if isinstance(job, Measurement):
         return job.record["value"]
     run = job.of if isinstance(job, LookJob) else job
-    if run.record["status"] == "diverged":
+    if broke(run.record):
         return math.inf
     return of_record(job.record, measure, run.cfg.train.train_len)
 

@@ -265,7 +265,10 @@ def plain_base(base: DictConfig) -> Record:
     return SEEN[id(base)][1]
 
 
-NUMBERS = ("value", "seconds", "wall_seconds")
+NUMBERS = ("value", "seconds", "wall_seconds", "unigram_loss", "val_loss")
+
+NOT_FINITE = ("val_loss",)
+"""Numbers that are null where they were not finite: of a run that diverged, or whose last update broke it."""
 
 
 def said(file: Path, *needs: str) -> Record:
@@ -274,11 +277,15 @@ def said(file: Path, *needs: str) -> Record:
         record = read_json(file)
         if not isinstance(record, dict) or (missing := [name for name in needs if name not in record]):
             raise Unreadable("is no record of a job" if not isinstance(record, dict) else f"lacks {', '.join(missing)}")
-        if wrong := [name for name in needs if name in NUMBERS and type(record[name]) not in (int, float)]:
+        if wrong := [name for name in needs if name in NUMBERS and not is_number(name, record[name])]:
             raise Unreadable(f"{wrong[0]} is no number")
     except Unreadable as error:
         raise UserError(f"{file}: is damaged: {error}; remove it, and claims makes it again") from None
     return record
+
+
+def is_number(name: str, value: object) -> bool:
+    return type(value) in (int, float) or (value is None and name in NOT_FINITE)
 
 
 def write(file: Path, record: Record) -> None:

@@ -15,15 +15,20 @@ def quantity_of(metric: str) -> str:
     return metric.partition("@")[0].rpartition(".")[2]
 
 
+def broke(summary: Mapping[str, Any]) -> bool:
+    """Whether a run diverged; also by its last update, which only its evaluation shows."""
+    return summary["status"] == "diverged" or summary["val_loss"] is None
+
+
 def failed(summary: Mapping[str, Any], metric: str) -> bool:
-    """Whether a run diverged; or, where a loss is asked for, never left the plateau of token frequencies.
+    """Whether a run broke; or, where a loss is asked for, never left the plateau of token frequencies.
 
     What a model finds of a task's answers is the result itself, however little it has learned.
     """
-    if summary["status"] == "diverged":
+    if broke(summary):
         return True
-    loss, unigram = summary["val_loss"], summary.get("unigram_loss")
-    return is_of_loss(metric) and loss is not None and unigram is not None and on_plateau(loss, unigram)
+    unigram = summary.get("unigram_loss")
+    return is_of_loss(metric) and unigram is not None and on_plateau(summary["val_loss"], unigram)
 
 
 def is_of_loss(metric: str) -> bool:

@@ -861,6 +861,38 @@ def test_a_damaged_file_of_a_job_is_one_line(tmp_path, content, why):
     assert str(refused.value).startswith(f"{job.file}: is damaged: {why}") and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"val_loss": "x"}, "val_loss is no number"),
+        ({"unigram_loss": "x"}, "unigram_loss is no number"),
+        ({"unigram_loss": None}, "unigram_loss is no number"),
+        ({"status": "diverged", "val_loss": [1]}, "val_loss is no number"),
+        ({"val_loss": True}, "val_loss is no number"),
+    ],
+)
+def test_a_damaged_summary_of_a_run_is_one_line(tmp_path, changes, why):
+    job = RunJob(composed(*SMALL), tmp_path)
+    file = job.folder / "run" / "summary.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        json.dumps({"status": "completed", "wall_seconds": 1.0, "val_loss": 2.0, "unigram_loss": 3.0} | changes)
+    )
+    with pytest.raises(UserError) as refused:
+        _ = job.record
+    assert str(refused.value) == f"{file}: is damaged: {why}; remove it, and claims makes it again"
+
+
+def test_a_run_that_its_last_update_broke_counts_as_diverged(tmp_path):
+    """Its loss is finite at every step, and that of its evaluation is not."""
+    words = (*SMALL, "norm=none", "train.steps=1", "train.warmup=0", "train.lr=1e15")
+    job = RunJob(composed(*words), tmp_path)
+    job.do()
+    assert job.record["status"] == "completed" and job.record["val_loss"] is None
+    assert course.failure(job, "exact_match@1") and course.failure(job, "val_loss")
+    assert course.value_of(job, "val_loss") == course.value_of(job, "loss@1") == course.loss_of(job) == math.inf
+
+
 # --- what may not change ----------------------------------------------------------------------------
 
 
