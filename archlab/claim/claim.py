@@ -27,18 +27,20 @@ parts      what has to be seen, all of it:
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import MinLen
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StringConstraints, ValidationError
 
-from archlab.base.errors import UserError
+from archlab.base.errors import UserError, shortened
 from archlab.base.messages import did_you_mean
 from archlab.base.quantities import Count, NonNegative
 from archlab.base.words import key_of
@@ -51,10 +53,20 @@ from archlab.records.summary import KINDS, NATS, AtLength, Stability, Summary, k
 from archlab.runs.tune import DEVELOPMENT
 
 BudgetName = Literal["quick", "full", "gpu"]
-ClaimWords = Annotated[str, MinLen(1)]
+ClaimWords = Annotated[str, StringConstraints(pattern=r"\S")]
 Kind = Literal["trained", "initial", "identity"]
 
 MOST_SEEDS = LOOKS[-1]
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def as_number(value: Any) -> Any:
+    """A number that yaml takes for text, as it does 1e-2 without a point, is that number; all else stays what it is."""
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
+InNumbers = BeforeValidator(as_number)
 
 
 class Strict(BaseModel):
@@ -83,12 +95,12 @@ class Part(Strict):
     says: ClaimWords
     measure: ClaimWords
     expect: Literal["above", "below", "equal"]
-    by: NonNegative
+    by: Annotated[NonNegative, InNumbers]
     value: str | None = None
     difference: tuple[str, str] | None = None
     ratio: tuple[str, str] | None = None
     between: tuple[str, str] | None = None
-    than: FiniteFloat | None = None
+    than: Annotated[FiniteFloat | None, InNumbers] = None
     over: dict[str, Annotated[tuple[Any, ...], MinLen(2)]] | None = None
     reduce: ClaimWords | None = None
 
@@ -148,7 +160,7 @@ class ClaimFile(Strict):
     arms: Annotated[dict[str, Annotated[tuple[str, ...], MinLen(0)] | ClaimArm], MinLen(1)]
     parts: Annotated[tuple[Part, ...], MinLen(1)]
     kind: Kind = "trained"
-    tune: ClaimWords | dict[str, tuple[Any, ...]] | None = None
+    tune: ClaimWords | dict[str, tuple[Annotated[Any, InNumbers], ...]] | None = None
     controls: tuple[Part, ...] = ()
     quick: Budget | ClaimWords
     full: Budget | ClaimWords
@@ -176,9 +188,7 @@ def read_claim(file: Path) -> Claim:
     try:
         given = ClaimFile.model_validate(tupled(yaml.load(file.read_text(encoding="utf-8"), OnceEach)))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"claim/{name}.yaml: {where}: {first['msg'].removeprefix('Input ').lower()}") from None
+        raise UserError(f"claim/{name}.yaml: {refused(error)}") from None
     except UserError as error:
         raise UserError(f"claim/{name}.yaml: {error}") from None
     except UnicodeDecodeError:
@@ -201,6 +211,60 @@ def read_claim(file: Path) -> Claim:
         for number, part in enumerate(parts):
             check_part(f"claim/{name}.yaml: {field}.{number}", part, claim)
     return claim
+
+
+ALTERNATIVE = re.compile(r"(Budget|ClaimArm|constrained-str|(tuple|dict|function-\w+)\[.*)$")
+"""What pydantic calls one of the types that a field may have."""
+
+BUDGETS = ("quick", "full", "gpu")
+
+WHAT_CAN_BE = {
+    "float_type": "give a number, such as 0.1",
+    "finite_number": "give a number, such as 0.1",
+    "int_type": "give a whole number",
+    "string_type": "give words, in quotes where yaml takes them for something else, as it does no and 1",
+    "tuple_type": "give a list, such as [norm=rms]",
+    "dict_type": "give a field and its values, such as train.lr: [1e-3, 3e-3]",
+}
+"""By pydantic's name for what is wrong."""
+
+
+def refused(error: ValidationError) -> str:
+    """The first field that is not as it must be, why, what was given and what can be."""
+    first = error.errors()[0]
+    if first["loc"][:1] == ("arms",):  # a list or a mapping: what is said of the one that is meant is deeper
+        first = max(
+            (one for one in error.errors() if one["loc"][:2] == first["loc"][:2]), key=lambda one: len(one["loc"])
+        )
+    where = ".".join(str(part) for part in first["loc"] if not ALTERNATIVE.match(str(part))) or "the file"
+    why, kind, given = first["msg"].removeprefix("Input ").lower(), first["type"], in_yaml(first["input"])
+    if kind == "missing":
+        return f"{where}: {why}"
+    if kind == "extra_forbidden":
+        fields = fields_beside(first["loc"])
+        return f"{where}: {why}; {did_you_mean(str(first['loc'][-1]), fields)}fields: {', '.join(fields)}"
+    if where == "tune" and kind == "string_type":
+        return f"tune: {given} is no way to tune; give lr, {{field: [value, value]}}, or a sentence that says why not"
+    if kind == "string_pattern_mismatch":
+        return f"{where}: is blank; give words"
+    if first["loc"][0] in BUDGETS and len(first["loc"]) == 2:  # neither a budget nor words
+        return (
+            f"{first['loc'][0]}: {given} is no budget; give {{seeds: N, overrides: [...]}}, or a sentence that says why the claim"
+            " can't be decided at it, in quotes"
+        )
+    remedy = f"; {WHAT_CAN_BE[kind]}" if kind in WHAT_CAN_BE else ""
+    return f"{where}: {why}, and {given} was given{remedy}"
+
+
+def in_yaml(value: Any) -> str:
+    """As it may stand in the file: no as false, a text in quotes."""
+    return shortened(" ".join(json.dumps(value, default=str, ensure_ascii=False).split()))
+
+
+def fields_beside(where: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Those that may stand where the last of these names does."""
+    of_parts = dict.fromkeys(("parts", "controls"), Part) | {"arms": ClaimArm} | dict.fromkeys(BUDGETS, Budget)
+    return tuple((ClaimFile if len(where) == 1 else of_parts[str(where[0])]).model_fields)
 
 
 def budgets_of(given: ClaimFile) -> dict[str, Budget | str]:
@@ -246,6 +310,7 @@ def check_kind(where: str, claim: Claim, given: ClaimFile) -> None:
 
 THE_CLAIMS_OWN = {
     "seed": "runs are made at seeds from 0 on, as many as quick and full say",
+    "data_seed": "each run has the data of its own seed, the same in every arm",
     "output": "runs are kept where runs=FOLDER of the command says",
     "tune": "that is what the claim's own tune says",
     "eval.part": "rates are chosen on tuning, and what is claimed is scored on test",
@@ -287,10 +352,7 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
     if part.over is not None and len(part.over) != 1:
         raise UserError(f"{where}.over: runs over one field; give one, such as train.lr: [1e-3, 3e-3]")
     for name, xs in (part.over or {}).items():
-        if any(x in xs[:i] for i, x in enumerate(xs)):
-            raise UserError(
-                f"{where}.over.{name}={list(xs)}: has a value twice, which would be the same runs; give each once"
-            )
+        check_swept(f"{where}.over.{name}=[{', '.join(map(str, xs))}]", list(map(as_number, xs)), part.reduce)
         if claim.second is not None and name == claim.second.field:
             raise UserError(f"{where}.over: runs over {name}, which tune searches; leave it out of one of the two")
     if part.form == "value" and part.than is None:
@@ -325,6 +387,27 @@ def check_part(where: str, part: Part, claim: Claim) -> None:
         raise UserError(
             f"{where}.measure: {part.measure} is a number of a trained run, and kind: {claim.kind} trains nothing; use kind: trained"
         )
+
+
+IN_LOGARITHMS = ("best_x", "slope", "largest_stable")
+"""Reductions that take the logarithm of what is swept."""
+
+IN_ANY_ORDER = "last_over_first"
+"""The reduction that says itself what the order of the values means."""
+
+
+def check_swept(where: str, xs: list[Any], reduction: str | None) -> None:
+    """Raises UserError where a field's values are no numbers that can be reduced."""
+    if wrong := [x for x in xs if type(x) not in (int, float) or not math.isfinite(x)]:
+        raise UserError(f"{where}: {in_yaml(wrong[0])} is no number; give numbers, which reduce is taken over")
+    if len(set(map(float, xs))) < len(xs):
+        raise UserError(f"{where}: has a value twice, which would be the same runs; give each once")
+    if reduction in IN_LOGARITHMS and min(xs) <= 0:
+        raise UserError(
+            f"{where}: {min(xs):g} has no logarithm, which reduce: {reduction} takes; give values above 0, or another reduce"
+        )
+    if reduction != IN_ANY_ORDER and any(a > b for a, b in pairwise(xs)):
+        raise UserError(f"{where}: does not rise; give the values from the lowest up")
 
 
 MODELS = {1: "one model", 2: "two models together"}

@@ -66,7 +66,8 @@ def read(name: str, value: str, hint: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python(None if value == "null" else value)
     except ValidationError as error:
-        wanted = error.errors()[0]["msg"].removeprefix("Input ").lower()
+        every = [line for line in error.errors() if line["type"] != "none_required"]  # null is no word for most options
+        wanted = ", or ".join(dict.fromkeys(line["msg"].removeprefix("Input ").lower() for line in every))
         if value.strip("+-").lower() in ("nan", "inf", "infinity"):
             wanted = "should be a finite number"
         raise UserError(f"{name}={shortened(value)}: {wanted}") from None

@@ -135,6 +135,31 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"common": ["output=x"]}, "claim/mine.yaml: common: output=x: runs are kept where runs=FOLDER of the command says; leave it out"),
         ({"quick": {"overrides": ["eval.part=tuning"]}}, "claim/mine.yaml: quick.overrides: eval.part=tuning: rates are chosen on tuning, and what is claimed is scored on test; leave it out"),
         ({"parts": [part(over={"seed": [1, 2]}, reduce="best")]}, "claim/mine.yaml: over: seed: runs are made at seeds from 0 on"),
+        ({"common": ["data_seed=5"]}, "claim/mine.yaml: common: data_seed=5: each run has the data of its own seed, the same in every arm; leave it out"),
+        ({"sentence": "   "}, "claim/mine.yaml: sentence: is blank; give words"),
+        ({"parts": [part(says="")]}, "claim/mine.yaml: parts.0.says: is blank; give words"),
+        ({"parts": [part(by="much")]}, 'parts.0.by: should be a valid number, and "much" was given; give a number, such as 0.1'),
+        ({"parts": [part(by=True)]}, "parts.0.by: should be a valid number, and true was given; give a number, such as 0.1"),
+        ({"parts": [part(by=-1)]}, "parts.0.by: should be greater than or equal to 0, and -1 was given"),
+        ({"full": False}, "claim/mine.yaml: full: false is no budget; give {seeds: N, overrides: [...]}, or a sentence that says why the claim can't be decided at it, in quotes"),
+        ({"full": " "}, 'claim/mine.yaml: full: " " is no budget'),
+        ({"quick": {"seeds": "six"}}, 'claim/mine.yaml: quick.seeds: should be a valid integer, and "six" was given; give a whole number'),
+        ({"quick": {"seed": 6}}, "extra inputs are not permitted; did you mean seeds? fields: seeds, overrides"),
+        ({"parts": [part(meter="val_loss")]}, "claim/mine.yaml: parts.0.meter: extra inputs are not permitted; did you mean measure? fields: says, measure, expect"),
+        ({"common": "norm=rms"}, 'claim/mine.yaml: common: should be a valid tuple, and "norm=rms" was given; give a list, such as [norm=rms]'),
+        ({"arms": {"a": {"train": [], "thn": []}, "b": []}}, "claim/mine.yaml: arms.a.thn: extra inputs are not permitted; did you mean then? fields: train, then"),
+        ({"arms": {"a": 5, "b": []}}, "claim/mine.yaml: arms.a: should be a valid tuple, and 5 was given; give a list, such as [norm=rms]"),
+        ({"tune": {"train.clip": 1}}, 'claim/mine.yaml: tune: {"train.clip": 1} is no way to tune; give lr, {field: [value, value]}, or a sentence'),
+        ({"parts": [part(over={"norm": ["rms", "layer"]}, reduce="slope")]}, 'claim/mine.yaml: parts.0.over.norm=[rms, layer]: "rms" is no number; give numbers, which reduce is taken over'),
+        ({"parts": [part(over={"train.lr": [True, 2e-3]}, reduce="best")]}, "parts.0.over.train.lr=[True, 0.002]: true is no number"),
+        ({"parts": [part(over={"train.lr": [1e-3, None]}, reduce="best")]}, "parts.0.over.train.lr=[0.001, None]: null is no number"),
+        ({"parts": [part(over={"train.lr": [1e-3, math.inf]}, reduce="best")]}, "Infinity is no number"),
+        ({"parts": [part(over={"size.n_layers": [[1], [2]]}, reduce="best")]}, "[1] is no number"),
+        ({"parts": [part(over={"train.lr": ["1e-3", 1.0e-3]}, reduce="best")]}, "parts.0.over.train.lr=[1e-3, 0.001]: has a value twice, which would be the same runs; give each once"),
+        ({"parts": [part(over={"train.warmup": [0, 2]}, reduce="slope")]}, "parts.0.over.train.warmup=[0, 2]: 0 has no logarithm, which reduce: slope takes; give values above 0, or another reduce"),
+        ({"parts": [part(over={"train.warmup": [0, 2]}, reduce="best_x")]}, "0 has no logarithm, which reduce: best_x takes"),
+        ({"parts": [part(over={"train.warmup": [-1, 2]}, reduce="largest_stable")]}, "-1 has no logarithm, which reduce: largest_stable takes"),
+        ({"parts": [part(over={"train.lr": ["4e-3", "2e-3"]}, reduce="best")]}, "parts.0.over.train.lr=[4e-3, 2e-3]: does not rise; give the values from the lowest up"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
@@ -142,6 +167,23 @@ def test_a_claim_that_is_not_whole_is_refused_in_one_line(changes, told, tmp_pat
     with pytest.raises(UserError) as refusal:
         read_claim(written(tmp_path, **changes))
     assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    """1e-2 has no point. What was swept over stays as it is written, since registered claims say it so."""
+    texts = [part(by="1e-2", than="-2E3", over={"train.clip": ["1e-2", "2e-2"]}, reduce="slope")]
+    claim = read_claim(written(tmp_path, parts=texts, tune={"train.weight_decay": ["1e-2", ".5"]}))
+    (only,) = claim.parts
+    assert (only.by, only.than) == (0.01, -2000.0) and only.over == {"train.clip": ("1e-2", "2e-2")}
+    assert claim.second.values == (0.01, 0.5)
+    same = [part(by=0.01, than=-2000.0, over={"train.clip": ["1e-2", "2e-2"]}, reduce="slope")]
+    numbers = written(tmp_path, parts=same, tune={"train.weight_decay": [0.01, 0.5]})
+    assert read_claim(numbers).sha256 == claim.sha256
+
+
+def test_last_over_first_is_over_numbers_in_the_order_that_is_given(tmp_path):
+    over = {"train.warmup": [2, 0, -1]}
+    read_claim(written(tmp_path, parts=[part(over=over, reduce="last_over_first")]))
 
 
 def test_a_missing_field_is_named(tmp_path):
@@ -778,6 +820,8 @@ def test_the_command_prints_the_table_and_writes_the_pages(command, tmp_path):
         (["budget=slow"], "budget=slow: should be 'quick', 'full' or 'gpu'"),
         (["swiglu_beats_gelu", "budget=gpu"], "budget=gpu: swiglu_beats_gelu says nothing of it; give the claim gpu: {overrides: [...]}, or use"),
         (["workers=0"], "workers=0: should be greater than or equal to 1"),
+        (["pack=0"], "pack=0: should be 'auto' or 'off', or should be greater than or equal to 1"),
+        (["pack=much"], "pack=much: should be 'auto' or 'off', or should be a valid integer"),
         (["--multirun"], "--multirun: claims takes no such flag; it takes --config-dir"),
     ],
 )  # fmt: skip
