@@ -9,6 +9,7 @@ that are done, so that a claim goes on wherever it was broken off.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -16,16 +17,17 @@ from archlab.base.errors import UserError
 from archlab.base.words import key_of
 from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss, quantity_of
 from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
-from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob
+from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob, plain
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
-from archlab.claim.store import LENGTH, JobStore, Words, composed, key
+from archlab.claim.store import LENGTH, JobStore, Words, composed, key, looked_at
+from archlab.claim.unmeasured import why_unmeasured
 from archlab.comparison.failure import broke, failed
 from archlab.comparison.rule import LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
-from archlab.records.summary import ASKED_FOR, KINDS
+from archlab.records.summary import KINDS
 from archlab.runs import tune
 
 
@@ -114,6 +116,11 @@ class Course:
     @property
     def all_parts(self) -> tuple[Part, ...]:
         return (*self.claim.parts, *self.claim.controls)
+
+    def where(self, part: Part) -> str:
+        """What an error calls a part."""
+        of, parts = ("parts", self.claim.parts) if part in self.claim.parts else ("controls", self.claim.controls)
+        return f"claim/{self.claim.name}.yaml: {of}.{parts.index(part)}"
 
     def trials_to_make(self) -> list[RunJob]:
         """The next trials of the arms' rates, all of which are noted once the search is over."""
@@ -212,7 +219,12 @@ class Course:
         return decide(self.claim, parts, controls)
 
     def result(self, part: Part, n: int) -> PartResult:
-        values = {label: values_of(part, seeds) for label, seeds in self.of_part(part, n).items()}
+        values = {}
+        for label, seeds in self.of_part(part, n).items():
+            try:
+                values[label] = values_of(part, seeds)
+            except Unmeasured as error:
+                raise UserError(f"{self.where(part)}: measure: {part.measure} of {label}, {error}") from None
         return (identity_part if self.claim.kind == "identity" else decide_part)(part, values)
 
 
@@ -222,12 +234,11 @@ def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: ClaimRun
     for label, arm in claim.arms.items() if isinstance(made.budget, Budget) else ():
         if arm.then:
             check_same_weights(made, label)
-    for number, part in enumerate(made.all_parts):
-        where = f"parts.{number}" if number < len(claim.parts) else f"controls.{number - len(claim.parts)}"
+    for part in made.all_parts:
         try:
             check_part(made, part)
         except UserError as error:
-            raise UserError(f"claim/{claim.name}.yaml: {where}: {error}") from None
+            raise UserError(f"{made.where(part)}: {error}") from None
     return made
 
 
@@ -239,20 +250,21 @@ def check_part(made: Course, part: Part) -> None:
         check_second(made, label)
     jobs = made.of_part(part, 1)
     both = [jobs[label][0] for label in part.arms] if part.form in ("difference", "ratio") else []
-    if both and [key(job) for job in both[0]] == [key(job) for job in both[1]]:
+    if both and [comes_to(job, part.measure) for job in both[0]] == [comes_to(job, part.measure) for job in both[1]]:
         raise UserError(f"{part.form}: {' and '.join(part.arms)} are one and the same; give arms that differ")
-    if (at := LENGTH.fullmatch(part.measure)) and part.trained:
-        name = at[1]
-        if name in ASKED_FOR and (unasked := [arm for arm in part.arms if not made.composed(arm).eval[name]]):
-            raise UserError(
-                f"measure: {part.measure} of {unasked[0]}, whose eval.{name} is false; add eval.{name}=true"
-            )
-        for label in part.arms:
-            lengths = list(made.composed(label).eval.lengths)
-            if int(at[2]) not in lengths:
-                raise UserError(
-                    f"measure: {part.measure} of {label}, whose eval.lengths are {lengths}; add {at[2]} to them"
-                )
+    for label in part.arms if part.trained else ():
+        then = made.claim.arms[label].then
+        cfg = composed((*made.words(label), *then), made.made.own)
+        if why := why_unmeasured(part.measure, cfg, looked_at=bool(then)):
+            raise UserError(f"measure: {part.measure} of {label}, {why}")
+
+
+def comes_to(job: Job, measure: str) -> Path:
+    """What makes two jobs one; of weights that are looked at as they were trained, what makes two of the runs one."""
+    if isinstance(job, LookJob):
+        as_trained = plain(looked_at(measure, job.of.base), job.of.changes)
+        return key(job.of if plain(job.base, job.changes) == as_trained else job)
+    return key(job)
 
 
 def check_same_weights(made: Course, label: str) -> None:
@@ -319,6 +331,10 @@ def value_of(job: Job, measure: str) -> float:
     return of_record(job.record, measure, run.cfg.train.train_len)
 
 
+class Unmeasured(UserError):
+    """A run lacks the number that is claimed of it, which its configuration does not say in advance."""
+
+
 def of_record(record: Record, measure: str, train_len: int) -> float:
     """val_loss, late_ratio@4 (at four times train_len), or a dotted name of the record."""
     if match := LENGTH.fullmatch(measure):
@@ -329,8 +345,8 @@ def of_record(record: Record, measure: str, train_len: int) -> float:
         for name in measure.split("."):
             value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, (int, float)):
-        raise UserError(
-            f"measure={measure}: a run has no such number; name one of its summary.json, such as val_loss or late_ratio@4"
+        raise Unmeasured(
+            "whose runs have no such number; name one of their summary.json, such as val_loss or late_ratio@4"
         )
     return float(value)
 

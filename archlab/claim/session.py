@@ -45,7 +45,8 @@ def decide_claims(
     Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`. Where
     none is given, that is `experiments/claims`, whose pages belong to archlab's own claims, and for a claim of one's own
     `decided` beside its runs. Every claim is registered there before its first run.
-    Raises UserError before anything is run where a claim can't be read or made.
+    Raises UserError before anything is run where a claim can't be read or made; and once all others are decided, where the
+    runs of one lack what is claimed of them.
     """
     start, claims = since_start(), chosen(names, own, budget)
     if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
@@ -80,8 +81,9 @@ def decide_claims(
         keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)
 
+    refused: list[UserError] = []
     with Counted("claims", sum(map(seconds, most)), console) as progress:
-        for made in as_they_settle(courses, workers, pack, progress):
+        for made in as_they_settle(courses, workers, pack, progress, refused):
             settle(made)
     for folder in dict.fromkeys(folders.values()):
         survives = surviving(folder)
@@ -90,6 +92,9 @@ def decide_claims(
                 record["survives"] = survives.get(name)
         if folder != OUR_OWN:
             console.print(str(folder), markup=False, highlight=False, soft_wrap=True)
+    if refused:
+        others = f" (and so {counted(len(refused) - 1, 'other claim')})" if len(refused) > 1 else ""
+        raise UserError(f"{refused[0]}{others}")
     return [records[made.claim.name] for made in courses]
 
 
@@ -98,17 +103,26 @@ AHEAD = 4
 
 
 def as_they_settle(
-    courses: Sequence[ClaimLadder], workers: int, pack: PackSize, progress: Counted
+    courses: Sequence[ClaimLadder], workers: int, pack: PackSize, progress: Counted, refused: list[UserError]
 ) -> Iterator[ClaimLadder]:
-    """Does what the claims want, the first of them first, and yields each when it is settled."""
+    """Does what the claims want, the first of them first, and yields each when it is settled.
+
+    A claim whose runs cannot decide it goes no further, and why is added to `refused`; the others go on.
+    """
     left = list(courses)
     while left:
         todo: dict[object, Job] = {}
         settled = []
-        for made in left:
+        for made in tuple(left):
             if len(todo) >= AHEAD * workers:
                 break
-            wanted = made.wanted()
+            try:
+                wanted = made.wanted()
+            except UserError as error:
+                refused.append(error)
+                left.remove(made)
+                progress.add(sum(map(seconds, missing(made.most))))
+                continue
             todo |= {key(job): job for job in wanted}
             if not wanted:
                 settled.append(made)

@@ -235,6 +235,56 @@ def test_an_arm_that_makes_no_model_is_refused_before_anything_runs(tmp_path):
             "measure: late_ratio@3 of a, whose eval.lengths are [1, 2, 4, 8, 16]; add 3 to them",
         ),
         (
+            {
+                "arms": {"a": {"train": ["norm=rms"], "then": ["mask=causal"]}, "b": ["norm=rms"]},
+                "parts": [part(measure="loss@2")],
+            },
+            "difference: a and b are one and the same; give arms that differ",
+        ),
+        (
+            {"parts": [part(measure="stability.max_activation_rms")], "common": ["probe.every=null"]},
+            "measure: stability.max_activation_rms of a, whose probe.every is null; add probe.every=10",
+        ),
+        (
+            {"parts": [part(measure="stability.min_attention_entropy")], "arms": {"a": [], "b": ["mixer=gdn"]}},
+            "measure: stability.min_attention_entropy of b, whose mixer=gdn has no softmax over scores; use another mixer or measure",
+        ),
+        (
+            {"parts": [part(measure="exact_match@1")]},
+            "measure: exact_match@1 of a, whose data=text has no one right answer; use loss@1, or data of a task such as data=copy",
+        ),
+        (
+            {"parts": [part(measure="late_ratio@2")], "common": ["data=copy"]},
+            "measure: late_ratio@2 of a, whose data=copy is a task, of other problems at each length; use exact_match@2",
+        ),
+        (
+            {"parts": [part(measure="late_ratio@2")], "common": ["eval.lengths=[2,4]"]},
+            "measure: late_ratio@2 of a, whose eval.lengths are [2, 4]; add 1 to them, which it is against",
+        ),
+        (
+            {"parts": [part(measure="n_mtp_params")]},
+            "measure: n_mtp_params of a, which predicts no further tokens; add mtp.form, or use n_params",
+        ),
+        (
+            {"parts": [part(measure="n_active_params")], "arms": {"a": ["ffn=experts"], "b": []}},
+            "measure: n_active_params of b, of which a token uses all parameters; use n_params",
+        ),
+        (
+            {"parts": [part(measure="stability.clipped_share")], "common": ["train.clip=null"]},
+            "measure: stability.clipped_share of a, whose train.clip is null; add train.clip=1",
+        ),
+        (
+            {"parts": [part(measure="stability.loss_spike_score")], "common": ["train.steps=16"]},
+            "measure: stability.loss_spike_score of a, whose train.steps is 16; give more than 16, or another measure",
+        ),
+        (
+            {
+                "parts": [part(measure="n_params")],
+                "arms": {"a": {"train": [], "then": ["mask=window"]}, "b": ["norm=rms"]},
+            },
+            "measure: n_params of a, whose `then` only evaluates what was trained; use val_loss or a number of a length, such as loss@1",
+        ),
+        (
             {"parts": [part(measure="first_token_share@1")]},
             "measure: first_token_share@1 of a, whose eval.first_token_share is false; add eval.first_token_share=true",
         ),
@@ -790,7 +840,7 @@ def test_a_measure_that_no_run_has_is_named(tmp_path):
     }
     assert course.of_record(record, "loss@2", 16) == 2.5
     assert course.of_record(record, "stability.max_grad_norm", 16) == 7.0
-    with pytest.raises(UserError, match="measure=los@2: a run has no such number"):
+    with pytest.raises(UserError, match="whose runs have no such number; name one of their summary.json"):
         course.of_record(record, "los@2", 16)
 
 

@@ -130,6 +130,23 @@ def test_a_damaged_file_of_verdicts_is_found_before_anything_runs_or_is_register
     )
 
 
+def test_a_claim_whose_runs_lack_its_number_is_named_and_the_others_are_decided(tmp_path, made_up, capsys):  # noqa: F811
+    """Here every made-up run is without a record of its lengths, which no configuration says."""
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg)
+    folder, runs = tmp_path / "out", tmp_path / "runs"
+    for name in ("first", "second"):
+        written(tmp_path, name, common=COMMON, quick={"seeds": 2}, controls=[part(measure="loss@2")])
+    written(tmp_path, "mine", common=COMMON, quick={"seeds": 2})
+    with pytest.raises(UserError) as refused:
+        session.decide_claims(["first", "second", "mine"], "quick", runs, folder, 1, tmp_path)
+    assert str(refused.value) == (
+        "claim/first.yaml: controls.0: measure: loss@2 of a, whose runs have no such number; name one of their summary.json, such"
+        " as val_loss or late_ratio@4 (and so 1 other claim)"
+    )
+    assert json.loads((folder / "mine" / "result.json").read_text())["verdict"] in capsys.readouterr().err
+    assert [line["claim"] for line in ledger.verdicts(folder).records()] == ["mine"]
+
+
 # --- what a run is taken for ----------------------------------------------------------------------
 
 
