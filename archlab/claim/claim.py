@@ -46,6 +46,7 @@ from archlab.base.quantities import Count, NonNegative
 from archlab.base.words import key_of
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import BESIDE, OF_LOSSES, REDUCTIONS
+from archlab.comparison.failure import quantity_of
 from archlab.comparison.rule import LOOKS
 from archlab.config.overrides import check_own, conf_dir
 from archlab.config.tuning import SecondAxis, second_axis
@@ -420,11 +421,6 @@ NUMBERS = (
 """What a run can be asked for; N times train_len."""
 
 LENGTH_GIVEN = re.compile(r"@[1-9]\d*$")
-
-
-def quantity_of(measure: str) -> str:
-    """late_ratio@4 is a late_ratio; stability.max_grad_norm a max_grad_norm."""
-    return measure.partition("@")[0].rpartition(".")[2]
 
 
 def is_loss(measure: str) -> bool:

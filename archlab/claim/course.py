@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
 from archlab.base.words import key_of
-from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss, quantity_of
+from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss
 from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob, plain
 from archlab.claim.measures import MEASURES
@@ -23,7 +23,7 @@ from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key, looked_at
 from archlab.claim.unmeasured import why_unmeasured
-from archlab.comparison.failure import broke, failed
+from archlab.comparison.failure import broke, failed, quantity_of
 from archlab.comparison.rule import LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there

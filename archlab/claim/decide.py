@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from archlab.base.metrics import Direction
-from archlab.claim.claim import Claim, Part, is_share, quantity_of
+from archlab.claim.claim import Claim, Part, is_share
+from archlab.comparison.failure import quantity_of
 from archlab.comparison.judge import Judged, judge
 from archlab.comparison.rule import ALPHA
 from archlab.records.summary import KINDS

@@ -65,7 +65,7 @@ def laid_out_for(groups: Sequence[Maps], n_sequences: int, n_tokens: int) -> Ite
     joined = [linear for maps in groups if len(maps) > 1 for linear in maps]
     try:
         for maps in groups:
-            join(maps)
+            lay_out(maps)
         yield
     finally:
         for weight, rows in kept.items():
@@ -74,16 +74,16 @@ def laid_out_for(groups: Sequence[Maps], n_sequences: int, n_tokens: int) -> Ite
             vars(linear).pop("forward", None)
 
 
-def join(maps: Maps) -> None:
-    """Makes these maps, which read the same tensor, parts of one product."""
-    product = Product(maps)
+def lay_out(maps: Maps) -> None:
+    """Lays out the matrices of maps that read the same tensor; several of them become parts of one product."""
+    product = JointProduct(maps)
     for i, (linear, part) in enumerate(zip(maps, product.weight.split(product.sizes), strict=True)):
         linear.weight.data = part
         if len(maps) > 1:
             vars(linear)["forward"] = partial(product.result, i)
 
 
-class Product:
+class JointProduct:
     """Linear maps of one tensor as one; a map that is given another tensor begins anew, so what each returns is its own."""
 
     def __init__(self, maps: Maps):
