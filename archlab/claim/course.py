@@ -8,6 +8,7 @@ that are done, so that a claim goes on wherever it was broken off.
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Course:
     beside: dict[str, Words] = field(default_factory=dict)
     """By arm, the override of what is tuned beside the rate, once it is found."""
 
+    open_after: dict[int, bool] = field(default_factory=dict)
+    """By seeds that are done, whether more could tell: a decision takes longer than all else about a claim that is settled."""
+
     # ------------------------------------------------------------ what comes next
 
     def wanted(self) -> list[Job]:
@@ -58,7 +62,7 @@ class Course:
         for n in self.looks():
             if missing := [job for job in self.jobs(n) if job.result is None]:
                 return missing
-            if not self.decision(n).open:
+            if not self.open_at(n):
                 return []
         return []
 
@@ -78,30 +82,70 @@ class Course:
             if any(job.result is None for job in self.jobs(n)):
                 break
             done = n
-            if not self.decision(n).open:
+            if not self.open_at(n):
                 break
         return done
 
+    def open_at(self, n: int) -> bool:
+        """Whether it may go on once so many seeds are done."""
+        if n not in self.open_after:
+            self.open_after[n] = self.decision(n).open
+        return self.open_after[n]
+
+    # ------------------------------------------------------------ what it may take
+
     @property
     def least(self) -> list[Job]:
-        """The jobs of a claim that is decided as soon as can be, at guessed rates: for an estimate."""
+        """The jobs of a claim that is decided at its next look, at the rates that were found or at guessed ones: for an estimate."""
         if isinstance(self.budget, str):
             return []
-        grid = [
+        trials = self.trials_expected()
+        return [*trials, *self.jobs(self.next_look()[0])]
+
+    @property
+    def most(self) -> list[Job]:
+        """The jobs of one that uses all its seeds, where it is not settled."""
+        if isinstance(self.budget, str):
+            return []
+        least = self.least
+        return [*least, *self.jobs(self.looks()[-1])] if self.next_look()[1] else least
+
+    @property
+    def spared(self) -> list[Job]:
+        """The jobs that a settled claim turned out not to need, of those that were expected of it before it began."""
+        if isinstance(self.budget, str):
+            return []
+        return [job for job in (*self.trials_guessed(), *self.jobs(self.looks()[-1])) if job.result is None]
+
+    def next_look(self) -> tuple[int, bool]:
+        """At how many seeds it is looked at next, or was last, and whether it may go on from there."""
+        if any(label not in self.rates for label in self.tuned):
+            return self.looks()[0], True
+        for n in self.looks():
+            if any(job.result is None for job in self.jobs(n)):
+                return n, True
+            with suppress(UserError):  # which is told once the other claims are decided
+                if self.open_at(n):
+                    continue
+            return n, False
+        return self.looks()[-1], False
+
+    def trials_expected(self) -> list[RunJob]:
+        """The trials that were made, and those that the search wants now; of a search that has not begun, those it may want."""
+        middles = (self.made.trial(words, 0, tune.SEEDS[0]) for label in self.tuned for words in self.lines(label))
+        if not any(trial.result for trial in middles):
+            return self.trials_guessed()
+        return [*self.trials(), *self.trials_to_make()]
+
+    def trials_guessed(self) -> list[RunJob]:
+        """Of four rates, as many as most searches want."""
+        return [
             self.made.trial(words, place, seed)
             for label in self.tuned
             for words in self.lines(label)
             for place in (-1, 0, 1, 2)
             for seed in tune.SEEDS
         ]
-        return [*grid, *self.jobs(self.looks()[0])]
-
-    @property
-    def most(self) -> list[Job]:
-        """The jobs of one that uses all its seeds."""
-        if isinstance(self.budget, str):
-            return []
-        return [*self.least, *self.jobs(self.looks()[-1])]
 
     # ------------------------------------------------------------ rates
 

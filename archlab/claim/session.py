@@ -110,6 +110,7 @@ def as_they_settle(
     A claim whose runs cannot decide it goes no further, and why is added to `refused`; the others go on.
     """
     left = list(courses)
+    went_on = {made.claim.name for made in courses if missing(made.most)}
     while left:
         todo: dict[object, Job] = {}
         settled = []
@@ -121,7 +122,6 @@ def as_they_settle(
             except UserError as error:
                 refused.append(error)
                 left.remove(made)
-                progress.add(sum(map(seconds, missing(made.most))))
                 continue
             todo |= {key(job): job for job in wanted}
             if not wanted:
@@ -129,7 +129,8 @@ def as_they_settle(
         for made in settled:
             left.remove(made)
             yield made
-            progress.add(sum(map(seconds, missing(made.most))))  # what it turned out not to need
+            if made.claim.name in went_on:
+                progress.add(sum(map(seconds, made.spared)))
         if todo:
             for done, _ in work(in_packs(list(todo.values()), pack), workers):
                 progress.add(seconds(done))

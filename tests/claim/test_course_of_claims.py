@@ -16,6 +16,7 @@ from archlab.claim.claim import Part, read_claim, tupled
 from archlab.claim.decide import Decision, PartResult, decide_part
 from archlab.claim.jobs import LookJob, RunJob
 from archlab.claim.store import JobStore, composed
+from archlab.runs import tune
 
 BEST = {"layer": 4e-3, "rms": 1.5e-3, "scale_norm": 2e-3, "l2": 1e-3}
 
@@ -80,6 +81,55 @@ def test_seeds_are_looked_at_until_it_is_decided_and_no_more_than_there_may_be(t
     made, done = gone_through(tmp_path, monkeypatch, quick={"seeds": 8}, parts=[part(by=0.099)])
     assert made.looks() == (2, 3, 7, 8) and made.seeds == 8
     assert [job.cfg.seed for job in done] == [*[0, 1] * 2, 2, 2, *[3, 4, 5, 6] * 2, 7, 7]
+
+
+def test_what_is_expected_of_a_claim_follows_what_was_found(tmp_path, made_up, monkeypatch, capsys):  # noqa: F811
+    """Fault found: runs of guessed rates were told to be missing of claims whose own runs were all there."""
+
+    def loss(cfg) -> float:
+        away = math.log2(cfg.train.lr / (8e-3 if cfg.choices.norm == "layer" else 2e-3))
+        return 2.0 + 0.1 * away**2 + wiggle(cfg) - 0.5 * (cfg.choices.norm == "layer")
+
+    made_up.of = loss
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (6, 8))
+    written(tmp_path, common=[*COMMON, "train.lr=2e-3"], quick={"seeds": 8}, tune=None)
+    claim = read_claim(tmp_path / "claim" / "mine.yaml")
+    anew = lambda: course.course(claim, "quick", JobStore(tmp_path / "runs", tmp_path))  # noqa: E731
+
+    def missing() -> list[list[tuple[float, int]]]:
+        """The rates and seeds that are said to be missing, at least and at most."""
+        extents = [session.missing(session.in_all([jobs])) for jobs in (anew().least, anew().most)]
+        return [sorted((job.cfg.train.lr, job.cfg.seed) for job in jobs) for jobs in extents]
+
+    def do(jobs) -> None:
+        for job in jobs:
+            job.do()
+
+    at = lambda rates, seeds, arms: sorted((rate, seed) for rate in rates for seed in seeds for _ in range(arms))  # noqa: E731
+    trials = tune.SEEDS
+    guessed = at([1e-3, 2e-3, 4e-3, 8e-3], trials, 2)
+    assert missing() == [sorted(guessed + at([2e-3], range(seeds), 2)) for seeds in (6, 8)]
+    for next_rates in ([8e-3], [1.6e-2], []):  # the search begins at 1e-3 to 4e-3, and a's best is at 8e-3
+        do(anew().wanted())
+        assert [one for one in missing()[0] if one[1] in trials] == at(next_rates, trials, 2)
+    assert missing() == [at([2e-3, 8e-3], range(seeds), 1) for seeds in (6, 8)]
+    do(anew().wanted())
+    assert missing() == [[], []] and anew().wanted() == [], "it is settled at its first look"
+    session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert "all there already" in capsys.readouterr().err
+
+
+def test_a_claim_that_is_open_is_expected_to_take_its_next_look(tmp_path, made_up, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("archlab.claim.course.LOOKS", (2, 3, 7, 9))
+    made_up.of = lambda cfg: 2.0 + wiggle(cfg) - (cfg.choices.norm == "layer") * 0.099
+    claim = read_claim(written(tmp_path, common=COMMON, quick={"seeds": 8}, parts=[part(by=0.099)]))
+    for look in ([0, 1], [2], [3, 4, 5, 6], [7], []):
+        made = course.course(claim, "quick", JobStore(tmp_path / "runs", tmp_path))
+        least, most = (session.missing(session.in_all([jobs])) for jobs in (made.least, made.most))
+        assert sorted(job.cfg.seed for job in least) == sorted(look * 2)
+        assert sorted({job.cfg.seed for job in most}) == (list(range(look[0], 8)) if look else [])
+        for job in least:
+            job.do()
 
 
 def test_once_a_control_is_ruled_out_no_more_seeds_are_run(tmp_path, made_up, monkeypatch):  # noqa: F811
