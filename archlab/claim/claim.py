@@ -18,7 +18,7 @@ parts      what has to be seen, all of it:
     says      the part in words
     measure   a number of a run (val_loss, late_ratio@4, exact_match@2, any of its summary) or one of `measures`
     difference: [a, b], ratio: [a, b], value: a, or between: [a, b] for a measure that takes two models at once
-    over      a field and its values: every arm is run at each of them
+    over      a field and numbers, from the lowest up: every arm is run at each of them
     reduce    what becomes of these: one of archlab.claim.reductions
     expect    above, below or equal
     than      what it is held against; 0 for a difference, 1 for a ratio unless given

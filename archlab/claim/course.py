@@ -99,16 +99,16 @@ class Course:
         """The jobs of a claim that is decided at its next look, at the rates that were found or at guessed ones: for an estimate."""
         if isinstance(self.budget, str):
             return []
-        trials = self.trials_expected()
-        return [*trials, *self.jobs(self.next_look()[0])]
+        trials, (seeds, _) = self.trials_expected(), self.next_look()
+        return [*trials, *self.jobs(seeds)]
 
     @property
     def most(self) -> list[Job]:
         """The jobs of one that uses all its seeds, where it is not settled."""
         if isinstance(self.budget, str):
             return []
-        least = self.least
-        return [*least, *self.jobs(self.looks()[-1])] if self.next_look()[1] else least
+        trials, (seeds, goes_on) = self.trials_expected(), self.next_look()
+        return [*trials, *self.jobs(self.looks()[-1] if goes_on else seeds)]
 
     @property
     def spared(self) -> list[Job]:

@@ -53,10 +53,12 @@ def decide_claims(
         expect_workers()  # they import while this process plans
     jobs = JobStore(runs, own)
     courses = [on_ladder(claim, budget, jobs, ladder) for claim in claims]
-    for job in (job for made in courses for job in made.most if job.result is not None):
-        _ = job.record  # what is damaged is found before anything runs
-    least, most = (in_all(missing(getattr(made, extent)) for made in courses) for extent in ("least", "most"))
-    check_pack([job for made in courses for job in made.most], pack)
+    expected = in_all(made.most for made in courses)
+    for job in expected:
+        if job.result is not None:
+            _ = job.record  # what is damaged is found before anything runs
+    least, most = in_all(missing(made.least) for made in courses), missing(expected)
+    check_pack(expected, pack)
     folders = {made.claim.name: output or home(made.claim.name, runs) for made in courses}
     for folder in dict.fromkeys(folders.values()):
         check_kept(folder)  # likewise
