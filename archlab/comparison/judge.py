@@ -254,8 +254,10 @@ def judge(
     of_losses = _read(losses, better, alpha)
     reading = _with_failures(of_losses, failures, better, alpha)
     needed = None
-    if reading not in DECIDED and largest is None:  # of shares it takes more than their spread says
+    if reading not in DECIDED:
         needed = _needed(losses, failures, len(seeds), len(x), better, margin, alpha)
+        if needed is not None and largest is not None:
+            needed = _needed_of_shares(x - y, needed, margin, alpha, largest)
     return Judged(
         n=len(seeds),
         seeds=seeds,
@@ -395,6 +397,19 @@ def _needed(
         ways.append(least(lambda pairs: majority_e(more * pairs, less * pairs) >= 1 / alpha, n + 1))
     known = [pairs for pairs in ways if pairs is not None]
     return min(known, default=None)
+
+
+def _needed_of_shares(d: np.ndarray, by_spread: int, margin: float, alpha: float, largest: float) -> int | None:
+    """As many as their spread takes, or more: if the next pairs are those that were seen, over and over."""
+    effect = float(d.mean())
+
+    def enough(pairs: int) -> bool:
+        seen = np.resize(d, pairs)
+        above, below = bounded_e(seen, margin, largest), bounded_e(-seen, margin, largest)
+        inside = min(bounded_e(seen, -margin, largest), bounded_e(-seen, -margin, largest))
+        return bool((above if effect > margin else below if effect < -margin else inside) >= 1 / alpha)
+
+    return least(enough, max(by_spread, len(d) + 1))
 
 
 def pair_up(a: Values, b: Values) -> tuple[tuple[int, ...], np.ndarray, np.ndarray, tuple[int, ...]]:

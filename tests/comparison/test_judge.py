@@ -317,3 +317,18 @@ def test_the_evidence_of_losses_and_failures_together_is_no_more_than_one_on_ave
         mean += weight * found.e
         larger += weight * max(found.e_above, found.e_below, by_failures)
     assert larger > 1 >= mean
+
+
+@pytest.mark.parametrize(
+    ("arm", "base", "margin"),
+    [((0.95, 0.97, 0.96), (0.03, 0.05, 0.02), 0.1), ((0.5, 0.52, 0.49), (0.5, 0.5, 0.52), 0.1)],
+)
+def test_what_shares_take_is_enough_where_what_was_seen_is_seen_again(arm, base, margin):
+    """A difference of 0.93, and a tie, which takes far more."""
+
+    def judged_at(n):
+        return judge(np.resize(arm, n), np.resize(base, n), better="higher", margin=margin, largest=1.0)
+
+    needed = judged_at(6).needed
+    assert judged_at(6).reading not in ("a", "tie") and judged_at(needed).reading in ("a", "tie")
+    assert judged_at(needed - 1).reading not in ("a", "tie")
