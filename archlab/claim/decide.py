@@ -163,7 +163,10 @@ def evident(verdict: Verdict, e_for: float, e_against: float) -> bool:
 
 
 def largest_difference(part: Part) -> float | None:
-    """How far apart the two values of a pair can be; None where that is not known. Of shares: 1, and what is taken off one."""
+    """How far apart the two values of a pair can be; None where that is not known. Of shares: 1, and what is taken off one.
+
+    A share that is held against a number is judged by its spread: near its bound no 24 seeds could hold it there otherwise.
+    """
     shares = part.trained and is_share(part.measure) and part.form == "difference" and part.reduce in (None, "best")
     return 1.0 + abs(part.against) if shares else None
 
