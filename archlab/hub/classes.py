@@ -34,6 +34,9 @@ def known_to_transformers(kind: str) -> bool:
 def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     """The fields as the class of its model_type has them, which is what transformers builds the model by.
 
+    RoPE's are put in order twice, as they are there: by the class, and once more when the model's frequencies are made.
+    A length beside rope_parameters is an attribute by then, and takes the place of the one inside.
+
     The config.json itself where transformers is not installed, has no such class, or its class refuses it: what cannot
     be then shows where it is read.
     """
@@ -50,7 +53,10 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     said = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what it remarks on while it reads is no business of who loads a folder
     try:
-        return without_foreign_biases(classes()[kind].from_dict(copy.deepcopy(dict(config))).to_dict())
+        made = classes()[kind].from_dict(copy.deepcopy(dict(config)))
+        if getattr(made, "rope_parameters", None):
+            made.standardize_rope_params()
+        return without_foreign_biases(made.to_dict())
     except Exception:  # each class raises errors of its own
         return config
     finally:

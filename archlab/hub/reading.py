@@ -79,7 +79,7 @@ def rope(c: Config, fraction: float = 1.0, layout: str = "half", trained: str = 
     if unknown := sorted(set(entries) - {*SCALED[kind], *ROPE_FIELDS}):
         raise unsupported(f"rope_parameters.{unknown[0]}", entries[unknown[0]], f"one of {', '.join(SCALED[kind])}")
     longest = c.get(trained)
-    length = entries.get("original_max_position_embeddings") or c.get("original_max_position_embeddings") or longest
+    length = c.get("original_max_position_embeddings") or entries.get("original_max_position_embeddings") or longest
     if kind == "dynamic":  # which goes by no other length
         length = longest
     if kind in ("yarn", "longrope") and entries.get("factor") is None:
@@ -133,9 +133,7 @@ def without_what_yarn_ignores(entries: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(entries)
     if kept.get("attention_factor") or not (kept.get("mscale") and kept.get("mscale_all_dim")):
         kept |= {"mscale": None, "mscale_all_dim": None}
-    if kept.get("truncate") is not False:
-        kept["truncate"] = None
-    return kept
+    return kept | {"truncate": None if kept.get("truncate", True) else False}  # null is no there, not the default
 
 
 def with_one_amplitude(entries: Mapping[str, Any]) -> dict[str, Any]:

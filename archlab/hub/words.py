@@ -149,13 +149,25 @@ def gemma2(c: Config) -> Words:
     return [*words, "residual=sandwich", *alternating(c, 2), *capped(c)]
 
 
+BESIDE_TWO_ROPES = ("rope_scaling", "rope_theta", "original_max_position_embeddings")
+"""Fields beside rope_parameters that do not count where each layer type has its own."""
+
+
 def two_ropes(c: Config, period: int, base: float, local_base: float) -> Words:
-    """RoPE's parameters in local layers and, as rules, in global ones; rope_scaling is of the global ones alone."""
+    """RoPE's parameters in local layers and, as rules, in global ones; rope_scaling is of the global ones alone.
+
+    Whether YaRN truncates is said once, beside the two.
+    """
     both = c.get("rope_parameters") or {}
     wide = both.get("full_attention") or {**(c.get("rope_scaling") or {}), "rope_theta": base}
     local = both.get("sliding_attention") or {"rope_theta": local_base}
+    truncate = bool(both.get("truncate", True))
+    for kind, parameters in (("full_attention", wide), ("sliding_attention", local)):
+        if parameters.get("truncate", truncate) != truncate:
+            can = f"the truncate={truncate} of rope_parameters, which is of all layers"
+            raise read.unsupported(f"rope_parameters.{kind}.truncate", parameters["truncate"], can)
     pos, elsewhere = (
-        read.rope({**c, "rope_scaling": None, "rope_theta": None, "rope_parameters": parameters})
+        read.rope({**c, **dict.fromkeys(BESIDE_TWO_ROPES), "rope_parameters": {**parameters, "truncate": truncate}})
         for parameters in (local, wide)
     )
     if pos == elsewhere:
@@ -249,17 +261,23 @@ def gpt2(c: Config) -> Words:
 
 
 def gptj(c: Config) -> Words:
+    """Of positions its class reads rotary_dim alone."""
     d_ff, head_dim = c.get("n_inner") or 4 * c["n_embd"], c["n_embd"] // c["n_head"]
     fraction = (c.get("rotary_dim") or head_dim) / head_dim
     return [*read.layer_norm(c), "residual=parallel", *read.ffn(c, "activation_function", read.PLAIN, True),
-            *read.rope(c, fraction, "interleaved"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
+            *read.rope({}, fraction, "interleaved"), "mask=causal", *read.sizes(c, "n_layer", "n_embd", "n_head", d_ff),
             *read.biases(False, False), "head=linear", "head.bias=true", *read.embedding(c, tied=False)]  # fmt: skip
 
 
 def gpt_neox(c: Config) -> Words:
+    """Its class makes the angles by a head_dim, if there is one, and heads as wide as hidden_size over their number."""
+    width = c["hidden_size"] // c["num_attention_heads"]
+    if (c.get("head_dim") or width) != width:
+        can = f"head_dim={width}, which is hidden_size over num_attention_heads"
+        raise read.unsupported("head_dim", c["head_dim"], can)
     residual = ["residual=parallel", "residual.norms=2"] if c.get("use_parallel_residual", True) else ["residual=pre"]
     bias = c.get("attention_bias", True)
-    c = {**c, "num_key_value_heads": None, "head_dim": None}  # the class knows neither
+    c = {**c, "num_key_value_heads": None, "head_dim": None}
     return [*read.layer_norm(c, "layer_norm_eps"), *residual, *read.ffn(c, "hidden_act", read.PLAIN, True),
             *read.rope(c, 0.25), "mask=causal", *read.llama_sizes(c), *read.biases(bias, bias),
             *read.embedding(c, tied=False)]  # fmt: skip

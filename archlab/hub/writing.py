@@ -367,7 +367,7 @@ def whole(value: float) -> float:
 
 
 def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
-    """RoPE's parameters for each type of layer, where they differ."""
+    """RoPE's parameters for each type of layer, where they differ; beside them, whether YaRN truncates."""
     kinds = layer_types(cfg)
     if kinds is None or {"linear_attention", "conv"} & set(kinds):  # which have no positions
         return None
@@ -377,7 +377,10 @@ def rope_by_layer_type(cfg: DictConfig) -> dict[str, Any] | None:
     both = {kind: rope_parameters(node, node.get("base", 10000.0), 1.0) for kind, node in of_kinds.items()}
     if len(both) < 2 or len({str(one) for one in both.values()}) < 2:
         return None
-    return {kind: {name: v for name, v in one.items() if name != "partial_rotary_factor"} for kind, one in both.items()}
+    left_out = ("partial_rotary_factor", "truncate")
+    inner = {kind: {name: v for name, v in one.items() if name not in left_out} for kind, one in both.items()}
+    truncates = all(one.get("truncate", True) for one in both.values())
+    return inner if truncates else inner | {"truncate": False}
 
 
 def rope_parameters(pos: Mapping[str, Any], base: float, fraction: float) -> dict[str, Any]:

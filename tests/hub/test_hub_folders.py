@@ -57,9 +57,11 @@ FOUND = {
     "falcon without its activation": ("Falcon", NEW | dict(ffn_hidden_size=192, multi_query=True, alibi=False), {}, ("activation", "ffn_hidden_size")),
     "glm without attention_bias": ("Glm", NEW | dict(head_dim=8), {}, ("attention_bias",)),
     "gptj without rotary_dim": ("GPTJ", OLD | dict(n_embd=384, n_head=4, n_layer=1, rotary_dim=64), {}, ("rotary_dim",)),
+    "gptj, a base and a scaling that its class has no fields for": ("GPTJ", OLD | dict(rotary_dim=4), dict(rope_scaling=dict(type="linear", factor=3.0), rope_theta=100.0, rotary_emb_base=50, rotary_pct=0.5, partial_rotary_factor=0.5, head_dim=4)),
     "glm, an odd number of features": ("Glm", NEW | HD, dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.75))),
     "phi, a part that is rounded down": ("Phi", NEW, dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.87))),
     "yarn, untruncated and finetuned": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=YARN | dict(truncate=False, finetuned=True))),
+    "yarn, untruncated by null": ("Llama", NEW, dict(rope_parameters=YARN | dict(truncate=None))),
     "yarn with half of DeepSeek's fields": ("Llama", NEW, dict(rope_parameters=YARN | dict(mscale=1.3))),
     "yarn with both of them and a factor": ("Llama", NEW, dict(rope_parameters=YARN | dict(mscale=1.3, mscale_all_dim=0.4, attention_factor=1.2))),
     "a factor of 1": ("Llama", NEW, dict(rope_parameters=dict(rope_type="linear", factor=1.0, rope_theta=1e4))),
@@ -81,6 +83,12 @@ FOUND = {
     "llama, a share of the frequencies": ("Llama", NEW, dict(rope_parameters=dict(rope_type="proportional", partial_rotary_factor=0.5, factor=2.0, rope_theta=500.0))),
     "llama 3, an odd part of the features": ("Llama", NEW | dict(head_dim=4, num_attention_heads=3), dict(rope_parameters=dict(rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16, partial_rotary_factor=0.75, rope_theta=50.0))),
     "llama 4, as released": ("Llama4Text", NEW | HD | dict(num_local_experts=3, intermediate_size_mlp=20), dict(rope_parameters=None, rope_scaling=dict(rope_type="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=16))),
+    "yarn, a length beside another inside": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=YARN, original_max_position_embeddings=8)),
+    "yarn, a length beside its parameters alone": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=dict(rope_type="yarn", factor=4.0), original_max_position_embeddings=8)),
+    "llama 3, a length beside another inside": ("Qwen2", NEW, dict(rope_parameters=None, rope_scaling=dict(rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32), rope_theta=50.0, original_max_position_embeddings=16)),
+    "longrope, a length beside another inside": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=dict(rope_type="longrope", short_factor=[1.0] * 4, long_factor=[1.5] * 4, original_max_position_embeddings=48), original_max_position_embeddings=16)),
+    "gemma 3, a length that its layer types do not read": ("Gemma3Text", GEMMA, dict(rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4)), original_max_position_embeddings=8)),
+    "gemma 3, untruncated beside its layer types": ("Gemma3Text", GEMMA, dict(rope_parameters=dict(truncate=False, full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
     "relu squared": ("Phi", NEW, dict(hidden_act="relu2")),
 }  # fmt: skip
 
@@ -172,6 +180,9 @@ def test_another_family_is_no_slip_of_the_keyboard(kind, folder):  # noqa: F811
         ("Llama", dict(rope_parameters=dict(rope_type="linear", factor=2.0, partial_rotary_factor=0.5)), "rope_parameters.partial_rotary_factor=0.5: .*; supported is 1 with rope_type=linear, since this family rotates whole heads"),
         ("Nemotron", HD | dict(rope_parameters=dict(rope_type="proportional", rope_theta=50.0, partial_rotary_factor=0.01)), "rope_parameters.partial_rotary_factor=0.01: .*; supported is one that rotates a pair of features or more"),
         ("Qwen3Next", dict(num_hidden_layers=4, hidden_act="gelu_new", moe_intermediate_size=20, shared_expert_intermediate_size=20), "hidden_act=gelu_new: .*; supported is silu, which follows the convolutions"),
+        ("Gemma3Text", GEMMA | dict(rope_parameters=dict(full_attention=YARN | dict(truncate=False))), "rope_parameters.full_attention.truncate=False: .*; supported is the truncate=True of rope_parameters, which is of all layers"),
+        ("Olmo3", NEW | dict(sliding_window=4, rope_scaling=YARN | dict(truncate=False)), "rope_parameters.full_attention.truncate=False: .*; supported is the truncate=True"),
+        ("GPTNeoX", HD, "head_dim=10: .*; supported is head_dim=8, which is hidden_size over num_attention_heads"),
         ("Gemma2", GEMMA | dict(hidden_activation="mish"), "hidden_activation=mish: .*; supported is one of silu"),
     ],
     ids=str,
@@ -231,3 +242,21 @@ def test_a_preset_is_written_as_its_own_family(name, kind, tmp_path):
     assert type(again).__name__ == f"{kind}ForCausalLM"
     with torch.no_grad(), InFloat64():
         assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
+
+
+def test_an_untruncated_yarn_of_some_layers_is_written_where_its_class_reads_it(tmp_path):
+    wide = (
+        "pos=rope",
+        "pos.base=500000.0",
+        "pos.scaling=yarn",
+        "pos.factor=8",
+        "pos.trained_len=16",
+        "pos.truncate=false",
+    )
+    rules = [f"layers[1::2].{word}" for word in wide]
+    decoder = built("preset=olmo3_7b", "size=nano", "size.n_layers=4", *rules).double().eval()
+    hub.export(decoder, tmp_path / "out")
+    with torch.no_grad(), InFloat64():
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")  # fmt: skip
+        assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
+        assert relative(hub.load(tmp_path / "out")(tokens()), decoder(tokens())) < 1e-9
