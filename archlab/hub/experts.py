@@ -221,11 +221,17 @@ MIXTRAL_FILES = (
 
 
 def in_one_piece(files: Sequence[InFiles], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as transformers' class has them; pieces of which some are missing stay as they are, and are told of by name."""
+    """Tensors as transformers' class has them; pieces of which some are missing stay as they are, and are told of by name.
+
+    Raises UserError where the files hold the whole beside its pieces.
+    """
     left = dict(tensors)
     for file in files:
         for before, names in pieces_of(file, left).items():
             whole = f"{before}{file.whole}"
+            if whole in left:
+                piece = min(names.values())
+                raise UserError(f"{piece}: is of {whole} under another name, and the files hold both; leave one out")
             if "{}" not in file.pieces[0]:
                 left[whole] = left.pop(names[0, 0])
             elif complete(names, len(file.pieces)):

@@ -41,6 +41,9 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
              "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
 """Files beside the weights by which text becomes their tokens and is generated."""
 
+READ = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+"""The types of numbers that weights are read in: narrower ones go with scales that a folder keeps apart."""
+
 LARGEST_INDEX = 2**26
 """In bytes: enough for a model of half a million tensors."""
 
@@ -150,7 +153,9 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         )
     cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
-    tensors = in_one_piece(family.files, without_beyond(family.beyond(config), tensors))
+    tensors = without_beyond(family.beyond(config), tensors)
+    check_numbers(family, tensors)
+    tensors = in_one_piece(family.files, tensors)
     decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
     if cfg.embed.tied:
         decoder.head.weight = decoder.embedding.weight
@@ -182,24 +187,37 @@ def without_beyond(beginnings: tuple[str, ...], tensors: Mapping[str, Tensor]) -
     return {name: tensor for name, tensor in tensors.items() if not beginnings or not name.startswith(beginnings)}
 
 
-def with_prefix(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the base model alone, which are named without it, under their names in the whole model.
+def check_numbers(family: Family, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError at a weight whose numbers are not of a type that is read."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in READ and not name.endswith(family.skipped):
+            raise UserError(
+                f"{name}: holds {str(tensor.dtype)[6:]}, but weights are floating-point numbers: {', '.join(READ.values())}"
+            )
 
-    GPT-2's and BLOOM's own folders are written so, and so is every model without a head.
+
+def in_whole_model(family: Family, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under their names of today in the whole model. Raises UserError where two of them are one there.
+
+    GPT-2's and BLOOM's own folders, and those of every model without a head, name weights without the base model.
     """
+    today = dict(family.older)
     whole = {row.theirs for row in all_rows_of(family, cfg)}
     bases = list(dict.fromkeys(row.theirs.partition(".")[0] for row in family.table(cfg) if row.theirs.count(".") > 1))
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        longer = (f"{base}.{name}" for base in bases)
-        found[name if name in whole else next((n for n in longer if n in whole), name)] = tensor
-    return found
+    given: dict[str, str] = {}
+    for name in tensors:
+        known = today.get(name, name)
+        longer = (f"{base}.{known}" for base in bases)
+        known = known if known in whole else next((n for n in longer if n in whole), known)
+        if known in given:
+            raise UserError(f"{name}: is {given[known]} under another name, and the files hold both; leave one out")
+        given[known] = name
+    return {known: tensors[name] for known, name in given.items()}
 
 
 def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors under our names; UserError where one is missing, left over, of the wrong shape or not finite."""
-    today = dict(family.older)
-    tensors = with_prefix(family, cfg, {today.get(name, name): tensor for name, tensor in tensors.items()})
+    tensors = in_whole_model(family, cfg, tensors)
     shapes = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
     found: dict[str, Tensor] = {}
     used = set()
@@ -207,10 +225,6 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         if row.theirs not in tensors:
             continue
         used.add(row.theirs)
-        if not tensors[row.theirs].is_floating_point():
-            raise UserError(
-                f"{row.theirs}: holds {str(tensors[row.theirs].dtype)[6:]}, but weights are floating-point numbers"
-            )
         if not torch.isfinite(tensors[row.theirs]).all():
             raise UserError(f"{row.theirs}: holds a number that is not finite; these weights cannot be used")
         try:
@@ -270,9 +284,10 @@ def with_infinity(value: Any) -> Any:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors, in one file or in several with an index."""
+    """All tensors of a folder's safetensors, in one file or in several with an index, which one file goes before."""
     index = folder / "model.safetensors.index.json"
-    names = indexed(index) if index.is_file() else {"model.safetensors"}
+    in_several = index.is_file() and not (folder / "model.safetensors").is_file()
+    names = indexed(index) if in_several else {"model.safetensors"}
     tensors: dict[str, Tensor] = {}
     for file in (folder / name for name in sorted(names)):
         if not file.is_file():

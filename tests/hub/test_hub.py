@@ -785,6 +785,52 @@ def test_the_name_that_older_files_give_gpt_neoxs_head_is_read_too(tmp_path):
     assert torch.equal(hub.load(tmp_path / "neox")(tokens()), hub.from_hf(model)(tokens()))
 
 
+def test_one_file_goes_before_an_index(folder):
+    """As in transformers, which does not look for an index then."""
+    from safetensors.torch import load_file, save_file
+
+    whole = hub.load(folder)(tokens())
+    tensors = load_file(folder / "model.safetensors")
+    other = "model-00001-of-00001.safetensors"
+    save_file({name: weight / 2 for name, weight in tensors.items()}, folder / other, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, other)}))
+    assert torch.equal(hub.load(folder)(tokens()), whole)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "another"),
+    [
+        ("llama", "model.norm.weight", "norm.weight"),
+        ("gpt_neox", "lm_head.weight", "embed_out.weight"),
+        ("qwen3_moe", "model.layers.0.mlp.experts.0.gate_proj.weight", "model.layers.0.mlp.experts.gate_up_proj"),
+    ],
+)
+def test_two_names_of_one_tensor_are_refused_by_name(case, name, another, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    hub.export(hub.from_hf(theirs(case)), tmp_path / "it")
+    file = tmp_path / "it" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {another: tensors[name] * 3}, file, metadata={"format": "pt"})
+    refused(tmp_path / "it", f"(?=.*{name})(?=.*{another}).*under another name, and the files hold both; leave one out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.int8], ids=str)
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe"])
+def test_numbers_that_are_not_read_are_refused_by_name(case, dtype, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    hub.export(hub.from_hf(theirs(case)), tmp_path / "it")
+    file = tmp_path / "it" / "model.safetensors"
+    tensors = load_file(file)
+    name = min(name for name in tensors if "up_proj" in name)
+    save_file(tensors | {name: tensors[name].to(dtype)}, file, metadata={"format": "pt"})
+    told = (
+        f"{name}: holds {str(dtype)[6:]}, but weights are floating-point numbers: float16, bfloat16, float32, float64"
+    )
+    refused(tmp_path / "it", told)
+
+
 def test_apertus_is_refused_where_what_is_fixed_here_is_another_number(tmp_path):
     from safetensors.torch import load_file, save_file
 
