@@ -453,11 +453,16 @@ def chatglm(c: Config) -> Words:
 
 
 def chatglm2(c: Config) -> Words:
-    """The second and third generation, and GLM-4-9B as it was first released."""
+    """The second and third generation, and GLM-4-9B as it was first released.
+
+    Where heads do not share keys and values, which is its class's default, it has their queries, keys and values in turns.
+    """
+    if not (shared := c.get("multi_query_attention", False)):
+        can = "multi_query_attention=True, where all queries come before all keys"
+        raise read.unsupported("multi_query_attention", shared, can)
     read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
               add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
-    kv = c["multi_query_group_num"] if c.get("multi_query_attention") else c["num_attention_heads"]
-    widths = ("num_layers", "hidden_size", "num_attention_heads")
+    kv, widths = c["multi_query_group_num"], ("num_layers", "hidden_size", "num_attention_heads")
     sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
     pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
     return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,

@@ -325,6 +325,8 @@ def test_goes_out_as_it_came_in_bit_for_bit(released, tmp_path):
         ("Qwen-7B", "rotary_pct", 0.5, "rotary_pct=0.5"),
         ("ChatGLM-6B", "position_encoding_2d", False, "position_encoding_2d=False"),
         ("ChatGLM2-6B", "rmsnorm", False, "rmsnorm=False"),
+        ("ChatGLM2-6B", "multi_query_attention", False, "multi_query_attention=False"),
+        ("ChatGLM2-6B", "multi_query_attention", None, "multi_query_attention=None"),
     ],
 )
 def test_what_no_block_does_is_refused(name, field, value, told, tmp_path):
