@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from archlab.base.errors import UserError
 from archlab.hub.fields import TYPES
 from archlab.hub.reading import Config, only, unsupported
 
@@ -37,8 +38,8 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     RoPE's are put in order twice, as they are there: by the class, and once more when the model's frequencies are made.
     A length beside rope_parameters is an attribute by then, and takes the place of the one inside.
 
-    The config.json itself where transformers is not installed, has no such class, or its class refuses it: what cannot
-    be then shows where it is read.
+    The config.json itself where transformers is not installed or has no such class. Raises UserError where its class
+    refuses it.
     """
     kind = str(config.get("model_type"))
     depths = [config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers")]
@@ -57,8 +58,9 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
         if getattr(made, "rope_parameters", None):
             made.standardize_rope_params()
         return without_foreign_biases(made.to_dict())
-    except Exception:  # each class raises errors of its own
-        return config
+    except Exception as error:  # each class raises errors of its own
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"config.json: transformers has a class for {kind}, which refuses it: {why}") from None
     finally:
         transformers.logging.set_verbosity(said)
 
@@ -77,6 +79,8 @@ def check_nothing_left_out(config: Config) -> None:
     So a field of a newer version of transformers is never passed over.
     """
     only(config, is_causal=True, add_cross_attention=False)
+    if apart := config.get("per_layer_config"):
+        raise unsupported("per_layer_config", apart, "the same fields for all layers")
     kind = str(config.get("model_type"))
     if not known_to_transformers(kind):
         return

@@ -29,6 +29,7 @@ from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out, kno
 from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
+from archlab.hub.reading import Words
 from archlab.hub.rows import Row
 from archlab.hub.writing import as_released
 from archlab.model.decoder import Decoder
@@ -139,9 +140,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
             " are read; use the release in bf16 or fp16, or dequantise it first"
         )
     try:
-        whole_config = as_its_class_has_it(config)
-        check_nothing_left_out(whole_config)
-        words = [plain_word(word) for word in family.words(whole_config)]
+        words = words_of(family, config)
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
     except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -162,6 +161,25 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
     if not overrides:  # with overrides it differs from config.json, and is exported like a decoder made here
         setattr(decoder, ORIGIN, (dict(config), cfg))
     return decoder.requires_grad_().eval()
+
+
+def words_of(family: Family, config: Mapping[str, Any]) -> Words:
+    """A config.json as overrides, read as its class has it.
+
+    Raises UserError. Of one that its class refuses, what no block does or no model can have is said first, since that
+    names the field.
+    """
+    try:
+        whole_config = as_its_class_has_it(config)
+    except UserError:
+        in_turn(*plain_words(family, config))
+        raise
+    return plain_words(family, whole_config)
+
+
+def plain_words(family: Family, config: Mapping[str, Any]) -> Words:
+    check_nothing_left_out(config)
+    return [plain_word(word) for word in family.words(config)]
 
 
 def plain_word(word: str) -> str:

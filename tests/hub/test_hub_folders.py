@@ -129,6 +129,20 @@ def test_a_field_of_a_class_that_no_family_reads_is_refused_where_it_is_not_its_
     refused(folder, "initializer_range=0.5: no block of archlab does this; supported is initializer_range=0.02")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (dict(per_layer_config={"1": {"rms_norm_eps": 0.5}}), "per_layer_config={'1': {'rms_norm_eps': 0.5}}: no block of archlab does this; supported is the same fields for all layers"),
+        (dict(per_layer_config={"9": {"rms_norm_eps": 0.5}}), "per_layer_config={'9': {'rms_norm_eps': 0.5}}: no block of archlab does this; supported is the same fields for all layers"),
+        (dict(hidden_size=50, head_dim=8), "transformers has a class for llama, which refuses it: .*The hidden size .50. is not a multiple of the number of attention heads .6."),
+    ],
+    ids=["a field of one layer", "a layer that is none", "what its class refuses"],
+)  # fmt: skip
+def test_what_transformers_reads_and_no_family_is_refused_by_name(said, told, folder):  # noqa: F811
+    changed(folder, **said)
+    refused(folder, told)
+
+
 @pytest.mark.parametrize("kind", ["GPT2", "Bloom"])
 def test_weights_without_the_base_models_name(kind, tmp_path):
     """As in GPT-2's and BLOOM's own folders, and in those of models without a head."""
