@@ -52,7 +52,7 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     ):  # a number in Llama 4's releases, which its class refuses
         config = {**config, "attn_temperature_tuning": bool(config["attn_temperature_tuning"])}
     said = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what it remarks on while it reads is no business of who loads a folder
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # what it refuses is said in one line below
     try:
         made = classes()[kind].from_dict(copy.deepcopy(dict(config)))
         if getattr(made, "rope_parameters", None):

@@ -89,8 +89,9 @@ def export(decoder: Decoder, path: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers loads; the folder is written completely or not at all.
 
     Heads of further tokens (`mtp`), which transformers' classes leave out too, are not written. A decoder made of released
-    weights is written unchanged; any other as a released family that has all of its blocks (`archlab.hub.writing`). The
-    tokenizer's files are copied from the folder that the weights came from, where there are any. Raises UserError.
+    weights is written as its family has it, with the config.json it came with, in which a dtype is that of the weights now;
+    any other as a released family that has all of its blocks (`archlab.hub.writing`). The tokenizer's files are copied from
+    the folder that the weights came from, where there are any. Raises UserError.
     """
     path = Path(path)
     if path.exists():
@@ -100,6 +101,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
     ours = {name: weight for name, weight in decoder.state_dict().items() if not name.startswith("mtp.")}
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
+        config = with_dtype(config, ours["embedding.weight"].dtype)
     elif hasattr(decoder, MADE_FROM):
         config, ours, cfg = as_released(ours, DictConfig(getattr(decoder, MADE_FROM)))
     else:
@@ -121,6 +123,14 @@ def export(decoder: Decoder, path: str | Path) -> None:
             for name in TOKENIZER:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, folder / name)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
+    """A config.json that says no other dtype than this: transformers makes the model in the one that it says."""
+    said, now = config.get("dtype") or config.get("torch_dtype"), str(dtype)[6:]
+    if said in (None, now):
+        return config
+    return {name: value for name, value in config.items() if name != "torch_dtype"} | {"dtype": now}
 
 
 def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Decoder:

@@ -274,3 +274,24 @@ def test_an_untruncated_yarn_of_some_layers_is_written_where_its_class_reads_it(
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64, attn_implementation="eager")  # fmt: skip
         assert relative(again(tokens()).logits, decoder(tokens())) < 1e-9
         assert relative(hub.load(tmp_path / "out")(tokens()), decoder(tokens())) < 1e-9
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_a_loaded_decoder_is_written_in_the_dtype_it_has_by_now(field, folder, tmp_path):  # noqa: F811
+    """transformers makes a model in the dtype that config.json says."""
+    said = json.loads((folder / "config.json").read_text())
+    said = {name: value for name, value in said.items() if name != "dtype"} | {field: "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(said))
+    hub.export(hub.load(folder).bfloat16(), tmp_path / "bf16")
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text()) == said
+    decoder = hub.load(tmp_path / "bf16").float()
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.add_(torch.randn_like(weight) * 1e-3)
+    hub.export(decoder, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    assert again.dtype == torch.float32
+    with torch.no_grad():
+        assert relative(again(tokens()).logits, decoder(tokens())) < 1e-5
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == "float32" and "torch_dtype" not in written
