@@ -110,6 +110,9 @@ class Probe:
     every: Count | None
 
 
+BY_LENGTH = ("dynamic", "dynamic_qwen", "longrope")
+"""What `pos.scaling` is where it goes by the length of the whole sequence; for messages."""
+
 OF_RECURRENCES = ("chunked", "fla")
 """What `kernel` may be for recurrences alone; softmax attention is then computed as with kernel=auto."""
 
@@ -245,6 +248,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_ahead(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
+    check_apart(cfg, decoder)
     check_sink_token(cfg)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
@@ -487,6 +491,17 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
         raise UserError(
             "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
             " another mask than mask=document"
+        )
+
+
+def check_apart(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses a mask that keeps documents apart where positions go by the length of the whole sequence."""
+    if any(mask.uses_documents and position.uses_length for position, mask in decoder.pairs):
+        scalings = [plan.pos.node.get("scaling") for plan in layer_plans(cfg)]
+        of_length = next((f"pos.scaling={name}" for name in scalings if name in BY_LENGTH), f"pos={option(cfg, 'pos')}")
+        raise UserError(
+            f"mask=document: {of_length} rotates by how long the whole sequence is, so a document would be changed by those"
+            " beside it; use another scaling, or another mask"
         )
 
 

@@ -87,6 +87,16 @@ DO_NOT_GO_TOGETHER = [
         ["layers[0].mask=prefix", "prefix=[0.25,0.75]"],
     ),
     (
+        ["mask=document", "documents=true", "data=text", "pos.scaling=dynamic", "pos.factor=2", "pos.trained_len=8"],
+        ["mask=document", "pos.scaling=dynamic rotates by how long the whole sequence is", "another mask"],
+        ["mask=document", "documents=true", "data=text"],
+    ),
+    (
+        ["layers[1::2].mask=document", "documents=true", "data=text", "pos.scaling=dynamic_qwen", "pos.trained_len=8"],
+        ["mask=document", "pos.scaling=dynamic_qwen rotates by how long the whole sequence is", "another mask"],
+        ["layers[1::2].mask=document", "documents=true", "data=text"],
+    ),
+    (
         ["mask=document", "mask.reset_positions=true", "pos=none"],
         ["mask.reset_positions=true", "pos=none", "leave it out"],
         ["mask=document", "mask.reset_positions=true", "pos=learned"],
