@@ -60,6 +60,8 @@ class ALiBi(PointwiseBias):
     scaled  multiplies the slopes by 1 / sqrt(head_dim): Falcon's published code adds the biases to q k^T and divides the sum
     """
 
+    by_distance = True
+
     def __init__(self, d_model: int, n_heads: int, head_dim: int, scaled: bool = False):
         super().__init__(n_heads)
         if scaled and head_dim == 1:
@@ -108,6 +110,8 @@ class T5Bias(PointwiseBias):
     T5 does not divide its scores by sqrt(head_dim): `mixer.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
     """
 
+    by_distance = True
+
     def __init__(
         self,
         d_model: int,
@@ -152,6 +156,8 @@ class Kerple(PointwiseBias):
 
     Source: arXiv:2205.09921, eq. 5 and 6; where they start: its published code.
     """
+
+    by_distance = True
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int, fall: Literal["log", "power"] = "log"):
         super().__init__(n_heads)

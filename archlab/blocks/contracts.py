@@ -309,6 +309,9 @@ class Position(Block):
     uses_length: bool = False
     """Whether the rotation depends on how long the sequence is, so that cached keys are wrong once it is longer."""
 
+    by_distance: bool = False
+    """Whether nothing but rounding changes where all positions are moved by as much."""
+
     @property
     def embeds(self) -> bool:
         """Whether it adds to the token embeddings, which all layers share."""

@@ -157,6 +157,7 @@ class RoPE(Position):
         if p < 1:
             self.scaling = leading(self.scaling, pairs_kept(p, rotated))
         self.uses_length = self.scaling.uses_length
+        self.by_distance = logn is None and not self.uses_length
         if logn == 1:
             raise UserError("pos.logn=1: the logarithm of 1 is nothing to divide by; give the trained length")
         self.logn = logn
@@ -227,6 +228,8 @@ class XPos(Position):
 
     LARGEST = 60.0
     widens = True
+
+    by_distance = True
 
     def __init__(
         self,

@@ -487,6 +487,11 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
             f"mask.reset_positions=true: pos={option(cfg, 'pos')} does not go by positions, so it would change nothing; leave it"
             " out, or use another pos"
         )
+    if decoder.mask.resets_positions and all(position.by_distance for position, _ in decoder.pairs if acts(position)):
+        raise UserError(
+            f"mask.reset_positions=true: pos={option(cfg, 'pos')} goes by distances, which are the same within a document, so it"
+            " would change nothing; leave it out, or use another pos"
+        )
     if decoder.mask.uses_documents and not cfg.documents:
         raise UserError(
             "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
@@ -562,7 +567,11 @@ def check_random_positions(cfg: DictConfig, decoder: Decoder) -> None:
 
 
 def goes_by_positions(decoder: Decoder) -> bool:
-    return any(position.embeds or position.rotates or position.biases_scores for position, _ in decoder.pairs)
+    return any(acts(position) for position, _ in decoder.pairs)
+
+
+def acts(position: Position) -> bool:
+    return position.embeds or position.rotates or position.biases_scores
 
 
 def check_mtp(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:

@@ -29,7 +29,7 @@ def test_it_is_torchs_grouped_convolution(size, bias):
 @torch.no_grad()
 def test_it_sees_no_other_document_and_decodes_within_the_last():
     """Each document gives what it gives alone, whole and with a cache; a document shorter than the convolution too."""
-    words = ("size=nano", "mixer.conv=4", "mask=document", "mask.reset_positions=true", "documents=true")
+    words = ("size=nano", "mixer.conv=4", "mask=document", "mask.reset_positions=true", "pos=fire", "documents=true")
     decoder = randomise(archlab.build(*words)).double().eval()
     tokens, starts = torch.randint(61, (1, 13)), torch.tensor([[0] * 5 + [5] * 2 + [7] * 6])
     whole, cache = decoder(tokens, document_starts=starts), Cache()

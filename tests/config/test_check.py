@@ -97,6 +97,21 @@ DO_NOT_GO_TOGETHER = [
         ["layers[1::2].mask=document", "documents=true", "data=text"],
     ),
     (
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=rope"],
+        ["mask.reset_positions=true", "pos=rope goes by distances", "leave it out"],
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos.logn=8"],
+    ),
+    (
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=alibi"],
+        ["mask.reset_positions=true", "pos=alibi goes by distances", "leave it out"],
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=fire"],
+    ),
+    (
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=xpos"],
+        ["mask.reset_positions=true", "pos=xpos goes by distances", "leave it out"],
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=sinusoidal"],
+    ),
+    (
         ["mask=document", "mask.reset_positions=true", "pos=none"],
         ["mask.reset_positions=true", "pos=none", "leave it out"],
         ["mask=document", "mask.reset_positions=true", "pos=learned"],
