@@ -243,6 +243,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_leaks(cfg)
     check_norms(cfg, explicit)
     check_share(cfg)
+    check_balance(cfg, explicit)
     check_embedding(cfg)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
@@ -507,6 +508,16 @@ def check_apart(cfg: DictConfig, decoder: Decoder) -> None:
         raise UserError(
             f"mask=document: {of_length} rotates by how long the whole sequence is, so a document would be changed by those"
             " beside it; use another scaling, or another mask"
+        )
+
+
+def check_balance(cfg: DictConfig, explicit: Collection[str]) -> None:
+    """Refuses a loss of the load of experts where every token gets every one of them."""
+    ffn = cfg.ffn
+    if "ffn.balance_loss" in explicit and ffn.get("balance_loss") and ffn.top_k == ffn.n_experts:
+        raise UserError(
+            f"ffn.balance_loss={ffn.balance_loss}: is a constant at ffn.top_k={ffn.top_k}, where every token gets every expert;"
+            " leave it out, or use a smaller top_k"
         )
 
 

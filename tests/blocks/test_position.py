@@ -13,10 +13,12 @@ from oracles import (
     LOG2_SLOPES,
     SEQ,
     build,
+    built,
     draw_tokens,
     make,
     make_attention,
     make_reading,
+    randomise,
 )
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -279,3 +281,17 @@ def test_leaves_the_scores_alone(name):
 def test_without_position_and_mask_a_decoder_cannot_tell_order():
     decoder, tokens, order = build(pos="none", mask="full"), draw_tokens(), torch.randperm(SEQ)
     torch.testing.assert_close(decoder(tokens[:, order]), decoder(tokens)[:, order], **EXACT)
+
+
+SCHEMES = ["pos=rope", "pos=xpos", "pos=alibi", "pos=t5", "pos=kerple", "pos=kerple_power", "pos=fire pos.threshold=2", "pos=learned",
+           "pos=sinusoidal", "pos=rope pos.logn=4", "pos=rope pos.scaling=dynamic pos.factor=2 pos.trained_len=8"]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("words", SCHEMES)
+def test_a_scheme_goes_by_distance_where_moving_all_positions_changes_nothing(words):
+    decoder = randomise(built("size=nano", "embed.scale=none", *words.split())).double().eval()
+    tokens, positions = torch.randint(61, (1, 15)), torch.arange(15)[None]
+    there, moved = decoder(tokens, positions=positions), decoder(tokens, positions=positions + 9)
+    change = float((there - moved).abs().max() / there.abs().max())
+    assert (change < 1e-5) == decoder.position.by_distance

@@ -122,6 +122,11 @@ DO_NOT_GO_TOGETHER = [
         ["data=copy"],
     ),
     (
+        ["ffn=experts", "ffn.n_experts=4", "ffn.top_k=4", "ffn.balance_loss=0.5"],
+        ["ffn.balance_loss=0.5", "ffn.top_k=4, where every token gets every expert", "a smaller top_k"],
+        ["ffn=experts", "ffn.n_experts=4", "ffn.top_k=4"],
+    ),
+    (
         ["ffn=experts", "ffn.top_groups=2"],
         ["ffn.top_groups=2", "ffn.groups=1", "ffn.groups=4"],
         ["ffn=experts", "ffn.top_groups=2", "ffn.groups=4", "ffn.top_k=2"],
