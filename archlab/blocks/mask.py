@@ -95,7 +95,7 @@ class Document(Mask):
     It is for sequences that hold several documents one after the other (`documents=true`); a sequence that is not said to
     hold several is one document. With `window` a position attends to itself and the window - 1 before it in its document,
     with `chunk` to what came before in its own block of a document cut into blocks. `reset_positions` counts positions
-    from each document's start, which the schemes that go by distance alone differ by in rounding only.
+    from each document's start; a configuration whose positions go by distance alone, which that does not change, is refused.
 
     Source: arXiv:2407.21783, sec. 3.2 (Llama 3).
     """
