@@ -631,6 +631,13 @@ def test_as_many_failures_on_either_side_leave_it_to_the_losses():
     assert whole([worse]).verdict == "REFUTED" and whole([better]).verdict == "SUPPORTED"
 
 
+def test_losses_speak_against_no_arm_that_fails_less():
+    """a ends higher by a nat and b alone failed once: what a does is not refuted by losses that b has at its best only."""
+    found = decided("below", a=around(3.0), b=FLAT, failed={"b": {2}})
+    assert found.verdict == "INCONCLUSIVE" and found.e_against < 1
+    assert decided("below", a=around(3.0), b=FLAT, failed={"a": {2}}).e_against > 20
+
+
 @pytest.mark.parametrize("form", ["difference", "ratio"])
 @pytest.mark.parametrize("expect", ["above", "below", "equal"])
 @pytest.mark.parametrize("counts", [(0, 0), (1, 1), (1, 0), (0, 1), (8, 0), (0, 8), (3, 1), (5, 5)])

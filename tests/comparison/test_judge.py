@@ -332,3 +332,13 @@ def test_what_shares_take_is_enough_where_what_was_seen_is_seen_again(arm, base,
     needed = judged_at(6).needed
     assert judged_at(6).reading not in ("a", "tie") and judged_at(needed).reading in ("a", "tie")
     assert judged_at(needed - 1).reading not in ("a", "tie")
+
+
+def test_an_e_value_of_the_arm_that_fails_less_and_ends_lower_is_of_both():
+    """b fails alone once, and a ends lower: half of "b fails more" times one more than "a ends lower"."""
+    a, b = [x - 0.5 for x in moved(0.0)], [*BASE[:7], None]
+    found = judge(a, b, better="lower", margin=0.0)
+    assert found.e_below > 20 > found.e_above
+    assert found.e == pytest.approx(found.failures.e_b_fails_more * (found.e_below + 1) / 2, rel=1e-12)
+    turned = judge(b, a, better="lower", margin=0.0)
+    assert turned.e == pytest.approx(found.e, rel=1e-12)

@@ -132,6 +132,8 @@ def test_values_stay_and_the_order_in_memory_comes_back():
     assert len(weights) == 7 * len(decoder.layers) + 1  # q, k, v, out, gate, up, down; the head
     with laid_out_for(maps, 1, NEW):
         assert all(columns(weight) for weight in weights if wide(weight))
+        narrow = [weight for weight in weights if weight.shape[0] < weight.shape[1]]
+        assert len(narrow) >= len(decoder.layers) and all(weight.is_contiguous() for weight in narrow)
         for name, weight in decoder.named_parameters():
             assert torch.equal(weight, before[name][1])
     for name, weight in decoder.named_parameters():
