@@ -52,15 +52,20 @@ class PointwiseBias(Position):
         return self.score(self.bias_tables(query.device), head, query[:, None], key[:, None])
 
 
-class ALiBi(PointwiseBias):
+class DistanceBias(PointwiseBias):
+    """A pointwise bias whose `score` is a function of the distance alone."""
+
+    def goes_by_distance(self, seq_len: int) -> bool:
+        return True
+
+
+class ALiBi(DistanceBias):
     """Adds -slope * |query - key| to the scores, with a fixed slope for each head. Source: arXiv:2108.12409, sec. 3.
 
     Options:
 
     scaled  multiplies the slopes by 1 / sqrt(head_dim): Falcon's published code adds the biases to q k^T and divides the sum
     """
-
-    by_distance = True
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int, scaled: bool = False):
         super().__init__(n_heads)
@@ -98,7 +103,7 @@ def buckets_both_ways(distance: Distances, buckets: int, max_distance: int) -> D
     return log_buckets(distance.abs(), half, max_distance) + half * (distance < 0)
 
 
-class T5Bias(PointwiseBias):
+class T5Bias(DistanceBias):
     """Adds a learned number for the head and for the bucket that the distance query - key falls into.
 
     Options:
@@ -109,8 +114,6 @@ class T5Bias(PointwiseBias):
 
     T5 does not divide its scores by sqrt(head_dim): `mixer.scale=1`. Source: arXiv:1910.10683, sec. 2.1.
     """
-
-    by_distance = True
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class T5Bias(PointwiseBias):
         return table[self.bucket_of(query - key, self.buckets, self.max_distance), head]
 
 
-class Kerple(PointwiseBias):
+class Kerple(DistanceBias):
     """Adds a learned function of the distance d = |query - key| that falls from 0, with two numbers for each head.
 
     `fall=log`:   -r1 log(1 + r2 d), where r1 starts in (0, 2) and r2 in (0, 1).
@@ -156,8 +159,6 @@ class Kerple(PointwiseBias):
 
     Source: arXiv:2205.09921, eq. 5 and 6; where they start: its published code.
     """
-
-    by_distance = True
 
     def __init__(self, d_model: int, n_heads: int, head_dim: int, fall: Literal["log", "power"] = "log"):
         super().__init__(n_heads)

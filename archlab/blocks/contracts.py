@@ -309,8 +309,9 @@ class Position(Block):
     uses_length: bool = False
     """Whether the rotation depends on how long the sequence is, so that cached keys are wrong once it is longer."""
 
-    by_distance: bool = False
-    """Whether nothing but rounding changes where all positions are moved by as much."""
+    def goes_by_distance(self, seq_len: int) -> bool:
+        """Whether, in sequences of this length, it changes nothing but rounding to move all positions by one number."""
+        return False
 
     @property
     def embeds(self) -> bool:

@@ -157,13 +157,15 @@ class RoPE(Position):
         if p < 1:
             self.scaling = leading(self.scaling, pairs_kept(p, rotated))
         self.uses_length = self.scaling.uses_length
-        self.by_distance = logn is None and not self.uses_length
         if logn == 1:
             raise UserError("pos.logn=1: the logarithm of 1 is nothing to divide by; give the trained length")
         self.logn = logn
         self.add_sharpness, self.sharpen = (
             (leave_rotation, leave_queries) if logn is None else (self.with_sharpness, sharpen)
         )
+
+    def goes_by_distance(self, seq_len: int) -> bool:
+        return self.logn is None and not self.uses_length
 
     def rotation(self, positions: Int[Tensor, "#batch seq"]) -> Rotation:
         angles = positions.float()[..., None] * self.scaling.frequencies(positions)
@@ -229,8 +231,6 @@ class XPos(Position):
     LARGEST = 60.0
     widens = True
 
-    by_distance = True
-
     def __init__(
         self,
         d_model: int,
@@ -244,6 +244,10 @@ class XPos(Position):
         self.base, self.scale_base = base, scale_base
         self.rotated = rotated_features(1.0, head_dim)
         self.pair_axis = LAYOUTS[layout]
+
+    def goes_by_distance(self, seq_len: int) -> bool:
+        """Up to where the fastest pair's power is clamped."""
+        return (seq_len - 1) / self.scale_base * math.log2(1.4 / 0.4) <= self.LARGEST
 
     def rotation(self, positions: Int[Tensor, "#batch seq"]) -> Rotation:
         """Cosines and sines of queries, then those of keys."""

@@ -110,9 +110,6 @@ class Probe:
     every: Count | None
 
 
-BY_LENGTH = ("dynamic", "dynamic_qwen", "longrope")
-"""What `pos.scaling` is where it goes by the length of the whole sequence; for messages."""
-
 OF_RECURRENCES = ("chunked", "fla")
 """What `kernel` may be for recurrences alone; softmax attention is then computed as with kernel=auto."""
 
@@ -250,6 +247,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
     check_apart(cfg, decoder)
+    check_reset_positions(cfg, decoder)
     check_sink_token(cfg)
     check_random_positions(cfg, decoder)
     check_blanks(cfg, explicit)
@@ -483,16 +481,6 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
             f"documents=true: data={option(cfg, 'data')} does not say where documents start{who}; {instead}use data=text, python,"
             " file or hf"
         )
-    if decoder.mask.resets_positions and not goes_by_positions(decoder):
-        raise UserError(
-            f"mask.reset_positions=true: pos={option(cfg, 'pos')} does not go by positions, so it would change nothing; leave it"
-            " out, or use another pos"
-        )
-    if decoder.mask.resets_positions and all(position.by_distance for position, _ in decoder.pairs if acts(position)):
-        raise UserError(
-            f"mask.reset_positions=true: pos={option(cfg, 'pos')} goes by distances, which are the same within a document, so it"
-            " would change nothing; leave it out, or use another pos"
-        )
     if decoder.mask.uses_documents and not cfg.documents:
         raise UserError(
             "documents=false: a mask that keeps documents apart would change nothing without them; use documents=true, or"
@@ -502,19 +490,42 @@ def check_documents(cfg: DictConfig, decoder: Decoder) -> None:
 
 def check_apart(cfg: DictConfig, decoder: Decoder) -> None:
     """Refuses a mask that keeps documents apart where positions go by the length of the whole sequence."""
-    if any(mask.uses_documents and position.uses_length for position, mask in decoder.pairs):
-        scalings = [plan.pos.node.get("scaling") for plan in layer_plans(cfg)]
-        of_length = next((f"pos.scaling={name}" for name in scalings if name in BY_LENGTH), f"pos={option(cfg, 'pos')}")
+    for plan, pair in zip(layer_plans(cfg), decoder.pair_of_layer, strict=True):
+        position, mask = decoder.pairs[pair]
+        if position.uses_length and mask.uses_documents:
+            by = f"pos.scaling={plan.pos.node['scaling']}" if "scaling" in plan.pos.node else f"pos={plan.pos.name}"
+            raise UserError(
+                f"mask={plan.mask.name}: {by} rotates by how long the whole sequence is, so a document would be changed by those"
+                " beside it; use another scaling, or another mask"
+            )
+
+
+def check_reset_positions(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses positions that are counted from each document's start where the model goes by none, or by their distances."""
+    if not decoder.mask.resets_positions:
+        return
+    if not goes_by_positions(decoder):
         raise UserError(
-            f"mask=document: {of_length} rotates by how long the whole sequence is, so a document would be changed by those"
-            " beside it; use another scaling, or another mask"
+            f"mask.reset_positions=true: pos={option(cfg, 'pos')} does not go by positions, so it would change nothing; leave it"
+            " out, or use another pos"
+        )
+    longest = cfg.train.train_len * max(cfg.eval.lengths)
+    if all(position.goes_by_distance(longest) for position, _ in decoder.pairs if acts(position)):
+        raise UserError(
+            f"mask.reset_positions=true: pos={option(cfg, 'pos')} goes by distances, which are the same within a document, so it"
+            " would change nothing; leave it out, or use another pos"
         )
 
 
 def check_balance(cfg: DictConfig, explicit: Collection[str]) -> None:
     """Refuses a loss of the load of experts where every token gets every one of them."""
-    ffn = cfg.ffn
-    if "ffn.balance_loss" in explicit and ffn.get("balance_loss") and ffn.top_k == ffn.n_experts:
+    ffn, top_k = cfg.ffn, cfg.ffn.get("top_k")
+    if (
+        "ffn.balance_loss" in explicit
+        and ffn.get("balance_loss")
+        and top_k is not None
+        and top_k == ffn.get("n_experts")
+    ):
         raise UserError(
             f"ffn.balance_loss={ffn.balance_loss}: is a constant at ffn.top_k={ffn.top_k}, where every token gets every expert;"
             " leave it out, or use a smaller top_k"
@@ -582,6 +593,7 @@ def goes_by_positions(decoder: Decoder) -> bool:
 
 
 def acts(position: Position) -> bool:
+    """Whether it does anything with positions."""
     return position.embeds or position.rotates or position.biases_scores
 
 

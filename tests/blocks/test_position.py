@@ -283,7 +283,7 @@ def test_without_position_and_mask_a_decoder_cannot_tell_order():
     torch.testing.assert_close(decoder(tokens[:, order]), decoder(tokens)[:, order], **EXACT)
 
 
-SCHEMES = ["pos=rope", "pos=xpos", "pos=alibi", "pos=t5", "pos=kerple", "pos=kerple_power", "pos=fire pos.threshold=2", "pos=learned",
+SCHEMES = ["pos=rope", "pos=xpos", "pos=xpos pos.scale_base=0.3", "pos=alibi", "pos=t5", "pos=kerple", "pos=kerple_power", "pos=fire pos.threshold=2", "pos=learned",
            "pos=sinusoidal", "pos=rope pos.logn=4", "pos=rope pos.scaling=dynamic pos.factor=2 pos.trained_len=8"]  # fmt: skip
 
 
@@ -294,4 +294,4 @@ def test_a_scheme_goes_by_distance_where_moving_all_positions_changes_nothing(wo
     tokens, positions = torch.randint(61, (1, 15)), torch.arange(15)[None]
     there, moved = decoder(tokens, positions=positions), decoder(tokens, positions=positions + 9)
     change = float((there - moved).abs().max() / there.abs().max())
-    assert (change < 1e-5) == decoder.position.by_distance
+    assert (change < 1e-5) == decoder.position.goes_by_distance(15 + 9)

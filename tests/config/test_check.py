@@ -8,6 +8,7 @@ from oracles import every_option
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.data.batch import Source
 
 # what is asked for, what the message must hold, what it proposes
 WRONG_TYPES = [
@@ -109,7 +110,7 @@ DO_NOT_GO_TOGETHER = [
     (
         ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=xpos"],
         ["mask.reset_positions=true", "pos=xpos goes by distances", "leave it out"],
-        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=sinusoidal"],
+        ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=xpos", "pos.scale_base=0.3"],
     ),
     (
         ["mask=document", "mask.reset_positions=true", "pos=none"],
@@ -312,6 +313,12 @@ def test_what_a_size_leaves_open_is_settled():
     assert (size.n_kv_heads, size.head_dim, size.d_ff) == (3, 16, 384)
     size = archlab.compose("mixer=mqa", "ffn=swiglu", "size.d_model=96", "size.n_heads=6", "size.head_dim=24").size
     assert (size.n_kv_heads, size.head_dim, size.d_ff) == (1, 24, 256)
+
+
+def test_positions_that_reset_for_nothing_are_refused_whoever_says_where_documents_start(monkeypatch):
+    monkeypatch.setattr(Source, "marks_documents", True)
+    with pytest.raises(UserError, match="mask.reset_positions=true: pos=alibi goes by distances"):
+        archlab.compose("mask=document", "mask.reset_positions=true", "pos=alibi")
 
 
 def test_a_configuration_builds_what_its_overrides_build():
