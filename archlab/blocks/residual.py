@@ -157,6 +157,11 @@ class Parallel(Residual):
     def __init__(self, norm: MakeNorm, n_layers: int, norms: Literal[1, 2] = 1):
         super().__init__()
         self.norms = nn.ModuleList(norm() for _ in range(norms))
+        if norms == 2 and not list(self.parameters()):
+            raise UserError(
+                "residual.norms=2: two norms without weights give both branches the same; use residual.norms=1, or a norm with"
+                " weights"
+            )
 
     def forward(self, x: Stream, branches: Sequence[Branch]) -> Stream:
         normed = [norm(x) for norm in self.norms]

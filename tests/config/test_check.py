@@ -164,6 +164,14 @@ DO_NOT_GO_TOGETHER = [
         ["residual.norms=3", "1 or 2"],
         ["residual=parallel", "residual.norms=2"],
     ),
+    *(
+        (
+            ["residual=parallel", "residual.norms=2", *norm],
+            ["residual.norms=2", "without weights", "residual.norms=1"],
+            ["residual=parallel", "residual.norms=1", *norm],
+        )
+        for norm in (["norm=layer", "norm.affine=false"], ["norm=rms", "norm.affine=false"], ["norm=l2"], ["norm=none"])
+    ),
     # embedding and head
     (["embed.scale=1"], ["embed.scale=1", "changes nothing"], ["embed.scale=12"]),
     (["embed.width=128"], ["embed.width=128", "size.d_model", "leave it out"], ["embed.width=64"]),
