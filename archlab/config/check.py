@@ -241,7 +241,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_norms(cfg, explicit)
     check_share(cfg)
     check_balance(cfg, explicit)
-    check_embedding(cfg)
+    check_embedding(cfg, decoder)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
@@ -415,13 +415,25 @@ def check_share(cfg: DictConfig) -> None:
         )
 
 
-def check_embedding(cfg: DictConfig) -> None:
+def check_embedding(cfg: DictConfig, decoder: Decoder) -> None:
     if cfg.embed.scale == 1:
         raise UserError("embed.scale=1: changes nothing; use embed.scale=none, or another number")
+    if not isinstance(cfg.embed.scale, str) and undone_by_norm(cfg, decoder):
+        raise UserError(
+            f"embed.scale={cfg.embed.scale}: embed.norm=true divides the embeddings by their own size, and with it by this"
+            " factor, so it would change nothing; leave one of the two out"
+        )
     if cfg.embed.width == cfg.size.d_model:
         raise UserError(
             f"embed.width={cfg.embed.width}: is size.d_model, so there is nothing to project; leave it out, or use another"
         )
+
+
+def undone_by_norm(cfg: DictConfig, decoder: Decoder) -> bool:
+    """Whether a norm follows on the factor on the embeddings at once, and no initial weight or learning rate goes by it."""
+    added_between = decoder.position.embeds or cfg.embed.types is not None
+    goes_by_it = cfg.embed.tied or target(cfg, "init").scales_rates
+    return cfg.embed.norm and bool(target(cfg, "norm").reduces) and not added_between and not goes_by_it
 
 
 def check_position(cfg: DictConfig, limit: int | None) -> None:

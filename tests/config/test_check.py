@@ -137,6 +137,20 @@ DO_NOT_GO_TOGETHER = [
         ["size.n_kv_heads=1", "has 4 of them, or may have 2"],
         ["mixer=diff", "size.n_kv_heads=2"],
     ),
+    *(
+        (
+            ["embed.scale=3.0", "embed.norm=true", *norm],
+            ["embed.scale=3.0", "embed.norm=true", "leave one of the two out"],
+            ["embed.scale=3.0", "embed.norm=true", *norm, beside],
+        )
+        for norm, beside in (
+            (["norm=rms"], "embed.tied=true"),
+            (["norm=layer"], "pos=learned"),
+            (["norm=l2"], "embed.types=2"),
+            ([], "norm=dyt"),
+            (["norm=rms"], "init=mup"),
+        )
+    ),
     (["norm=none", "embed.norm=true"], ["embed.norm=true", "norm=none", "leave it out"], ["norm=none"]),
     (
         ["norm=layer", "norm.affine=false", "norm.shift=true"],
