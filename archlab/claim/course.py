@@ -396,17 +396,14 @@ def of_record(record: Record, measure: str, train_len: int) -> float:
 
 
 def reduced(part: Part, row: list[Job]) -> float:
-    """A reduction of an arm's values at one seed, in rising order of what was swept."""
+    """A reduction of an arm's values at one seed."""
     assert part.over is not None
     assert part.reduce is not None
     (xs,) = part.over.values()
-    of_losses = is_loss(part.measure)
-    along = sorted(zip(map(float, xs), (value_of(job, part.measure) for job in row), strict=True))
-    rising, values = zip(*along, strict=True)
+    values = [value_of(job, part.measure) for job in row]
+    learned_nothing = unlearned(row) if is_loss(part.measure) else math.inf
     kind = KINDS.get(quantity_of(part.measure))
-    return REDUCTIONS[part.reduce](
-        rising, values, unlearned(row) if of_losses else math.inf, kind.better if kind else "lower"
-    )
+    return REDUCTIONS[part.reduce](list(map(float, xs)), values, learned_nothing, kind.better if kind else "lower")
 
 
 def unlearned(row: list[Job]) -> float:

@@ -1,4 +1,4 @@
-"""What becomes of the values of one arm and seed along a swept field, in rising order of it.
+"""What becomes of the values of one arm and seed along a swept field, which rises but for `last_over_first`.
 
 A diverged run's value is infinite. `failed` is the loss of a run that learned nothing, where losses are reduced; infinite of
 other numbers. nan is what a reduction comes to where the runs have no such number: none learned, or one that it needs diverged.
