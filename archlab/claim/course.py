@@ -2,7 +2,8 @@
 
 Each arm is first tuned: trials at factors of two around its rate, at seeds and on held-out data of their own
 (`archlab.runs.tune`); arms of one claim try the same rates. Then runs at the best rate of each, from seed 0 on, which are
-looked at as often as `LOOKS` says, until the claim is decided or its seeds are used up. Everything follows from the jobs
+looked at as often as `LOOKS` says, until the claim is decided, with as much evidence as was asked for, or its seeds are used
+up. What it comes to is what the last look says: an e-value is one at whatever look one stops. Everything follows from the jobs
 that are done, so that a claim goes on wherever it was broken off.
 """
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from archlab.base.errors import UserError
 from archlab.base.words import key_of
 from archlab.claim.claim import Budget, BudgetName, Claim, Part, is_loss
-from archlab.claim.decide import Decision, PartResult, Values, decide, decide_part, identity_part
+from archlab.claim.decide import OPEN, Decision, PartResult, Values, decide, decide_part, identity_part
 from archlab.claim.jobs import Job, LookJob, Measurement, Record, RunJob, plain
 from archlab.claim.measures import MEASURES
 from archlab.claim.reductions import REDUCTIONS
@@ -25,7 +26,7 @@ from archlab.claim.rung import AS_CLAIMED, ClaimRung
 from archlab.claim.store import LENGTH, JobStore, Words, composed, key, looked_at
 from archlab.claim.unmeasured import why_unmeasured
 from archlab.comparison.failure import broke, failed, quantity_of
-from archlab.comparison.rule import LOOKS
+from archlab.comparison.rule import ALPHA, LOOKS
 from archlab.config.assemble import assemble_without_weights
 from archlab.config.tuning import check_there
 from archlab.records.summary import KINDS
@@ -41,6 +42,9 @@ class Course:
     made: JobStore
     rung: ClaimRung = AS_CLAIMED
     """Of a ladder: its overrides come after all others but what a part runs over."""
+
+    evidence: float = 1 / ALPHA
+    """The e-value with which it is settled; more than a verdict needs has a decided claim go on."""
 
     rates: dict[str, float] = field(default_factory=dict)
     """By arm, once they are found."""
@@ -89,7 +93,8 @@ class Course:
     def open_at(self, n: int) -> bool:
         """Whether it may go on once so many seeds are done."""
         if n not in self.open_after:
-            self.open_after[n] = self.decision(n).open
+            found = self.decision(n)
+            self.open_after[n] = found.open or (found.verdict != OPEN and found.e < self.evidence)
         return self.open_after[n]
 
     # ------------------------------------------------------------ what it may take
@@ -272,9 +277,11 @@ class Course:
         return (identity_part if self.claim.kind == "identity" else decide_part)(part, values)
 
 
-def course(claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: ClaimRung = AS_CLAIMED) -> Course:
+def course(
+    claim: Claim, budget_name: BudgetName, jobs: JobStore, rung: ClaimRung = AS_CLAIMED, evidence: float = 1 / ALPHA
+) -> Course:
     """Raises UserError where the claim's overrides don't make models, or two of its arms are one model."""
-    made = Course(claim, claim.budgets[budget_name], jobs, rung)
+    made = Course(claim, claim.budgets[budget_name], jobs, rung, evidence)
     for label, arm in claim.arms.items() if isinstance(made.budget, Budget) else ():
         if arm.then:
             check_same_weights(made, label)

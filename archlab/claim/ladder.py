@@ -49,6 +49,12 @@ class ClaimLadder:
     def budget(self) -> Budget | str:
         return self.rungs[0].budget
 
+    @property
+    def evidence(self) -> float | None:
+        """The e-value up to which it goes on where that is more than what decides it."""
+        asked = self.rungs[0].evidence
+        return asked if asked > 1 / ALPHA else None
+
     def wanted(self) -> list[Job]:
         """What is to be done next, at any rung."""
         return joined(made.wanted() for made in self.rungs)
@@ -70,17 +76,19 @@ def joined(lists: Iterable[Sequence[Job]]) -> list[Job]:
     return [job for jobs in lists for job in jobs]
 
 
-def ladder(claim: Claim, budget_name: BudgetName, jobs: JobStore, asked: str | None = None) -> ClaimLadder:
+def ladder(
+    claim: Claim, budget_name: BudgetName, jobs: JobStore, asked: str | None = None, evidence: float = 1 / ALPHA
+) -> ClaimLadder:
     """Raises UserError where the claim cannot be made at a rung, or a rung is beyond this machine's memory."""
     rungs = rungs_of(asked)
     if asked is None or isinstance(claim.budgets[budget_name], str):
-        return ClaimLadder(claim, asked, (course(claim, budget_name, jobs),))
+        return ClaimLadder(claim, asked, (course(claim, budget_name, jobs, evidence=evidence),))
     where = f"ladder={asked}: {claim.name}"
     if claim.kind != "trained":
         raise UserError(f"{where} trains nothing, so that it has no rungs; leave the ladder out, or name other claims")
     check_swept(where, claim)
     try:
-        made = ClaimLadder(claim, asked, tuple(course(claim, budget_name, jobs, rung) for rung in rungs))
+        made = ClaimLadder(claim, asked, tuple(course(claim, budget_name, jobs, rung, evidence) for rung in rungs))
     except UserError as error:
         raise UserError(f"ladder={asked}: {error}") from None
     check_memory(asked, made)

@@ -21,7 +21,7 @@ from archlab.base.errors import UserError
 from archlab.base.files import Lines, alone
 from archlab.base.plain import Unreadable, read_whole_lines
 from archlab.claim.claim import Claim
-from archlab.comparison.many import online_survivors
+from archlab.comparison.many import online_needed
 
 Record = dict[str, Any]
 
@@ -199,6 +199,11 @@ def surviving(folder: Path) -> dict[str, bool]:
     hypothesis, and what it said before stays among those tested. Those of the first call share half of the error rate. An
     identity is no matter of chance, and plays no part.
     """
+    return {name: e >= needed for name, (e, needed) in standings(folder).items()}
+
+
+def standings(folder: Path) -> dict[str, tuple[float, float]]:
+    """Of each decided claim, its e-value and the one from which on it survives, the others as they are."""
     lines = registrations(folder).records()
     hypotheses = list(dict.fromkeys((line["claim"], line["says"]) for line in lines))
     first_says = dict(hypotheses[::-1])
@@ -208,9 +213,9 @@ def surviving(folder: Path) -> dict[str, bool]:
     tested = [one for one in hypotheses if found.get(one, {}).get("kind") != "identity"]
     e_values = [float(found[one]["e"] or 0) if one in found else 0.0 for one in tested]
     batch = len(first_batch(lines).intersection(tested))
-    survives = dict(zip(tested, online_survivors(e_values, batch=batch), strict=True))
+    stands = dict(zip(tested, zip(e_values, online_needed(e_values, batch=batch), strict=True), strict=True))
     now = {line["claim"]: line["says"] for line in lines}
-    return {name: survives[name, says] for name, says in now.items() if (name, says) in survives.keys() & found.keys()}
+    return {name: stands[name, says] for name, says in now.items() if (name, says) in stands.keys() & found.keys()}
 
 
 def first_batch(lines: Sequence[Record]) -> set[tuple[str, str]]:

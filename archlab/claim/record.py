@@ -16,7 +16,7 @@ from archlab.claim.course import Course
 from archlab.claim.decide import VERDICTS, Decision, PartResult, in_words, reason
 from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
-from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, surviving, verdicts
+from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, standings, surviving, verdicts
 from archlab.claim.measures import parameters
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
@@ -31,7 +31,7 @@ def record_of(made: ClaimLadder, budget_name: str, registered: Record | None) ->
     Of a ladder `rungs` holds each rung's record whole; parts, controls, rates and the like are then those of the rung that
     stands for all.
     """
-    claim = made.claim
+    claim, evidence = made.claim, made.evidence
     record: Record = {
         "name": claim.name,
         "sentence": claim.sentence,
@@ -45,8 +45,10 @@ def record_of(made: ClaimLadder, budget_name: str, registered: Record | None) ->
         "versions": versions(),
         "git": git_state(),
         "command": f"python -m archlab claims {claim.name} budget={budget_name}"
-        + (f" ladder={made.asked}" if made.asked else ""),
+        + (f" ladder={made.asked}" if made.asked else "")
+        + (f" evidence={evidence:g}" if evidence else ""),
         "ladder": made.asked,
+        "evidence": evidence,
     }
     if isinstance(made.budget, str):
         nothing: Record = {
@@ -272,8 +274,13 @@ def keep(record: Record, folder: Path) -> Record:
 
 def keep_page(record: Record, folder: Path, picture: Path | None) -> None:
     """A claim's page: the record, when it was registered, and whether its verdict survives as of today."""
-    survives = surviving(folder.parent).get(record["name"])
-    since = {"history": history(folder.parent, record), "survives": survives, "as_of": f"{date.today()}"}
+    e, needed = standings(folder.parent).get(record["name"], (None, None))
+    since = {
+        "history": history(folder.parent, record),
+        "survives": None if e is None or needed is None else e >= needed,
+        "needed": needed,
+        "as_of": f"{date.today()}",
+    }
     write_text(folder / "README.md", readme(record | since, picture))
 
 

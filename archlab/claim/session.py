@@ -1,7 +1,7 @@
 """Deciding claims: an estimate first, progress meanwhile, and each claim written down as soon as it is decided."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from archlab.claim.ladder import ClaimLadder
 from archlab.claim.ladder import ladder as on_ladder
 from archlab.claim.ledger import register, registration, surviving
 from archlab.claim.pace import measured, since_start
-from archlab.claim.record import Record, check_kept, keep, keep_index, record_of
+from archlab.claim.record import Record, check_kept, keep, keep_index, kept, record_of
 from archlab.claim.store import JobStore, key
+from archlab.comparison.rule import ALPHA
 from archlab.report.progress import Counted
 from archlab.report.tables import duration
 from archlab.runs.packs import PackSize, on_a_gpu, why_not
@@ -35,12 +36,14 @@ def decide_claims(
     pack: PackSize = "auto",
     anew: bool = False,
     ladder: str | None = None,
+    evidence: float | None = None,
 ) -> list[Record]:
     """Runs what the claims need that is not there yet, and returns their records; every claim where no name is given.
 
     `workers` is how many jobs go on at a time; None: one for each core where that is faster, else one in all. `pack` is
     how many runs of one program are trained as one (`archlab.runs.packs`). `anew` is that of `archlab.claim.ledger.register`. `ladder`, such
-    as 3x2, decides each claim at so many sizes and horizons (`archlab.claim.ladder`).
+    as 3x2, decides each claim at so many sizes and horizons (`archlab.claim.ladder`). `evidence` is the e-value up to which a
+    claim goes on once it is decided, within its seeds; what was asked for before, of the same claim, stays.
 
     Runs are kept under `runs` and found again; each claim's result goes to a folder of its own under `output`. Where
     none is given, that is `experiments/claims`, whose pages belong to archlab's own claims, and for a claim of one's own
@@ -52,14 +55,15 @@ def decide_claims(
     if workers != 1 and any(part.trained for claim in claims for part in claim.parts):
         expect_workers()  # they import while this process plans
     jobs = JobStore(runs, own)
-    courses = [on_ladder(claim, budget, jobs, ladder) for claim in claims]
+    folders = {claim.name: output or home(claim.name, runs) for claim in claims}
+    enough = enough_evidence(evidence, claims, folders, budget, ladder)
+    courses = [on_ladder(claim, budget, jobs, ladder, enough[claim.name]) for claim in claims]
     expected = in_all(made.most for made in courses)
     for job in expected:
         if job.result is not None:
             _ = job.record  # what is damaged is found before anything runs
     least, most = in_all(missing(made.least) for made in courses), missing(expected)
     check_pack(expected, pack)
-    folders = {made.claim.name: output or home(made.claim.name, runs) for made in courses}
     for folder in dict.fromkeys(folders.values()):
         check_kept(folder)  # likewise
     if most:
@@ -136,6 +140,40 @@ def as_they_settle(
         if todo:
             for done, _ in work(in_packs(list(todo.values()), pack), workers):
                 progress.add(seconds(done))
+
+
+def enough_evidence(
+    asked: float | None, claims: Sequence[Claim], folders: Mapping[str, Path], budget: BudgetName, ladder: str | None
+) -> dict[str, float]:
+    """By claim, the e-value with which it is settled: never less than it was to have before, so that no run is unseen again.
+
+    Raises UserError where what is asked for would change nothing.
+    """
+    before = {claim.name: asked_before(folders[claim.name] / claim.name, claim, budget, ladder) for claim in claims}
+    if asked is None:
+        return before
+    if asked <= 1 / ALPHA:
+        raise UserError(
+            f"evidence={asked:g}: every verdict has an e-value of {1 / ALPHA:g}; give more, or leave it out"
+        )
+    if all(claim.kind != "trained" for claim in claims):
+        raise UserError(
+            f"evidence={asked:g}: {claims[0].name} trains nothing, and what it measures is measured at all its seeds; leave it"
+            " out"
+        )
+    if all(asked < kept for kept in before.values()):
+        first, kept = next(iter(before.items()))
+        raise UserError(
+            f"evidence={asked:g}: {first} was decided with evidence={kept:g}, which stays; give more, or leave it out"
+        )
+    return {name: max(asked, kept) for name, kept in before.items()}
+
+
+def asked_before(folder: Path, claim: Claim, budget: BudgetName, ladder: str | None) -> float:
+    """The evidence up to which a claim went on when it was decided last, as it stands; what decides it, where there is none."""
+    record = kept(folder / "result.json") or {}
+    same = {"says": claim.sha256, "budget": budget, "ladder": ladder}.items() <= record.items()
+    return max(1 / ALPHA, record.get("evidence") or 0.0) if same else 1 / ALPHA
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from archlab.base.collecting import no_collecting
 from archlab.base.errors import UserError, printable
 from archlab.base.metrics import Direction
-from archlab.base.quantities import Count, Natural, NonNegative
+from archlab.base.quantities import Count, Natural, NonNegative, Positive
 from archlab.cli.arguments import config_dir, show, understood
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class ClaimsOptions:
     pack: Literal["auto", "off"] | Count = "auto"
     anew: bool = False
     ladder: str | None = None
+    evidence: Positive | None = None
 
 
 def claims(arguments: list[str]) -> None:

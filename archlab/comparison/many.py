@@ -26,11 +26,29 @@ def online_survivors(e_values: Sequence[float], alpha: float = ALPHA, *, batch: 
 
     Source: arXiv:2407.20683, sec. 2 (online e-BH).
     """
-    n = len(e_values)
+    return _reached(np.asarray(e_values, dtype=float), _weights(len(e_values), batch), alpha)
+
+
+def online_needed(e_values: Sequence[float], alpha: float = ALPHA, *, batch: int = 0) -> list[float]:
+    """Of each hypothesis of online e-BH, the e-value from which on it survives, all the others as they are.
+
+    With it k others survive beside it, so that it needs 1 / ((k + 1) alpha gamma_i); k is the largest for which k others reach
+    1 / ((k + 1) alpha gamma_j).
+    """
+    e, gamma = np.asarray(e_values, dtype=float), _weights(len(e_values), batch)
+    needed = []
+    for i in range(len(e)):
+        others = np.delete(e * gamma, i)
+        k = max(k for k in range(1, len(e) + 1) if int(np.sum(others * alpha * k >= 1 - 1e-12)) >= k - 1)
+        needed.append(float((1 - 1e-12) / (k * alpha * gamma[i])))
+    return needed
+
+
+def _weights(n: int, batch: int) -> np.ndarray:
+    """Each hypothesis's share of the error rate."""
     later = np.arange(1, max(n - batch, 0) + 1, dtype=float)
     share = 0.5 if batch else 1.0
-    gamma = np.concatenate([np.full(min(batch, n), 0.5 / max(batch, 1)), share / (later * (later + 1))])
-    return _reached(np.asarray(e_values, dtype=float), gamma, alpha)
+    return np.concatenate([np.full(min(batch, n), 0.5 / max(batch, 1)), share / (later * (later + 1))])
 
 
 def _reached(e_values: np.ndarray, gamma: np.ndarray, alpha: float) -> list[bool]:

@@ -401,9 +401,11 @@ def standing(record: Record) -> list[str]:
         )
     if record.get("would_change"):
         lines.append(f"What would change the verdict: {in_markdown(record['would_change'])}.")
-        if record.get("survives") is False and record["verdict"] in DECIDED:
+        if record.get("survives") is False and record["verdict"] in DECIDED and record["kind"] == "trained":
+            e = math.ceil(record["needed"])
             lines.append(
-                "More seeds are no part of it: by the rule a claim that is decided takes none, whether it survives or not."
+                f"With an e-value of {e} it would survive, the others as they are: `evidence={e}` lets it go on for that, while it"
+                " has seeds left."
             )
     return [" ".join(lines), ""] if lines else []
 

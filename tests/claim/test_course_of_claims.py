@@ -15,7 +15,9 @@ from archlab.claim import course, ledger, session
 from archlab.claim.claim import Part, read_claim, tupled
 from archlab.claim.decide import Decision, PartResult, decide_part
 from archlab.claim.jobs import LookJob, RunJob
+from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore, composed
+from archlab.comparison.rule import LOOKS
 from archlab.runs import tune
 
 BEST = {"layer": 4e-3, "rms": 1.5e-3, "scale_norm": 2e-3, "l2": 1e-3}
@@ -81,6 +83,48 @@ def test_seeds_are_looked_at_until_it_is_decided_and_no_more_than_there_may_be(t
     made, done = gone_through(tmp_path, monkeypatch, quick={"seeds": 8}, parts=[part(by=0.099)])
     assert made.looks() == (2, 3, 7, 8) and made.seeds == 8
     assert [job.cfg.seed for job in done] == [*[0, 1] * 2, 2, 2, *[3, 4, 5, 6] * 2, 7, 7]
+
+
+def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """Differences of 0.02 beside a noise of about 0.001, at looks of 6 and more seeds: each adds evidence."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", LOOKS)
+    made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.02
+
+    def now(**options):
+        written(tmp_path, common=COMMON, quick={"seeds": 24}, parts=[part(by=0.005)])
+        (record,) = decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, **options)
+        return record
+
+    first = now()
+    assert first["verdict"] == "SUPPORTED" and first["seeds"] == 6 and first["evidence"] is None
+    more = first["e"] * 4
+    second = now(evidence=more)
+    assert second["verdict"] == "SUPPORTED" and 6 < second["seeds"] < 24 and second["e"] >= more
+    assert second["command"] == f"python -m archlab claims mine budget=quick evidence={more:g}"
+    third = now()
+    assert third["seeds"] == second["seeds"] and third["command"] == second["command"], "no run is unseen again"
+    lines = ledger.verdicts(tmp_path / "out").records()
+    assert [line["seeds"] for line in lines] == [6, second["seeds"]]
+    assert now(evidence=1e29)["seeds"] == 24, "no more seeds than it may have"
+    with pytest.raises(
+        UserError, match=r"^evidence=50: mine was decided with evidence=1e\+29, which stays; give more, or"
+    ):
+        now(evidence=50.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "told"),
+    [
+        ("trained", 20.0, "evidence=20: every verdict has an e-value of 20; give more, or leave it out"),
+        ("initial", 100.0, "evidence=100: mine trains nothing, and what it measures is measured at all its seeds; leave it out"),
+    ],
+)  # fmt: skip
+def test_evidence_that_would_change_nothing_is_refused_before_anything_runs(kind, asked, told, tmp_path):
+    changes = {} if kind == "trained" else {"kind": kind, "tune": None, "parts": [part(measure="parameters")]}
+    written(tmp_path, common=COMMON, **changes)
+    with pytest.raises(UserError) as refused:
+        decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, evidence=asked)
+    assert str(refused.value) == told and not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
 
 
 def test_what_is_expected_of_a_claim_follows_what_was_found(tmp_path, made_up, monkeypatch, capsys):  # noqa: F811

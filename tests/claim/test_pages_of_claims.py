@@ -106,15 +106,18 @@ def test_a_verdict_on_other_words_was_given_up_for_the_words():
 def test_a_page_says_whether_its_verdict_survives_as_of_a_day(survives):
     record = {
         "name": "mine", "verdict": "REFUTED", "e": 25.0, "would_change": "other sizes", "survives": survives, "as_of": "2026-01-09",
+        "kind": "trained", "needed": 60.2,
     }  # fmt: skip
     told, _ = standing(record)
     says = "survives" if survives else "does not survive"
     assert (
         f"Beside all claims registered by 2026-01-09 the verdict {says} at one error rate (online e-BH at 5%)" in told
     )
-    assert ("by the rule a claim that is decided takes none" in told) is not survives
+    more = "With an e-value of 61 it would survive, the others as they are: `evidence=61` lets it go on"
+    assert (more in told) is not survives
+    assert more not in standing(record | {"kind": "initial"})[0]
     open_ = " ".join(standing(record | {"verdict": "INCONCLUSIVE"}))
-    assert "Beside all claims" not in open_ and "by the rule" not in open_
+    assert "Beside all claims" not in open_ and "With an e-value" not in open_
 
 
 def test_a_decided_claim_has_on_its_page_what_the_index_says(tmp_path, day, made_up):  # noqa: F811

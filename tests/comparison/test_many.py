@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from archlab.comparison.many import online_survivors, survivors
+from archlab.comparison.many import online_needed, online_survivors, survivors
 
 
 def test_e_bh_by_hand():
@@ -51,6 +51,19 @@ def test_a_later_verdict_never_puts_an_earlier_one_out():
             now = online_survivors(e[:n], batch=batch)
             assert all(after or not before for before, after in zip(kept, now, strict=False))
             kept = now
+
+
+def test_what_a_verdict_needs_is_where_it_begins_to_survive():
+    # Weights 1/6, three times, and 1/4. The first would be alone, 1 / (0.05 / 6), the second beside it, the others beside both.
+    assert online_needed([90.0, 50.0, 3.0, 1.0], batch=3) == pytest.approx([120.0, 60.0, 40.0, 80 / 3])
+    draws = np.random.default_rng(4)
+    for _ in range(200):
+        e, batch = np.exp(draws.normal(3.5, 2.0, size=draws.integers(1, 12))).tolist(), int(draws.integers(0, 6))
+        needed = online_needed(e, batch=batch)
+        assert [one >= least for one, least in zip(e, needed, strict=True)] == online_survivors(e, batch=batch)
+        i = int(draws.integers(0, len(e)))
+        for factor, survives in ((1 + 1e-9, True), (1 - 1e-9, False)):
+            assert online_survivors([*e[:i], needed[i] * factor, *e[i + 1 :]], batch=batch)[i] is survives
 
 
 @pytest.mark.parametrize("procedure", [survivors, online_survivors])
