@@ -91,6 +91,18 @@ def raising() -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, none of the signals is heard; the first that came is heard at the end."""
+    came: list[int] = []
+    try:
+        with handled_by(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Python lets only the main thread hear signals; in another one nothing changes."""
     if threading.current_thread() is not threading.main_thread():

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, forkserver, get_all_start_methods, get_context
+from multiprocessing import active_children, forkserver, get_all_start_methods, get_context, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext
 from typing import Any, TypeVar
 
-from archlab.base.signals import Stopped
+from archlab.base.signals import Stopped, deferred
 
 Result = TypeVar("Result")
 
@@ -58,10 +58,14 @@ def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that are there until the block ends.
 
     Left by an error or by a request to stop, those that had not started are dropped and the others are asked to stop
-    (SIGTERM): a run then saves where it is.
+    (SIGTERM): a run then saves where it is. A request that comes before the first has begun is heard once it has: its start
+    cannot be taken back, and a worker whose pool is gone would print what it misses.
     """
+    expect_workers()
     with ProcessPoolExecutor(workers, context(), start_worker, (threads_each(workers),)) as pool:
         try:
+            with deferred():
+                pool.submit(int)
             yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -83,9 +87,18 @@ def context() -> BaseContext:
 
 
 def expect_workers() -> None:
-    """Starts the server, if there is to be one, so that it imports while this process does something else."""
+    """Starts the server, if there is to be one, so that it imports while this process does something else.
+
+    It, and the workers that it forks, never hear Ctrl-C, which a terminal sends to all of them: this process hears it, and
+    decides. A server that heard it while it imports would print where it was.
+    """
     if isinstance(context(), ForkServerContext):
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # else it starts with the server, and lets the signal through
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started inherits it
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 _in_a_worker = False
@@ -102,7 +115,7 @@ def start_worker(threads: int) -> None:
     global _in_a_worker
     _in_a_worker = True
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a spawned worker would hear it; the parent does, and decides
 
 
 _stopped = False
