@@ -191,6 +191,22 @@ def one_e(d: np.ndarray) -> float:
     return float(e_value(d.mean(), d.std(ddof=1), len(d)))
 
 
+def going_on(enough: float) -> None:
+    """What the e-value against "no better" comes to where one stops at the verdict, and where one goes on to `enough`."""
+    noise = np.random.default_rng(1).normal(size=(STUDIES, CAP))
+    for effect in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
+        d = noise + effect
+        e = np.stack([e_value(np.maximum(d[:, :n].mean(axis=1), 0), d[:, :n].std(axis=1, ddof=1), n) for n in LOOKS])
+        cells = []
+        for least in (1 / ALPHA, enough):
+            stop = np.where((e >= least).any(axis=0), (e >= least).argmax(axis=0), len(LOOKS) - 1)
+            at_stop = e[stop, np.arange(STUDIES)]
+            told = f"{(at_stop >= 1 / ALPHA).mean():.2%} | {(at_stop >= enough).mean():.2%}"
+            cells.append(f"{told} | {np.array(LOOKS)[stop].mean():.1f}")
+        gone = ((e >= 1 / ALPHA).any(axis=0) & (at_stop < 1 / ALPHA)).mean()
+        print(f"| {effect:g} sd | {' | '.join(cells)} | {gone:.2%} |", flush=True)
+
+
 def rarely(chance: float, found: float = 0.95, else_: float = 0.03, against: float = 0.03) -> Draw:
     """Exact match of 64 answers: a's by runs that find a rule with this chance, b's by runs that are all alike; more is better."""
 
@@ -341,6 +357,10 @@ def main() -> None:
         f"Five alike arms at 8 seeds, four comparisons, e-BH: any winner in {share:.2%} of 2,000 sweeps (bound {bound:.2%})."
     )
     rare_rules()
+
+    said = "verdict | e of 100 | pairs"
+    print(f"\n| effect | {said} | {said} | verdict gone |\n|---|---|---|---|---|---|---|---|")
+    going_on(100.0)
 
 
 if __name__ == "__main__":
