@@ -18,7 +18,9 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.check import BLOCKS, locate, option
 from archlab.config.plan import IN_LAYERS, Choice, loop_of, plans_of
-from archlab.model.decoder import Decoder, FurtherTokens, LayerParts
+from archlab.model.decoder import Decoder
+from archlab.model.further import FurtherTokens
+from archlab.model.layer_parts import LayerParts
 from archlab.model.mtp import FORMS
 
 MADE_FROM = "made_from"

@@ -19,7 +19,9 @@ from archlab.blocks.cache import Cache
 from archlab.blocks.token_positions import at_the_start
 from archlab.cost.flops import Flops
 from archlab.model.course import course_of
-from archlab.model.decoder import Decoder, Layer, LayerCall, next_alone, run_plainly
+from archlab.model.decoder import Decoder
+from archlab.model.further import next_alone
+from archlab.model.layer import Layer, LayerCall, run_plainly
 from archlab.model.shapes import shapes_alone
 
 LENGTHS = (8, 16, 32)

@@ -27,7 +27,8 @@ from archlab.diagram.sketch import (
 )
 from archlab.diagram.words import box_of, details, linear, looped_in_words, scale, skips_in_words
 from archlab.model.course import first_places, looped_layers, times_of
-from archlab.model.decoder import Decoder, Layer
+from archlab.model.decoder import Decoder
+from archlab.model.layer import Layer
 from archlab.model.shapes import shapes_alone
 
 

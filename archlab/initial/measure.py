@@ -14,7 +14,8 @@ from torch.nn.utils import get_total_norm
 from archlab.blocks.contracts import Block
 from archlab.blocks.roles import MATRICES
 from archlab.data.batch import Batch, Source
-from archlab.model.decoder import Decoder, Layer
+from archlab.model.decoder import Decoder
+from archlab.model.layer import Layer
 from archlab.probe.look import Columns, by_layer, columns, gradient_norms
 from archlab.train.objective import TokenLosses, run, token_losses
 from archlab.train.runtime import Runtime

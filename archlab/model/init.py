@@ -20,7 +20,8 @@ from archlab.base.errors import UserError
 from archlab.base.quantities import Positive, Width
 from archlab.blocks.embedding import embed_factor
 from archlab.blocks.roles import MATRICES, TABLES, Role, Weight
-from archlab.model.decoder import Decoder, Layer
+from archlab.model.decoder import Decoder
+from archlab.model.layer import Layer
 
 Zero = Literal["none", "branches", "head", "all"]
 """Which matrices start at zero: none, those that write to the residual stream, the head, or both."""

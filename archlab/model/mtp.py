@@ -13,7 +13,8 @@ from torch import nn
 from archlab.blocks.activations import Accounting, Term
 from archlab.blocks.contracts import Norm, Stream
 from archlab.blocks.steps import DrawnStep
-from archlab.model.decoder import FurtherTokens, Layer, Trunk
+from archlab.model.further import FurtherTokens, Trunk
+from archlab.model.layer import Layer
 
 
 class Heads(FurtherTokens):

@@ -9,7 +9,8 @@ from safetensors.torch import load_model
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble, assemble_without_weights
-from archlab.model.decoder import Decoder, todays_name
+from archlab.model.decoder import Decoder
+from archlab.model.layer import todays_name
 
 WEIGHTS = "model.safetensors"
 

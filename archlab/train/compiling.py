@@ -18,7 +18,8 @@ from torch import Tensor
 from archlab.base.errors import UserError, shortened
 from archlab.base.messages import one_line
 from archlab.blocks.context import AttentionContext
-from archlab.model.decoder import Decoder, Layer, LayerCall, Watched
+from archlab.model.decoder import Decoder
+from archlab.model.layer import Layer, LayerCall, Watched
 
 Compile = Literal["auto", "on", "off"]
 

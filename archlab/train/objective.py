@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from archlab.data.batch import Batch
-from archlab.model.decoder import Decoder, Layer, LayerCall, Output, Trunk, next_alone
+from archlab.model.decoder import Decoder, Output
+from archlab.model.further import Trunk, next_alone
+from archlab.model.layer import Layer, LayerCall
 from archlab.probe.look import Columns, columns
 from archlab.train.options import LossOptions
 from archlab.train.runtime import Runtime

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from archlab.data.batch import Batch
-from archlab.model.decoder import Decoder, Layer, LayerCall
+from archlab.model.decoder import Decoder
+from archlab.model.layer import Layer, LayerCall
 from archlab.probe.look import EVERY_STEP, Columns, Update, gradient_norms
 from archlab.train.objective import NO_TERMS, Term, compute, scored_targets, terms_of
 from archlab.train.optimizer import step_unless
