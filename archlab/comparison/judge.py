@@ -6,9 +6,9 @@ alpha: seeds may be added and looked at until something is decided.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -272,6 +272,27 @@ def judge(
         needed=needed,
         **losses,
     )
+
+
+def of_bounds(found: Judged, *, at_least: bool, at_most: bool) -> Judged:
+    """The same where differences are only bounds: some are `at_least` as large as they were seen, some `at_most`.
+
+    Where the mean may be larger than what was seen, nothing speaks for below, inside or not above; where it may be smaller,
+    nothing speaks for above, inside or not below. There is no interval of it; failures are what they are.
+    """
+    gone = {*(("e_below", "e_not_above") if at_least else ()), *(("e_above", "e_not_below") if at_most else ())}
+    if not gone:
+        return found
+    losses: dict[str, Any] = {
+        name: 0.0 if name in gone else getattr(found, name)
+        for name in ("e_above", "e_below", "e_not_above", "e_not_below")
+    }
+    of_losses = _read(losses, found.better, found.alpha)
+    reading = _with_failures(of_losses, found.failures, found.better, found.alpha)
+    effect = found.effect or 0.0
+    leaning = (effect > found.margin and not at_most) or (effect < -found.margin and not at_least)
+    needed = found.needed if reading not in DECIDED and (leaning or not found.failures.alike) else None
+    return replace(found, **losses, of_losses=of_losses, reading=reading, interval=None, needed=needed)
 
 
 def _losses(a: np.ndarray, b: np.ndarray, margin: float, alpha: float) -> dict:

@@ -21,7 +21,8 @@ A row is all learning rates of one arm, depth and warm-up:
     at_edge             whether that is the largest learning rate of the sweep, so that both are only lower bounds
 
 Verdicts: every other arm against the first one in each row, seed by seed, of the best loss over the rates and of
-log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them.
+log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them. Where an arm is stable up to
+the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said.
 """
 
 import math
@@ -35,9 +36,9 @@ from archlab.base.nested import leaves, options_alone
 from archlab.base.plateau import on_plateau
 from archlab.comparison.arms import spelt
 from archlab.comparison.comparison import WORDS
-from archlab.comparison.judge import Judged, judge
+from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.many import survivors
-from archlab.comparison.rates import learned, stable_up_to
+from archlab.comparison.rates import at_edge, learned, stable_up_to
 from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, RATE_MARGIN
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
@@ -106,8 +107,18 @@ def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:
         a, b = (by_seed(one, at, quantity) for one in (other, first))
         if a.keys() & b.keys():
             better, margin = QUANTITIES[quantity]
-            judged = judge(a, b, better=better, margin=margin, alpha=ALPHA)
+            judged = seen = judge(a, b, better=better, margin=margin, alpha=ALPHA)
             place = dict(zip(("n_layers", "warmup"), at, strict=True))
+            if quantity == "log10_stable_lr":
+                larger, smaller = (bool(stable_throughout(one, at) & a.keys() & b.keys()) for one in (other, first))
+                judged = of_bounds(seen, at_least=larger, at_most=smaller)
+            if judged.reading != seen.reading:
+                which = " and ".join([other["label"]] * larger + [first["label"]] * smaller)
+                notes.append(
+                    f"{other['label']}: at n_layers={at[0]} and warmup={at[1]} the stable rates that were seen say {WORDS[seen.reading]},"
+                    f" which is not concluded: at some seed the largest rate swept is stable still in {which}, and so a lower bound;"
+                    " sweep larger ones"
+                )
             found.append(({"quantity": quantity, **place, "arm": other["label"], "baseline": first["label"]}, judged))
     if found and not any(judged.decided for _, judged in found):
         pairs = sorted({judged.n for _, judged in found})
@@ -147,12 +158,9 @@ def comparable(first: Record, arm: Record) -> list[tuple[tuple[int, int], str]]:
 
 def by_seed(arm: Record, at: tuple[int, int], quantity: str) -> dict[int, float]:
     """nan where nothing was learned at any rate."""
-    cells = [one for one in arm["cells"] if (one["n_layers"], one["warmup"]) == at]
-    once = [{seed for seed in one["seeds"] if one["seeds"].count(seed) == 1} for one in cells]
+    cells = cells_at(arm, at)
     found = {}
-    for seed in sorted(set.intersection(*once)):
-        told = [one["losses"][one["seeds"].index(seed)] for one in cells]
-        losses = [math.inf if loss is None else loss for loss in told]
+    for seed, losses in losses_by_seed(cells).items():
         plateau = cells[0]["plateau"]
         if not learned(losses, plateau):
             found[seed] = math.nan
@@ -161,6 +169,26 @@ def by_seed(arm: Record, at: tuple[int, int], quantity: str) -> dict[int, float]
         else:
             found[seed] = math.log10(stable_up_to([one["lr"] for one in cells], losses, plateau))
     return found
+
+
+def stable_throughout(arm: Record, at: tuple[int, int]) -> set[int]:
+    """Seeds at which it is stable up to the largest rate swept, so that its stable rate is a lower bound."""
+    cells = cells_at(arm, at)
+    return {seed for seed, losses in losses_by_seed(cells).items() if at_edge(losses, cells[0]["plateau"])}
+
+
+def cells_at(arm: Record, at: tuple[int, int]) -> list[Record]:
+    """One row's cells, in rising order of the rate."""
+    return [one for one in arm["cells"] if (one["n_layers"], one["warmup"]) == at]
+
+
+def losses_by_seed(cells: Sequence[Record]) -> dict[int, list[float]]:
+    """Of each seed that was run once at every rate; infinite where it diverged."""
+    once = [{seed for seed in one["seeds"] if one["seeds"].count(seed) == 1} for one in cells]
+    told = {
+        seed: [one["losses"][one["seeds"].index(seed)] for one in cells] for seed in sorted(set.intersection(*once))
+    }
+    return {seed: [math.inf if loss is None else loss for loss in losses] for seed, losses in told.items()}
 
 
 # ---------------------------------------------------------------- arms

@@ -144,6 +144,34 @@ def test_arms_of_a_map_are_judged_by_the_rule_of_comparisons():
     assert found["log10_stable_lr"]["effect"] > math.log10(2)
 
 
+@pytest.mark.parametrize(
+    ("pre", "deep", "verdict"),
+    [
+        (
+            {1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.1},
+            {1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.2},
+            "open",
+        ),  # both to the last rate: it was a tie
+        ({1e-3: 2.0, 3e-3: 2.1, 1e-2: 2.6}, {1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.2}, "not worse"),  # it was a tie too
+        ({1e-3: 2.0, 3e-3: None, 1e-2: None}, {1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.2}, "better"),  # whatever lies beyond
+        ({1e-3: 2.3, 3e-3: 2.0, 1e-2: 2.2}, {1e-3: 2.0, 3e-3: None, 1e-2: None}, "worse"),
+    ],
+)
+def test_a_rate_that_is_only_a_lower_bound_decides_only_what_holds_beyond_it(pre, deep, verdict):
+    runs = []
+    for seed in range(8):
+        for residual, losses in (("pre", pre), ("deep", deep)):
+            runs += swept(
+                {lr: loss and loss + seed / 1000 for lr, loss in losses.items()}, residual=residual, seed=seed
+            )
+    chart = stability_map(runs)
+    rate = chart["verdicts"][1]
+    assert (rate["quantity"], rate["verdict"], rate["interval"]) == ("log10_stable_lr", verdict, None)
+    told = "residual=deep: at n_layers=6 and warmup=0 the stable rates that were seen say tie, which is not concluded: "
+    assert any(note.startswith(told) for note in chart["notes"]) is (verdict in ("open", "not worse"))
+    assert (rate["e"] >= 20) is (verdict in ("better", "worse"))
+
+
 def test_two_seeds_of_a_map_decide_nothing_and_say_so():
     chart = stability_map(two_arms(2))
     assert [one["verdict"] for one in chart["verdicts"]] == ["open", "open"]
