@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from archlab.base.metrics import Direction
 from archlab.claim.claim import Claim, Part, is_share
 from archlab.comparison.failure import quantity_of
-from archlab.comparison.judge import Judged, judge
+from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.rule import ALPHA
 from archlab.records.summary import KINDS
 
@@ -148,6 +148,8 @@ def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
         alpha=ALPHA,
         largest=largest_difference(part),
     )
+    at_least, at_most = bounds(part, values)
+    judged = of_bounds(judged, at_least=at_least, at_most=at_most)
     e_for, e_against = evidence(part, judged)
     verdict = verdict_of(part, side_of(judged))
     if judged.better is None and (a.lost or b.lost):
@@ -160,6 +162,29 @@ def decide_part(part: Part, values: Mapping[str, Values]) -> PartResult:
 def evident(verdict: Verdict, e_for: float, e_against: float) -> bool:
     """Whether the e-value of what is said reaches what decides."""
     return verdict == OPEN or (e_for if verdict == "SUPPORTED" else e_against) >= 1 / ALPHA
+
+
+def bounds(part: Part, values: Mapping[str, Values]) -> tuple[bool, bool]:
+    """Whether what a part compares may be larger than it was seen, and smaller: where a rate lies at an end of those swept.
+
+    The largest stable rate is then the last one or more, and the best one that end or beyond it.
+    """
+    if part.reduce not in ("largest_stable", "best_x") or not part.over:
+        return False, False
+    ((*_, top),) = part.over.values()
+    ((bottom, *_),) = part.over.values()
+    high, low = (
+        [
+            any(math.isclose(x, math.log10(end), abs_tol=1e-9) for x in values[label].by_seed.values())
+            for label in part.arms
+        ]
+        for end in (top, bottom)
+    )
+    if part.reduce == "largest_stable":
+        low = [False] * len(low)  # it was run, and is stable
+    if part.form == "ratio":
+        return (any(high + low),) * 2
+    return high[0] or any(low[1:]), low[0] or any(high[1:])
 
 
 def largest_difference(part: Part) -> float | None:
@@ -280,6 +305,8 @@ def in_words(result: PartResult) -> str:
     words = [f"asked: {asked(part)}"]
     if judged.effect is not None:
         words.append(f"seen: {signed(part, judged.effect + part.against)} ({interval_in_words(part, judged)})")
+    if any(bounds(part, result.values)):
+        words.append(f"which is a bound, since at some seed {part.reduce} is an end of what was swept; sweep further")
     if failed := failures_in_words(part, judged):
         words.append(failed)
     if result.verdict == OPEN and judged.needed:

@@ -13,7 +13,7 @@ from test_ladder import COMMON, made_up, wiggle  # noqa: F401
 from archlab.base.errors import UserError
 from archlab.claim import course, ledger, session
 from archlab.claim.claim import Part, read_claim, tupled
-from archlab.claim.decide import Decision, PartResult, decide_part
+from archlab.claim.decide import Decision, PartResult, decide_part, in_words
 from archlab.claim.jobs import LookJob, RunJob
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore, composed
@@ -293,6 +293,31 @@ def test_a_larger_stable_rate_is_the_better_one():
     )  # fmt: skip
     values = {"a": course.Values(dict.fromkeys(range(8), 0.0)), "b": course.Values(dict.fromkeys(range(8), math.nan))}
     assert decide_part(made, values).verdict == "SUPPORTED"
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expect", "by", "a", "b", "verdict"),
+    [
+        ("largest_stable", "above", 0.3, -1.0, -1.0, "INCONCLUSIVE"),  # both stable up to 0.1: it was REFUTED
+        ("largest_stable", "equal", 0.3, -1.0, -1.0, "INCONCLUSIVE"),  # it was SUPPORTED
+        ("largest_stable", "above", 0.3, -1.0, -2.0, "SUPPORTED"),  # whatever lies beyond
+        ("largest_stable", "below", 0.3, -1.0, -2.0, "REFUTED"),
+        ("largest_stable", "above", 0.3, -3.0, -3.0, "TIE"),  # the lowest rate was run, and the next is not stable
+        ("best_x", "equal", 0.3, -1.0, -1.0, "INCONCLUSIVE"),
+        ("best_x", "equal", 0.3, -3.0, -3.0, "INCONCLUSIVE"),
+        ("best_x", "below", 0.3, -3.0, -2.0, "SUPPORTED"),
+        ("best_x", "equal", 0.3, -2.0, -2.0, "SUPPORTED"),
+    ],
+)
+def test_a_rate_at_an_end_of_those_swept_is_a_bound(reduce, expect, by, a, b, verdict):
+    made = Part(
+        says="it", measure="val_loss", expect=expect, by=by, difference=("a", "b"), over={"train.lr": (1e-3, 1e-2, 1e-1)},
+        reduce=reduce,
+    )  # fmt: skip
+    found = decide_part(made, {label: course.Values(dict.fromkeys(range(8), x)) for label, x in (("a", a), ("b", b))})
+    assert found.verdict == verdict
+    told = f"which is a bound, since at some seed {reduce} is an end of what was swept; sweep further"
+    assert (told in in_words(found)) is (a in (-1.0, -3.0) and (a, reduce) != (-3.0, "largest_stable"))
 
 
 # --- a second axis of tuning ----------------------------------------------------------------------
