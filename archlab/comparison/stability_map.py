@@ -22,7 +22,8 @@ A row is all learning rates of one arm, depth and warm-up:
 
 Verdicts: every other arm against the first one in each row, seed by seed, of the best loss over the rates and of
 log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them. Where an arm is stable up to
-the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said.
+the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said. Arms of other
+corpora, budgets or protocols are shown side by side, and not judged against each other (`archlab.comparison.arms.SAME`).
 """
 
 import math
@@ -34,7 +35,7 @@ from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.base.nested import leaves, options_alone
 from archlab.base.plateau import on_plateau
-from archlab.comparison.arms import spelt
+from archlab.comparison.arms import SAME, spelt
 from archlab.comparison.comparison import WORDS
 from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.many import survivors
@@ -78,8 +79,10 @@ def stability_map(runs: Sequence[Run]) -> Record:
         )
     if len({tuple(row["lrs"]) for row in rows}) > 1:
         notes.append("rows were swept over different learning rates, so their sensitivities do not compare")
+    of_arm = {one["label"]: members for one, members in zip(charted, arms.values(), strict=True)}
     kept = [one for one in charted if one["rows"]]
-    return {"arms": kept, "verdicts": verdicts(kept, notes), "notes": notes}
+    judged = [kept[0], *(one for one in kept[1:] if comparable_runs(kept[0]["label"], one["label"], of_arm, notes))]
+    return {"arms": kept, "verdicts": verdicts(judged, notes), "notes": notes}
 
 
 def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
@@ -94,6 +97,31 @@ def left_out(runs: Sequence[Run], finished: Sequence[Run]) -> list[str]:
 
 
 # ---------------------------------------------------------------- verdicts
+
+
+def comparable_runs(first: str, other: str, of_arm: Mapping[str, Sequence[Run]], notes: list[str]) -> bool:
+    """Whether two arms share what a comparison's runs must share; what they do not is noted."""
+    by_place = [{place_of(run)[:2]: run for run in of_arm[label]} for label in (first, other)]
+    for place in by_place[0].keys() & by_place[1].keys():
+        a, b = (must_share(runs[place]) for runs in by_place)
+        for name in a:
+            if a[name] != b[name]:
+                notes.append(
+                    f"{other}: not judged against {first}, since they differ in {name}: {spelt(b[name])} and {spelt(a[name])}"
+                )
+                return False
+    return True
+
+
+def must_share(run: Run) -> dict[str, Any]:
+    """By name, None where an older run does not say it."""
+    found = {}
+    for name, get in SAME.items():
+        try:
+            found[name] = get(run)
+        except KeyError:
+            found[name] = None
+    return found
 
 
 def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:

@@ -179,6 +179,26 @@ def test_two_seeds_of_a_map_decide_nothing_and_say_so():
     assert "Against residual=pre, seed by seed" in printed(chart)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"corpus": "decade000"}, "corpus_sha256: decade000 and c0ffee00d"),
+        ({"train": {"steps": 600, "batch_size": 4, "train_len": 8}}, "tokens (train.steps x batch_size x train_len): 19200 and 4800"),
+    ],
+)  # fmt: skip
+def test_arms_of_other_corpora_or_budgets_are_shown_and_not_judged(other, told):
+    """They got a verdict, better by a nat, where `compare` refuses."""
+    runs = []
+    for seed in range(8):
+        runs += swept({1e-3: 2.3, 3e-3: 2.0, 1e-2: None}, seed=seed, train={"batch_size": 4, "train_len": 8})
+        more = {"train": {"batch_size": 4, "train_len": 8}} | other
+        runs += swept({1e-3: 1.3, 3e-3: 1.0, 1e-2: None}, residual="deep", seed=seed, **more)
+    chart = stability_map(runs)
+    assert len(chart["arms"]) == 2 and chart["verdicts"] == []
+    (note,) = chart["notes"]
+    assert "not judged against residual=pre" in note and note.endswith(f"since they differ in {told}")
+
+
 def test_an_arm_that_trains_at_no_rate_loses_whatever_its_sensitivity():
     runs = two_arms(6)
     for seed in range(6):
