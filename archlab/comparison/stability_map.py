@@ -223,8 +223,12 @@ def losses_by_seed(cells: Sequence[Record]) -> dict[int, list[float]]:
 
 
 def arm(run: Run) -> dict[str, Any]:
-    """Everything that was set but for what is swept, by dotted name."""
+    """Everything that was set but for what is swept and what follows from it, by dotted name."""
     fields = dict(leaves(options_alone(run.config)))
+    if fields.get("match") is not None:  # the width that matches goes by the depth
+        fields = {
+            name: value for name, value in fields.items() if name != "size.d_ff" and not name.startswith("matched.")
+        }
     if fields.get("budget") is not None or fields.get("train.tokens") is not None:
         fields.pop("train.steps", None)  # follows from the budget and the depth
     kept = {name: value for name, value in fields.items() if name not in (*SWEPT, *WITHOUT_MEANING)}

@@ -199,6 +199,19 @@ def test_arms_of_other_corpora_or_budgets_are_shown_and_not_judged(other, told):
     assert "not judged against residual=pre" in note and note.endswith(f"since they differ in {told}")
 
 
+def test_a_width_that_matches_makes_no_arm_of_each_depth():
+    """What matches is counted anew at each depth, and each depth had an arm of its own that nothing was judged against."""
+    runs = []
+    for n_layers, width in ((2, 176), (4, 168)):
+        matched = {"to": "params", "reference": 1000 * n_layers, "d_ff_before": 176, "d_ff": width}
+        size = {"n_layers": n_layers, "vocab_size": 256, "d_ff": width}
+        for residual in ("pre", "deep"):
+            runs += swept(RATES, residual=residual, match="params", matched=matched, size=size)
+    chart = stability_map(runs)
+    assert [arm["label"] for arm in chart["arms"]] == ["residual=pre", "residual=deep"]
+    assert sorted({one["n_layers"] for one in chart["verdicts"]}) == [2, 4]
+
+
 def test_an_arm_that_trains_at_no_rate_loses_whatever_its_sensitivity():
     runs = two_arms(6)
     for seed in range(6):
