@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves, options_alone
-from archlab.base.words import RENAMED, key_of, value_of
+from archlab.base.words import RENAMED, SLICE, key_of, layers_in, value_of
 from archlab.records.reader import COMPARED, Record, Run, find, read_run
 
 NOT_THE_ARM = frozenset({"seed", "output", "device"})
@@ -17,6 +18,9 @@ NOT_THE_ARM = frozenset({"seed", "output", "device"})
 Not data_seed: runs that cross it with `seed` share initial weights or data with each other, so they are no independent
 replicates, which a verdict counts; by themselves runs of one data_seed and several seeds are an arm.
 """
+
+DEEPEST = 1000
+"""Layers that a model may have (`archlab.base.quantities.Depth`); a file may say more."""
 
 UNSAID: Mapping[str, Any] = {
     "kernel": "auto", "compile": "auto", "train.deterministic": False,
@@ -97,18 +101,50 @@ def options(run: Run) -> Record:
     asked = {key: value for key, value in run.config.items() if key not in (*NOT_THE_ARM, "layers")}
     flat = dict(leaves(options_alone(asked)))  # only older runs wrote the classes beside the options
     named = {renamed(name): value for name, value in flat.items()}
-    return {**UNSAID, **named} | dict(of_layers(run.config.get("layers") or []))
+    rules = run.config.get("layers") or []
+    return {**UNSAID, **named} | dict(of_layers(rules)) | in_order(rules, run.config["size"].get("n_layers"))
 
 
 def of_layers(rules: Sequence[Record]) -> Iterator[tuple[str, Any]]:
     """What rules set in some layers, named as they are typed: layers[1::2].mixer. Raises UserError where they are none."""
-    if not isinstance(rules, list | tuple) or not all(isinstance(rule, Mapping) for rule in rules):
+    if not isinstance(rules, list | tuple) or not all(map(is_rule, rules)):
         raise UserError(f"layers: {spelt(rules)} in a run's config.yaml are no rules for layers; leave the run out")
+    if wrong := [rule for rule in rules if not SLICE.fullmatch(str(rule.get("at")))]:
+        raise UserError(
+            f"layers: at: {spelt(wrong[0].get('at'))} in a run's config.yaml is no slice of layers; leave the run out"
+        )
     for rule in rules:
         for group, option in rule.get("choices", {}).items():
             yield f"layers[{rule.get('at')}].{group}", option
         rest = {name: value for name, value in rule.items() if name not in ("at", "choices")}
         yield from ((f"layers[{rule.get('at')}].{name}", value) for name, value in leaves(options_alone(rest)))
+
+
+def in_order(rules: Sequence[Record], n_layers: int | None) -> Record:
+    """Under `layers`, the order of rules that set the same in some layer, where the later one counts; nothing where none do."""
+    most = None if n_layers is None else min(n_layers, DEEPEST)
+    meeting = [
+        f"{a['at']} then {b['at']}"
+        for a, b in combinations(rules, 2)
+        if set_by(a) & set_by(b)
+        and (most is None or {*layers_in(str(a["at"]), most)} & {*layers_in(str(b["at"]), most)})
+    ]
+    return {"layers": "; ".join(meeting)} if meeting else {}
+
+
+def is_rule(rule: object) -> bool:
+    """Whether it names a slice of the layers, and what it sets there."""
+    return (
+        isinstance(rule, Mapping)
+        and SLICE.fullmatch(str(rule.get("at"))) is not None
+        and all(isinstance(rule.get(name, {}), Mapping) for name in ("choices", "size"))
+    )
+
+
+def set_by(rule: Record) -> set[str]:
+    """Groups and sizes."""
+    groups = {name for name in rule if name not in ("at", "choices", "size")} | {*rule.get("choices", {})}
+    return groups | {f"size.{name}" for name in rule.get("size", {})}
 
 
 def renamed(name: str) -> str:

@@ -69,6 +69,29 @@ def test_an_option_that_an_older_record_does_not_know_is_the_null_of_a_newer_one
     assert labels(tmp_path) == ["norm=layer"]
 
 
+def test_rules_that_meet_in_a_layer_are_another_arm_in_another_order(tmp_path):
+    """The later rule counts there, so the models differ; one of the two runs was taken for an older one of the other."""
+    gelu, relu = ({"at": at, "choices": {"ffn": ffn}, "ffn": {}} for at, ffn in (("1:3", "gelu"), ("2:", "relu2")))
+    apart = {"at": "0", "choices": {"pos": "none"}, "pos": {}}
+    size = {"size.n_layers": 4}
+    write_run(tmp_path, name="20261101-000000-a", config={"layers": [gelu, relu]} | size)
+    write_run(tmp_path, name="20261101-000001-b", config={"layers": [relu, gelu]} | size)
+    assert labels(tmp_path) == ["layers=1:3 then 2:", "layers=2: then 1:3"]
+    same = tmp_path / "same"
+    write_run(same, name="20261101-000000-a", config={"layers": [gelu, apart]} | size)
+    write_run(same, name="20261101-000001-b", seed=1, config={"layers": [apart, gelu]} | size)
+    assert len(labels(same)) == 1
+
+
+@pytest.mark.parametrize("rule", [{"at": "1", "choices": "gelu"}, {"at": "x", "choices": {}}, {"choices": {}}, 3])
+def test_rules_that_are_none_are_refused_in_a_line(tmp_path, rule):
+    write_run(tmp_path, config={"layers": [rule]})
+    with pytest.raises(
+        UserError, match=r"^layers: \[.*\] in a run's config.yaml are no rules for layers; leave the run out$"
+    ):
+        labels(tmp_path)
+
+
 def test_a_run_that_names_no_kernel_is_of_one_arm_with_those_by_default(tmp_path):
     write_run(tmp_path, "norm=layer", seed=0)
     write_run(tmp_path, "norm=layer", seed=1, config={"kernel": "auto"})
