@@ -4,6 +4,7 @@ The hidden width of the feed-forward network is what changes, since it allows th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -21,6 +22,16 @@ ROUND = 8
 """A multiple of this is preferred where one is close enough, since matrix products are then faster."""
 
 
+BESIDE_BLOCKS: dict[str, Any] = {
+    "layers": [],
+    "loop": {"times": None, "layers": None},
+    "skips": None,
+    "canon": None,
+    "embed": {"tied": False, "norm": False, "scale": "sqrt_d_model", "width": None, "types": None},
+}
+"""What else a model's parameters and FLOPs go by, where nobody asks for anything; as in conf/config.yaml."""
+
+
 def settle_match(cfg: DictConfig, default_blocks: DictConfig) -> None:
     """Sets size.d_ff so that parameters or FLOPs match those with `default_blocks`, and records it in `matched`.
 
@@ -35,11 +46,16 @@ def settle_match(cfg: DictConfig, default_blocks: DictConfig) -> None:
 
 
 def reference(cfg: DictConfig, default_blocks: DictConfig) -> DictConfig:
-    """The same configuration with the default blocks and their default width."""
+    """A model of the same size of the default blocks alone, in every layer and each applied once, and their default width.
+
+    So it is one model for all arms of a size.
+    """
     plain = copied(cfg)
     with open_dict(plain):
         for group in BLOCKS:
             plain[group] = default_blocks[group]
+        for section, value in BESIDE_BLOCKS.items():
+            plain[section] = value
         plain.size.n_kv_heads = None
         plain.size.d_ff = "matched"
     settle_size(plain)

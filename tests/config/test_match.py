@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 import archlab
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble
+from archlab.config.match import BESIDE_BLOCKS, flops
 
 ARMS = (
     ["ffn=gelu"],
@@ -15,6 +16,10 @@ ARMS = (
     ["pos=learned"],
     ["residual=sandwich", "norm=layer"],
     ["size.n_kv_heads=2", "mixer=gqa"],
+    ["layers[1].size.d_ff=64"],
+    ["layers[1::2].ffn=gelu"],
+    ["embed.tied=true"],
+    ["skips=unet"],
 )
 
 
@@ -51,6 +56,16 @@ def test_arms_matched_in_flops_agree_with_the_default_blocks_within_half_a_perce
     assert abs(matrix_products(archlab.compose("size=nano", "match=flops", *arm)) / wanted - 1) <= 0.005
 
 
+@pytest.mark.parametrize(
+    "arm", [["loop.times=2"], ["canon=AC"], ["embed.width=16"], ["layers[1].size.d_ff=64"]], ids=" ".join
+)
+def test_what_is_beside_the_blocks_is_no_part_of_what_is_matched(arm):
+    """Two loops were matched to two loops of the default blocks, so that `loop.times=null,2` compared arms of 1 and 1.9 times the FLOPs."""
+    cfg, plain = archlab.compose("size=nano", "match=flops", *arm), archlab.compose("size=nano")
+    assert cfg.matched.reference == flops(plain)
+    assert abs(flops(cfg) / flops(plain) - 1) <= 0.005
+
+
 def test_only_the_width_changes_and_what_changed_is_written_down():
     plain, matched = archlab.compose("ffn=gelu"), archlab.compose("ffn=gelu", "size=nano", "match=params")
     assert plain.get("matched") is None
@@ -60,6 +75,11 @@ def test_only_the_width_changes_and_what_changed_is_written_down():
     assert after.pop("matched")["d_ff"] == after["size"].pop("d_ff") != before["size"].pop("d_ff")
     assert after.pop("match") == "params" and before.pop("match") is None
     assert after == before
+
+
+def test_what_nobody_asked_for_is_what_the_configuration_says():
+    plain = OmegaConf.to_container(archlab.compose())
+    assert {section: plain[section] for section in BESIDE_BLOCKS} == BESIDE_BLOCKS
 
 
 def test_the_default_blocks_match_themselves():
