@@ -288,10 +288,20 @@ def _to_decide(found: Judged, arm: Arm, reference: Arm) -> ToDecide | None:
     seeds = found.needed or (LOOKS[0] if not found.decided and found.n < LOOKS[0] else None)
     if seeds is None:
         return None
-    more = {side.label: max(0, seeds - len(side.by_seed)) for side in (arm, reference)}
-    costs = [(more[side.label], seconds_of(side)) for side in (arm, reference)]
+    costs = list(zip(more_runs(seeds, arm, reference), map(seconds_of, (arm, reference)), strict=True))
     minutes = [runs * seconds / 60 for runs, seconds in costs if seconds is not None]
-    return ToDecide(seeds, sum(more.values()), sum(minutes) if len(minutes) == len(costs) else None)
+    runs = sum(runs for runs, _ in costs)
+    return ToDecide(seeds, runs, sum(minutes) if len(minutes) == len(costs) else None)
+
+
+def more_runs(pairs: int, arm: Arm, reference: Arm) -> tuple[int, int]:
+    """How many of each arm make so many pairs: a seed that only one of the two has takes one run, of the other."""
+    of_arm, of_reference = arm.by_seed.keys(), reference.by_seed.keys()
+    missing = max(0, pairs - len(of_arm & of_reference))
+    by_reference = min(missing, len(of_arm - of_reference))
+    by_arm = min(missing - by_reference, len(of_reference - of_arm))
+    anew = missing - by_reference - by_arm
+    return by_arm + anew, by_reference + anew
 
 
 def seconds_of(arm: Arm) -> float | None:
@@ -420,11 +430,9 @@ def _price(found: ComparedArms) -> list[str]:
     if len(open_arms) < 2:
         return []
     base = found.baseline.arm
-    seeds = max(takes.seeds for _, takes in open_arms)
-    wanted: list[tuple[int, Arm]] = [
-        (max(0, takes.seeds - len(measured.values)), measured.arm) for measured, takes in open_arms
-    ]
-    wanted.append((max(0, seeds - len(base.by_seed)), base))
+    more = [(*more_runs(takes.seeds, measured.arm, base), measured.arm) for measured, takes in open_arms]
+    wanted: list[tuple[int, Arm]] = [(of_arm, arm) for of_arm, _, arm in more]
+    wanted.append((max(of_base for _, of_base, _ in more), base))
     times = [runs * seconds / 60 for runs, arm in wanted if (seconds := seconds_of(arm)) is not None]
     total = math.fsum(times) if len(times) == len(wanted) else None
     return [f"to decide what is open in {len(open_arms)} arms: {_runs(sum(runs for runs, _ in wanted), total)}"]

@@ -9,7 +9,7 @@ from scipy import stats
 
 from archlab.base.errors import UserError
 from archlab.comparison.arms import read_all, sort_into_arms
-from archlab.comparison.comparison import compare
+from archlab.comparison.comparison import compare, more_runs
 from archlab.comparison.judge import judge
 from archlab.comparison.many import survivors
 from archlab.records.reader import Run, read_run
@@ -441,6 +441,24 @@ def test_nothing_to_compare_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize(
+    ("seeds", "others", "pairs", "runs"),
+    [
+        (range(6), range(4, 10), 6, (0, 4)),  # two pairs, and four more are the other's runs; it was none at all
+        (range(6), range(6, 12), 8, (2, 6)),
+        (range(6), range(4), 8, (2, 4)),
+        (range(4), range(4), 6, (2, 2)),
+        (range(8), range(8), 6, (0, 0)),
+    ],
+)
+def test_more_pairs_take_the_runs_that_a_seed_lacks(tmp_path, seeds, others, pairs, runs):
+    for norm, of in (("rms", seeds), ("layer", others)):
+        for seed in of:
+            write_run(tmp_path, f"norm={norm}", seed=seed)
+    arm, reference = sort_into_arms(read_all([tmp_path])[0])[0]
+    assert more_runs(pairs, arm, reference) == runs
 
 
 def at_lengths(shift):
