@@ -309,7 +309,7 @@ def check_kept(output: Path) -> None:
 
 EVIDENCE = ("says", "budget", "ladder", "verdict", "e", "seeds", "reason")
 
-LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "ladder", "date", "reason", "git")
+LOGGED = ("kind", "says", "verdict", "e", "seeds", "budget", "ladder", "evidence", "date", "reason", "git")
 """What verdicts.jsonl says of each verdict."""
 
 

@@ -13,7 +13,7 @@ from archlab.claim.claim import BudgetName, Claim, known_claims, read_claim
 from archlab.claim.jobs import Job, RunJob, check_pack, in_packs, seconds, work, worthwhile_workers
 from archlab.claim.ladder import ClaimLadder
 from archlab.claim.ladder import ladder as on_ladder
-from archlab.claim.ledger import register, registration, surviving
+from archlab.claim.ledger import register, registration, surviving, verdicts
 from archlab.claim.pace import measured, since_start
 from archlab.claim.record import Record, check_kept, keep, keep_index, kept, record_of
 from archlab.claim.store import JobStore, key
@@ -170,10 +170,14 @@ def enough_evidence(
 
 
 def asked_before(folder: Path, claim: Claim, budget: BudgetName, ladder: str | None) -> float:
-    """The evidence up to which a claim went on when it was decided last, as it stands; what decides it, where there is none."""
-    record = kept(folder / "result.json") or {}
-    same = {"says": claim.sha256, "budget": budget, "ladder": ladder}.items() <= record.items()
-    return max(1 / ALPHA, record.get("evidence") or 0.0) if same else 1 / ALPHA
+    """The most evidence up to which a claim ever went on, as it stands, at this budget and ladder; what decides it, where there is none.
+
+    Every verdict is a line of the ledger, whatever was decided since; result.json is that of the last one.
+    """
+    lines = [line for line in verdicts(folder.parent).records() if line["claim"] == claim.name]
+    same = {"says": claim.sha256, "budget": budget, "ladder": ladder}.items()
+    found = [line for line in (*lines, kept(folder / "result.json") or {}) if same <= line.items()]
+    return max(1 / ALPHA, *(line.get("evidence") or 0.0 for line in found), 0.0)
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:

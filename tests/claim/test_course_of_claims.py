@@ -112,6 +112,22 @@ def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, mad
         now(evidence=50.0)
 
 
+def test_what_a_claim_went_on_to_stays_whatever_was_decided_since(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """Once it had been decided on a ladder, it went back to its first six seeds."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", LOOKS)
+    made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.02
+
+    def now(**options):
+        written(tmp_path, common=COMMON, quick={"seeds": 24}, parts=[part(by=0.005)])
+        (record,) = decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, **options)
+        return record
+
+    more = now(evidence=1000.0)
+    assert more["seeds"] > 6 and now(ladder="1x2")["seeds"] == 6
+    again = now()
+    assert (again["seeds"], again["e"], again["evidence"]) == (more["seeds"], more["e"], 1000.0)
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "told"),
     [
