@@ -166,7 +166,8 @@ def enough_evidence(
         raise UserError(
             f"evidence={asked:g}: {first} was decided with evidence={kept:g}, which stays; give more, or leave it out"
         )
-    return {name: max(asked, kept) for name, kept in before.items()}
+    trained = {claim.name for claim in claims if claim.kind == "trained"}
+    return {name: max(asked, kept) if name in trained else kept for name, kept in before.items()}
 
 
 def asked_before(folder: Path, claim: Claim, budget: BudgetName, ladder: str | None) -> float:

@@ -128,6 +128,17 @@ def test_what_a_claim_went_on_to_stays_whatever_was_decided_since(tmp_path, made
     assert (again["seeds"], again["e"], again["evidence"]) == (more["seeds"], more["e"], 1000.0)
 
 
+def test_what_trains_nothing_is_told_no_evidence_beside_what_is_trained(tmp_path, made_up):  # noqa: F811
+    """Its page gave a command with evidence=1000, which is refused."""
+    made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.2
+    written(tmp_path, common=COMMON, parts=[part()])
+    written(tmp_path, "start", common=COMMON, kind="initial", tune=None, parts=[part(measure="parameters")])
+    names = ["mine", "start"]
+    found = decide_claims(names, "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, evidence=1000.0)
+    assert [record["evidence"] for record in found] == [1000.0, None]
+    assert found[1]["command"] == "python -m archlab claims start budget=quick"
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "told"),
     [
