@@ -145,6 +145,8 @@ class ComparedArms:
     arms: list[Measured]
     baseline: Measured
     notes: list[str]
+    mix: bool = False
+    """Whether runs were compared that do not share what they should."""
 
     @property
     def question(self) -> str:
@@ -167,6 +169,7 @@ class ComparedArms:
             "notes": self.notes,
             "arms": [measured.record() for measured in self.arms],
             **({"direction": self.metric.direction} if self.metric.direction else {}),
+            **({"mix": True} if self.mix else {}),
         }
 
 
@@ -237,7 +240,7 @@ def compare(
         )
         for i, arm in enumerate(arms)
     ]
-    found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes)
+    found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes, mix)
     notes += _remarks(found, reached)
     return found
 

@@ -175,6 +175,15 @@ def test_runs_that_do_not_compare_are_refused_by_name_unless_told_to_mix(tmp_pat
     assert len(compare(runs, mix=True).arms) == 2
 
 
+def test_the_command_that_compares_again_mixes_where_that_was_asked_for(tmp_path):
+    """Without it the page's own command is refused."""
+    write_run(tmp_path, "norm=rms")
+    write_run(tmp_path, "norm=layer", corpus_sha256="bb22")
+    runs = read_all([tmp_path])[0]
+    assert comparison_page.comparing(compare(runs, mix=True).record(), runs).endswith(" mix=true")
+    assert "mix" not in comparison_page.comparing(compare(runs[:1]).record(), runs[:1])
+
+
 def test_equal_budgets_in_other_steps_may_be_compared(tmp_path):
     write_run(tmp_path, config={"train.steps": 40, "train.batch_size": 3})
     write_run(tmp_path, config={"train.steps": 20, "train.batch_size": 6})

@@ -248,6 +248,7 @@ def comparing(record: Record, runs: Sequence[Run]) -> str:
         f"smallest_effect={record['smallest_effect']:g}",
         f"baseline={record['baseline']}",
         *([f"direction={record['direction']}"] if record.get("direction") else []),
+        *(["mix=true"] if record.get("mix") else []),
     ]
     return " ".join(["python -m archlab compare", *(quote(str(run.directory)) for run in runs), *map(quote, options)])
 
