@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -336,7 +336,7 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
             notes.append(f"{measured.arm.label}: {_failures(measured)}")
         if measured.against is not None:
             notes += [f"{measured.arm.label}: {said}" for said in _open(measured, found)]
-    notes += [*_price(found), *_untuned(found)]
+    notes += [*_price(found), *_untuned(found), *_unlike_searches(found)]
     if all(len(measured.values) < 2 for measured in found.arms):
         notes.append("one seed only, so nothing can be said of chance; run more, such as seed=0,1,2,3,4,5")
     if all(reached[axis] is not None for axis in AXES):
@@ -425,6 +425,33 @@ def _untuned(found: ComparedArms) -> list[str]:
     return [
         f"{whose} untuned, at lr={at}, which may suit one arm better than another; tune=lr finds each a rate of its own"
     ]
+
+
+def _unlike_searches(found: ComparedArms) -> list[str]:
+    """Says where arms chose their rate among more trials than others, or found it at an edge."""
+    tuned = {measured.arm.label: measured.arm.runs[0].summary.get("tuned") or {} for measured in found.arms}
+    notes = [
+        f"{label}: its rate is at the edge of those that were tried, so that a better one may lie beyond"
+        for label, search in tuned.items()
+        if search.get("edge") is True
+    ]
+    tried = {label: n for label, search in tuned.items() if (n := _cells(search))}
+    if len(set(tried.values())) > 1:
+        words = ", ".join(f"{n} for {label}" for label, n in tried.items())
+        notes.append(
+            f"rates were sought in unlike numbers of cells: {words}; arms of one sweep with tune=lr try the same ones"
+        )
+    return notes
+
+
+def _cells(search: Mapping[str, Any]) -> int:
+    """Rates that were tried, at all values of a second axis together; 0 where it does not say."""
+    second = search.get("second")
+    lines: Any = second.get("rates") if isinstance(second, Mapping) else [[None, search.get("rates")]]
+    try:
+        return sum(len(rates) for _, rates in lines or ())
+    except (TypeError, ValueError):
+        return 0
 
 
 def _price(found: ComparedArms) -> list[str]:

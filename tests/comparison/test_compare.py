@@ -649,3 +649,24 @@ def test_arms_whose_rates_were_not_sought_are_called_untuned(tmp_path):
     write_run(tmp_path, "norm=none", val_loss=2.2, tuned={"lr": 0.006, "edge": False, "rates": [], "seeds": [1000]})
     (told,) = [note for note in compare(read_all([tmp_path])[0]).notes if "untuned" in note]
     assert told.startswith("norm=rms, norm=layer: untuned, at lr=0.003")
+
+
+def test_arms_that_chose_among_more_trials_and_at_an_edge_are_told(tmp_path):
+    """One of them may have had three times the choice, and nothing was said of it."""
+
+    def tuned(n, edge=False, **more):
+        rates = [[0.001 * 2**i, [2.0, 2.1]] for i in range(n)]
+        return {"lr": 0.002, "edge": edge, "rates": rates, "seeds": [1000, 1001]} | more
+
+    write_run(tmp_path / "a", "norm=rms", tuned=tuned(3))
+    write_run(tmp_path / "a", "norm=layer", tuned=tuned(3))
+    assert not [note for note in compare(read_all([tmp_path / "a"])[0]).notes if "tried" in note]
+    second = {"field": "train.weight_decay", "value": 0.1, "edge": True, "rates": [[0.0, tuned(4)["rates"]]] * 2}
+    write_run(tmp_path / "a", "norm=batch", tuned=tuned(4, edge=True, second=second))
+    write_run(tmp_path / "a", "norm=none", tuned={"lr": 0.1, "rates": 3, "second": {"rates": [3]}})
+    told = [note for note in compare(read_all([tmp_path / "a"])[0]).notes if "tried" in note or "sought in" in note]
+    numbers = "3 for norm=rms, 3 for norm=layer, 8 for norm=batch"
+    assert told == [
+        "norm=batch: its rate is at the edge of those that were tried, so that a better one may lie beyond",
+        f"rates were sought in unlike numbers of cells: {numbers}; arms of one sweep with tune=lr try the same ones",
+    ]
