@@ -163,8 +163,9 @@ class Judged:
 
     @property
     def p_flip(self) -> float | None:
-        """One-sided, against the margin on the side on which the effect lies."""
-        return self.p_above if (self.effect or 0.0) > 0 else self.p_below
+        """Two-sided, against the margin: twice that of the side on which the effect lies, which nobody named in advance."""
+        one_side = self.p_above if (self.effect or 0.0) > 0 else self.p_below
+        return None if one_side is None else min(1.0, 2 * one_side)
 
     @property
     def decided(self) -> bool:

@@ -61,7 +61,7 @@ def save_all(record: Record, folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- tables
 
 
-NEEDS = "e: evidence for the verdict, 1 is none; p: of signs flipped, against the smallest effect, at these seeds only; needs: seeds in all until a verdict can be expected"  # fmt: skip
+NEEDS = "e: evidence for the verdict, 1 is none; p: of signs flipped, two-sided, against the smallest effect, at these seeds only; needs: seeds in all until a verdict can be expected"  # fmt: skip
 
 
 def rows(record: Record) -> pd.DataFrame:

@@ -216,8 +216,16 @@ def test_p_is_against_the_margin_on_its_side():
     ):
         by_hand = np.mean([np.dot(signs, d) >= d.sum() - 1e-12 for signs in itertools.product((1, -1), repeat=8)])
         assert p == pytest.approx(by_hand, abs=1e-12)
-    assert found.p_flip == found.p_above > judged(0.05).p_above
-    assert judged(-0.05).p_flip == judged(-0.05).p_below < 0.01
+    assert found.p_flip == 2 * found.p_above > 2 * judged(0.05).p_above
+    assert judged(-0.05).p_flip == 2 * judged(-0.05).p_below < 0.02
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_the_p_beside_a_verdict_is_one_whichever_side_the_effect_lies_on(margin):
+    """It was that of the side the effect was seen on alone, and below 0.05 of equal arms in a tenth of studies."""
+    draws = np.random.default_rng(3).normal(margin, 1.0, (2000, 8))
+    found = [judge(d, np.zeros(8), better="lower", margin=margin).p_flip for d in draws]
+    assert np.mean(np.array(found) <= 0.05) <= 0.06
 
 
 def test_an_interval_on_the_wrong_side_rules_out_though_it_names_no_winner():

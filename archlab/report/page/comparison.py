@@ -109,7 +109,7 @@ def verdicts(record: Record) -> PageTable:
     caption = (
         "Mean and sd: of runs that did not fail. Effect: arm minus baseline, paired by seed, where neither failed. Interval: of the confidence sequence, at the level that"
         " counts among all arms. e: the evidence for a verdict, against the smallest effect of interest. p: of signs flipped,"
-        " one-sided, against the same; it holds at these seeds only and decides nothing."
+        " two-sided, against the same; it holds at these seeds only and decides nothing."
     )
     return PageTable(caption, headings, rows)
 
