@@ -15,6 +15,8 @@ from archlab.cli import main as cli
 from archlab.comparison.stability_map import stability_map
 from archlab.records.reader import Run
 from archlab.report import stability_map as report
+from archlab.report.page import page
+from archlab.report.page.stability import stability_section
 
 PLATEAU = 3.0
 IGNORANT = math.log(256)
@@ -330,6 +332,15 @@ def test_the_picture_has_a_panel_an_arm_and_marks_failed_and_diverged_cells():
     assert panels[0].lines == [] or not list(panels[0].lines)  # stable to the edge, so no step is drawn
     faces = [cell.get_facecolor() for cell in deep.patches]
     assert faces[1] == faces[2]  # both above the plateau: clipped to the same colour
+
+
+def test_a_page_has_a_maps_notes_and_which_verdicts_stand_alone_only():
+    """It showed "better" of a verdict that does not survive among the others, and none of the notes."""
+    chart = stability_map(two_arms(8))
+    chart["verdicts"][0] |= {"survives": False}
+    text = page([stability_section(chart | {"notes": ["rows were swept over different learning rates"]})], "map")
+    assert ">better (alone)</span>" in text and ">better</span>" in text
+    assert "Note: rows were swept over different learning rates." in text
 
 
 # ---------------------------------------------------------------- the verb

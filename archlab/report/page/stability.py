@@ -5,7 +5,7 @@ from typing import Any
 
 from archlab.report.page.comparison import value
 from archlab.report.page.curves import finite, rounded
-from archlab.report.page.parts import Cell, Figure, PageTable, Section, View, figure_text, word
+from archlab.report.page.parts import Cell, Figure, PageTable, Prose, Section, View, figure_text, word
 from archlab.report.tables import nats, number
 
 Record = Mapping[str, Any]
@@ -20,7 +20,8 @@ def stability_section(record: Record) -> Section:
     headings = ("arm", "layers", "warm-up", "best loss", "LR sensitivity", "stable up to LR")
     caption = "LR sensitivity is low too for arms that hardly train: read it together with the best loss."
     judged = [verdicts(record["verdicts"])] if record.get("verdicts") else []
-    return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows), *judged])
+    notes = [Prose(f"Note: {note}.") for note in record.get("notes", ())]
+    return Section("Stability", [heat_maps(record), PageTable(caption, headings, rows), *judged, *notes])
 
 
 def verdicts(found: Sequence[Mapping[str, Any]]) -> PageTable:
@@ -32,7 +33,7 @@ def verdicts(found: Sequence[Mapping[str, Any]]) -> PageTable:
             Cell(str(one["n_layers"]), one["n_layers"]),
             Cell(str(one["warmup"]), one["warmup"]),
             word(one["quantity"].replace("_", " ")),
-            Cell(one["verdict"], one["verdict"], verdict=True),
+            Cell(one["verdict"] + " (alone)" * (one.get("survives") is False), one["verdict"], verdict=True),
             value(one["effect"], ""),
             Cell(number(one["e"]), one["e"]),
             Cell(str(one["n"]), one["n"]),
@@ -40,7 +41,10 @@ def verdicts(found: Sequence[Mapping[str, Any]]) -> PageTable:
         ]
         for one in found
     ]
-    caption = f"Against {found[0]['baseline']}, seed by seed; e is the evidence for a verdict."
+    caption = (
+        f"Against {found[0]['baseline']}, seed by seed; e is the evidence for a verdict. (alone): it does not survive among all of"
+        " them (e-BH)."
+    )
     return PageTable(caption, headings, rows)
 
 
