@@ -22,6 +22,8 @@ BOUND = 1e100
 Number = Annotated[float, Strict(), Interval(ge=-BOUND, le=BOUND)]
 Amount = Annotated[float, Strict(), Interval(ge=0, le=BOUND)]
 
+Portion = Annotated[float, Strict(), Interval(ge=0, le=1)]
+
 NATS = "nats per token"
 LOSS = Lower(NATS, smallest_effect=0.01)
 
@@ -42,8 +44,8 @@ class AtLength(TypedDict, total=False):
     """The loss of a window's first targets less that of its last quarter."""
 
     late_ratio: Annotated[Number | None, Lower("times the same targets at 1x")]
-    exact_match: Annotated[Number | None, Higher("share of answers")]
-    token_accuracy: Annotated[Number | None, Higher("share of tokens")]
+    exact_match: Annotated[Portion | None, Higher("share of answers")]
+    token_accuracy: Annotated[Portion | None, Higher("share of tokens")]
     first_token_share: Annotated[Number | None, Lower("share of attention's weights")]
     """What a sequence's first token has of them: much is a sink. Measured where eval.first_token_share asks for it."""
 
@@ -63,8 +65,8 @@ class Stability(TypedDict, total=False):
 
     max_grad_norm: Annotated[Number | None, Lower()]
     median_grad_norm: Annotated[Number | None, Lower()]
-    clipped_share: Annotated[Number | None, Lower("share of steps")]
-    loss_spike_score: Annotated[Number | None, Lower("share of steps")]
+    clipped_share: Annotated[Portion | None, Lower("share of steps")]
+    loss_spike_score: Annotated[Portion | None, Lower("share of steps")]
     max_activation_rms: Annotated[Number | None, Lower()]
     max_update_ratio: Annotated[Number | None, Lower()]
     min_attention_entropy: Annotated[Number | None, Higher("nats")]

@@ -130,6 +130,16 @@ def test_a_damaged_summary_is_left_out_and_said(tmp_path):
     )
 
 
+def test_a_share_beyond_one_is_damage(tmp_path):
+    """It came to logarithms of what is below 0, in warnings of numpy's."""
+    at = {"eval_len": 32, "loss": 1.0, "loss_last": 1.0, "exact_match": 5.0, "protocol": "disjoint"}
+    write_run(tmp_path, length=[at])
+    with pytest.raises(
+        UserError, match=r"length.0.exact_match: should be less than or equal to 1; give finished runs$"
+    ):
+        read_all([tmp_path])
+
+
 def test_where_no_run_can_be_read_there_is_an_error(tmp_path):
     directory = write_run(tmp_path)
     (directory / "summary.json").write_text("{}")
