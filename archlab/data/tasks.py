@@ -253,7 +253,7 @@ def series(rng: np.random.Generator, sizes: Sizes, largest: int, symbols: int) -
 
 
 def shuffles(rng: np.random.Generator, n: int, of: int) -> Int[np.ndarray, "batch symbols"]:
-    """QueryBlock of 0 to `of` - 1, each in an order of its own."""
+    """Rows of 0 to `of` - 1, each in an order of its own."""
     return rng.random((n, of)).argsort(axis=1)
 
 
