@@ -31,6 +31,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import copied, plain_dict
+from archlab.base.errors import UserError
 from archlab.base.files import write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.base.signals import Stop, Stopped
@@ -332,9 +333,15 @@ def find_rates(
 
     The arms try the same places of the grid. An arm whose trial failed is left alone: its first run fails as the trial
     did. `workers` and `pack` are those of `archlab.runs.sweep.carry_out`; trials of one program make a pack.
-    Raises UserError where a pack is asked for that can't be made.
+    Raises UserError where a pack is asked for that can't be made, or a run has a seed at which its own rate is chosen.
     """
     since = time.time()
+    for cfg in cfgs:
+        if cfg.tune and cfg.seed in SEEDS:
+            raise UserError(
+                f"seed={cfg.seed}: tune chooses the rate at seeds {' and '.join(map(str, SEEDS))}, so that a run at one of them"
+                " would be among the trials that it was chosen by; use another seed, such as 0"
+            )
     arms = {kept_in(line): line for cfg in cfgs if cfg.tune for line in lines_of(cfg)}
     cells = {file: kept(cfg) for file, cfg in arms.items()}
     if show:

@@ -8,6 +8,7 @@ import math
 import pytest
 
 import archlab
+from archlab.base.errors import UserError
 from archlab.runs import lab, tune
 
 SMALL = (
@@ -154,6 +155,16 @@ def test_a_tuning_seed_is_that_of_the_data_too_and_data_seeds_share_a_search(tmp
     arm, other = (composed(tmp_path, *words) for words in ([], ["data_seed=3"]))
     assert tune.kept_in(arm) == tune.kept_in(other)
     assert tune.Trial(other, 0, 1000).cfg.data_seed is None and tune.Trial(other, 0, 1000).cfg.seed == 1000
+
+
+@pytest.mark.parametrize("seed", tune.SEEDS)
+def test_a_seed_at_which_the_rate_is_chosen_is_refused_before_anything_runs(tmp_path, seed):
+    """Its run is one of the trials, the best of them by its noise too, and it was an arm's seed like any other."""
+    with pytest.raises(
+        UserError, match=rf"^seed={seed}: tune chooses the rate at seeds 1000 and 1001, .*; use another seed"
+    ):
+        archlab.sweep(*SMALL, "tune=lr", f"seed=0,{seed}", f"output={tmp_path}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_arm_that_joins_later_tries_all_that_the_others_tried():
