@@ -18,6 +18,8 @@ from archlab.claim.jobs import Job, LookJob, Measurement, RunJob
 from archlab.claim.ladder import ClaimLadder, n_params_of, slopes_of, together, tokens_of, why
 from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, standings, surviving, verdicts
 from archlab.claim.measures import parameters
+from archlab.config.assemble import assemble_without_weights
+from archlab.cost.measure import forward_flops_per_token
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
@@ -137,7 +139,14 @@ def costs(made: Course) -> Record:
         return {}
     of_arms = {label: made.composed(label) for label in part.arms}
     return {
-        label: {"steps": cfg.train.steps, "tokens": tokens_of(cfg), "n_params": int(parameters(cfg))}
+        label: {
+            "steps": cfg.train.steps,
+            "tokens": tokens_of(cfg),
+            "n_params": int(parameters(cfg)),
+            "flops_per_token": forward_flops_per_token(
+                assemble_without_weights(cfg), cfg.train.train_len, training=True
+            ),
+        }
         for label, cfg in of_arms.items()
     }
 

@@ -108,7 +108,7 @@ def bought(records: Iterable[Record]) -> list[str]:
         "",
         (
             "Held-out loss of the first arm less that of the second, nats per token, each at its own rate. Where the two do not cost"
-            " the same, it says how much of the second's steps, tokens or parameters the first has: such a difference is not bought"
+            " the same, it says how much of the second's steps, tokens, parameters or FLOPs per token the first has: such a difference is not bought"
             " by the choice alone."
         ),
         "",
@@ -129,7 +129,12 @@ def bought(records: Iterable[Record]) -> list[str]:
 ALIKE = 0.005
 """Costs that agree within half a percent count as equal, as they do where arms are matched."""
 
-COSTS = {"steps": "steps", "tokens": "tokens", "n_params": "parameters"}
+COSTS = {
+    "steps": "steps",
+    "tokens": "tokens",
+    "n_params": "parameters",
+    "flops_per_token": "FLOPs per token",
+}
 
 
 def unequal_cost(record: Record, part: Record) -> str:

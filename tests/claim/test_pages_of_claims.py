@@ -145,7 +145,7 @@ def test_where_the_literature_failed_says_what_survives():
 
 # --- what was bought ------------------------------------------------------------------------------
 
-EQUAL = {"steps": 100, "tokens": 6400, "n_params": 1000}
+EQUAL = {"steps": 100, "tokens": 6400, "n_params": 1000, "flops_per_token": 2000.0}
 
 
 def row_of(**changes) -> str:
@@ -165,6 +165,8 @@ def row_of(**changes) -> str:
         (EQUAL | {"n_params": 1030}, "1.03 x parameters"),
         (EQUAL | {"steps": 25, "tokens": 1600}, "0.25 x steps"),
         (EQUAL | {"steps": 25, "tokens": 6400}, "0.25 x steps"),
+        (EQUAL | {"flops_per_token": 2180.0}, "1.09 x FLOPs per token"),  # at equal parameters: it stood there as equal
+        ({name: EQUAL[name] for name in ("steps", "tokens", "n_params")}, ""),  # as older records have it
         (EQUAL | {"tokens": 12800, "n_params": 500}, "2 x tokens, 0.5 x parameters"),
     ],
 )
@@ -199,6 +201,7 @@ def test_what_the_arms_of_a_claim_cost_is_kept(tmp_path, made_up):  # noqa: F811
     costs = json.loads((tmp_path / "out" / "mine" / "result.json").read_text())["costs"]
     assert [costs[arm]["steps"] for arm in "ab"] == [4, 4] and costs["a"]["tokens"] == 4 * 4 * 16
     assert costs["a"]["n_params"] - costs["b"]["n_params"] == 5 * 64
+    assert costs["a"]["flops_per_token"] == costs["b"]["flops_per_token"] > 0
 
 
 # --- where there is no number ---------------------------------------------------------------------
