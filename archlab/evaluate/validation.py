@@ -47,21 +47,24 @@ class HeldOut:
 
         The same tokens are compared, so what is left is what the length does.
         """
-        here = self.along_the_tokens(self.nats.where(self.scored, torch.nan))
-        there = longer.along_the_tokens(longer.nats.where(longer.scored & targets, torch.nan))
+        here, counts_here = self.along_the_tokens(self.scored)
+        there, counts_there = longer.along_the_tokens(longer.scored & targets)
         n = min(len(here), len(there))
-        both = here[:n].isfinite() & there[:n].isfinite()
+        both = counts_here[:n] & counts_there[:n]
         return mean(here[:n][both]), mean(there[:n][both])
 
-    def along_the_tokens(self, values: Float[Tensor, "window seq"]) -> Float[Tensor, " token"]:
-        """Values laid out by the token they belong to; NaN where it has none."""
-        n_windows, seq_len = values.shape
+    def along_the_tokens(
+        self, counted: Bool[Tensor, "window seq"]
+    ) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]:
+        """Nats laid out by the token they belong to, finite or not, and whether it is among those that are counted."""
+        n_windows, seq_len = counted.shape
         starts = torch.from_numpy(where_windows_start(n_windows, seq_len, self.step))
         token = starts[:, None] + torch.arange(seq_len)
-        laid_out = torch.full((int(starts[-1]) + seq_len,), torch.nan)
-        there = values.isfinite()
-        laid_out[token[there]] = values[there]
-        return laid_out
+        nats = torch.full((int(starts[-1]) + seq_len,), torch.nan)
+        nats[token[counted]] = self.nats[counted]
+        there = torch.zeros(len(nats), dtype=torch.bool)
+        there[token[counted]] = True
+        return nats, there
 
     @property
     def token_accuracy(self) -> float:

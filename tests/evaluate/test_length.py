@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from archlab.data.batch import Batch, Source, TooLong
 from archlab.data.corpus import Corpus
-from archlab.evaluate.length import by_length, context_gain, stride, verdict
+from archlab.evaluate.length import against, by_length, context_gain, stride, verdict
 from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.stability import spike_score
 from archlab.evaluate.validation import HeldOut, Longer, held_out, unigram_entropy
@@ -292,7 +292,7 @@ def test_sliding_windows_are_laid_out_by_their_stride():
     nats = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 6], [0, 0, 7, 8]])
     scored = torch.tensor([[True] * 4, [False, False, True, True], [False, False, True, True]])
     seen = HeldOut(nats, scored, scored, step=2)
-    assert seen.along_the_tokens(nats.where(scored, torch.nan)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert seen.along_the_tokens(scored)[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert HeldOut(nats, scored & (nats != 5) & (nats != 6), scored, step=2).by_window() == [2.5, None, 7.5]
 
 
@@ -312,7 +312,8 @@ def test_sliding_scores_each_token_once_and_at_its_place(step, n_windows):
     targets, scored = (torch.cat(column) for column in zip(*((b.to_predict, b.scored) for b in batches), strict=True))
     assert targets[scored].tolist() == list(range(1, n_windows * seq_len + 1))
     seen = HeldOut(targets.float(), scored, scored, step=step)
-    laid_out = seen.along_the_tokens(seen.nats.where(scored, torch.nan))
+    laid_out, there = seen.along_the_tokens(scored)
+    assert there.tolist() == laid_out.isfinite().tolist()
     assert laid_out.tolist() == list(range(1, n_windows * seq_len + 1))
 
 
@@ -371,6 +372,19 @@ def test_without_two_figures_there_is_no_verdict(lengths):
 def scored_as(nats: torch.Tensor, scored: torch.Tensor | None = None) -> HeldOut:
     scored = torch.ones(nats.shape, dtype=torch.bool) if scored is None else scored
     return HeldOut(nats, scored, torch.zeros_like(scored), nats.shape[1])
+
+
+def test_a_loss_that_is_no_number_is_no_late_target_left_out():
+    """Three of four long windows broke, and the one that did not made the ratio 1: the length held."""
+    long = torch.full((4, 32), 2.0)
+    long[:3, 20:] = torch.nan
+    at_train_len, seen = scored_as(torch.full((16, 8), 2.0)), scored_as(long)
+    assert math.isnan(against(at_train_len, seen, 8)["late_ratio"])
+    lengths = [
+        {"eval_len": 8, "loss": 2.0, "loss_last": 2.0, "late_ratio": 1.0},
+        {"eval_len": 32, "loss": seen.loss(), "loss_last": seen.loss(last=4)} | against(at_train_len, seen, 8),
+    ]
+    assert verdict(lengths, 8, exact=False, unigram=5.0)["verdict"] == "collapses"
 
 
 def test_a_bigram_model_has_no_context_gain_however_good_it_is():
