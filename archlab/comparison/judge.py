@@ -242,6 +242,8 @@ def judge(
     (experiments/aa). Raises UserError where the arms have no pair, or alpha or margin is no such number.
     """
     check(margin, alpha, largest)
+    if better not in SIDES:
+        raise UserError(f"better={better}: should be lower, higher or None")
     seeds, first, second, unpaired = pair_up(a, b)
     lost_a = ~np.isfinite(first) | np.isin(seeds, list(failed_a))
     lost_b = ~np.isfinite(second) | np.isin(seeds, list(failed_b))

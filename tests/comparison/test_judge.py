@@ -220,6 +220,11 @@ def test_p_is_against_the_margin_on_its_side():
     assert judged(-0.05).p_flip == 2 * judged(-0.05).p_below < 0.02
 
 
+def test_a_direction_that_is_none_is_refused_in_a_line():
+    with pytest.raises(UserError, match=r"^better=smaller: should be lower, higher or None$"):
+        judge([1.0, 2.0], [1.0, 3.0], better="smaller", margin=0.0)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.3])
 def test_the_p_beside_a_verdict_is_one_whichever_side_the_effect_lies_on(margin):
     """It was that of the side the effect was seen on alone, and below 0.05 of equal arms in a tenth of studies."""
