@@ -67,10 +67,6 @@ class ClaimLadder:
     def most(self) -> list[Job]:
         return joined(made.most for made in self.rungs)
 
-    @property
-    def spared(self) -> list[Job]:
-        return joined(made.spared for made in self.rungs)
-
 
 def joined(lists: Iterable[Sequence[Job]]) -> list[Job]:
     return [job for jobs in lists for job in jobs]

@@ -116,7 +116,7 @@ def as_they_settle(
     A claim whose runs cannot decide it goes no further, and why is added to `refused`; the others go on.
     """
     left = list(courses)
-    went_on = {made.claim.name for made in courses if missing(made.most)}
+    went_on = {id(rung) for made in courses for rung in made.rungs if missing(rung.most)}
     while left:
         todo: dict[object, Job] = {}
         settled = []
@@ -135,8 +135,8 @@ def as_they_settle(
         for made in settled:
             left.remove(made)
             yield made
-            if made.claim.name in went_on:
-                progress.add(sum(map(seconds, made.spared)))
+            spared = (job for rung in made.rungs if id(rung) in went_on for job in rung.spared)
+            progress.add(sum(map(seconds, spared)))
         if todo:
             for done, _ in work(in_packs(list(todo.values()), pack), workers):
                 progress.add(seconds(done))

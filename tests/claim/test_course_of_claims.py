@@ -128,6 +128,28 @@ def test_what_a_claim_went_on_to_stays_whatever_was_decided_since(tmp_path, made
     assert (again["seeds"], again["e"], again["evidence"]) == (more["seeds"], more["e"], 1000.0)
 
 
+def test_the_bar_of_a_ladder_counts_no_seeds_of_a_rung_that_was_settled_before(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """It ended at 86 of 53 seconds: what the rung that was there had spared long ago was counted as done now."""
+    monkeypatch.setattr("archlab.claim.course.LOOKS", LOOKS)
+    made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.02
+    written(tmp_path, common=COMMON, quick={"seeds": 24}, parts=[part(by=0.005)])
+    told = []
+
+    class Bar(session.Counted):
+        def __init__(self, what, total, console):
+            told.append([total, 0.0])
+            super().__init__(what, total, console)
+
+        def add(self, amount=1):
+            told[-1][1] += amount
+            super().add(amount)
+
+    monkeypatch.setattr(session, "Counted", Bar)
+    for asked in (None, "1x2"):
+        decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, ladder=asked)
+    assert all(done == pytest.approx(total) and total > 0 for total, done in told)
+
+
 def test_what_trains_nothing_is_told_no_evidence_beside_what_is_trained(tmp_path, made_up):  # noqa: F811
     """Its page gave a command with evidence=1000, which is refused."""
     made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.2
