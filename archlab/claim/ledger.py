@@ -1,6 +1,6 @@
 """What may not change afterwards: which claims were registered, and every verdict there was, each in a file of lines.
 
-registered.jsonl   a claim's hash, its ladder, the date, the number of the call that registered it (`batch`), and how many of
+registered.jsonl   a claim's hash, its budget and ladder, the date, the number of the call that registered it (`batch`), and how many of
                    its runs and measurements were there already (`made`)
 verdicts.jsonl     a line for each verdict, never taken back; a claim's last line counts
 
@@ -20,7 +20,7 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.files import Lines, alone
 from archlab.base.plain import Unreadable, read_whole_lines
-from archlab.claim.claim import Claim
+from archlab.claim.claim import BudgetName, Claim
 from archlab.comparison.many import online_needed
 
 Record = dict[str, Any]
@@ -110,11 +110,12 @@ def register(
     anew: bool = False,
     ladder: str | None = None,
     made: Mapping[str, int] = MappingProxyType({}),
+    budget: BudgetName = "quick",
 ) -> None:
     """Notes what each claim says before its first run; what was registered before has to say the same.
 
-    With `anew`, one that says otherwise is registered once more: its earlier verdicts stay in verdicts.jsonl. Each ladder at
-    which a claim is to be decided has a registration of its own. `made` says how many of a claim's runs and measurements are
+    With `anew`, one that says otherwise is registered once more: its earlier verdicts stay in verdicts.jsonl. Each budget and
+    ladder at which a claim is to be decided has a registration of its own. `made` says how many of a claim's runs and measurements are
     there already.
     Raises UserError.
     """
@@ -122,8 +123,8 @@ def register(
     lines = ledger.records()
     if anew and not changed(lines, claims):
         raise UserError("anew=true: every claim says what was registered, so it would change nothing; leave it out")
-    if to_register(lines, claims, anew, ladder, made):
-        ledger.extend(lambda there: to_register(there, claims, anew, ladder, made))
+    if to_register(lines, claims, anew, ladder, made, budget):
+        ledger.extend(lambda there: to_register(there, claims, anew, ladder, made, budget))
 
 
 def changed(lines: Sequence[Record], claims: Sequence[Claim]) -> list[Claim]:
@@ -133,7 +134,12 @@ def changed(lines: Sequence[Record], claims: Sequence[Claim]) -> list[Claim]:
 
 
 def to_register(
-    lines: Sequence[Record], claims: Sequence[Claim], anew: bool, ladder: str | None, made: Mapping[str, int]
+    lines: Sequence[Record],
+    claims: Sequence[Claim],
+    anew: bool,
+    ladder: str | None,
+    made: Mapping[str, int],
+    budget: BudgetName,
 ) -> list[Record]:
     """A line for each claim that is not there as it stands. Raises UserError where one was changed, unless it is to be `anew`."""
     otherwise = changed(lines, claims)
@@ -144,10 +150,11 @@ def to_register(
             f"claim/{first.name}.yaml: does not say what was registered on {last}; take the change back, or"
             " add anew=true, which registers it once more and keeps its earlier verdicts"
         )
-    there = {(line["claim"], line["says"]) for line in lines if line.get("ladder") == ladder}
+    there = {(line["claim"], line["says"]) for line in lines if at(line) == (budget, ladder)}
     batch = 1 + max((line.get("batch", 0) for line in lines), default=0)
     return [
         {"claim": claim.name, "says": claim.sha256, "date": f"{date.today()}", "batch": batch}
+        | ({} if budget == "quick" else {"budget": budget})
         | ({"ladder": ladder} if ladder else {})
         | {"made": made.get(claim.name, 0)}
         for claim in claims
@@ -155,11 +162,18 @@ def to_register(
     ]
 
 
-def registration(folder: Path, name: str, says: str | None, ladder: str | None = None) -> Record | None:
-    """The line by which a claim that says this was registered at this ladder: the first since it last said otherwise."""
+def at(line: Record) -> tuple[str, str | None]:
+    """The budget and the ladder of a registration or a verdict; of the oldest lines, the quick one."""
+    return line.get("budget") or "quick", line.get("ladder")
+
+
+def registration(
+    folder: Path, name: str, says: str | None, ladder: str | None = None, budget: str = "quick"
+) -> Record | None:
+    """The line by which a claim that says this was registered at this budget and ladder: the first since it last said otherwise."""
     of_it = [line for line in registrations(folder).records() if line["claim"] == name]
     since = list(takewhile(lambda line: line["says"] == says, of_it[::-1]))[::-1]
-    return next((line for line in since if line.get("ladder") == ladder), None)
+    return next((line for line in since if at(line) == (budget, ladder)), None)
 
 
 def history(folder: Path, record: Record) -> Record:
@@ -170,8 +184,9 @@ def history(folder: Path, record: Record) -> Record:
     decided      the date of the first verdict that was there; None where there was none
     made         how many of its runs and measurements were there
     """
-    name, says, ladder = record["name"], record.get("says"), record.get("ladder")
-    line = registration(folder, name, says, ladder)
+    name, says = record["name"], record.get("says")
+    budget, ladder = at(record)
+    line = registration(folder, name, says, ladder, budget)
     if line is None:
         return {"registered": None, "anew": False, "decided": None, "made": 0}
     earlier = [
@@ -187,17 +202,18 @@ def history(folder: Path, record: Record) -> Record:
 
 
 def was_there(verdict: Record, line: Record) -> bool:
-    """Whether a verdict is older than a registration; of the same day, one of other words or of another ladder is taken for it."""
-    other = any(verdict.get(name) != line.get(name) for name in ("says", "ladder"))
+    """Whether a verdict is older than a registration; of the same day, one of other words, budget or ladder is taken for it."""
+    other = verdict.get("says") != line.get("says") or at(verdict) != at(line)
     return (verdict["date"], not other) < (line["date"], True)
 
 
 def surviving(folder: Path) -> dict[str, bool]:
     """Of each decided claim, whether its verdict survives beside all others at one error rate (online e-BH at 5%).
 
-    What is tested is a claim as it was worded, in the order of first registration: one that was registered anew is a later
-    hypothesis, and what it said before stays among those tested. Those of the first call share half of the error rate. An
-    identity is no matter of chance, and plays no part.
+    What is tested is a claim as it was worded, at its budget and ladder, in the order of first registration: one that was
+    registered anew, or is decided on a ladder too, is a later hypothesis, and what it said before stays among those tested. What
+    a claim came to last is what is told of it. Those of the first call share half of the error rate. An identity is no matter of
+    chance, and plays no part.
     """
     return {name: e >= needed for name, (e, needed) in standings(folder).items()}
 
@@ -205,21 +221,32 @@ def surviving(folder: Path) -> dict[str, bool]:
 def standings(folder: Path) -> dict[str, tuple[float, float]]:
     """Of each decided claim, its e-value and the one from which on it survives, the others as they are."""
     lines = registrations(folder).records()
-    hypotheses = list(dict.fromkeys((line["claim"], line["says"]) for line in lines))
-    first_says = dict(hypotheses[::-1])
-    found: dict[tuple[str, str], Record] = {}
+    first_says = {line["claim"]: line["says"] for line in lines[::-1]}
+    found: dict[Hypothesis, Record] = {}
+    last: dict[str, Hypothesis] = {}
     for line in verdicts(folder).records():  # the oldest don't say of which words they are
-        found[line["claim"], line.get("says") or first_says.get(line["claim"], "")] = line
+        one = last[line["claim"]] = hypothesis(line, line.get("says") or first_says.get(line["claim"], ""))
+        found[one] = line
+    hypotheses = dict.fromkeys([*(hypothesis(line, line["says"]) for line in lines), *found])
     tested = [one for one in hypotheses if found.get(one, {}).get("kind") != "identity"]
     e_values = [float(found[one]["e"] or 0) if one in found else 0.0 for one in tested]
     batch = len(first_batch(lines).intersection(tested))
     stands = dict(zip(tested, zip(e_values, online_needed(e_values, batch=batch), strict=True), strict=True))
     now = {line["claim"]: line["says"] for line in lines}
-    return {name: stands[name, says] for name, says in now.items() if (name, says) in stands.keys() & found.keys()}
+    return {name: stands[one] for name, one in last.items() if one in stands and now.get(name) == one[1]}
 
 
-def first_batch(lines: Sequence[Record]) -> set[tuple[str, str]]:
+Hypothesis = tuple[str, str, str, str | None]
+"""A claim, what it says, its budget and its ladder."""
+
+
+def hypothesis(line: Record, says: str) -> Hypothesis:
+    """What a registration or a verdict is of."""
+    return line["claim"], says, *at(line)
+
+
+def first_batch(lines: Sequence[Record]) -> set[Hypothesis]:
     """What was registered by the first call; of lines that don't number it, on the first of their days."""
     same = ("batch",) if lines and "batch" in lines[0] else ("batch", "date")
     of_first = (line for line in lines if all(line.get(name) == lines[0].get(name) for name in same))
-    return {(line["claim"], line["says"]) for line in of_first}
+    return {hypothesis(line, line["says"]) for line in of_first}

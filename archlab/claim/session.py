@@ -70,7 +70,7 @@ def decide_claims(
         writable(runs)
     done = {made.claim.name: sum(job.result is not None for job in in_all([made.most])) for made in courses}
     for folder in dict.fromkeys(folders.values()):
-        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder, done)
+        register(folder, [claim for claim in claims if folders[claim.name] == folder], anew, ladder, done, budget)
     console = Console(file=sys.stderr)  # as it is now: a run in this process has its words go to a log
     runs_to_make = [job for job in most if isinstance(job, RunJob)]
     if runs_to_make and on_a_gpu([runs_to_make[0].plan]):  # plans take time to make
@@ -82,7 +82,7 @@ def decide_claims(
 
     def settle(made: ClaimLadder) -> None:
         name = made.claim.name
-        line = registration(folders[name], name, made.claim.sha256, ladder)
+        line = registration(folders[name], name, made.claim.sha256, ladder, budget)
         record = records[name] = keep(record_of(made, budget, line), folders[name] / name)
         keep_index(folders[name], known_claims() if folders[name] == OUR_OWN else ())
         console.print(f"{record['verdict']:14} {record['sentence']}", highlight=False, markup=False, soft_wrap=True)

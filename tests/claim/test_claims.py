@@ -1131,6 +1131,27 @@ def test_a_claim_in_other_words_is_a_later_hypothesis(tmp_path):
     assert ledger.surviving(tmp_path) == {"a": True, "b": True, "c": True}
 
 
+def test_a_claim_at_another_ladder_or_budget_is_another_hypothesis(tmp_path):
+    """Fault found: the last of a claim's verdicts was its e-value, so that who decides it in turn plainly and on a ladder chose.
+
+    Weights: 1/2 for the plain one, then 1/4 and 1/12 for the ladder and for another budget: 40, 80 and 240 / k.
+    """
+    plain = {"claim": "mine", "says": "it"}
+    ladder, budget = plain | {"ladder": "2x1"}, plain | {"budget": "full"}
+    for batch, line in enumerate((plain, ladder, budget), start=1):
+        ledger.registrations(tmp_path).add(line | {"date": "2026-01-01", "batch": batch})
+
+    def decided(at: dict, e: float) -> tuple[float, float]:
+        ledger.verdicts(tmp_path).add({"budget": "quick"} | at | {"kind": "trained", "e": e})
+        return ledger.standings(tmp_path)["mine"]
+
+    assert decided(plain, 39.0) == pytest.approx((39.0, 40.0))
+    assert decided(ladder, 90.0) == pytest.approx((90.0, 40.0)), "beside the plain one"
+    assert decided(plain, 39.0) == pytest.approx((39.0, 20.0)), "one of two now"
+    assert decided(budget, 70.0) == pytest.approx((70.0, 80.0)), "the third, beside both"
+    assert decided(ladder, 30.0) == pytest.approx((30.0, 40.0)), "only its own last verdict is replaced"
+
+
 def test_what_is_registered_later_on_the_first_day_puts_no_survivor_out(tmp_path):
     """Fault found: each claim of the first day had an equal share of half of 5%, and one more made it smaller for all."""
     claims = [read_claim(written(tmp_path, name)) for name in ("first", "second", "third")]
@@ -1218,7 +1239,7 @@ def test_who_registers_or_decides_at_once_loses_no_line(tmp_path):
     kept = ledger.registrations(tmp_path)
     stale = kept.records()
     ledger.register(tmp_path, [theirs])
-    kept.extend(lambda there: ledger.to_register(there, [ours, theirs], False, None, {}))
+    kept.extend(lambda there: ledger.to_register(there, [ours, theirs], False, None, {}, "quick"))
     assert stale == [] and [(line["claim"], line["batch"]) for line in kept.records()] == [("theirs", 1), ("ours", 2)]
 
 
