@@ -72,7 +72,10 @@ class Plan:
         layers = [[getattr(layer, one.name) for one in fields(layer)] for layer in self.layers]
         keyed = [[part.key if isinstance(part, Choice) else part for part in layer] for layer in layers]
         structure = [whole.get("canon"), whole.get("skips"), loop_of(whole), whole["mtp"]]
-        return json.dumps([keyed, model, structure, step], sort_keys=True)
+        drawn = (
+            whole.get("random_positions") is not None
+        )  # batches then hold positions, in the place of the scheme's own
+        return json.dumps([keyed, model, structure, step, drawn], sort_keys=True)
 
 
 OF_THE_MODEL = ("norm", "head", "embed", "dropout", "prefix", "device", "precision", "kernel", "compile")

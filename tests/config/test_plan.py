@@ -69,7 +69,7 @@ def test_a_sweep_over_all_options_finds_the_users_own(tmp_path):
 
 @pytest.mark.parametrize(
     "word", ["seed=5", "train.lr=1e-4", "train.weight_decay=0", "train.clip=null", "train.beta2=0.9", "train.steps=7", "init=normal",
-             "train.warmup=3", "probe.every=null", "eval.tokens=1024", "train.log_every=1"],
+             "train.warmup=3", "probe.every=null", "eval.tokens=1024", "train.log_every=1", "sink_token=0"],
 )  # fmt: skip
 def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
     (other,) = plans(*SMALL, word)
@@ -83,7 +83,7 @@ def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
     "word", ["norm=layer", "residual=post", "ffn=gelu", "pos=alibi", "mask=prefix", "mixer=mqa", "head.softcap=30", "embed.tied=true",
              "size.d_ff=24", "size.n_layers=3", "layers[1].pos=none", "layers[1].size.d_ff=8", "train.batch_size=3",
              "train.train_len=64", "train.checkpoint=true", "train.accumulate=2", "data=masked", "dropout=0.1", "precision=bf16",
-             "mixer.softcap=50", "pos.base=500"],
+             "mixer.softcap=50", "pos.base=500", "random_positions=256"],
 )  # fmt: skip
 def test_what_changes_an_operation_or_a_shape_is_another_program(word, one):
     (other,) = plans(*SMALL, word)

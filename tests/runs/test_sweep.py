@@ -122,6 +122,11 @@ def test_runs_of_one_program_make_a_pack_whatever_else_they_differ_in():
     assert packs_of(made, "off") == [[number] for number in range(8)]
 
 
+def test_runs_whose_positions_are_drawn_are_in_no_pack_with_those_at_the_schemes_own():
+    drawn = "random_positions=null,64,32"
+    assert packs_of(plans(*SMALL, drawn, "eval.lengths=[1]"), 3) == [[0], [1, 2]]
+
+
 def test_on_a_cpu_nothing_is_packed_without_being_asked_for():
     assert packs_of(plans(*SMALL, "seed=0,1"), "auto") == [[0], [1]]
 
