@@ -31,7 +31,7 @@ def side_by_side(decoder: Decoder) -> Iterator[list[Maps]]:
     read: list[ref[Tensor]] = []  # what each group read; a tensor that is gone is nobody's
 
     def note(linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if linear in seen or not isinstance(linear, nn.Linear):
+        if linear in seen or not isinstance(linear, nn.Linear) or not has_its_matrix(linear):
             return
         seen.add(linear)
         if read and read[-1]() is inputs[0] and is_plain(linear) and is_plain(groups[-1][0]):
@@ -118,6 +118,12 @@ def linears(decoder: Decoder) -> Maps:
 def is_plain(linear: nn.Linear) -> bool:
     """Whether it computes what torch's own does: a head, or what a library has put into its place, may do more."""
     return type(linear).forward is nn.Linear.forward and "forward" not in vars(linear)
+
+
+def has_its_matrix(linear: nn.Linear) -> bool:
+    """Whether its weight is the matrix that it multiplies by: a library that quantises puts packed numbers there."""
+    weight = linear.weight
+    return weight.is_floating_point() and weight.shape == (linear.out_features, linear.in_features)
 
 
 def pays(weights: Sequence[Tensor], n_sequences: int, n_tokens: int) -> bool:

@@ -124,6 +124,28 @@ def test_what_a_library_has_put_into_a_maps_place_is_left_alone():
     assert "forward" in vars(own)
 
 
+class Packed(nn.Linear):
+    """A linear map as bitsandbytes' Linear4bit is one: its weight is a column of bytes, of which its forward makes the matrix."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.matrix = (linear.weight.detach() > 0).to(linear.weight.dtype)
+        packed = self.matrix.to(torch.uint8).flatten().unflatten(0, (-1, 2)) @ torch.tensor([1, 2], dtype=torch.uint8)
+        self.weight = nn.Parameter(packed[:, None], requires_grad=False)
+
+    def forward(self, x):
+        bits = torch.stack((self.weight[:, 0] % 2, self.weight[:, 0] // 2), dim=1)
+        return nn.functional.linear(x, bits.view(self.out_features, self.in_features).to(x.dtype))
+
+
+def test_a_map_whose_numbers_a_library_has_packed_is_left_alone():
+    decoder, tokens = build(pos="rope", n_layers=2).eval(), draw_tokens(seq=5)[:1]
+    decoder.layers[0].mixer.q_proj = Packed(decoder.layers[0].mixer.q_proj)
+    told = generate(decoder, tokens, max_new_tokens=NEW)
+    with torch.no_grad():
+        assert torch.equal(told[:, 5:], decoder(told[:, :-1])[:, 4:].argmax(dim=-1))
+
+
 def test_values_stay_and_the_order_in_memory_comes_back():
     decoder = build(pos="rope")
     before = {name: (weight.data_ptr(), weight.detach().clone()) for name, weight in decoder.named_parameters()}
