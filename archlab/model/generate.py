@@ -1,7 +1,10 @@
 """Text from a decoder: one token after the other, each the likeliest or drawn from the likely ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +16,9 @@ from archlab.model.decoder import Decoder
 from archlab.model.layout import laid_out_for, side_by_side
 
 Logits = Float[Tensor, "batch vocab"]
+
+TURNS: WeakKeyDictionary[Decoder, RLock] = WeakKeyDictionary()
+"""By decoder, held while it is asked: its mode is another meanwhile, and so is how its weights lie in memory."""
 
 
 def generate(
@@ -40,7 +46,7 @@ def generate(
                  are `Decoder.forward`'s
     seed         the same seed gives the same tokens on the same kind of device
 
-    The decoder is left in the mode, training or evaluation, that it was in.
+    The decoder is left in the mode, training or evaluation, that it was in. Threads that ask the same one take turns.
 
     Raises UserError where an option is out of range or changes nothing, or the model can't be decoded from a cache.
     Source: arXiv:1805.04833, sec. 5.4 (top-k); arXiv:1904.09751, sec. 3.1 (top-p).
@@ -48,24 +54,31 @@ def generate(
     check_options(max_new_tokens, temperature, top_k, top_p, eos, seed)
     check_tokens(tokens, eos, decoder.embedding.num_embeddings)
     check_table(decoder, tokens, max_new_tokens, padding)
-    generator, was_training = torch.Generator(tokens.device).manual_seed(seed), decoder.training
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    with TURNS.setdefault(decoder, RLock()), evaluating(decoder), torch.inference_mode():
+        with side_by_side(decoder) as maps:
+            first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
+        with laid_out_for(maps, len(tokens), max_new_tokens):
+            said = go_on(
+                decoder,
+                first,
+                cache,
+                max_new_tokens,
+                partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator),
+                eos,
+            )
+    return torch.cat((tokens, *said), dim=1)  # outside of inference mode, so that a model can be trained on them
+
+
+@contextmanager
+def evaluating(decoder: Decoder) -> Iterator[None]:
+    """Inside, the decoder is in evaluation mode."""
+    was_training = decoder.training
     decoder.eval()
     try:
-        with torch.inference_mode():
-            with side_by_side(decoder) as maps:
-                first = decoder(tokens, prefix_len, padding=padding, cache=(cache := Cache()))[:, -1]
-            with laid_out_for(maps, len(tokens), max_new_tokens):
-                said = go_on(
-                    decoder,
-                    first,
-                    cache,
-                    max_new_tokens,
-                    partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator),
-                    eos,
-                )
+        yield
     finally:
         decoder.train(was_training)
-    return torch.cat((tokens, *said), dim=1)  # outside of inference mode, so that a model can be trained on them
 
 
 def go_on(

@@ -84,21 +84,25 @@ def lay_out(maps: Maps) -> None:
 
 
 class JointProduct:
-    """Linear maps of one tensor as one; a map that is given another tensor begins anew, so what each returns is its own."""
+    """Linear maps of one tensor as one; a map that is given another tensor begins anew, so what each returns is its own.
+
+    What was read and what came of it are replaced together, since another thread may be calling the same model.
+    """
 
     def __init__(self, maps: Maps):
         weight = torch.cat([linear.weight.detach() for linear in maps])
         self.weight = weight.t().contiguous().t() if len(weight) >= weight.shape[1] else weight
         self.bias = joint_bias(maps)
         self.sizes = [linear.out_features for linear in maps]
-        self.read: Any = None
-        self.results: tuple[Tensor, ...] = ()
+        self.last: tuple[Any, tuple[Tensor, ...]] = None, ()
 
     def result(self, i: int, input: Tensor) -> Tensor:
         """What map i makes of the tensor."""
-        if input is not self.read:
-            self.read, self.results = input, F.linear(input, self.weight, self.bias).split(self.sizes, dim=-1)
-        return self.results[i]
+        read, results = self.last
+        if input is not read:
+            results = F.linear(input, self.weight, self.bias).split(self.sizes, dim=-1)
+            self.last = input, results
+        return results[i]
 
 
 def joint_bias(maps: Maps) -> Tensor | None:

@@ -1,5 +1,7 @@
 """Matrices laid out for decoding: what is computed stays what it is, and afterwards nothing has changed."""
 
+from threading import Thread
+
 import pytest
 import torch
 from oracles import VOCAB, build, draw_tokens, options
@@ -144,6 +146,21 @@ def test_a_map_whose_numbers_a_library_has_packed_is_left_alone():
     told = generate(decoder, tokens, max_new_tokens=NEW)
     with torch.no_grad():
         assert torch.equal(told[:, 5:], decoder(told[:, :-1])[:, 4:].argmax(dim=-1))
+
+
+def test_threads_that_ask_one_model_are_told_what_each_would_be_alone():
+    decoder, prompts = build(pos="rope", n_layers=2), draw_tokens(seq=5).split(1)
+    alone, beside = [generate(decoder, prompt, max_new_tokens=60) for prompt in prompts], {}
+
+    def ask(number):
+        beside[number] = generate(decoder, prompts[number], max_new_tokens=60)
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(len(prompts))]
+    for step in (Thread.start, Thread.join):
+        for thread in threads:
+            step(thread)
+    assert [beside[number].tolist() for number in range(len(prompts))] == [told.tolist() for told in alone]
+    assert decoder.training and nothing_moved([linears(decoder)])
 
 
 def test_values_stay_and_the_order_in_memory_comes_back():
