@@ -6,8 +6,16 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, forkserver, get_all_start_methods, get_context, resource_tracker
+from multiprocessing import (
+    active_children,
+    forkserver,
+    get_all_start_methods,
+    get_context,
+    parent_process,
+    resource_tracker,
+)
 from multiprocessing.context import BaseContext, ForkServerContext
+from threading import Thread
 from typing import Any, TypeVar
 
 from archlab.base.signals import Stopped, deferred
@@ -116,6 +124,23 @@ def start_worker(threads: int) -> None:
     _in_a_worker = True
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a spawned worker would hear it; the parent does, and decides
+    Thread(target=end_with_the_parent, daemon=True).start()
+
+
+def end_with_the_parent() -> None:
+    """Asks this worker to stop once the process that it works for is gone, as where that was killed: a run then saves where it is.
+
+    A pool's workers are not told, and would go on with the jobs that were handed out ahead, beside whoever resumes them.
+    """
+    if parent := parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def has_a_parent() -> bool:
+    """Whether there still is somebody who hands out jobs."""
+    parent = parent_process()
+    return parent is None or parent.is_alive()
 
 
 _stopped = False
@@ -132,3 +157,6 @@ def unless_stopped(function: Callable[..., Result], *arguments: Any) -> Result:
     except KeyboardInterrupt:
         _stopped = True
         raise
+    finally:
+        if not has_a_parent():
+            os._exit(1)  # nobody reads what came of it, and the pool would wait for the next job for ever

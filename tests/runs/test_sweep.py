@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import archlab
 from archlab.base.errors import UserError
 from archlab.config.compose import plans
-from archlab.records.directory import is_finished
+from archlab.records.directory import being_written, is_finished
 from archlab.runs import packs, sweep
 from archlab.runs.packs import packs_of
 from archlab.verbs.run import Sweep
@@ -90,7 +90,9 @@ def archlab_in_a_process(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_sweep_side_by_side_that_is_stopped_is_finished_by_resume(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_sweep_side_by_side_that_is_stopped_is_finished_by_resume(tmp_path, number, status):
+    """Also where the sweep itself is killed: its workers save where they are, begin nothing more, and end."""
     words = [
         *(word for word in SMALL if "steps" not in word),
         "train.steps=4000",
@@ -104,12 +106,15 @@ def test_a_sweep_side_by_side_that_is_stopped_is_finished_by_resume(tmp_path):
     while len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2 and time.monotonic() - begun < 120:
         time.sleep(0.1)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
-    stopped = sorted((tmp_path / "runs").glob("*/config.yaml"))
-    assert len(stopped) == 2 and not any(is_finished(file.parent) for file in stopped)
-    for file in stopped:
-        assert json.loads((file.parent / "summary.json").read_text())["status"] == "stopped"
+    process.send_signal(number)
+    assert process.wait(timeout=120) == status
+    stopped = sorted(file.parent for file in (tmp_path / "runs").glob("*/config.yaml"))
+    while any(being_written(run) for run in stopped) and time.monotonic() - begun < 240:
+        time.sleep(0.1)
+    assert sorted(file.parent for file in (tmp_path / "runs").glob("*/config.yaml")) == stopped
+    assert len(stopped) == 2 and not any(is_finished(run) for run in stopped)
+    for run in stopped:
+        assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
 
 
 # ---------------------------------------------------------------- which runs make a pack
