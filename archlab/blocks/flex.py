@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Mask, Position
@@ -21,6 +21,9 @@ LEAST_HEAD_DIM = 16
 
 ScoreOf = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(score, sequence, head, query, key), one number each, the last four whole -> the score with the bias of this pair."""
+
+OfPair = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(sequence, head, query, key), one whole number each -> whether the query can attend to the key."""
 
 
 def flex_kernel(
@@ -99,11 +102,12 @@ def blocks_of_all(context: AttentionContext, q: Tensor) -> BlockMask | None:
 
 @lru_cache(maxsize=32)
 def blocks_once(mask: Mask, seq_len: int, device: torch.device) -> BlockMask:
-    """The blocks of pairs that a mask leaves, found once for a length."""
-    nothing = torch.zeros(1, dtype=torch.long, device=device)
-    # Lambdas, since torch counts a function's parameters, and sees none of one whose types are checked.
-    of_pair = lambda sequence, head, query, key: mask.can_attend(query, key, nothing[0])  # noqa: E731
-    return create_block_mask(of_pair, None, None, seq_len, seq_len, device)
+    """The blocks of pairs that a mask leaves, found once for a length: also for training, whatever asked for them first."""
+    with torch.inference_mode(False):
+        nothing = torch.zeros(1, dtype=torch.long, device=device)
+        # Lambdas, since torch counts a function's parameters, and sees none of one whose types are checked.
+        of_pair = lambda sequence, head, query, key: mask.can_attend(query, key, nothing[0])  # noqa: E731
+        return blocks_left(lambda query, key: mask.can_attend(query, key, nothing[0]), of_pair, 1, seq_len, device)
 
 
 def blocks_of_each_sequence(context: AttentionContext, q: Tensor) -> BlockMask | None:
@@ -119,4 +123,43 @@ def blocks_by_sequence(context: AttentionContext, batch: int, seq_len: int) -> B
     of_pair = lambda sequence, head, query, key: mask.can_attend_within(  # noqa: E731
         query, key, prefix_len[sequence], starts[sequence, query, 0]
     )
-    return create_block_mask(of_pair, batch, None, seq_len, seq_len, prefix_len.device)
+
+    def can_attend(query: Tensor, key: Tensor) -> Tensor:
+        return mask.can_attend_within(query, key, prefix_len.view(-1, 1, 1), starts[:, query[0, :, 0]])
+
+    return blocks_left(can_attend, of_pair, batch, seq_len, prefix_len.device)
+
+
+SIDE = 128
+"""Queries, and keys, in a block."""
+
+PAIRS = 2**24
+"""That are looked at together, so that no sequence is too long for a table of its pairs."""
+
+
+def blocks_left(
+    can_attend: Callable[[Tensor, Tensor], Tensor], of_pair: OfPair, batch: int, seq_len: int, device: torch.device
+) -> BlockMask:
+    """The blocks in which some pairs can attend, and those in which all can: torch's `create_block_mask`, without its table of all pairs.
+
+    `can_attend` takes indices of queries, (1, query, 1), and of keys, (1, 1, key); `of_pair` is the same of one pair.
+    """
+    n_blocks = -(-seq_len // SIDE)
+    at_once = max(1, PAIRS // (batch * n_blocks * SIDE**2))
+    key = torch.arange(n_blocks * SIDE, device=device).view(1, 1, -1)
+    counts = []
+    for first in range(0, n_blocks, at_once):
+        query = torch.arange(first * SIDE, min(first + at_once, n_blocks) * SIDE, device=device).view(1, -1, 1)
+        left = can_attend(query.clamp(max=seq_len - 1), key) & (query < seq_len) & (key < seq_len)
+        counts.append(left.expand(batch, -1, -1).unflatten(2, (-1, SIDE)).unflatten(1, (-1, SIDE)).sum(dim=(2, 4)))
+    n_left = torch.cat(counts, dim=1)[:, None]
+    whole = n_left == SIDE**2
+    return BlockMask.from_kv_blocks(
+        *in_order((n_left > 0) & ~whole), *in_order(whole), SIDE, mask_mod=of_pair, seq_lengths=(seq_len, seq_len)
+    )
+
+
+def in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many there are in each row, and which: their numbers first, and then the others'."""
+    blocks = blocks.to(torch.int32)
+    return blocks.sum(dim=-1, dtype=torch.int32), blocks.argsort(dim=-1, descending=True, stable=True).to(torch.int32)

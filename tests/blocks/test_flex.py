@@ -31,6 +31,8 @@ from torch.nn.attention import flex_attention as torchs
 
 import archlab
 from archlab.base.errors import UserError
+from archlab.benchmark.memory import peak_bytes
+from archlab.blocks import flex
 from archlab.blocks import kernel as kernels
 from archlab.blocks.flex import blocks_once, flex_kernel
 from archlab.blocks.kernel import KERNELS, causal_kernel, explicit_kernel, fused_kernel
@@ -123,6 +125,40 @@ def test_blocks_are_found_once_where_no_data_decides():
     blocks = context.kept["blocks"]
     kernel(*qkv, context, 0.0)
     assert context.kept["blocks"] is blocks
+
+
+@pytest.mark.parametrize("mask", [name for name in options("mask") if name != "full"])
+@pytest.mark.parametrize("seq_len", [13, 256, 300])
+def test_blocks_are_those_that_torch_finds_by_a_table_of_all_pairs(mask, seq_len, monkeypatch):
+    monkeypatch.setattr(flex, "PAIRS", 2 * BATCH * flex.SIDE**2)  # so that a long sequence is looked at in parts
+    context = make_reading("none", mask, seq_len, (7, 290) if mask == "prefix" and seq_len == 300 else 0)
+    q = torch.zeros(BATCH, 1, seq_len, 16)
+    by_sequence = context.mask.uses_prefix or context.mask.uses_documents
+    found = (flex.blocks_of_each_sequence if by_sequence else flex.blocks_of_all)(context, q)
+    expected = torchs.create_block_mask(found.mask_mod, BATCH if by_sequence else None, None, seq_len, seq_len, "cpu")
+    assert found.seq_lengths == expected.seq_lengths and found.BLOCK_SIZE == expected.BLOCK_SIZE
+    for ours, theirs in zip(found.as_tuple()[2:10], expected.as_tuple()[2:10], strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mask", ["window", "prefix"])
+def test_finding_blocks_takes_no_table_of_all_pairs(mask, monkeypatch):
+    monkeypatch.setattr(flex, "PAIRS", 2**17)
+    cpu, peaks = torch.device("cpu"), []
+    for seq_len in (1024, 4096):
+        context, q = make_reading("none", mask, seq_len), torch.zeros(BATCH, 1, seq_len, 16)
+        find = flex.blocks_by_sequence if mask == "prefix" else flex.blocks_once.__wrapped__
+        given = (context, BATCH, seq_len) if mask == "prefix" else (context.mask, seq_len, cpu)
+        peaks.append(peak_bytes(lambda find=find, given=given: find(*given), q.device))
+    assert peaks[1] < 5 * peaks[0]
+
+
+def test_blocks_that_were_found_for_decoding_serve_training():
+    """Torch saves no tensor for a backward pass that was made in inference mode."""
+    mask = read_of("none", "window").mask
+    with torch.inference_mode():
+        found = blocks_once(mask, SEQ, torch.device("cpu"))
+    assert not any(part.is_inference() for part in found.as_tuple() if isinstance(part, torch.Tensor))
 
 
 # --- which kernel a layer computes by
