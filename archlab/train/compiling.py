@@ -51,6 +51,9 @@ def one_layer(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collec
 class CompiledLayers:
     """Calls a decoder's layers compiled; layers of one kind share what was compiled.
 
+    Where these differ in a number all the same, as one that their depth gives them, torch compiles each by itself, and keeps only
+    a few programs of one function: the layers after these have functions of their own.
+
     Where torch cannot compile a layer, `strict` raises UserError, and otherwise all layers are called eagerly from then on.
     """
 
@@ -59,13 +62,14 @@ class CompiledLayers:
         kinds = {kind: compiled(one_layer) for kind in decoder.kinds}
         both = zip(decoder.trained_layers, decoder.kinds_trained, strict=True)
         self.of_layer = {layer: kinds[kind] for layer, kind in both}
+        self.by_itself: set[Layer] = set()
 
     def __call__(self, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
         if not self.in_use:
             return layer.watched(x, context, wanted)
         try:
             with compile_errors("a layer of this model"):
-                return self.of_layer[layer](layer, x, context, wanted)
+                return self.compiled_call(layer, x, context, wanted)
         except UserError as error:  # raised before anything was computed
             if self.strict:
                 raise
@@ -73,14 +77,32 @@ class CompiledLayers:
         self.in_use = False
         return layer.watched(x, context, wanted)
 
+    def compiled_call(self, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
+        """What the layer's function computes, which becomes its own where torch keeps no more programs of the shared one."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # here, since it takes a second to import
+
+        try:
+            return self.of_layer[layer](layer, x, context, wanted)
+        except FailOnRecompileLimitHit:
+            if layer in self.by_itself:
+                raise
+        self.by_itself.add(layer)
+        self.of_layer[layer] = compiled(one_layer)
+        return self.of_layer[layer](layer, x, context, wanted)
+
 
 @contextmanager
 def compile_errors(what: str) -> Iterator[None]:
     """Turns torch's exceptions where it cannot compile something into a UserError."""
-    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # here: it takes a second to import
 
     try:
         yield
+    except FailOnRecompileLimitHit:
+        raise UserError(
+            f"compile=on: torch cannot compile {what} (it would be more programs than torch keeps of one function); use"
+            " compile=off"
+        ) from None
     except TorchDynamoException as error:
         why = shortened(one_line(str(error).partition("\nSet TORCH")[0]), 200)
         raise UserError(f"compile=on: torch cannot compile {what} ({why}); use compile=off") from None

@@ -8,11 +8,12 @@ from compiler_process import answers
 from oracles import built, composed
 from program import INTERLEAVED
 from program import SAME as PACKED
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from training import CPU, SMALL
 
 from archlab.base.errors import UserError
 from archlab.runs.compiling import whether_compiled
+from archlab.train import compiling
 from archlab.train.compiling import CompiledLayers
 from archlab.train.runtime import runtime
 
@@ -108,6 +109,29 @@ def test_what_torch_cannot_compile_is_refused_or_run_as_it_is(capsys):
     logits = decoder.compute(tokens, decoder.read(tokens), call=calls[False]).logits
     assert logits.equal(decoder(tokens)) and not calls[False].in_use
     assert capsys.readouterr().err.count("the layers are called eagerly") == 1
+
+
+@pytest.mark.slow
+def test_layers_that_their_depth_tells_apart_are_compiled_however_many_there_are():
+    """Differential attention has a number of each depth in it."""
+    check(told("aot_eager", "size.n_layers=10 size.n_heads=2 mixer=diff"))
+
+
+@pytest.mark.parametrize("once_more", [False, True])
+def test_a_layer_beyond_the_programs_that_torch_keeps_has_a_function_of_its_own(once_more, monkeypatch):
+    def full(*_):
+        raise FailOnRecompileLimitHit("Hard failure due to fullgraph=True")
+
+    monkeypatch.setattr(compiling, "compiled", lambda function: full if once_more else function)
+    decoder, tokens = built(*SMALL, "size.n_layers=2"), torch.zeros(2, 5, dtype=torch.long)
+    call = CompiledLayers(decoder, strict=True)
+    call.of_layer = {decoder.layers[0]: compiling.one_layer, decoder.layers[1]: full}
+    if once_more:
+        with pytest.raises(UserError, match=r"^compile=on: .*more programs than torch keeps.*use compile=off$"):
+            decoder.compute(tokens, decoder.read(tokens), call=call)
+    else:
+        assert decoder.compute(tokens, decoder.read(tokens), call=call).logits.equal(decoder(tokens))
+    assert call.by_itself == {decoder.layers[1]} and call.in_use
 
 
 # --- whether it pays
