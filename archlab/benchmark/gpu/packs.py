@@ -79,10 +79,9 @@ def many(
     single = rate(cfg, [member_of(cfg, 0, device)], machine, packed=False)
     rates, peak = {}, 0.0
     for size in sizes:
-        pack = [member_of(cfg, seed, device) for seed in range(size)]
 
-        def trained(pack: list[Member] = pack, size: int = size) -> None:
-            rates[size] = rate(cfg, pack, machine, packed=True)
+        def trained(size: int = size) -> None:  # from before its weights are there, which a pack puts into its stack
+            rates[size] = rate(cfg, [member_of(cfg, seed, device) for seed in range(size)], machine, packed=True)
 
         peak = peak_bytes(trained, device)
     (plan,) = plans(*words)
