@@ -100,8 +100,9 @@ def train_together(
 ) -> list[Outcome]:
     """Trains all members in place, and returns how each ended.
 
-    Where memory does not hold a pack it is halved, and goes on from the step it had reached. `tick` is called with each
-    step's number and the mean loss and gradient norm of the running members.
+    Where memory does not hold a pack it is halved, and goes on from the step it had reached; but where some weights had been
+    moved already, which a second update would move twice, the error is raised. `tick` is called with each step's number and the
+    mean loss and gradient norm of the running members.
     """
     stop = stop or Stop()
     following = [Following(member, machine) for member in members]
@@ -128,7 +129,7 @@ def stepped(pack: "Pack", machine: Runtime) -> list["Pack"]:
         pack.step()
         return [pack]
     except (MemoryError, RuntimeError) as error:
-        if beyond_the_machine(error) is None or len(pack.following) == 1:
+        if beyond_the_machine(error) is None or len(pack.following) == 1 or pack.updating:
             raise
     pack.show()
     pack.weights.clear()
@@ -183,6 +184,9 @@ class Pack:
         self.pending: list[StepResult] = []
         """Results whose tensors have a value for each member."""
 
+        self.updating = False
+        """Whether a step's update has begun and not ended."""
+
     def of_each(self, name: str, device: torch.device) -> Tensor:
         """A setting of every member, float64, as torch's own optimizer computes with it."""
         return torch.tensor([getattr(s, name) for s in self.settings], dtype=torch.float64, device=device)
@@ -214,7 +218,10 @@ class Pack:
         self.broken = self.broken | ~finite
         alive = sent(running, torch.bool, device) & ~self.broken
         before = self.layers_before() if closely else None
-        self.update(grads, number, (self.clip / (grad_norm + 1e-6)).clamp(max=1.0), alive)
+        clipping = (self.clip / (grad_norm + 1e-6)).clamp(max=1.0)
+        self.updating = True
+        self.update(grads, number, clipping, alive)
+        self.updating = False
         if before is not None:
             taps["update_ratio"] = self.base.by_application(self.update_ratios(before))
         self.pending.append(StepResult(number, loss, grad_norm, finite, taps, further))

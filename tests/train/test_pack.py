@@ -276,6 +276,20 @@ def test_a_pack_of_one_that_memory_does_not_hold_is_an_error(monkeypatch):
         together([Run(0), Run(1)])
 
 
+def test_where_memory_runs_out_when_some_weights_were_moved_no_step_is_taken_twice(monkeypatch):
+    update = packs.Pack.update
+
+    def torn(pack, grads, number, clipping, alive):
+        if len(pack.following) == 1:  # half as large, there is memory enough
+            return update(pack, grads, number, clipping, alive)
+        update(pack, {name: grads[name] for name in list(grads)[:3]}, number, clipping, alive)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 MiB")
+
+    monkeypatch.setattr(packs.Pack, "update", torn)
+    with pytest.raises(torch.OutOfMemoryError):
+        together([Run(0), Run(1)])
+
+
 def test_what_goes_wrong_with_one_member_ends_that_member_alone():
     class FullDisk(Observer):
         def see(self, state, seen):
