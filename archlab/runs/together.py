@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from archlab.base.messages import beyond_the_machine
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.records.logbook import Logbook
 from archlab.runs import lab
@@ -22,26 +23,39 @@ if TYPE_CHECKING:
 def run_together(plans: Sequence["Plan"], plots: bool = False) -> list[Callable[[], Path]]:
     """Trains and evaluates what the plans describe; by plan, what returns the run's directory, or raises what it raised.
 
-    The plans have one program key (`archlab.config.plan.Plan.program_key`), and `refusal` has none for them.
+    The plans have one program key (`archlab.config.plan.Plan.program_key`), and `refusal` has none for them. One that cannot be
+    begun, as where its data is too short, leaves the others a pack of their own.
     """
-    from archlab.report.progress import TrainingProgress
-
-    began = time.time()
-    works = [lab.prepared(plan.cfg, began, shown=number == 0, packed=True) for number, plan in enumerate(plans)]
+    began, results = time.time(), dict[int, Callable[[], Path]]()
     with listening() as stop, ExitStack() as books:
-        logbooks = [
-            books.enter_context(Logbook(w.cfg.output, w.cfg, p.overrides)) for w, p in zip(works, plans, strict=True)
-        ]
-        members = [member(work, logbook, stop) for work, logbook in zip(works, logbooks, strict=True)]
-        with TrainingProgress(max(work.settings.steps for work in works)) as progress:
-            outcomes = train_together(members, works[0].where, tick=progress.advance, stop=stop)
-        results = [
-            finished(work, logbook, outcome, one.error, stop, plots, len(plans))
-            for work, logbook, outcome, one in zip(works, logbooks, outcomes, members, strict=True)
-        ]
+        begun: dict[int, tuple[lab.Work, Logbook]] = {}
+        for number, plan in enumerate(plans):
+            try:
+                work = lab.prepared(plan.cfg, began, shown=not begun, packed=True)
+                begun[number] = work, books.enter_context(Logbook(work.cfg.output, work.cfg, plan.overrides))
+            except Exception as error:
+                results[number] = partial(raising, error)
+        if begun:
+            try:
+                results |= zip(begun, trained(list(begun.values()), stop, plots), strict=True)
+            except Exception as error:  # of memory in a line of our own, since a traceback would hold what was in it
+                results |= dict.fromkeys(begun, partial(raising, beyond_the_machine(error) or error))
     if stop.asked is not None:
         raise Stopped(stop.asked or signal.SIGINT)
-    return results
+    return [results[number] for number in range(len(plans))]
+
+
+def trained(begun: Sequence[tuple[lab.Work, Logbook]], stop: Stop, plots: bool) -> list[Callable[[], Path]]:
+    """Trains the runs as one, and evaluates each."""
+    from archlab.report.progress import TrainingProgress
+
+    members = [member(work, logbook, stop) for work, logbook in begun]
+    with TrainingProgress(max(work.settings.steps for work, _ in begun)) as progress:
+        outcomes = train_together(members, begun[0][0].where, tick=progress.advance, stop=stop)
+    return [
+        finished(work, logbook, outcome, one.error, stop, plots, len(begun))
+        for (work, logbook), outcome, one in zip(begun, outcomes, members, strict=True)
+    ]
 
 
 def member(work: lab.Work, logbook: Logbook, stop: Stop) -> Member:

@@ -18,8 +18,9 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.config.compose import plans
 from archlab.records.directory import being_written, is_finished
-from archlab.runs import packs, sweep
+from archlab.runs import lab, packs, sweep
 from archlab.runs.packs import packs_of
+from archlab.runs.together import run_together
 from archlab.verbs.run import Sweep
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,38 @@ def test_a_pack_of_what_shares_no_program_is_refused():
         UserError, match="pack=2: no two runs of this sweep are of one program, so it would change nothing"
     ):
         archlab.sweep(*SMALL, "pos=rope,alibi", pack=2)
+
+
+def test_a_pack_that_cannot_be_trained_leaves_the_others_of_the_sweep(tmp_path):
+    (tmp_path / "short.txt").write_text("a few words are too few")
+    (tmp_path / "long.txt").write_text("and so are these, until there are many of them. " * 200)
+    words = (
+        *SMALL,
+        "data=file",
+        f"data.path={tmp_path}/short.txt,{tmp_path}/long.txt",
+        "seed=0,1",
+        "size.vocab_size=256",
+    )
+    jobs = [sweep.Job(plan) for plan in plans(*words, f"output={tmp_path / 'runs'}")]
+    short, *_, long = ended = sorted(sweep.carry_out(jobs, pack=2), key=lambda one: one.number)
+    with pytest.raises(UserError, match="holds out"):
+        short.result()
+    assert len(ended) == 4 and json.loads((long.result() / "summary.json").read_text())["status"] == "completed"
+
+
+def test_a_run_that_cannot_be_begun_leaves_the_others_a_pack(tmp_path, monkeypatch):
+    prepared = lab.prepared
+
+    def without_the_second(cfg, *given, **options):
+        if cfg.seed == 1:
+            raise UserError("seed=1: is left out")
+        return prepared(cfg, *given, **options)
+
+    monkeypatch.setattr(lab, "prepared", without_the_second)
+    first, second, third = run_together(plans(*SMALL, "seed=0,1,2", f"output={tmp_path}"))
+    assert [json.loads((one() / "summary.json").read_text())["pack"] for one in (first, third)] == [2, 2]
+    with pytest.raises(UserError, match="seed=1: is left out"):
+        second()
 
 
 # ---------------------------------------------------------------- the words
