@@ -5,7 +5,7 @@ fused AdamW. archlab's is the step of its runs, with probing off; the others', w
 is that list in plain PyTorch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.benchmark.ratio import speed_ratio
 from archlab.benchmark.speed import Record, rates, setting
 from archlab.benchmark.turns import Work, in_turns
 from archlab.benchmark.workload import Workload
+from archlab.config.overrides import conf_dir, option_node
 from archlab.cost.describe import count_parameters
 from archlab.train.runtime import products_in_tf32
 
@@ -134,6 +136,12 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
         ("mtp.form", cfg.mtp.form, None),
         ("size.n_kv_heads", cfg.size.n_kv_heads, cfg.size.n_heads),
         ("train.accumulate", cfg.train.accumulate, 1),
+        ("dropout", cfg.dropout, 0),
+        ("embed.norm", cfg.embed.norm, False),
+        ("embed.width", cfg.embed.width, None),
+        ("embed.types", cfg.embed.types, None),
+        ("random_positions", cfg.random_positions, None),
+        *options_of_blocks(cfg),
     ):
         if given != wanted:
             raise UserError(f"{option}={given}: suite=peers measures the plain LLaMA shape; leave it out")
@@ -153,6 +161,20 @@ def chosen(cfg: DictConfig, there: Callable[[str], bool] | None = None) -> list[
             f"suite=peers: none of {', '.join(able)} is installed; install one, as by pip install {able[0]}"
         )
     return [name for name in able if there(name)]
+
+
+NUMBERS = ("eps", "base")
+"""Options of blocks that change no operation."""
+
+
+def options_of_blocks(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Every option of a block that changes what is computed: its name, what it is, and what it is by itself."""
+    for group in (*SHAPE, "pos"):
+        node = option_node(group, cfg.choices[group], [conf_dir()])
+        plain = {**(plain_dict(node) if node else {}), "dropout": 0}  # whose file refers to that of the whole model
+        for name, given in plain_dict(cfg[group]).items():
+            if name not in NUMBERS:
+                yield f"{group}.{name}", given, plain.get(name)
 
 
 def peers(cfg: DictConfig, rounds: int = ROUNDS, tick: Callable[[], None] = lambda: None) -> Record:

@@ -174,7 +174,19 @@ def test_where_runs_are_not_packed_a_line_says_why_and_the_rest_is_measured(word
             "norm=layer: suite=peers measures the model that all peers have, with norm=rms; leave it out",
         ),
         (("pos=t5",), "pos=t5: no peer has it; suite=peers takes pos=rope or pos=alibi"),
-        (("embed.tied=true",), "embed.tied=True: suite=peers measures the plain LLaMA shape; leave it out"),
+        *(
+            ((word,), f"{said}: suite=peers measures the plain LLaMA shape; leave it out")
+            for word, said in (
+                ("embed.tied=true", "embed.tied=True"),
+                ("embed.norm=true", "embed.norm=True"),
+                ("dropout=0.1", "dropout=0.1"),
+                ("mixer.dropout=0.1", "mixer.dropout=0.1"),
+                ("mixer.qk_norm=head", "mixer.qk_norm=head"),
+                ("pos.fraction=0.5", "pos.fraction=0.5"),
+                ("head.softcap=30", "head.softcap=30"),
+                ("random_positions=256", "random_positions=256"),
+            )
+        ),
     ],
 )
 def test_peers_are_asked_for_what_they_have(words, said):
@@ -190,6 +202,7 @@ def test_peers_that_are_missing_are_named():
         peers.chosen(compose(*NANO), there=lambda name: False)
     assert peers.chosen(compose(*NANO), there=lambda name: name == "litgpt") == ["litgpt"]
     assert peers.chosen(compose(*NANO, "pos=alibi"), there=lambda name: True) == ["x-transformers"]
+    assert peers.chosen(compose(*NANO, "norm.eps=1e-5", "pos.base=500"), there=lambda name: True)
     assert not peers.installed("no-such-library")
 
 
