@@ -72,13 +72,14 @@ def generate(
 
 @contextmanager
 def evaluating(decoder: Decoder) -> Iterator[None]:
-    """Inside, the decoder is in evaluation mode."""
-    was_training = decoder.training
+    """Inside, the decoder is in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in decoder.modules()}
     decoder.eval()
     try:
         yield
     finally:
-        decoder.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def go_on(

@@ -172,6 +172,13 @@ def test_the_decoder_stays_in_its_mode_and_drops_nothing_out():
     assert decoder.training and torch.equal(told, by_full_forwards(decoder.eval(), tokens, NEW))
 
 
+def test_a_part_that_is_in_another_mode_than_the_decoder_stays_in_it():
+    decoder = build(dropout=0.5).train()
+    decoder.layers[0].eval()
+    generate(decoder, draw_tokens(seq=4), max_new_tokens=NEW)
+    assert decoder.training and not any(part.training for part in decoder.layers[0].modules())
+
+
 def test_each_new_token_costs_one_forward_of_one_token():
     decoder, lengths = build(), []
     decoder.layers[0].register_forward_pre_hook(lambda layer, arguments: lengths.append(arguments[0].shape[1]))
