@@ -34,7 +34,7 @@ from oracles import (
 from torch import nn
 
 from archlab.base.errors import UserError
-from archlab.config.check import check_leaks, check_norms
+from archlab.config.of_model import check_leaks, check_norms
 from archlab.model.decoder import Decoder
 
 LONG, LAYERS = 70, 2

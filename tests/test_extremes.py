@@ -18,7 +18,8 @@ from archlab.cli.arguments import understood
 from archlab.cli.models import DiffOptions, DrawOptions
 from archlab.cli.results import ClaimsOptions, CompareOptions, GenerateOptions, ReportOptions
 from archlab.config import compose as config
-from archlab.config.check import GROUPS, check_types
+from archlab.config.groups import GROUPS
+from archlab.config.types import check_types
 
 NUMBERS = (10**11, 10**23, 10**400, 1e11, 1e-320, 1e308, math.inf, -math.inf, math.nan, -1, 0, 2**31 - 1, 2**63)
 OTHERS = ("", "x", [10**23], [math.nan], [[1]], {"a": 1}, True, None)

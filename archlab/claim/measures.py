@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from archlab.config.assemble import assemble_without_weights, build, in_the_users_words
-from archlab.config.check import memory_settings
+from archlab.config.groups import memory_settings
 from archlab.cost.describe import count_parameters
 from archlab.cost.estimate import Memory, estimate
 from archlab.initial.measure import last_ffn_gradient, update_size

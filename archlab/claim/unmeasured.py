@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from archlab.claim.store import LENGTH
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import locate
+from archlab.config.groups import locate
 from archlab.cost.describe import count_active_parameters, count_mtp_parameters, count_own_parameters
 from archlab.probe.spike import SPIKE_HISTORY
 from archlab.records.summary import ASKED_FOR

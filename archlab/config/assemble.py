@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
-from archlab.config.check import BLOCKS, locate, option
+from archlab.config.groups import BLOCKS, locate, option
 from archlab.config.plan import IN_LAYERS, Choice, loop_of, plans_of
 from archlab.model.decoder import Decoder
 from archlab.model.further import FurtherTokens

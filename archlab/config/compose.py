@@ -113,9 +113,12 @@ def finish(
     """
     with no_collecting():  # the first of these imports torch
         from archlab.config.assemble import assemble_without_weights, settle_size
-        from archlab.config.check import GROUPS, check_match, check_optimizer, check_together, check_types
+        from archlab.config.check import check_together
+        from archlab.config.groups import GROUPS
         from archlab.config.match import settle_match
+        from archlab.config.of_training import check_match, check_optimizer
         from archlab.config.rules import check_rules, check_width, settle_layers, settle_positions
+        from archlab.config.types import check_types
         from archlab.cost.describe import count_own_parameters
         from archlab.train.budget import settle_steps
 

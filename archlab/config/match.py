@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights, settle_size
-from archlab.config.check import BLOCKS
+from archlab.config.groups import BLOCKS
 from archlab.cost.describe import count_own_parameters
 from archlab.cost.measure import forward_flops_per_token
 

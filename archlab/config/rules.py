@@ -11,9 +11,10 @@ from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.words import layers_in, slice_of
 from archlab.config.assemble import default_d_ff, default_kv_heads, kv_heads_of
-from archlab.config.check import check_block, has_width
+from archlab.config.groups import has_width
 from archlab.config.overrides import groups, option_node
 from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, LayerPlan, plans_of, positions_act
+from archlab.config.types import check_block
 
 Rule = dict[str, Any]
 

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.errors import UserError
 from archlab.base.nested import leaves
 from archlab.base.words import key_of
-from archlab.config.check import GROUPS, has_width, target
 from archlab.config.compose import compose
+from archlab.config.groups import GROUPS, has_width, target
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import IN_LAYERS, layer_plans
 from archlab.config.presets import overruled

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from archlab.base.configuration import plain_dict
 from archlab.base.nested import leaves
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import GROUPS, memory_settings
+from archlab.config.groups import GROUPS, memory_settings
 from archlab.config.plan import kinds_of_layers
 from archlab.config.spelling import spelled
 from archlab.cost import bill

@@ -15,8 +15,8 @@ from archlab.base.errors import UserError
 from archlab.base.words import key_of, value_of
 from archlab.blocks.attention import scale_of_scores
 from archlab.blocks.rope_scaling import defaults_of, larger_base
-from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
+from archlab.config.groups import BLOCKS
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import IN_LAYERS, SIZES_IN_LAYERS, Choice, LayerPlan, layer_plans, loop_of
 from archlab.hub import llama4

@@ -13,7 +13,7 @@ from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.blocks.fla import why_not
 from archlab.config.assemble import in_the_users_words
-from archlab.config.check import GROUPS, OF_TRAINING
+from archlab.config.groups import GROUPS, OF_TRAINING
 from archlab.config.match import describe_match
 from archlab.config.overrides import conf_dir, option_node
 from archlab.config.plan import kinds_of_layers

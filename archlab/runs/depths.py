@@ -12,7 +12,7 @@ from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
 from archlab.blocks.residual import DeepNorm, PostNorm, PreNorm
 from archlab.config.assemble import assemble_without_weights, build
-from archlab.config.check import option, target
+from archlab.config.groups import option, target
 from archlab.data.batch import Source
 from archlab.initial.measure import exponent, look_at_start, update_size
 from archlab.initial.settings import PreflightSettings

@@ -21,7 +21,7 @@ from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import no_room
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.config.assemble import build
-from archlab.config.check import leaks, option
+from archlab.config.groups import leaks, option
 from archlab.data.batch import Batch, Source
 from archlab.diagram.parts import sketch
 from archlab.diagram.saved import write_sketch

@@ -18,11 +18,13 @@ from archlab.base.nested import options_alone
 from archlab.base.plain import Unreadable, read_yaml, within
 from archlab.base.words import RENAMED, TURNS, spelt
 from archlab.config.assemble import assemble_without_weights, settle_size
-from archlab.config.check import BLOCKS, GROUPS, check_together, check_types
+from archlab.config.check import check_together
 from archlab.config.compose import composed, in_turn
+from archlab.config.groups import BLOCKS, GROUPS
 from archlab.config.overrides import conf_dir, groups, refuse_twice
 from archlab.config.plan import loop_of
 from archlab.config.rules import check_rules, settle_layers
+from archlab.config.types import check_types
 from archlab.model.decoder import Decoder
 from archlab.records.directory import unfinished
 from archlab.records.reader import asked_words

@@ -8,7 +8,7 @@ import torch
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import made
+from archlab.config.groups import made
 from archlab.config.plan import Plan
 from archlab.cost.estimate import estimate
 from archlab.cost.settings import MemorySettings

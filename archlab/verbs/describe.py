@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from archlab.base.arguments import checked
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import memory_settings
+from archlab.config.groups import memory_settings
 from archlab.cost import bill
 from archlab.cost.describe import parameters_by_part
 from archlab.cost.estimate import estimate

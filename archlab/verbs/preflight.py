@@ -14,7 +14,7 @@ from archlab.base.errors import UserError
 from archlab.base.files import check_folder
 from archlab.base.words import sets
 from archlab.config.assemble import build
-from archlab.config.check import grows_by_layers, option
+from archlab.config.groups import grows_by_layers, option
 from archlab.initial.measure import look_at_start, update_size
 from archlab.initial.settings import ENDINGS, PICTURES, PreflightSettings
 from archlab.initial.warn import warnings

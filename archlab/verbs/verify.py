@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from archlab.base.arguments import checked
 from archlab.base.errors import UserError
 from archlab.base.words import key_of, rule_of, sets
-from archlab.config.check import BLOCKS
 from archlab.config.compose import in_turn
+from archlab.config.groups import BLOCKS
 from archlab.config.overrides import normalise, refuse_twice
 from archlab.contract.finding import Finding
 from archlab.contract.subject import SMALL

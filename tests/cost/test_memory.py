@@ -19,7 +19,7 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.blocks.activations import Accounting
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.check import made, memory_settings
+from archlab.config.groups import made, memory_settings
 from archlab.cost import bill
 from archlab.cost.activations import layer_terms, outer_terms
 from archlab.cost.describe import count_parameters, parameters_by_part

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from archlab.benchmark.gpu.check import Observed, composed_or_none, named
 from archlab.benchmark.workload import Workload
-from archlab.config.check import BLOCKS
+from archlab.config.groups import BLOCKS
 from archlab.config.overrides import groups
 from archlab.train.runtime import Runtime
 
