@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from glob import escape, glob
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from archlab.base.files import check_folder, write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.comparison.arms import identity
 from archlab.comparison.comparison import compare
-from archlab.records.reader import Run, find, read_run
+from archlab.records.reader import Run, find, inside, read_run
 from archlab.report.page import page
 from archlab.report.page.claims import claim_sections
 from archlab.report.page.comparison import comparison_sections
@@ -114,8 +114,17 @@ def sorted_out(names: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]
             records[file].append(path)
         others = [path for path in paths if path not in {path.parent for _, path in kept}]
         if others or not paths:
-            directories += find([escape(str(path)) for path in others] or [name])
+            directories += find_beside(others, name, needed=not kept)
     return {file: list(dict.fromkeys(paths)) for file, paths in records.items()}, list(dict.fromkeys(directories))
+
+
+def find_beside(paths: Sequence[Path], name: str, needed: bool) -> list[Path]:
+    """The runs in what a name matches; what holds none, as the comparisons beside a sweep's runs, is passed over.
+
+    Raises UserError where there is none at all and one is `needed`.
+    """
+    runs = [directory for path in paths for directory in inside(path)]
+    return runs or (find([name]) if needed else [])
 
 
 def readable(paths: Sequence[Path], read: Any, notes: list[str]) -> Iterator[Any]:

@@ -132,6 +132,18 @@ def test_nothing_readable_is_refused_and_writes_nothing(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_glob_passes_over_the_comparisons_that_a_sweep_writes_beside_its_runs(tmp_path):
+    for norm in ("layer", "rms"):
+        write_run(tmp_path / "runs", f"norm={norm}")
+    comparison = tmp_path / "runs" / "comparisons" / "20261101-000000"
+    comparison.mkdir(parents=True)
+    (comparison / "comparison.json").write_text("{}")
+    page = write_report([str(tmp_path / "runs" / "*")], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "norm=rms" in page and "Left out" not in page
+    with pytest.raises(UserError, match="comparisons: neither a run nor a folder of runs"):
+        write_report([str(comparison.parent)], tmp_path / "report.html")
+
+
 @pytest.mark.parametrize(
     ("file", "record"),
     [("result.json", CLAIM | {"parts": [{"text": "t"}]}), ("stability_map.json", {"arms": [{"label": "a"}]})],
