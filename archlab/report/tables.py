@@ -325,10 +325,15 @@ def _verdict(verdict: Record | None) -> Text | None:
     return Text.assemble((f"Length {verdict['verdict']}", f"bold {color}"), f": {words}{reason}.")
 
 
+WIDEST_NAME = 48
+"""Of 80 columns, so that what stands beside it has room."""
+
+
 def make_pairs(title: str, rows: Sequence[tuple[str, str]]) -> Group:
-    """Names on the left, values on the right; long values wrap."""
+    """Names on the left, values on the right; long values wrap, and names that would leave them no room."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
-    table.add_column(no_wrap=True)
+    longest = max((Text(name).cell_len for name, _ in rows), default=0)
+    table.add_column(no_wrap=longest <= WIDEST_NAME, max_width=WIDEST_NAME)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(Text(name), Text(value))

@@ -242,6 +242,14 @@ class TestResult:
         assert "mixer mha as many keys as queries" in text
         assert "parameters 1.23M" in text
 
+    def test_a_long_list_of_layers_leaves_room_for_how_they_differ(self):
+        local = ", ".join(f"{first}-{first + 4}" for first in range(0, 60, 6))
+        layers = [(f"layers {local} (52 of 62)", "mask=window"), ("layers 5::6 (10 of 62)", "mask=causal")]
+        lines = told(tables.assembled([("norm", "rms", "")], SUMMARY, layers))
+        text = flat(lines)
+        assert max(map(len, lines)) <= 80
+        assert "mask=window" in text and "layers 5::6 (10 of 62) mask=causal" in text and "(52 of 62)" in text
+
 
 class TestPlots:
     def test_all_are_written_and_none_is_blank(self, tmp_path):
