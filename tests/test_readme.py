@@ -109,6 +109,14 @@ def test_a_pages_examples_can_be_run(page):
             assert plans(*words), command
 
 
+@each_page
+def test_a_mistake_that_a_page_shows_is_answered_so(page, capsys):
+    for words, answer in re.findall(r"^\$ archlab (.*)\n(archlab: .*)$", page.read_text(), re.MULTILINE):
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(shlex.split(words))
+        assert leaving.value.code == 2 and capsys.readouterr().err == f"{answer}\n"
+
+
 def test_a_norm_of_your_own_in_three_steps(tmp_path, monkeypatch, capsys):
     """The page's own lines, from a folder elsewhere, through `--config-dir` and with no file of archlab touched.
 
