@@ -15,6 +15,7 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.cli.arguments import understood
+from archlab.cli.main import main
 from archlab.cli.models import DiffOptions, DrawOptions
 from archlab.cli.results import ClaimsOptions, CompareOptions, GenerateOptions, ReportOptions
 from archlab.config import compose as config
@@ -179,6 +180,19 @@ def test_the_line_says_why(words, line):
     with pytest.raises(UserError) as refusal:
         archlab.compose("size=nano", *words)
     assert str(refusal.value) == line
+
+
+@pytest.mark.parametrize("words", [[], ["preflight"], ["bench"]], ids=["run", "preflight", "bench"])
+def test_a_model_beyond_the_memory_is_refused_before_its_weights_are_made(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("archlab.runs.holds.all_bytes", lambda device: 2e6)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        main([*words, "size=nano"])
+    error = capsys.readouterr().err
+    assert leaving.value.code == 2 and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert error.startswith(
+        "archlab: memory: 133k parameters, their gradients and what optimizer=adamw keeps take 0.00214 GB"
+    )
 
 
 def test_what_the_machine_cannot_hold_is_one_line():

@@ -11,6 +11,7 @@ from archlab.data.batch import Batch, Source
 from archlab.model.decoder import check_decodable
 from archlab.model.generate import generate
 from archlab.runs.assembled import open_source, settings_of, training_seed
+from archlab.runs.holds import check_fits
 from archlab.train.compiling import layer_calls
 from archlab.train.objective import placed
 from archlab.train.pack import Following, Member, Pack
@@ -50,6 +51,7 @@ class Workload:
         self.settings: TrainSettings = settings_of(cfg)
         self.source = open_source(cfg)
         self.batch: Batch = self.source.train(training_seed(cfg), 1, self.settings.batch_size, self.settings.train_len)
+        check_fits(cfg, self.machine.device)
         self.decoder = build(cfg).to(self.machine.device).train()
         if self.settings.checkpoint:
             self.decoder.recompute_activations()

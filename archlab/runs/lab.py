@@ -40,6 +40,7 @@ from archlab.runs import tune
 from archlab.runs.assembled import assembled, costs, machine_of, open_source, section, settings_of, training_seed
 from archlab.runs.bf16 import faster_in_bf16, slower_in_bf16
 from archlab.runs.compiling import whether_compiled
+from archlab.runs.holds import check_fits
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
 from archlab.train.loop import Outcome, Record, train
@@ -126,6 +127,7 @@ def prepared(
     # Both also refuse, before anything is written, a train_len that the data can't serve.
     first = source.train(training_seed(cfg), 1, settings.batch_size, settings.train_len)
     unigram = unigram_entropy(source, settings.train_len, cfg.eval.tokens)
+    check_fits(cfg, where.device)
     decoder = build(cfg)
     check_further_tokens(cfg, decoder, first)
     price = costs(cfg, where, decoder)

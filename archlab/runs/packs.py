@@ -12,6 +12,7 @@ from archlab.config.groups import made
 from archlab.config.plan import Plan
 from archlab.cost.estimate import estimate
 from archlab.cost.settings import MemorySettings
+from archlab.runs.holds import all_bytes
 from archlab.train.runtime import runtime
 
 MOST = 256
@@ -110,10 +111,7 @@ def free_bytes(plan: Plan) -> float:
 
 def memory_of(plan: Plan) -> float:
     """All there is of the device that the plan runs on, whoever holds it."""
-    device = runtime(plan.cfg.device, "fp32").device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return all_bytes(runtime(plan.cfg.device, "fp32").device)
 
 
 def most_members(plan: Plan) -> int:

@@ -22,6 +22,7 @@ from archlab.report import preflight as tables
 from archlab.report.progress import track
 from archlab.runs import depths
 from archlab.runs.assembled import machine_of, open_source, section, training_seed
+from archlab.runs.holds import check_fits
 from archlab.runs.named_model import one
 from archlab.verbs.shown import Shown
 
@@ -82,6 +83,7 @@ def start_of(cfg: DictConfig, depths_asked: bool = False) -> Start:
     )
     size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len or cfg.train.train_len}
     compared = placements_of(cfg, settings, depths_asked)
+    check_fits(cfg, where.device)
     decoder = build(cfg).to(where.device)
     with where.in_force():
         start = look_at_start(decoder, source, training_seed(cfg), **size, where=where)
