@@ -398,6 +398,12 @@ def test_a_preset_chooses_every_block_itself_and_says_where_from(name):
     )
 
 
+def test_deepseek_v3_starts_as_its_report_says():
+    # arXiv:2412.19437, sec. 4.2: all learnable parameters with a standard deviation of 0.006.
+    init = compose("preset=deepseek_v3").init
+    assert (init.std, init.depth_scaled) == (0.006, False)
+
+
 def test_the_command_line_wins_in_any_order():
     for words in (
         ("preset=gemma_2b", "norm=layer", "size.n_layers=3"),
