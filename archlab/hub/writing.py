@@ -57,6 +57,7 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
         ) from None
     ours, cfg = unscaled(dict(ours), without_ntk(cfg))
     differences: dict[str, list[str]] = {}
+    passed_over: dict[str, Sequence[str]] = {}
     names_of_all = everything(cfg)
     transformers.logging.set_verbosity_error()  # no warnings about values that are only tried
     for kind in TRIED:
@@ -68,8 +69,8 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
             # Copied, since a class may add to what it is given.
             config = config_class(**deepcopy({key: value for key, value in said.items() if key in known})).to_dict()
             words = FAMILIES[kind].words(config)
-            if apart := [word for word in words if of_another_class(word, cfg)]:
-                differences[kind] = apart
+            if any(of_another_class(word, cfg) for word in words):
+                passed_over[kind] = words
                 continue
             again = in_turn(*words)
         except Exception:  # this family cannot express it; each class raises errors of its own
@@ -82,11 +83,23 @@ def as_released(ours: Mapping[str, Tensor], cfg: DictConfig) -> tuple[dict[str, 
                 again,
             )
         differences[kind] = differing
+    differences |= all_that_differs(passed_over, cfg)
     nearest = min(differences, key=lambda kind: len(differences[kind]))
     raise UserError(
         f"no released family has all of these blocks, so transformers could not load them; nearest is {nearest}, with"
         f" {'; '.join(differences[nearest][:4])}"
     )
+
+
+def all_that_differs(words_of: Mapping[str, Sequence[str]], cfg: DictConfig) -> dict[str, list[str]]:
+    """What would differ by family; a family whose words cannot be composed has none."""
+    found = {}
+    for kind, words in words_of.items():
+        try:
+            found[kind] = list(unlike(cfg, in_turn(*words)))
+        except Exception:  # as where families are tried
+            continue
+    return found
 
 
 def nothing(cfg: DictConfig) -> dict[str, Any]:
@@ -121,20 +134,36 @@ def unlike(cfg: DictConfig, again: DictConfig) -> Iterator[str]:
     if not alike and cfg.layers != again.layers:
         yield "layers that differ in another way"
     if cfg.get("canon") != again.get("canon"):
-        yield f"canon={again.get('canon')}"
+        yield f"canon={spelt(again.get('canon'))}"
     if cfg.get("skips") != again.get("skips"):
-        yield f"skips={again.get('skips')}"
-    yield from (f"loop.{name}={value}" for name, value in loop_of(again).items() if value != loop_of(cfg)[name])
+        yield f"skips={spelt(again.get('skips'))}"
+    yield from (f"loop.{name}={spelt(value)}" for name, value in loop_of(again).items() if value != loop_of(cfg)[name])
     of_layers = IN_LAYERS if alike and cfg.layers else ()  # then the model's own choice may be another's rule
     for group in (*(group for group in BLOCKS if group not in of_layers), "size", "embed"):
         one, other = (in_full(plain_dict(c[group]), c) for c in (cfg, again))
+        of_another_kind = (
+            one.get("_target_") != other.get("_target_") if group != "mixer" else options_apart(one, other)
+        )
+        if of_another_kind:  # so that none of its options could be set as things are
+            yield f"{group}={again.choices[group]}"
+            continue
         for key in dict.fromkeys((*one, *other)):
             if (
-                key in ELSEWHERE or (alike and key in SIZES_IN_LAYERS) or (group, key) == ("mixer", "_target_")
-            ):  # sizes say how keys and values are shared
+                key in ELSEWHERE or key == "_target_" or (alike and key in SIZES_IN_LAYERS)
+            ):  # sizes say how keys are shared
                 continue
             if one.get(key) != other.get(key):
-                yield f"{group}={again.choices[group]}" if key == "_target_" else f"{group}.{key}={other.get(key)}"
+                yield f"{group}.{key}={spelt(other.get(key))}"
+
+
+def options_apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether either block has an option that the other has no word for; attention by another name has the same ones."""
+    return any(one.get(key) is not None or other.get(key) is not None for key in one.keys() ^ other.keys())
+
+
+def spelt(value: Any) -> Any:
+    """As it is typed: null, true and false."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
 
 
 def layers_in_full(cfg: DictConfig) -> list[list[Any]]:

@@ -574,6 +574,23 @@ def test_what_no_family_has_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("mixer=gdn", "llama, with pos=rope; mixer=mha"),
+        ("mixer=diff", "llama, with mixer=mha"),
+        ("mixer=mla", "llama, with mixer=mha"),
+        ("residual=hyper", "llama, with residual=pre"),
+        ("canon=A", "llama, with canon=null"),
+        ("mixer=mamba2 ffn=none", "mamba2, with mixer.eps=1e-06"),
+    ],
+)
+def test_the_nearest_family_is_told_by_all_that_differs(words, nearest, tmp_path):
+    with pytest.raises(UserError) as refused:
+        hub.export(built("size=nano", *words.split()), tmp_path / "out")
+    assert str(refused.value).endswith(f"; nearest is {nearest}")
+
+
 BEYOND_FAMILIES = ["preset=ngpt_0_5b", "head=ngpt", "mixer.scale=sqrt_head_dim"]
 """Fault found: a scale that is a word or null was computed with as a number while the families' names were filled in."""
 
