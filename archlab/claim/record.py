@@ -118,6 +118,7 @@ def rung_record(made: Course, decision: Decision) -> Record:
         "regime": regime(jobs),
         "seconds": sum(seconds_of(job) for job in [*jobs, *trials]),
         "seeds": made.seeds,
+        "most_seeds": made.budget.seeds,
         "runs": len(runs),
         "trials": len(trials),
         "commits": sorted(commits(jobs)),

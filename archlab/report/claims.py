@@ -406,13 +406,22 @@ def standing(record: Record) -> list[str]:
         )
     if record.get("would_change"):
         lines.append(f"What would change the verdict: {in_markdown(record['would_change'])}.")
-        if record.get("survives") is False and record["verdict"] in DECIDED and record["kind"] == "trained":
-            e = math.ceil(record["needed"])
-            lines.append(
-                f"With an e-value of {e} it would survive, the others as they are: `evidence={e}` lets it go on for that, while it"
-                " has seeds left."
-            )
+        if record.get("survives") is False and record["verdict"] in DECIDED:
+            lines.append(more_evidence(record))
     return [" ".join(lines), ""] if lines else []
+
+
+def more_evidence(record: Record) -> str:
+    """What it takes for a decided claim to survive, and whether it can be had."""
+    e, used = math.ceil(record["needed"]), record["seeds"] >= record.get("most_seeds", math.inf)
+    how = (
+        "all its seeds are used"
+        if used or record["kind"] != "trained"
+        else f"`evidence={e}` lets it go on for that, up to {record['most_seeds']} seeds"
+        if "most_seeds" in record
+        else f"`evidence={e}` lets it go on for that"
+    )
+    return f"With an e-value of {e} it would survive, the others as they are; {how}."
 
 
 def registered(record: Record) -> list[str]:

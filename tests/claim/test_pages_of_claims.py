@@ -106,16 +106,17 @@ def test_a_verdict_on_other_words_was_given_up_for_the_words():
 def test_a_page_says_whether_its_verdict_survives_as_of_a_day(survives):
     record = {
         "name": "mine", "verdict": "REFUTED", "e": 25.0, "would_change": "other sizes", "survives": survives, "as_of": "2026-01-09",
-        "kind": "trained", "needed": 60.2,
+        "kind": "trained", "needed": 60.2, "seeds": 8, "most_seeds": 24,
     }  # fmt: skip
     told, _ = standing(record)
     says = "survives" if survives else "does not survive"
     assert (
         f"Beside all claims registered by 2026-01-09 the verdict {says} at one error rate (online e-BH at 5%)" in told
     )
-    more = "With an e-value of 61 it would survive, the others as they are: `evidence=61` lets it go on"
-    assert (more in told) is not survives
-    assert more not in standing(record | {"kind": "initial"})[0]
+    more = "With an e-value of 61 it would survive, the others as they are; "
+    assert (f"{more}`evidence=61` lets it go on for that, up to 24 seeds." in told) is not survives
+    for used in ({"kind": "initial"}, {"seeds": 24}):
+        assert (f"{more}all its seeds are used." in standing(record | used)[0]) is not survives
     open_ = " ".join(standing(record | {"verdict": "INCONCLUSIVE"}))
     assert "Beside all claims" not in open_ and "With an e-value" not in open_
 
