@@ -16,7 +16,7 @@ Source: github.com/fla-org/flash-linear-attention, fla-core 0.6: `chunk_simple_g
 import re
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -72,17 +72,22 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if find_spec("fla") is None or find_spec("triton") is None:
         return "fla-core or triton is not installed; pip install 'archlab[fla]', or use kernel=chunked or auto"
     least, mended = WRONG_ON_HOPPER
-    if torch.cuda.get_device_capability()[0] == HOPPER and least <= version_of("triton") < mended:
+    if torch.cuda.get_device_capability(device)[0] == HOPPER and least <= numbers_of(triton_version()) < mended:
         return (
-            f"Triton {version('triton')} computes a gradient wrongly on this device; use Triton 3.7.1 or newer, or"
+            f"Triton {triton_version()} computes a gradient wrongly on this device; use Triton 3.7.1 or newer, or"
             " kernel=chunked or auto"
         )
     return None
 
 
-def version_of(package: str) -> tuple[int, ...]:
-    """The first three numbers of its version."""
-    return tuple(int(number) for number in re.findall(r"\d+", version(package))[:3])
+def triton_version() -> str:
+    """By the module, since the package that it comes in has other names on other devices."""
+    return import_module("triton").__version__
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 # ---------------------------------------------------------------- the operations

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -277,7 +277,7 @@ def on_a_gpu(monkeypatch, capability=(8, 0), triton="3.8.0", present=("fla", "tr
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(fla, "find_spec", lambda name: name if name in present else None)
-    monkeypatch.setattr(fla, "version", lambda name: triton)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
 
 
 def test_auto_takes_the_kernels_where_they_can_be_used(monkeypatch):
