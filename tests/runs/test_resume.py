@@ -560,14 +560,19 @@ def test_a_run_found_broken_late_is_reported_at_its_step_with_its_weights(log_ev
 
 
 def test_a_run_assembles_its_model_once(tmp_path, monkeypatch):
+    """Its weights, that is: on the meta device it takes a few milliseconds."""
     from archlab.config import assemble
 
     cfg = archlab.compose(*WORDS, f"output={tmp_path}")
     made = []
-    monkeypatch.setattr(assemble, "assemble", lambda cfg, real=assemble.assemble: made.append(1) or real(cfg))
+    monkeypatch.setattr(
+        assemble,
+        "assemble",
+        lambda cfg, real=assemble.assemble: made.append(torch.get_default_device().type) or real(cfg),
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         lab.run(cfg, plots=False)
-    assert made == [1]
+    assert made == ["meta", "cpu"]
 
 
 # ---------------------------------------------------------------- the command
