@@ -413,13 +413,11 @@ def standing(record: Record) -> list[str]:
 
 def more_evidence(record: Record) -> str:
     """What it takes for a decided claim to survive, and whether it can be had."""
-    e, used = math.ceil(record["needed"]), record["seeds"] >= record.get("most_seeds", math.inf)
+    e, most = math.ceil(record["needed"]), record["most_seeds"] if record["kind"] == "trained" else 0
     how = (
-        "all its seeds are used"
-        if used or record["kind"] != "trained"
-        else f"`evidence={e}` lets it go on for that, up to {record['most_seeds']} seeds"
-        if "most_seeds" in record
-        else f"`evidence={e}` lets it go on for that"
+        f"`evidence={e}` lets it go on for that, up to {most} seeds"
+        if record["seeds"] < most
+        else "all its seeds are used"
     )
     return f"With an e-value of {e} it would survive, the others as they are; {how}."
 

@@ -85,8 +85,9 @@ def test_seeds_are_looked_at_until_it_is_decided_and_no_more_than_there_may_be(t
     assert [job.cfg.seed for job in done] == [*[0, 1] * 2, 2, 2, *[3, 4, 5, 6] * 2, 7, 7]
 
 
-def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, made_up, monkeypatch):  # noqa: F811
-    """Differences of 0.02 beside a noise of about 0.001, at looks of 6 and more seeds: each adds evidence."""
+@pytest.fixture
+def now(tmp_path, made_up, monkeypatch):  # noqa: F811
+    """Decides a claim of differences of 0.02 beside a noise of about 0.001, at looks of 6 and more seeds: each adds evidence."""
     monkeypatch.setattr("archlab.claim.course.LOOKS", LOOKS)
     made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.02
 
@@ -95,6 +96,10 @@ def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, mad
         (record,) = decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, **options)
         return record
 
+    return now
+
+
+def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, now):
     first = now()
     assert first["verdict"] == "SUPPORTED" and first["seeds"] == 6 and first["evidence"] is None
     more = first["e"] * 4
@@ -112,16 +117,8 @@ def test_a_decided_claim_goes_on_to_the_evidence_that_is_asked_for(tmp_path, mad
         now(evidence=50.0)
 
 
-def test_what_a_claim_went_on_to_stays_whatever_was_decided_since(tmp_path, made_up, monkeypatch):  # noqa: F811
+def test_what_a_claim_went_on_to_stays_whatever_was_decided_since(now):
     """Once it had been decided on a ladder, it went back to its first six seeds."""
-    monkeypatch.setattr("archlab.claim.course.LOOKS", LOOKS)
-    made_up.of = lambda cfg: 2.0 + 4 * wiggle(cfg) - (cfg.choices.norm == "layer") * 0.02
-
-    def now(**options):
-        written(tmp_path, common=COMMON, quick={"seeds": 24}, parts=[part(by=0.005)])
-        (record,) = decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path, **options)
-        return record
-
     more = now(evidence=1000.0)
     assert more["seeds"] > 6 and now(ladder="1x2")["seeds"] == 6
     again = now()
