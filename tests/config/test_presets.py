@@ -1,4 +1,4 @@
-"""NamedModel models: sizes equal to the published ones, blocks that stay at another size, words that are overruled."""
+"""Presets: sizes equal to the published ones, blocks that stay at another size, words that are overruled."""
 
 from functools import cache
 from unittest.mock import patch
