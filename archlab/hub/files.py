@@ -133,6 +133,13 @@ def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, An
     return {name: value for name, value in config.items() if name != "torch_dtype"} | {"dtype": now}
 
 
+OF_A_RUN = frozenset(
+    "seed data_seed init data train optimizer schedule average loss probe eval memory preflight budget match tune output loggers"
+    " experiment device precision compile".split()
+)
+"""Groups and fields that decide how a decoder starts and is trained, and no logits; learned positions have train.train_len rows."""
+
+
 def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> Decoder:
     kind = kind_of(config)
     if kind not in FAMILIES:
@@ -160,6 +167,11 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         raise UserError(
             "preset: config.json already describes the model of these weights; override single options instead"
         )
+    for key in taken:
+        if key != "train.train_len" and key.split(".")[0] in OF_A_RUN:
+            raise UserError(
+                f"{key}: changes nothing of a decoder whose weights are loaded; override options of its blocks, as in mask=window"
+            )
     cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
     decoder = assemble_without_weights(cfg)
     tensors = without_beyond(family.beyond(config), tensors)
