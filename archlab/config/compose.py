@@ -1,5 +1,6 @@
 """Makes what a user typed into a configuration that can be run."""
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,21 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
                     f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
                 )
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [plan_of([as_typed(word) for word in job], own) for job in jobs]
+    made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
+    refuse_the_same_run(made)
+    return made
+
+
+def refuse_the_same_run(made: Sequence[Plan]) -> None:
+    """Raises UserError where two plans of a sweep settle to one configuration: one of them would change nothing."""
+    earlier: dict[str, Plan] = {}
+    for plan in made:
+        other = earlier.setdefault(json.dumps(plain_dict(plan.cfg), sort_keys=True, default=str), plan)
+        if other is not plan:
+            both = dict.fromkeys(" ".join(one.overrides) for one in (other, plan))
+            raise UserError(
+                f"{' and '.join(both)}: the same run twice in one sweep, which changes nothing; name each once"
+            )
 
 
 def as_typed(word: str) -> str:

@@ -88,3 +88,9 @@ def test_what_changes_numbers_alone_leaves_the_program_as_it_is(word, one):
 def test_what_changes_an_operation_or_a_shape_is_another_program(word, one):
     (other,) = plans(*SMALL, word)
     assert one.program_key != other.program_key
+
+
+@pytest.mark.parametrize("words", [["seed=0,0"], ["pos.base=1e4,10000.0"], ["norm=rms,layer", "pos=rope,alibi,rope"]])
+def test_the_same_run_twice_in_a_sweep_is_refused(words):
+    with pytest.raises(UserError, match="the same run twice in one sweep"):
+        plans(*SMALL[:1], *words)

@@ -749,7 +749,9 @@ def test_the_same_weights_under_other_options(folder):
     with pytest.raises(UserError, match="preset: config.json already describes"):
         hub.load(folder, "preset=gpt2")
     for word in ("train.lr=1", "init=xavier", "seed=3", "optimizer.betas=[0.8,0.9]", "init.std=1"):
-        with pytest.raises(UserError, match=f"^{word.split('=')[0]}: changes nothing of a decoder whose weights are loaded"):
+        with pytest.raises(
+            UserError, match=f"^{word.split('=')[0]}: changes nothing of a decoder whose weights are loaded"
+        ):
             hub.load(folder, word)
 
 
