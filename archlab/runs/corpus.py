@@ -1,4 +1,4 @@
-"""A corpus of one's own, as part of the name under which claims and searches keep what was run on it."""
+"""A corpus that another machine may not have, as part of the name under which claims and searches keep what was run on it."""
 
 import json
 import os
@@ -14,17 +14,22 @@ from archlab.base.nested import leaves
 from archlab.config.assemble import in_the_users_words
 
 OURS = "archlab.data."
+OF_THE_MACHINE = frozenset({"archlab.data.text.StandardLibrary"})
+"""Ours, and yet another text where Python is of another version."""
 
 Stamp = tuple[str, int, int]
 """A file with its size and the time of its last change, in nanoseconds."""
 
 
 def own_corpus(cfg: DictConfig) -> dict[str, str]:
-    """`corpus_sha256`, as runs record it, where the data is a file or a class of one's own; nothing of archlab's own data.
+    """`corpus_sha256`, as runs record it, where the data is a file, a class of one's own or of this machine's Python.
+
+    Nothing of data that archlab brings along or makes, which is the same everywhere.
 
     It is hashed once, and again only when one of its files has changed.
     """
-    if cfg.data._target_.startswith(OURS) and cfg.data.get("path") is None:
+    target = cfg.data._target_
+    if target.startswith(OURS) and target not in OF_THE_MACHINE and cfg.data.get("path") is None:
         return {}
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)

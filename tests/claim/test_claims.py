@@ -26,6 +26,7 @@ from archlab.claim.record import part_record
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore
+from archlab.data.text import standard_library
 from archlab.runs import code, corpus, tune
 from archlab.runs.code import bare, code_of, reachable
 
@@ -1335,6 +1336,9 @@ def test_the_hash_of_a_corpus_is_the_one_that_runs_record(tmp_path):
     of_file = hashlib.sha256(file.read_bytes()).hexdigest()
     assert corpus.own_corpus(composed("data=file", f"data.path={file}")) == {"corpus_sha256": of_file}
     assert corpus.own_corpus(composed("data=text")) == corpus.own_corpus(composed("data=recall")) == {}
+    python = composed("data=python")  # whose text is another one in another Python
+    of_files = hashlib.sha256(b"".join(file.read_bytes() for file in standard_library())).hexdigest()
+    assert corpus.own_corpus(python) == {"corpus_sha256": of_files}
 
 
 def test_runs_from_before_there_was_a_data_seed_are_found(tmp_path):
