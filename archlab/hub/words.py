@@ -100,8 +100,13 @@ def gemma(c: Config, activation: str = "hidden_act") -> Words:
 
 def capped(c: Config) -> Words:
     words = [f"mixer.scale={c['query_pre_attn_scalar'] ** -0.5}"]
-    words += [f"mixer.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
-    return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
+    words += [f"mixer.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) is not None else []
+    return words + (["head=linear", *caps] if (caps := capped_logits(c)) else [])
+
+
+def capped_logits(c: Config) -> Words:
+    """A cap of 0 is said too, and refused as the option that it is: only null is none."""
+    return [f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) is not None else []
 
 
 def slices(chosen: list[bool]) -> Words:
@@ -204,9 +209,9 @@ def olmo2(c: Config) -> Words:
 
 
 def olmo3(c: Config) -> Words:
-    base = c.get("rope_theta", 500000.0)
+    base, local_base = c.get("rope_theta", 500000.0), 500000.0
     words = without(olmo2({**c, "rope_parameters": None, "rope_scaling": None}), "mask", "pos")
-    return [*words, *alternating(c, 4), *two_ropes(c, 4, base, base)]
+    return [*words, *alternating(c, 4), *two_ropes(c, 4, base, local_base)]
 
 
 def check_rotated(c: Config, share: float) -> None:
@@ -270,14 +275,21 @@ def gptj(c: Config) -> Words:
 
 
 def gpt_neox(c: Config) -> Words:
-    """Its class makes the angles by a head_dim, if there is one, and heads as wide as hidden_size over their number."""
+    """Its class makes the angles by a head_dim, if there is one, and heads as wide as hidden_size over their number.
+
+    Of the base and the rotated share it reads its own names for them, or those inside rope_parameters.
+    """
     width = c["hidden_size"] // c["num_attention_heads"]
     if (c.get("head_dim") or width) != width:
         can = f"head_dim={width}, which is hidden_size over num_attention_heads"
         raise read.unsupported("head_dim", c["head_dim"], can)
     residual = ["residual=parallel", "residual.norms=2"] if c.get("use_parallel_residual", True) else ["residual=pre"]
     bias = c.get("attention_bias", True)
-    c = {**c, "num_key_value_heads": None, "head_dim": None}
+    foreign = ("rope_theta", "partial_rotary_factor")
+    c = {name: value for name, value in c.items() if name not in foreign} | {
+        "num_key_value_heads": None,
+        "head_dim": None,
+    }
     return [*read.layer_norm(c, "layer_norm_eps"), *residual, *read.ffn(c, "hidden_act", read.PLAIN, True),
             *read.rope(c, 0.25), "mask=causal", *read.llama_sizes(c), *read.biases(bias, bias),
             *read.embedding(c, tied=False)]  # fmt: skip
@@ -347,9 +359,8 @@ def nanochat(c: Config) -> Words:
     if kind in ("yarn", "longrope"):
         raise read.unsupported("rope_type", kind, "one that leaves the length of queries and keys as it is")
     words = without(llama({**c, "hidden_act": "silu", "mlp_bias": False}), "norm", "ffn")
-    cap = c.get("final_logit_softcapping")
     return [*words, *read.rms(c, affine=False), *read.ffn(c, "hidden_act", read.PLAIN), "embed.norm=true",
-            "mixer.qk_norm=head", "head=linear", *([f"head.softcap={cap}"] if cap else [])]  # fmt: skip
+            "mixer.qk_norm=head", "head=linear", *capped_logits(c)]  # fmt: skip
 
 
 def starcoder2(c: Config) -> Words:
