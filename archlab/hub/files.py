@@ -26,7 +26,8 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
-from archlab.config.presets import overruled
+from archlab.config.overrides import conf_dir
+from archlab.config.presets import in_rules_too, overruled
 from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out, known_to_transformers
 from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
@@ -179,7 +180,8 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         raise UserError(
             "preset: config.json already describes the model of these weights; override single options instead"
         )
-    cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
+    kept = [word for word in words if not overruled(key_of(word), taken)]
+    cfg = in_turn(*in_rules_too(kept, overrides, [conf_dir()]), *overrides)
     decoder = assemble_without_weights(cfg)
     tensors = without_beyond(family.beyond(config), tensors)
     check_numbers(family, tensors)
