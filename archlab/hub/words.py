@@ -436,7 +436,11 @@ def falcon(c: Config) -> Words:
 
 
 def baichuan(c: Config) -> Words:
-    """A configuration without max_position_embeddings is of the 13B models, which have ALiBi."""
+    """A configuration without max_position_embeddings is of the 13B models, which have ALiBi.
+
+    Its code has one base of RoPE and no scaling, whatever config.json says.
+    """
+    read.only(c, rope_theta=10000.0, rope_scaling=None, rope_parameters=None)
     words = llama(c)
     if "max_position_embeddings" not in c:
         words = [*without(words, "pos"), "pos=alibi"]
@@ -445,7 +449,7 @@ def baichuan(c: Config) -> Words:
 
 def qwen(c: Config) -> Words:
     """intermediate_size counts both of the hidden projections."""
-    read.only(c, no_bias=True, rotary_pct=1.0)
+    read.only(c, no_bias=True, rotary_pct=1.0, scale_attn_weights=True)
     widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     pos = ["pos=rope", f"pos.base={float(c.get('rotary_emb_base', 10000))}"]
     pos += ["pos.scaling=dynamic_qwen", f"pos.trained_len={c['seq_length']}"] if c.get("use_dynamic_ntk", True) else []
@@ -457,7 +461,7 @@ def qwen(c: Config) -> Words:
 
 def chatglm(c: Config) -> Words:
     """The first generation."""
-    read.only(c, position_encoding_2d=True, pre_seq_len=None)
+    read.only(c, position_encoding_2d=True, pre_seq_len=None, quantization_bit=0)
     sizes = read.sizes(c, "num_layers", "hidden_size", "num_attention_heads", c["inner_hidden_size"])
     return [*read.layer_norm(c, "layernorm_epsilon"), "residual=deep_glm", "ffn=glm", "ffn.dropout=0", "pos=rope_2d",
             "mask=prefix", *sizes, *read.biases(True, True), "embed.norm=true", *read.embedding(c)]  # fmt: skip
@@ -467,14 +471,20 @@ def chatglm2(c: Config) -> Words:
     """The second and third generation, and GLM-4-9B as it was first released.
 
     Where heads do not share keys and values, which is its class's default, it has their queries, keys and values in turns.
+
+    ChatGLM2-6B-32k divides positions by rope_ratio, by which the later ones multiply the base; no field but the name tells
+    them apart.
     """
     if not (shared := c.get("multi_query_attention", False)):
         can = "multi_query_attention=True, where all queries come before all keys"
         raise read.unsupported("multi_query_attention", shared, can)
     read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
-              add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
+              add_bias_linear=False, original_rope=True, pre_seq_len=None, quantization_bit=0)  # fmt: skip
     kv, widths = c["multi_query_group_num"], ("num_layers", "hidden_size", "num_attention_heads")
     sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
-    pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
+    ratio, pos = c.get("rope_ratio", 1), ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5"]
+    interpolates = ratio != 1 and "chatglm2" in (c.get("_name_or_path") or "").lower()
+    pos += [f"pos.base={10000.0 if interpolates else 10000.0 * ratio}"]
+    pos += ["pos.scaling=linear", f"pos.factor={float(ratio)}"] if interpolates else []
     return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,
             *read.biases(c.get("add_qkv_bias", False), False), *read.embedding(c, tied=False)]  # fmt: skip
