@@ -128,6 +128,7 @@ def export(decoder: Decoder, path: str | Path) -> None:
         raise UserError(
             f"{path}: this decoder was made by calling its class, so its options are not known; make it with archlab.build"
         )
+    check_still_as_made(ours, cfg)
     tensors = {
         row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
         for row in rows_of(FAMILIES[kind_of(config)], ours, cfg)
@@ -143,6 +144,21 @@ def export(decoder: Decoder, path: str | Path) -> None:
             for name in TOKENIZER:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, folder / name)
+
+
+def check_still_as_made(ours: Mapping[str, Tensor], cfg: DictConfig) -> None:
+    """Raises UserError where a decoder's weights are by now others than its options mean, or have no numbers.
+
+    A layer that was taken out, say, or a matrix of another width: config.json would describe another model.
+    """
+    meant = {name: tuple(weight.shape) for name, weight in assemble_without_weights(cfg).state_dict().items()}
+    have = {name: tuple(weight.shape) for name, weight in ours.items()}
+    for name in sorted(meant.keys() | have.keys()):
+        if meant.get(name) != have.get(name):
+            now, then = (f"has shape {had}" if (had := of.get(name)) else "is not there" for of in (have, meant))
+            raise UserError(f"{name}: {now} in this decoder, but by its options it {then}; export it as it was made")
+    if on_meta := next((name for name, weight in ours.items() if weight.is_meta), None):
+        raise UserError(f"{on_meta}: is on the meta device and has no numbers; give the decoder its weights first")
 
 
 def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:

@@ -801,6 +801,29 @@ def test_what_is_no_model_or_no_number_is_answered_in_one_line(folder):
     refused(folder, "config.json: holds a value of the wrong type for a llama model")
 
 
+@pytest.mark.parametrize("loaded_from", [True, False], ids=["loaded", "made here"])
+def test_a_decoder_that_was_changed_by_hand_is_not_written_as_what_it_was(loaded_from, folder, tmp_path):
+    def again():
+        return hub.load(folder) if loaded_from else built("size=nano", "size.n_layers=2", "embed.scale=none")
+
+    def refusal(decoder):
+        with pytest.raises(UserError) as error:
+            hub.export(decoder, tmp_path / "out")
+        assert not (tmp_path / "out").exists() and "\n" not in str(error.value)
+        return str(error.value)
+
+    pruned, wider = again(), again()
+    pruned.layers = pruned.layers[:1]
+    assert re.match(r"layers.1.\S+: is not there in this decoder, but by its options it has shape", refusal(pruned))
+    wider.layers[0].mixer.q_proj.weight = torch.nn.Parameter(torch.zeros(2, 2))
+    assert refusal(wider).startswith(
+        "layers.0.mixer.q_proj.weight: has shape (2, 2) in this decoder, but by its options"
+    )
+    assert refusal(again().to("meta")).endswith(
+        "is on the meta device and has no numbers; give the decoder its weights first"
+    )
+
+
 def test_export_leaves_what_is_there_alone(folder, tmp_path):
     decoder = hub.load(folder)
     with pytest.raises(UserError, match="exists already"):
