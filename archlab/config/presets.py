@@ -1,7 +1,7 @@
 """Models by name: a preset is a list of overrides, over which the command line takes precedence."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from archlab.base.errors import UserError
@@ -39,8 +39,46 @@ def expand(words: Sequence[str], options: Collection[str], folders: Sequence[Pat
     file = next(path for folder in folders if (path := folder / "preset" / f"{name}.yaml").is_file())
     rest = [word for word in words if word not in presets]
     taken = {key_of(word) for word in rest}
-    kept = {key: value for key, value in read(file).items() if not overruled(key, taken)}
-    return [*(f"{at_size(key, taken)}={spelled(value)}" for key, value in kept.items()), *rest]
+    kept = [f"{at_size(key, taken)}={spelled(v)}" for key, v in read(file).items() if not overruled(key, taken)]
+    return [*in_rules_too(kept, rest, folders), *rest]
+
+
+def in_rules_too(kept: Sequence[str], typed: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The kept words, and what is typed of a group once more for layers where a rule chooses an option that has the field.
+
+    Such a choice starts from the option's defaults, so that neither what is typed nor what the rule had would hold there.
+    A rule that is left without a difference is left out.
+    """
+    keys, words = {key_of(word) for word in typed}, list(kept)
+    for rule, group, option in chosen_by_rules(kept):
+        of_group = [word for word in typed if key_of(word).startswith(f"{group}.") and sets(word, key_of(word))]
+        of_rule = [word for word in kept if inside(word, f"{rule}.{group}")]
+        if of_group and {word.removeprefix(f"{rule}.") for word in of_rule} == {w for w in kept if inside(w, group)}:
+            words = [word for word in words if word not in of_rule]
+            continue
+        fields = fields_of(group, option, folders)
+        again = (word for word in of_group if key_of(word).split(".")[1] in fields)
+        words += [f"{rule}.{key_of(w)}=${{{key_of(w)}}}" for w in again if f"{rule}.{key_of(w)}" not in keys]
+    return words
+
+
+def inside(word: str, name: str) -> bool:
+    """Whether a word sets this name or a field of it."""
+    return key_of(word) == name or key_of(word).startswith(f"{name}.")
+
+
+def fields_of(group: str, option: str, folders: Sequence[Path]) -> Collection[str]:
+    """The fields that an option's file sets; none where it is in no folder."""
+    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
+    return () if file is None else read_yaml(file) or ()
+
+
+def chosen_by_rules(words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """The slice, the group and the option of each rule that chooses one."""
+    for word in words:
+        rule = rule_of(key_of(word))
+        if rule is not None and "." not in rule[1]:
+            yield f"layers[{rule[0]}]", rule[1], value_of(word)
 
 
 def at_size(key: str, taken: Collection[str]) -> str:

@@ -44,7 +44,7 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
     kind = str(config.get("model_type"))
     depths = [config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers")]
     if not known_to_transformers(kind) or any(isinstance(depth, int) and depth > MOST_LAYERS for depth in depths):
-        return config
+        return with_defaults(config)
     import transformers
 
     if isinstance(
@@ -63,6 +63,48 @@ def as_its_class_has_it(config: Config) -> Mapping[str, Any]:
         raise UserError(f"config.json: transformers has a class for {kind}, which refuses it: {why}") from None
     finally:
         transformers.logging.set_verbosity(said)
+
+
+def with_defaults(config: Config) -> Config:
+    """The same with what its class has for fields that it leaves out, and for RoPE's that are null."""
+    said = {name: value for name, value in config.items() if value is not None or not name.startswith("rope_")}
+    defaults = dict(LEFT_OUT.get(str(config.get("model_type")), {}))
+    if "rope_scaling" in said:
+        defaults.pop("rope_parameters", None)
+    return {**defaults, **said}
+
+
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "mixtral": {"num_key_value_heads": 8, "rope_theta": 1e6},
+    "qwen3_moe": {"num_key_value_heads": 4},
+    "deepseek_v2": {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "v_head_dim": 128},
+    "deepseek_v3": {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "v_head_dim": 128, "n_group": 8, "topk_group": 4},
+    "glm4_moe": {"num_key_value_heads": 8},
+    "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "rope_theta": 150000.0,
+                "rope_parameters": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                                    "original_max_position_embeddings": 4096}},
+    "llama4_text": {"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5e5},
+    "qwen3_next": {"num_key_value_heads": 2, "head_dim": 256},
+    "glm": {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
+    "glm4": {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256},
+    "gemma2": {"num_key_value_heads": 4, "head_dim": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256},
+    "stablelm": {"num_key_value_heads": 32},
+    "cohere": {"rope_theta": 5e5},
+    "gptj": {"rotary_dim": 64},
+    "apertus": {"rope_theta": 12e6,
+                "rope_parameters": {"rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "low_freq_factor": 1.0,
+                                    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
+    "nanochat": {"final_logit_softcapping": 15.0},
+    "starcoder2": {"num_key_value_heads": 2},
+    "lfm2": {"num_key_value_heads": 8, "rope_theta": 1e6, "block_ffn_dim_multiplier": 1.0},
+}  # fmt: skip
+"""By family, what its class has where a field is left out, and reading it by its words alone would take for something else."""
 
 
 def without_foreign_biases(config: Config) -> Mapping[str, Any]:

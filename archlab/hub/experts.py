@@ -400,7 +400,11 @@ def sigmoid_router(c: Config) -> dict[str, Any]:
     if c["num_experts_per_tok"] == c["n_routed_experts"]:
         can = f"fewer than n_routed_experts={c['n_routed_experts']}, since a bias on the choice changes nothing there"
         raise read.unsupported("num_experts_per_tok", c["num_experts_per_tok"], can)
-    groups, top_groups = c.get("n_group") or 1, c.get("topk_group") or 1
+    groups, top_groups = (1 if c.get(name) is None else c[name] for name in ("n_group", "topk_group"))
+    if groups < 1:
+        raise read.unsupported("n_group", groups, "1 or more")
+    if not 1 <= top_groups <= groups:
+        raise read.unsupported("topk_group", top_groups, f"1 to n_group={groups}")
     grouped = {"groups": groups, "top_groups": top_groups} if top_groups < groups else {}
     return {
         "scores": "sigmoid",

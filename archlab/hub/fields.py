@@ -21,7 +21,7 @@ linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_
 full_attention_interval max_window_layers
 block_ff_dim block_multiple_of conv_L_cache
 num_heads state_size n_groups expand conv_kernel
-intermediate_size_mlp interleave_moe_layer_step attention_chunk_size floor_scale
+quantization_bit intermediate_size_mlp interleave_moe_layer_step attention_chunk_size floor_scale
 """.split()
 
 NUMBERS = """
@@ -42,7 +42,7 @@ use_bidirectional_attention use_bias conv_bias tie_embedding
 block_auto_adjust_ff_dim block_use_swiglu qk_norm use_conv_bias
 """.split()
 
-WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func".split()
+WORDS = "model_type hidden_act hidden_activation activation activation_function rope_type type attn_type topk_method scoring_func _name_or_path".split()
 
 WITHIN = ("rope_parameters", "rope_scaling", "attn_config", "full_attention", "sliding_attention")
 """Fields that hold other fields."""

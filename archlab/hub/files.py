@@ -5,6 +5,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,8 @@ from archlab.base.plain import Unreadable, read_json
 from archlab.base.words import key_of
 from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
-from archlab.config.presets import overruled
+from archlab.config.overrides import conf_dir
+from archlab.config.presets import in_rules_too, overruled
 from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out, known_to_transformers
 from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
@@ -41,6 +44,8 @@ FOLDER = "hub_folder"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
              "merges.txt", "tokenizer.model", "vocab.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
 """Files beside the weights by which text becomes their tokens and is generated."""
+
+WEIGHTS = "model.safetensors"
 
 READ = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 """The types of numbers that weights are read in: narrower ones go with scales that a folder keeps apart."""
@@ -79,9 +84,23 @@ def load(path: str | Path, *overrides: str) -> Decoder:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one with config.json and safetensors, or a .gguf file")
     config = with_infinity(read_object(path / "config.json"))
+    check_nothing_beside(path, config)
     decoder = assembled(config, {} if config.get("quantization_config") else read_tensors(path), overrides)
     setattr(decoder, FOLDER, path.absolute())
     return decoder
+
+
+def check_nothing_beside(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where transformers would take other weights from this folder, or add some to them."""
+    if (file := config.get("transformers_weights")) not in (None, WEIGHTS):
+        raise UserError(
+            f"config.json: transformers_weights={str(file)[:60]}: the weights are read from {WEIGHTS} or by its index alone;"
+            " rename that file, and leave the field out"
+        )
+    if (adapter := folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{adapter}: an adapter is not added to the weights, as transformers does; merge it into them, or move it away"
+        )
 
 
 @checked
@@ -102,12 +121,14 @@ def export(decoder: Decoder, path: str | Path) -> None:
     if hasattr(decoder, ORIGIN):
         config, cfg = getattr(decoder, ORIGIN)
         config = with_dtype(config, ours["embedding.weight"].dtype)
+        config = {name: value for name, value in config.items() if name != "transformers_weights"}
     elif hasattr(decoder, MADE_FROM):
         config, ours, cfg = as_released(ours, DictConfig(getattr(decoder, MADE_FROM)))
     else:
         raise UserError(
             f"{path}: this decoder was made by calling its class, so its options are not known; make it with archlab.build"
         )
+    check_still_as_made(ours, cfg)
     tensors = {
         row.theirs: row.join([ours[name] for name in row.ours], cfg.size).contiguous().clone()
         for row in rows_of(FAMILIES[kind_of(config)], ours, cfg)
@@ -117,12 +138,27 @@ def export(decoder: Decoder, path: str | Path) -> None:
     tensors = in_pieces(FAMILIES[kind_of(config)].files, tensors)
     with whole_folder(path) as folder:
         write_text(folder / "config.json", json.dumps(config, indent=2, default=str))
-        with whole(folder / "model.safetensors") as part:
+        with whole(folder / WEIGHTS) as part:
             save_file(tensors, part, metadata={"format": "pt"})
         if source := getattr(decoder, FOLDER, None):
             for name in TOKENIZER:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, folder / name)
+
+
+def check_still_as_made(ours: Mapping[str, Tensor], cfg: DictConfig) -> None:
+    """Raises UserError where a decoder's weights are by now others than its options mean, or have no numbers.
+
+    A layer that was taken out, say, or a matrix of another width: config.json would describe another model.
+    """
+    meant = {name: tuple(weight.shape) for name, weight in assemble_without_weights(cfg).state_dict().items()}
+    have = {name: tuple(weight.shape) for name, weight in ours.items()}
+    for name in sorted(meant.keys() | have.keys()):
+        if meant.get(name) != have.get(name):
+            now, then = (f"has shape {had}" if (had := of.get(name)) else "is not there" for of in (have, meant))
+            raise UserError(f"{name}: {now} in this decoder, but by its options it {then}; export it as it was made")
+    if on_meta := next((name for name, weight in ours.items() if weight.is_meta), None):
+        raise UserError(f"{on_meta}: is on the meta device and has no numbers; give the decoder its weights first")
 
 
 def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
@@ -160,7 +196,7 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
         words = words_of(family, config)
     except KeyError as error:
         raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
-    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+    except MISREAD as error:
         raise UserError(f"config.json: holds a value of the wrong type for a {kind} model: {error}") from None
     taken = {key_of(word) for word in overrides}
     if "preset" in taken:
@@ -172,17 +208,22 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
             raise UserError(
                 f"{key}: changes nothing of a decoder whose weights are loaded; override options of its blocks, as in mask=window"
             )
-    cfg = in_turn(*(word for word in words if not overruled(key_of(word), taken)), *overrides)
+    kept = [word for word in words if not overruled(key_of(word), taken)]
+    cfg = in_turn(*in_rules_too(kept, overrides, [conf_dir()]), *overrides)
     decoder = assemble_without_weights(cfg)
     tensors = without_beyond(family.beyond(config), tensors)
     check_numbers(family, tensors)
     tensors = in_one_piece(family.files, tensors)
-    decoder.load_state_dict(renamed(family, decoder, cfg, tensors), assign=True)
+    decoder.load_state_dict(of_one_dtype(renamed(family, decoder, cfg, tensors)), assign=True)
     if cfg.embed.tied:
         decoder.head.weight = decoder.embedding.weight
     if not overrides:  # with overrides it differs from config.json, and is exported like a decoder made here
         setattr(decoder, ORIGIN, (dict(config), cfg))
     return decoder.requires_grad_().eval()
+
+
+MISREAD = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
+"""What reading a config.json raises that lacks a field, or holds one that it cannot go by."""
 
 
 def words_of(family: Family, config: Mapping[str, Any]) -> Words:
@@ -194,7 +235,8 @@ def words_of(family: Family, config: Mapping[str, Any]) -> Words:
     try:
         whole_config = as_its_class_has_it(config)
     except UserError:
-        in_turn(*plain_words(family, config))
+        with suppress(*MISREAD):  # of which the class has said what there is to say
+            in_turn(*plain_words(family, config))
         raise
     return plain_words(family, whole_config)
 
@@ -269,8 +311,8 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
             raise UserError(f"{row.theirs}: holds a number that is not finite; these weights cannot be used")
         try:
             parts = row.split(tensors[row.theirs], cfg.size)
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(f"{row.theirs}: {error}") from None
         except Exception as error:
             why = " ".join(str(error).split())[:120]
             raise UserError(f"{row.theirs}: {tuple(tensors[row.theirs].shape)} cannot be split: {why}") from None
@@ -302,6 +344,23 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
     return found
 
 
+def of_one_dtype(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same where matrices and their biases have one dtype; otherwise all in the widest of theirs, which loses nothing.
+
+    Routers, gains and other vectors may have a wider one: they are applied in it.
+    """
+    multiplied = {
+        weight.dtype
+        for name, weight in weights.items()
+        if (weight.ndim > 1 or (name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in weights))
+        and ".router." not in name
+    }
+    if len(multiplied) < 2:
+        return weights
+    widest = reduce(torch.promote_types, multiplied)
+    return {name: weight.to(widest) for name, weight in weights.items()}
+
+
 def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; a model's folder has one")
@@ -326,16 +385,21 @@ def with_infinity(value: Any) -> Any:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, in one file or in several with an index, which one file goes before."""
     index = folder / "model.safetensors.index.json"
-    in_several = index.is_file() and not (folder / "model.safetensors").is_file()
-    names = indexed(index) if in_several else {"model.safetensors"}
+    in_several = index.is_file() and not (folder / WEIGHTS).is_file()
+    names = indexed(index) if in_several else {WEIGHTS}
     tensors: dict[str, Tensor] = {}
     for file in (folder / name for name in sorted(names)):
         if not file.is_file():
             raise UserError(f"{file}: no such file; only safetensors and GGUF are read, no pickles (.bin, .pt)")
         try:
-            tensors |= load_file(file)
+            more = load_file(file)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}; the file is damaged") from None
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise UserError(
+                f"{file}: holds {twice[0]}, which another file that the index names holds too; leave one out"
+            )
+        tensors |= more
     return tensors
 
 

@@ -139,11 +139,15 @@ def halves_swapped_back(tensors: Sequence[Tensor], sizes: Any) -> Tensor:
 
 
 def constant(theirs: str, value: float) -> Table:
-    """A number that the release stores and that is fixed here; UserError where it is another, but for rounding to bf16."""
+    """A number that the release stores and that is fixed here; UserError where it is another, but for rounding to a 16-bit type.
+
+    Of bf16 that is a relative step; of fp16 so near to 0 an absolute one, 2**-24.
+    """
 
     def checked(tensor: Tensor, sizes: Any) -> Sequence[Tensor]:
-        if tensor.numel() != 1 or abs(float(tensor) - value) > abs(value) / 128:
-            raise UserError(f"{theirs}: is not {value}, which it always is in archlab; these weights cannot be used")
+        rounding = max(abs(value) / 128, 2**-25)
+        if tensor.numel() != 1 or abs(float(tensor) - value) > rounding:
+            raise UserError(f"is not {value}, which it always is in archlab; these weights cannot be used")
         return ()
 
     return (Row(theirs, (), checked, lambda tensors, sizes: torch.tensor(value)),)

@@ -100,8 +100,13 @@ def gemma(c: Config, activation: str = "hidden_act") -> Words:
 
 def capped(c: Config) -> Words:
     words = [f"mixer.scale={c['query_pre_attn_scalar'] ** -0.5}"]
-    words += [f"mixer.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) else []
-    return words + (["head=linear", f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) else [])
+    words += [f"mixer.softcap={cap}"] if (cap := c.get("attn_logit_softcapping")) is not None else []
+    return words + (["head=linear", *caps] if (caps := capped_logits(c)) else [])
+
+
+def capped_logits(c: Config) -> Words:
+    """A cap of 0 is said too, and refused as the option that it is: only null is none."""
+    return [f"head.softcap={cap}"] if (cap := c.get("final_logit_softcapping")) is not None else []
 
 
 def slices(chosen: list[bool]) -> Words:
@@ -204,9 +209,9 @@ def olmo2(c: Config) -> Words:
 
 
 def olmo3(c: Config) -> Words:
-    base = c.get("rope_theta", 500000.0)
+    base, local_base = c.get("rope_theta", 500000.0), 500000.0
     words = without(olmo2({**c, "rope_parameters": None, "rope_scaling": None}), "mask", "pos")
-    return [*words, *alternating(c, 4), *two_ropes(c, 4, base, base)]
+    return [*words, *alternating(c, 4), *two_ropes(c, 4, base, local_base)]
 
 
 def check_rotated(c: Config, share: float) -> None:
@@ -270,14 +275,21 @@ def gptj(c: Config) -> Words:
 
 
 def gpt_neox(c: Config) -> Words:
-    """Its class makes the angles by a head_dim, if there is one, and heads as wide as hidden_size over their number."""
+    """Its class makes the angles by a head_dim, if there is one, and heads as wide as hidden_size over their number.
+
+    Of the base and the rotated share it reads its own names for them, or those inside rope_parameters.
+    """
     width = c["hidden_size"] // c["num_attention_heads"]
     if (c.get("head_dim") or width) != width:
         can = f"head_dim={width}, which is hidden_size over num_attention_heads"
         raise read.unsupported("head_dim", c["head_dim"], can)
     residual = ["residual=parallel", "residual.norms=2"] if c.get("use_parallel_residual", True) else ["residual=pre"]
     bias = c.get("attention_bias", True)
-    c = {**c, "num_key_value_heads": None, "head_dim": None}
+    foreign = ("rope_theta", "partial_rotary_factor")
+    c = {name: value for name, value in c.items() if name not in foreign} | {
+        "num_key_value_heads": None,
+        "head_dim": None,
+    }
     return [*read.layer_norm(c, "layer_norm_eps"), *residual, *read.ffn(c, "hidden_act", read.PLAIN, True),
             *read.rope(c, 0.25), "mask=causal", *read.llama_sizes(c), *read.biases(bias, bias),
             *read.embedding(c, tied=False)]  # fmt: skip
@@ -347,9 +359,8 @@ def nanochat(c: Config) -> Words:
     if kind in ("yarn", "longrope"):
         raise read.unsupported("rope_type", kind, "one that leaves the length of queries and keys as it is")
     words = without(llama({**c, "hidden_act": "silu", "mlp_bias": False}), "norm", "ffn")
-    cap = c.get("final_logit_softcapping")
     return [*words, *read.rms(c, affine=False), *read.ffn(c, "hidden_act", read.PLAIN), "embed.norm=true",
-            "mixer.qk_norm=head", "head=linear", *([f"head.softcap={cap}"] if cap else [])]  # fmt: skip
+            "mixer.qk_norm=head", "head=linear", *capped_logits(c)]  # fmt: skip
 
 
 def starcoder2(c: Config) -> Words:
@@ -425,7 +436,11 @@ def falcon(c: Config) -> Words:
 
 
 def baichuan(c: Config) -> Words:
-    """A configuration without max_position_embeddings is of the 13B models, which have ALiBi."""
+    """A configuration without max_position_embeddings is of the 13B models, which have ALiBi.
+
+    Its code has one base of RoPE and no scaling, whatever config.json says.
+    """
+    read.only(c, rope_theta=10000.0, rope_scaling=None, rope_parameters=None)
     words = llama(c)
     if "max_position_embeddings" not in c:
         words = [*without(words, "pos"), "pos=alibi"]
@@ -434,7 +449,7 @@ def baichuan(c: Config) -> Words:
 
 def qwen(c: Config) -> Words:
     """intermediate_size counts both of the hidden projections."""
-    read.only(c, no_bias=True, rotary_pct=1.0)
+    read.only(c, no_bias=True, rotary_pct=1.0, scale_attn_weights=True)
     widths = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     pos = ["pos=rope", f"pos.base={float(c.get('rotary_emb_base', 10000))}"]
     pos += ["pos.scaling=dynamic_qwen", f"pos.trained_len={c['seq_length']}"] if c.get("use_dynamic_ntk", True) else []
@@ -446,7 +461,7 @@ def qwen(c: Config) -> Words:
 
 def chatglm(c: Config) -> Words:
     """The first generation."""
-    read.only(c, position_encoding_2d=True, pre_seq_len=None)
+    read.only(c, position_encoding_2d=True, pre_seq_len=None, quantization_bit=0)
     sizes = read.sizes(c, "num_layers", "hidden_size", "num_attention_heads", c["inner_hidden_size"])
     return [*read.layer_norm(c, "layernorm_epsilon"), "residual=deep_glm", "ffn=glm", "ffn.dropout=0", "pos=rope_2d",
             "mask=prefix", *sizes, *read.biases(True, True), "embed.norm=true", *read.embedding(c)]  # fmt: skip
@@ -456,14 +471,20 @@ def chatglm2(c: Config) -> Words:
     """The second and third generation, and GLM-4-9B as it was first released.
 
     Where heads do not share keys and values, which is its class's default, it has their queries, keys and values in turns.
+
+    ChatGLM2-6B-32k divides positions by rope_ratio, by which the later ones multiply the base; no field but the name tells
+    them apart.
     """
     if not (shared := c.get("multi_query_attention", False)):
         can = "multi_query_attention=True, where all queries come before all keys"
         raise read.unsupported("multi_query_attention", shared, can)
     read.only(c, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
-              add_bias_linear=False, original_rope=True, pre_seq_len=None)  # fmt: skip
+              add_bias_linear=False, original_rope=True, pre_seq_len=None, quantization_bit=0)  # fmt: skip
     kv, widths = c["multi_query_group_num"], ("num_layers", "hidden_size", "num_attention_heads")
     sizes = read.sizes({**c, "vocab_size": c["padded_vocab_size"]}, *widths, c["ffn_hidden_size"], kv, c["kv_channels"])
-    pos = ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5", f"pos.base={10000.0 * c.get('rope_ratio', 1)}"]
+    ratio, pos = c.get("rope_ratio", 1), ["pos=rope", "pos.layout=interleaved", "pos.fraction=0.5"]
+    interpolates = ratio != 1 and "chatglm2" in (c.get("_name_or_path") or "").lower()
+    pos += [f"pos.base={10000.0 if interpolates else 10000.0 * ratio}"]
+    pos += ["pos.scaling=linear", f"pos.factor={float(ratio)}"] if interpolates else []
     return [*read.rms(c, "layernorm_epsilon"), "residual=pre", "ffn=swiglu", *pos, "mask=causal", *sizes,
             *read.biases(c.get("add_qkv_bias", False), False), *read.embedding(c, tied=False)]  # fmt: skip

@@ -13,6 +13,7 @@ from archlab.config import assemble as assembling
 from archlab.config.assemble import assemble_without_weights, build
 from archlab.config.compose import compose
 from archlab.config.overrides import normalise
+from archlab.config.plan import layer_plans
 from archlab.cost.describe import count_active_parameters, count_parameters
 
 PARAMETERS = {
@@ -413,6 +414,26 @@ def test_the_command_line_wins_in_any_order():
         assert cfg.choices.norm == "layer" and not cfg.norm.unit_offset  # which is gemma_2b's of rms
         assert (cfg.size.n_layers, cfg.size.d_model, cfg.choices.ffn) == (3, 2048, "geglu_tanh")
     assert compose("preset=llama_7b", "norm.eps=1e-3").norm.eps == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "local", "wide"),
+    [
+        ("preset=gemma3_1b pos.base=99", "base", 99, 99),
+        ("preset=gemma3_1b pos.scaling=linear pos.factor=2", "factor", 2, 2),
+        ("preset=gemma3_1b pos.scaling=linear pos.factor=2", "base", 10000.0, 1000000.0),
+        ("preset=gemma3_1b pos.base=99 layers[5::6].pos.base=77", "base", 99, 77),
+        ("preset=gemma3_1b layers[5::6].pos.base=77", "base", 10000.0, 77),
+        ("preset=olmo3_7b pos.base=99", "base", 99, 99),
+        ("preset=cohere_command_r7b pos.base=99", "base", 99, None),  # its global layers have no positions
+    ],
+)
+def test_a_field_that_is_typed_holds_where_a_rule_of_the_preset_chooses_the_option_anew(words, field, local, wide):
+    """Fault found: the rule's own value was dropped for it, and the option's default took the place of both."""
+    cfg = compose(*words.split())
+    whole = [plan.pos.node.get(field) for plan in layer_plans(cfg) if plan.mask.name == "causal"]
+    windows = [plan.pos.node.get(field) for plan in layer_plans(cfg) if plan.mask.name == "window"]
+    assert set(windows) == {local} and set(whole) == {wide}
 
 
 def test_another_attention_leaves_the_presets_key_value_heads_behind():

@@ -1,6 +1,7 @@
 """Released families against transformers' own classes, with random weights and odd sizes, in float64."""
 
 import json
+import re
 import resource
 import signal
 from contextlib import nullcontext
@@ -727,7 +728,12 @@ def test_weights_in_several_files_are_read_by_their_index(folder):
         )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     assert torch.equal(hub.load(folder)(tokens()), whole)
-    (folder / "model-00002-of-00002.safetensors").unlink()
+    second = folder / "model-00002-of-00002.safetensors"
+    held = load_file(second)
+    once = next(name for name in tensors if name not in held)
+    save_file(held | {once: tensors[once] * 2}, second, metadata={"format": "pt"})
+    refused(folder, f"model-00002-of-00002.safetensors: holds {once}, which another file .*holds too")
+    second.unlink()
     refused(folder, "model-00002-of-00002.safetensors: no such file")
 
 
@@ -740,6 +746,37 @@ def test_weights_keep_their_dtype_and_are_the_decoders_own():
         for weight in decoder.parameters():
             weight.zero_()
     assert torch.equal(model.model.norm.weight, before)
+
+
+MIXED = {
+    # which tensors stay in float32 where all others are in bf16, and the types of numbers that the decoder has then
+    "the head": ("llama", "lm_head", {torch.float32}),
+    "the table": ("llama", "embed_tokens", {torch.float32}),
+    "a matrix": ("gpt2", "layers.1.mlp|h.1.mlp.c_fc.weight", {torch.float32}),
+    "biases": ("qwen2", "bias", {torch.float32}),
+    "gains": ("llama", "norm", {torch.float32, torch.bfloat16}),
+    "gains and shifts": ("gpt_neox", "norm", {torch.float32, torch.bfloat16}),
+    "routers": ("qwen3_moe", "mlp.gate.weight", {torch.float32, torch.bfloat16}),
+    "a bias on the choice": ("deepseek_v3", "e_score_correction_bias", {torch.float32, torch.bfloat16}),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_weights_of_several_dtypes_that_multiply_each_other_are_read_in_the_widest(name, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    case, wide, have = MIXED[name]
+    theirs(case).float().save_pretrained(tmp_path / "it")
+    file = tmp_path / "it" / "model.safetensors"
+    bf16 = {name: t if re.search(wide, name) else t.bfloat16() for name, t in load_file(file).items()}
+    assert {tensor.dtype for tensor in bf16.values()} == {torch.bfloat16, torch.float32}
+    save_file(bf16, file, metadata={"format": "pt"})
+    decoder = hub.load(tmp_path / "it")
+    assert {weight.dtype for weight in decoder.state_dict().values()} == have
+    save_file({name: tensor.float() for name, tensor in bf16.items()}, file, metadata={"format": "pt"})
+    whole = hub.load(tmp_path / "it")(tokens())
+    # float32 throughout is the same computation; where matrices stay bf16, products are rounded to 2**-9 in a few layers
+    assert relative(decoder(tokens()).float(), whole) < (1e-6 if have == {torch.float32} else 0.1)
 
 
 def test_the_same_weights_under_other_options(folder):
@@ -767,6 +804,29 @@ def test_what_is_no_model_or_no_number_is_answered_in_one_line(folder):
     refused(folder, "model.norm.weight: holds int32, but weights are floating-point numbers")
     changed(folder, rope_parameters="x")
     refused(folder, "config.json: holds a value of the wrong type for a llama model")
+
+
+@pytest.mark.parametrize("loaded_from", [True, False], ids=["loaded", "made here"])
+def test_a_decoder_that_was_changed_by_hand_is_not_written_as_what_it_was(loaded_from, folder, tmp_path):
+    def again():
+        return hub.load(folder) if loaded_from else built("size=nano", "size.n_layers=2", "embed.scale=none")
+
+    def refusal(decoder):
+        with pytest.raises(UserError) as error:
+            hub.export(decoder, tmp_path / "out")
+        assert not (tmp_path / "out").exists() and "\n" not in str(error.value)
+        return str(error.value)
+
+    pruned, wider = again(), again()
+    pruned.layers = pruned.layers[:1]
+    assert re.match(r"layers.1.\S+: is not there in this decoder, but by its options it has shape", refusal(pruned))
+    wider.layers[0].mixer.q_proj.weight = torch.nn.Parameter(torch.zeros(2, 2))
+    assert refusal(wider).startswith(
+        "layers.0.mixer.q_proj.weight: has shape (2, 2) in this decoder, but by its options"
+    )
+    assert refusal(again().to("meta")).endswith(
+        "is on the meta device and has no numbers; give the decoder its weights first"
+    )
 
 
 def test_export_leaves_what_is_there_alone(folder, tmp_path):
@@ -805,6 +865,18 @@ def test_the_name_that_older_files_give_gpt_neoxs_head_is_read_too(tmp_path):
     tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
     save_file(tensors, file, metadata={"format": "pt"})
     assert torch.equal(hub.load(tmp_path / "neox")(tokens()), hub.from_hf(model)(tokens()))
+
+
+def test_weights_that_transformers_would_take_instead_or_add_are_refused(folder, tmp_path):
+    """A field that names another file, and an adapter beside the weights."""
+    changed(folder, transformers_weights="consolidated.safetensors")
+    refused(folder, "transformers_weights=consolidated.safetensors: the weights are read from model.safetensors")
+    changed(folder, transformers_weights="model.safetensors")
+    decoder = hub.load(folder)
+    hub.export(decoder, tmp_path / "out")
+    assert "transformers_weights" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "adapter_config.json: an adapter is not added to the weights, as transformers does; merge it")
 
 
 def test_one_file_goes_before_an_index(folder):
@@ -861,4 +933,11 @@ def test_apertus_is_refused_where_what_is_fixed_here_is_another_number(tmp_path)
     tensors = load_file(file)
     tensors["model.layers.1.mlp.act_fn.beta"] += 0.25
     save_file(tensors, file, metadata={"format": "pt"})
-    refused(tmp_path / "apertus", "act_fn.beta: is not 0.5, which it always is in archlab")
+    refused(tmp_path / "apertus", "model.layers.1.mlp.act_fn.beta: is not 0.5, which it always is in archlab")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_apertus_is_read_in_each_type_of_numbers(dtype, tmp_path):
+    """Its -1e-6 is -1.0133e-6 in fp16 and -9.98e-7 in bf16."""
+    theirs("apertus").to(dtype).save_pretrained(tmp_path / "it")
+    assert hub.load(tmp_path / "it").embedding.weight.dtype == dtype

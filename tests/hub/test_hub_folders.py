@@ -99,6 +99,15 @@ def test_is_read_as_transformers_reads_it(name, tmp_path):
     assert error(written(tmp_path, *FOUND[name])) < (1e-5 if "odd" in name else 1e-9)
 
 
+def test_an_override_holds_in_every_layer_that_has_it(tmp_path):
+    """Fault found: layers of another base than the model's own were given neither, but the option's default."""
+    path = written(tmp_path, "Gemma3Text", GEMMA)
+    changed(path, rope_parameters={kind: dict(rope_type="default", rope_theta=99.0) for kind in set(THREE_LOCAL)})
+    expected = hub.load(path)(tokens())
+    changed(path, rope_parameters={kind: dict(rope_type="default", rope_theta=b) for kind, b in zip(THREE_LOCAL[:2], (1e4, 1e6), strict=True)})  # fmt: skip
+    assert torch.equal(hub.load(path, "pos.base=99.0")(tokens()), expected)
+
+
 def test_infinity_is_read_as_transformers_writes_it(tmp_path):
     """In the JSON that `save_pretrained` writes, Mamba 2's limits on a step are 0 and an object of one text."""
     path = written(tmp_path, "Mamba2", dict(vocab_size=61, hidden_size=30, num_hidden_layers=2, num_heads=6, head_dim=10, expand=2, state_size=14, n_groups=3))  # fmt: skip

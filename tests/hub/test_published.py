@@ -21,7 +21,7 @@ from archlab import hub
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble
 from archlab.config.compose import compose
-from archlab.hub.families import kind_of
+from archlab.hub.families import FAMILIES, kind_of
 from archlab.hub.files import rows_of
 
 LAYERS, HEADS, HEAD_DIM, WIDTH, HIDDEN, VOCAB, SEQ = 3, 6, 8, 48, 88, 61, 23
@@ -323,6 +323,16 @@ def test_goes_out_as_it_came_in_bit_for_bit(released, tmp_path):
     [
         ("Qwen-7B", "no_bias", False, "no_bias=False"),
         ("Qwen-7B", "rotary_pct", 0.5, "rotary_pct=0.5"),
+        ("Qwen-7B", "scale_attn_weights", False, "scale_attn_weights=False"),
+        ("Baichuan-7B", "rope_theta", 5e5, "rope_theta=500000.0"),
+        (
+            "Baichuan-7B",
+            "rope_scaling",
+            {"type": "linear", "factor": 2.0},
+            "rope_scaling={'type': 'linear', 'factor': 2.0}",
+        ),
+        ("ChatGLM-6B", "quantization_bit", 8, "quantization_bit=8"),
+        ("ChatGLM2-6B", "quantization_bit", 4, "quantization_bit=4"),
         ("ChatGLM-6B", "position_encoding_2d", False, "position_encoding_2d=False"),
         ("ChatGLM2-6B", "rmsnorm", False, "rmsnorm=False"),
         ("ChatGLM2-6B", "multi_query_attention", False, "multi_query_attention=False"),
@@ -334,6 +344,20 @@ def test_what_no_block_does_is_refused(name, field, value, told, tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=f"config.json: {told}: no block of archlab does this"):
         hub.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "scaled"),
+    [
+        ("THUDM/chatglm2-6b-32k", 10000.0, ("linear", 4.0)),
+        ("THUDM/chatglm3-6b-32k", 40000.0, ("none", None)),
+        (None, 40000.0, ("none", None)),
+    ],
+)
+def test_the_second_generation_divides_positions_and_the_third_multiplies_the_base(name, base, scaled):
+    config = RELEASED["ChatGLM2-6B"][0] | {"rope_ratio": 4, "_name_or_path": name}
+    cfg = compose(*FAMILIES["chatglm2"].words(config))
+    assert (cfg.pos.base, (cfg.pos.scaling, cfg.pos.factor)) == (base, scaled)
 
 
 # ---------------------------------------------------------------- GLM-10B and GLM-130B
