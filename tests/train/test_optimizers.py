@@ -440,6 +440,7 @@ REFUSED = [
     (["average=tail", "train.steps=3"], "average.share=0.2: of 3 steps is the last one", ["average=tail", "train.steps=3", "average.share=1"]),
     (["average=ema", "train.steps=1"], "average=ema: of train.steps=1 step", ["average=ema", "train.steps=2"]),
     (["train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=constant"]),
+    (["schedule=wsd", "schedule.shape=linear", "train.steps=5"], "schedule.shape=linear: schedule.decay=0.2 of 5 steps is one step", ["schedule=wsd", "schedule.shape=linear", "train.steps=10"]),
     (["schedule=wsd", "train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=wsd", "train.min_lr=0.9"]),
     (["residual=hyper", "residual.scaled_outputs=false", "init.zero=branches"], "residual.scaled_outputs=false: is about projections", ["residual=hyper", "init.zero=branches"]),
     (["residual=rezero", "init.zero=branches"], "init.zero=branches: under residual=rezero no gradient", ["residual=rezero", "init.zero=head"]),
