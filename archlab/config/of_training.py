@@ -195,7 +195,11 @@ def check_held(cfg: DictConfig) -> None:
 def check_optimizer(cfg: DictConfig) -> None:
     """Raises UserError where the optimizer's library is not installed, or its options do not go together."""
     check_library(target(cfg, "optimizer"), option(cfg, "optimizer"))
-    made(cfg, "optimizer")
+    if made(cfg, "optimizer").averages and cfg.precision == "fp16":
+        raise UserError(
+            f"precision=fp16: skips a step whose gradient overflows, and optimizer={option(cfg, 'optimizer')} would count it in its average"
+            " of the weights; use precision=bf16 or fp32, or another optimizer"
+        )
 
 
 def check_evaluation(cfg: DictConfig, decoder: Decoder) -> None:
