@@ -1,7 +1,7 @@
 """Mixers that write by the delta rule: a token replaces what the state holds under its key, instead of adding to it."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -76,7 +76,7 @@ class DeltaRule(Recurrent):
 
     def mix(self, x: Stream, context: AttentionContext) -> Float[Tensor, "batch seq width"]:
         projected = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        beta, log_decay = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x)
+        beta, log_decay, gate = of_heads(self.b_proj(x)).sigmoid(), self.log_decay(x), self.gate(x)
         to_convolve = torch.cat(projected, dim=-1)
         no_state = at_least_float32(x.new_zeros(x.shape[0], self.heads, self.key_dim, self.value_dim))
         (state,) = context.decode_state(self, no_state)
@@ -89,15 +89,15 @@ class DeltaRule(Recurrent):
             out, state = self.recurrence.delta_rule(q, k, v, beta, log_decay, state, products)
             context.keep(self, state)
             context.tap(self.taps, partial(self.look, state, log_decay))
-            return self.gated(joined(self.norm(out)), x)
+            return gate(joined(self.norm(out)))
 
     @abstractmethod
     def log_decay(self, x: Stream) -> OfTokens:
         """The logarithms of a_t, float32."""
 
     @abstractmethod
-    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
-        """The normed output, as `out_proj` projects it."""
+    def gate(self, x: Stream) -> Callable[[Tensor], Tensor]:
+        """What makes of the normed output, (batch, seq, width), what `out_proj` projects; its own products are the run's."""
 
     def drawn(self, position: Position) -> Iterator[DrawnStep]:
         yield from map(drawn_part, ("q_proj", "k_proj", "v_proj", "b_proj"))
@@ -114,6 +114,11 @@ class DeltaRule(Recurrent):
     def look(state: Tensor, log_decay: Tensor) -> Mapping[str, Tensor]:
         """The root mean square of the last state."""
         return look_at_state(state)
+
+
+def as_it_is(out: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+    """The normed output, where nothing gates it."""
+    return out
 
 
 class DeltaNet(DeltaRule):
@@ -147,8 +152,8 @@ class DeltaNet(DeltaRule):
     def log_decay(self, x: Stream) -> OfTokens:
         return at_least_float32(x.new_zeros(1, self.heads, x.shape[1]))
 
-    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
-        return out
+    def gate(self, x: Stream) -> Callable[[Tensor], Tensor]:
+        return as_it_is
 
     def drawn_rule(self) -> Iterator[DrawnStep]:
         yield drawn_op("S += β k (v - Sᵀ k)ᵀ", 6, 7)
@@ -213,8 +218,8 @@ class GatedDeltaNet(DeltaRule):
         rate = at_least_float32(self.A_log).exp()
         return -rate[:, None] * F.softplus(of_heads(self.a_proj(x)) + self.dt_bias[:, None])
 
-    def gated(self, out: Float[Tensor, "batch seq width"], x: Stream) -> Float[Tensor, "batch seq width"]:
-        return out * F.silu(at_least_float32(self.g_proj(x)))
+    def gate(self, x: Stream) -> Callable[[Tensor], Tensor]:
+        return partial(torch.mul, F.silu(at_least_float32(self.g_proj(x))))
 
     def drawn_rule(self) -> Iterator[DrawnStep]:
         yield drawn_part("a_proj")

@@ -12,6 +12,7 @@ from archlab.base.errors import UserError
 from archlab.config.groups import grows_by_layers
 from archlab.config.of_model import (
     check_ahead,
+    check_anchor,
     check_apart,
     check_balance,
     check_documents,
@@ -58,6 +59,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_embedding(cfg, decoder)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
+    check_anchor(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
     check_apart(cfg, decoder)
@@ -69,7 +71,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_budget(cfg, explicit)
     check_training(cfg)
     check_numbers_used(cfg, explicit)
-    check_schedule(cfg)
+    check_schedule(cfg, explicit)
     check_averages(cfg, decoder)
     check_init(cfg, decoder, explicit)
     check_evaluation(cfg, decoder)

@@ -102,6 +102,16 @@ def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:
         )
 
 
+def check_anchor(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses another place for what follows the prefix where there is no prefix: it then stands at 0 under either."""
+    anchored = next((plan for plan in layer_plans(cfg) if plan.pos.node.get("anchor", "last") != "last"), None)
+    if anchored and not decoder.mask.uses_prefix:
+        raise UserError(
+            f"pos.anchor={anchored.pos.node['anchor']}: says where tokens after the prefix stand, and mask={option(cfg, 'mask')} has"
+            " no prefix, so it would change nothing; leave it out, or use mask=prefix"
+        )
+
+
 def check_prefix(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
     marks_its_own = "prefix" not in cfg.data
     if decoder.mask.uses_prefix and not target(cfg, "data").marks_prefix:

@@ -12,6 +12,7 @@ from archlab.config.types import KINDS
 from archlab.model.decoder import Decoder
 from archlab.train.optimizer import check_library
 from archlab.train.options import TrainOptions
+from archlab.train.schedules import WarmupStableDecay
 
 MOST_TOKENS = 2**28
 """The largest number of tokens in one step or in one sequence."""
@@ -102,8 +103,14 @@ def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
         )
 
 
-def check_schedule(cfg: DictConfig) -> None:
-    made(cfg, "schedule").check(TrainOptions(**plain_dict(cfg.train)))
+def check_schedule(cfg: DictConfig, explicit: Collection[str]) -> None:
+    schedule, options = made(cfg, "schedule"), TrainOptions(**plain_dict(cfg.train))
+    schedule.check(options)
+    if "schedule.shape" in explicit and isinstance(schedule, WarmupStableDecay) and schedule.decay_steps(options) == 1:
+        raise UserError(
+            f"schedule.shape={schedule.shape}: schedule.decay={schedule.decay} of {options.steps} steps is one step, which every"
+            " shape takes at train.min_lr, so it would change nothing; leave it out, or use a larger schedule.decay"
+        )
     if target(cfg, "optimizer").constant_schedule and not target(cfg, "schedule").stays:
         raise UserError(
             f"optimizer={option(cfg, 'optimizer')}: is for a learning rate that stays as it is, and schedule={option(cfg, 'schedule')}"
@@ -188,7 +195,11 @@ def check_held(cfg: DictConfig) -> None:
 def check_optimizer(cfg: DictConfig) -> None:
     """Raises UserError where the optimizer's library is not installed, or its options do not go together."""
     check_library(target(cfg, "optimizer"), option(cfg, "optimizer"))
-    made(cfg, "optimizer")
+    if made(cfg, "optimizer").averages and cfg.precision == "fp16":
+        raise UserError(
+            f"precision=fp16: skips a step whose gradient overflows, and optimizer={option(cfg, 'optimizer')} would count it in its average"
+            " of the weights; use precision=bf16 or fp32, or another optimizer"
+        )
 
 
 def check_evaluation(cfg: DictConfig, decoder: Decoder) -> None:

@@ -107,7 +107,9 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
     by_layer = [sum(term.bytes(settings.batch, seq_len) for term in terms) for terms in layers]
     outside = sum(term.bytes(settings.batch, seq_len) for term in kept(list(outer_terms(decoder, rules)), trained))
     if settings.checkpointing == "full":
-        inputs = Term("layer: input", rules.e * decoder.embedding.embedding_dim).bytes(settings.batch, seq_len)
+        # Layers have one number of streams, all of which each is given; further tokens' heads are built as the last one.
+        given = rules.e * decoder.layers[0].residual.streams * decoder.d_model
+        inputs = Term("layer: input", given).bytes(settings.batch, seq_len)
         return inputs * len(layers) + max(by_layer), outside
     return sum(by_layer), outside
 

@@ -92,54 +92,58 @@ def one_of_each_kind(decoder: Decoder) -> tuple[Decoder, list[int]]:
 
 def costs(decoder: Decoder, seq_len: int, bytes_per_number: int) -> dict[str, float | None]:
     """FLOPs per token at a length, and what decoding keeps of a sequence: bytes for each token, and however long it is."""
-    forward, state = forward_flops_per_token(decoder, seq_len), decode_state(decoder)
+    forward, state = forward_flops_per_token(decoder, seq_len), decode_state(decoder, DTYPES[bytes_per_number])
     trained = forward if decoder.ahead is next_alone else forward_flops_per_token(decoder, seq_len, training=True)
     return {
         "flops_per_token": forward,
         "train_flops_per_token": 3 * trained,
-        "kv_bytes_per_token": None if state is None else state.per_token * bytes_per_number,
-        "state_bytes": None if state is None else state.fixed * bytes_per_number,
+        "kv_bytes_per_token": None if state is None else state.bytes_per_token,
+        "state_bytes": None if state is None else state.fixed_bytes,
     }
+
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+"""By the bytes of a number."""
 
 
 @dataclass(frozen=True)
 class DecodeState:
-    """Numbers a sequence's cache holds: so many `per_token`, and `fixed` however long it is."""
+    """Numbers a sequence's cache holds, and their bytes: so many `per_token`, and `fixed` however long it is."""
 
     per_token: int
     fixed: int
+    bytes_per_token: int
+    fixed_bytes: int
 
 
-def decode_state(decoder: Decoder) -> DecodeState | None:
-    """What all mixers together keep to go on from; None where one of them keeps nothing and so cannot go on."""
+def decode_state(decoder: Decoder, dtype: torch.dtype = torch.float32) -> DecodeState | None:
+    """What all mixers together keep to go on from, in a run of this dtype; None where one of them keeps nothing and so cannot go on.
+
+    A mixer may keep wider numbers than the run's: the state of a recurrence is float32 in a run in half precision too.
+    """
     if not all(layer.mixer.decodes for layer in decoder.layers):
         return None
-    one, two = (numbers_held(decoder, seq_len) for seq_len in (1, 2))
-    return DecodeState(per_token=two - one, fixed=2 * one - two)
+    one, two = (held(decoder, seq_len, dtype) for seq_len in (1, 2))
+    per_token, fixed = (two - one).tolist(), (2 * one - two).tolist()
+    return DecodeState(per_token[0], fixed[0], per_token[1], fixed[1])
 
 
-def numbers_held(decoder: Decoder, seq_len: int) -> int:
-    """How many numbers all mixers keep of a sequence; of layers that are built alike one is asked."""
+def held(decoder: Decoder, seq_len: int, dtype: torch.dtype) -> np.ndarray:
+    """How many numbers all mixers keep of a sequence, and their bytes; of layers that are built alike one is asked."""
     short, times = one_of_each_kind(decoder)
-    total = 0
+    total = np.zeros(2, dtype=np.int64)
 
     def run(decoder: Decoder, tokens: Tensor) -> None:
         nonlocal total
-        cache = Cache()
+        decoder, cache = copy.deepcopy(decoder).to(dtype), Cache()
         cache.token_positions = at_the_start(tokens, decoder.position)
         with torch.no_grad():
             decoder.eval().compute(tokens, decoder.contexts(cache.token_positions, cache))
-        kept = [
-            sum(tensor.numel() for part in layer.modules() for tensor in cache.states.get(part, ()))
-            for layer in decoder.layers
-        ]
-        total = sum(n * numbers for n, numbers in zip(times, kept, strict=True))
+        for n, layer in zip(times, decoder.layers, strict=True):
+            kept = [tensor for part in layer.modules() for tensor in cache.states.get(part, ())]
+            total += [n * sum(t.numel() for t in kept), n * sum(t.numel() * t.element_size() for t in kept)]
 
-    training = decoder.training
-    try:
-        where_it_can(short, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
-    finally:
-        decoder.train(training)
+    where_it_can(short, run, torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
     return total
 
 

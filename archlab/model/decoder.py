@@ -262,7 +262,9 @@ class Decoder(Block):
         `contexts` are those that `read` returns for these tokens. `call` is how each layer is called, such as compiled.
         With `ahead`, the decoder's own, there are logits of further tokens too, which training alone needs.
         """
-        embedded = self.embed_types(self.embed_proj(self.embedding(tokens)) * self.embed_scale)
+        rows = self.embedding(tokens)
+        # As wide as the table also where autocast makes products narrower, since layers add to the stream in its own dtype.
+        embedded = self.embed_types(self.embed_proj(rows).type_as(rows) * self.embed_scale)
         positions = contexts[0].token_positions.query_positions
         x = self.layers[0].residual.enter(self.embed_dropout(self.embed_norm(self.position.embed(embedded, positions))))
         seen: list[dict[str, Scalar]] = []

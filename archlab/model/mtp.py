@@ -141,7 +141,7 @@ class Chained(Heads):
         )
         for k, (stream_norm, embedding_norm, projection, layer, final_norm) in enumerate(modules, start=1):
             both = torch.cat((stream_norm(h), embedding_norm(trunk.embedded.roll(-k, dims=1))), dim=-1)
-            h = trunk.run(layer, layer.residual.enter(projection(both)))
+            h = trunk.run(layer, layer.residual.enter(projection(both).type_as(trunk.stream)))
             streams.append(final_norm(h))
         return streams
 

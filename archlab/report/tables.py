@@ -252,7 +252,8 @@ def _decode_state(record: Record, cached: str) -> Iterable[tuple[str, str]]:
     if per_token or (fixed is None and "state_bytes" not in record):
         yield "key-value cache", _in(f"per token{cached}", size(per_token))
     if fixed:
-        yield "recurrent state", f"{size(fixed)} per sequence{cached}"
+        run = f", the run{cached}" if cached else ""  # it may be wider itself
+        yield "recurrent state", f"{size(fixed)} per sequence{run}"
 
 
 def _setting(summary: Record) -> list[tuple[str, str]]:

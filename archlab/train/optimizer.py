@@ -349,3 +349,7 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
         optimizer.step()
         for tensor, old in before:
             tensor.copy_(torch.where(skip, old, cast(Tensor, tensor)))
+        known = {id(tensor) for tensor in kept}
+        for begun in (t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)):
+            if id(begun) not in known:  # moments and counts of steps, all of which begin at zero
+                begun.masked_fill_(skip, 0)

@@ -367,3 +367,17 @@ def test_embeddings_are_scaled_then_placed_then_normed_then_dropped_out():
     kept = seen[1] != 0
     torch.testing.assert_close(seen[1][kept], expected[kept] / 0.6, rtol=1e-12, atol=1e-12)
     assert 0.57 < kept.double().mean() < 0.63  # 6720 draws: a standard deviation of 0.006
+
+
+@pytest.mark.parametrize("name", options("mixer"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stream_of_half_precision_goes_through_under_autocast(name, dtype):
+    """A branch alone is the stream of residual=none, and as narrow as autocast's products: no part of a mixer may take it for wide."""
+    torch.manual_seed(0)
+    decoder = build(torch.float32, mixer=name, residual="none")
+    tokens = torch.randint(VOCAB, (BATCH, SEQ))
+    with torch.autocast("cpu", dtype):
+        logits = decoder(tokens)
+    assert logits.isfinite().all()
+    logits.float().square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in decoder.parameters())

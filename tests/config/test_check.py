@@ -247,7 +247,21 @@ DO_NOT_GO_TOGETHER = [
     (["pos=t5", "pos.buckets=5"], ["pos.buckets=5", "multiple of 2"], ["pos=t5", "pos.buckets=32"]),
     (["pos=kerple", "pos.fall=steep"], ["pos.fall=steep", "'log'", "'power'"], ["pos=kerple", "pos.fall=power"]),
     (["pos=rope_2d", "size.head_dim=7"], ["size.head_dim=7", "even number"], ["pos=rope_2d", "size.head_dim=8"]),
-    (["pos=rope_2d", "pos.anchor=first"], ["pos.anchor=first", "'last'", "'next'"], ["pos=rope_2d", "pos.anchor=next"]),
+    (
+        ["pos=rope_2d", "pos.anchor=first"],
+        ["pos.anchor=first", "'last'", "'next'"],
+        ["pos=rope_2d", "pos.anchor=next", "mask=prefix"],
+    ),
+    (
+        ["pos=rope_2d", "pos.anchor=next"],
+        ["pos.anchor=next", "mask=causal", "no prefix"],
+        ["pos=rope_2d", "pos.anchor=next", "mask=prefix"],
+    ),
+    (
+        ["pos=learned_2d", "pos.anchor=next", "mask=full"],
+        ["pos.anchor=next", "mask=full", "no prefix"],
+        ["pos=learned_2d", "mask=full"],
+    ),
     (
         ["pos=learned_2d", "train.train_len=600"],
         ["train.train_len=600", "512", "pos.max_positions"],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchinfo
-from oracles import composed
+from oracles import composed, options
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -145,3 +145,32 @@ def test_a_model_of_unlike_layers_costs_what_all_of_them_cost():
         held.append(sum(tensor.numel() for state in cache.states.values() for tensor in state))
     assert found["kv_bytes_per_token"] == 4 * (held[1] - held[0]) / 5 and found["state_bytes"] == 0
     assert not decoder.training and all(not tensor.is_meta for tensor in decoder.parameters())
+
+
+def bytes_in(cache: Cache) -> int:
+    own = sum(tensor.numel() * tensor.element_size() for kept in cache.states.values() for tensor in kept)
+    return own + sum(bytes_in(later) for later in cache.later.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"mixer={name}"] for name in options("mixer")),
+        ["mixer=mha", "mixer.forget=true", "mixer.conv=4"],
+        ["mixer=gdn", "loop.times=3"],
+        ["mixer=mamba2", "layers[1::2].mixer=gqa", "canon=AC"],
+    ],
+    ids=" ".join,
+)
+def test_a_cache_has_the_bytes_that_are_said_of_it(words, dtype):
+    """A recurrence's state is float32 in half precision too, so its bytes do not follow from how many numbers it has."""
+    decoder, cache = assemble_without_weights(composed("size=nano", *words)), Cache()
+    said = costs(decoder, 16, dtype.itemsize)
+    real = decoder.to_empty(device="cpu").to(dtype).eval()
+    for weight in real.parameters():
+        weight.fill_(0.01)
+    for n_tokens in (7, 4):
+        real(torch.zeros(1, n_tokens, dtype=torch.long), cache=cache)
+    assert bytes_in(cache) == said["state_bytes"] + 11 * said["kv_bytes_per_token"]

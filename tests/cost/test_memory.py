@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import composed, every_pair_once
+from oracles import composed, every_pair_once, options
 from torch import nn
 
 import archlab
@@ -282,6 +282,48 @@ def test_what_is_kept_outside_the_layers_is_what_autograd_keeps():
     kept.sizes.pop(tokens.untyped_storage()._cdata, None)
     terms = list(outer_terms(decoder, Accounting(2, dropout=True)))
     assert sum(term.bytes(batch, seq) for term in terms) == kept.bytes
+
+
+# --- whole models -------------------------------------------------------------------------------
+
+
+WHOLE = [
+    *([f"residual={name}"] for name in options("residual")),
+    *(
+        [f"norm={name}", "mask=full", "residual=sandwich"]
+        for name in options("norm")
+        if name not in ("none", "instance")
+    ),
+    ["norm=none"],  # and instance hands its output on transposed, which each matrix then copies
+    ["residual=hyper", "residual.dynamic=false"],
+    ["residual=sub", "mixer=gqa", "ffn=gelu"],
+    ["embed.width=16"],
+    ["embed.width=16", "mtp.form=chained", "mtp.tokens=3"],
+]
+
+
+@pytest.mark.parametrize("words", WHOLE, ids=" ".join)
+def test_a_whole_model_keeps_what_autograd_keeps(words):
+    """Within a tenth: tables that all layers share, and what a scheme makes of its weights alone, are not counted; and the
+    several streams that the first layer is given are one in memory, which is a tenth of two layers' residual=hyper."""
+    batch, seq = 2, 64
+    decoder = archlab.build(composed("size=nano", *words))
+    tokens = torch.randint(256, (batch, seq))
+    with Kept(decoder) as kept:
+        output = decoder.compute(tokens, decoder.read(tokens), ahead=decoder.ahead)
+        for logits in (output.logits, *output.further):
+            logits.log_softmax(dim=-1)
+    kept.sizes.pop(tokens.untyped_storage()._cdata, None)
+    settings = MemorySettings(batch=batch, weights="fp32", attention="flash")
+    assert sum(activation_bytes(decoder, settings, seq)) == pytest.approx(kept.bytes, rel=0.1)
+    assert archlab.memory(composed("size=nano", *words))
+
+
+@pytest.mark.parametrize(("words", "wide"), [((), 64), (("residual=hyper",), 4 * 64), (("residual=mhc", "residual.streams=3"), 3 * 64), (("embed.width=16",), 64)])  # fmt: skip
+def test_a_layer_that_is_computed_again_keeps_all_that_it_is_given(words, wide):
+    settings = MemorySettings(batch=3, weights="fp32", checkpointing="full")
+    two, three = (activation_bytes(on_meta("size=nano", f"size.n_layers={n}", *words), settings, 8)[0] for n in (2, 3))
+    assert three - two == 3 * 8 * 4 * wide
 
 
 # --- LoRA ---------------------------------------------------------------------------------------

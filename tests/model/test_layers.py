@@ -228,3 +228,18 @@ def test_each_layer_decodes_by_its_own_scheme(other):
     pieces = [decoder(piece, cache=cache) for piece in tokens.split(1, dim=1)]
     # Angles are float32, and the same ones.
     torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("embed.width=24",), ("mtp.form=chained",), ("mtp.form=independent", "embed.width=24")]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_stream_is_as_wide_as_the_table_under_autocast(words, dtype):
+    """What all layers add to: a projection of the embeddings, which autocast makes narrow, does not decide its dtype."""
+    decoder, seen = built("size=nano", *words), []
+    for layer in decoder.trained_layers:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    tokens = torch.randint(256, (1, SEQ))
+    with torch.autocast("cpu", dtype):
+        decoder.compute(tokens, decoder.read(tokens), ahead=decoder.ahead)
+    assert seen == [torch.float32] * len(decoder.trained_layers)

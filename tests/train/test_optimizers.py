@@ -1,6 +1,7 @@
 """Optimizers beside formulas by hand and torch's own classes; what is skipped, saved, averaged; schedules; terms of the loss."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import chain
@@ -417,9 +418,39 @@ def test_what_moves_one_run_at_a_time_is_not_packed(word):
     assert why is not None and why.startswith(word)
 
 
+# ---------------------------------------------------------------- a step that is skipped
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("name", [name for name in RULES if name != "schedule_free"])
+def test_a_skipped_step_leaves_nothing_behind(name, before):
+    """Neither in the weights nor in what the next steps are made of, also where it is the first of all, as in float16."""
+    if name == "lion":
+        pytest.importorskip("lion_pytorch")
+
+    def taken(skipped: bool) -> list[torch.Tensor]:
+        decoder = model()
+        optimizer = RULES[name]()(decoder, told(RULES[name]()))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        for step in range(before + 3):
+            draws = torch.Generator().manual_seed(step)
+            if skipped and step == before:
+                for p in decoder.parameters():
+                    p.grad = torch.full_like(p, math.inf)
+                rules.step_unless(optimizer, torch.tensor(True))
+            for p in decoder.parameters():
+                p.grad = torch.randn(p.shape, generator=draws, dtype=p.dtype)
+            rules.step_unless(optimizer, torch.tensor(False))
+        return [p.detach().clone() for p in decoder.parameters()]
+
+    assert all(torch.equal(one, other) for one, other in zip(taken(False), taken(True), strict=True))
+
+
 # ---------------------------------------------------------------- what is refused
 
 REFUSED = [
+    (["optimizer=schedule_free", "schedule=constant", "precision=fp16"], "precision=fp16: skips a step whose gradient overflows", ["optimizer=schedule_free", "schedule=constant", "precision=fp32"]),
     (["train.min_lr=0.2", "schedule=constant"], "train.min_lr=0.2: schedule=constant does not use it", ["schedule=constant"]),
     (["optimizer=sgd", "train.beta2=0.9"], "train.beta2=0.9: optimizer=sgd does not use it", ["optimizer=sgd"]),
     (["optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=true"], "optimizer.nesterov=true", ["optimizer=sgd", "optimizer.nesterov=true"]),
@@ -440,6 +471,7 @@ REFUSED = [
     (["average=tail", "train.steps=3"], "average.share=0.2: of 3 steps is the last one", ["average=tail", "train.steps=3", "average.share=1"]),
     (["average=ema", "train.steps=1"], "average=ema: of train.steps=1 step", ["average=ema", "train.steps=2"]),
     (["train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=constant"]),
+    (["schedule=wsd", "schedule.shape=linear", "train.steps=5"], "schedule.shape=linear: schedule.decay=0.2 of 5 steps is one step", ["schedule=wsd", "schedule.shape=linear", "train.steps=10"]),
     (["schedule=wsd", "train.min_lr=1"], "train.min_lr=1: the rate would never come down", ["schedule=wsd", "train.min_lr=0.9"]),
     (["residual=hyper", "residual.scaled_outputs=false", "init.zero=branches"], "residual.scaled_outputs=false: is about projections", ["residual=hyper", "init.zero=branches"]),
     (["residual=rezero", "init.zero=branches"], "init.zero=branches: under residual=rezero no gradient", ["residual=rezero", "init.zero=head"]),
