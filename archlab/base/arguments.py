@@ -1,5 +1,6 @@
 """What is given to a function that users call from Python, held to the function's own types."""
 
+import errno
 import inspect
 from collections.abc import Callable
 from functools import cache, wraps
@@ -10,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from archlab.base.errors import UserError, shortened
+from archlab.base.files import TOO_LONG
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,11 +35,23 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 )
             else:
                 if Path in get_args(parameter.annotation):
-                    _named(name, value)
+                    _path(name, value)
                 given.arguments[name] = _value(name, value, parameter.annotation)
-        return function(*given.args, **given.kwargs)
+        try:
+            return function(*given.args, **given.kwargs)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UserError(f"{shortened(str(error.filename))}: {TOO_LONG}") from None
 
     return called
+
+
+def _path(name: str, value: Any) -> None:
+    """Raises UserError where no file can have such a name."""
+    _named(name, value)
+    if "\0" in str(value):
+        raise UserError(f"{name}={shortened(repr(str(value)))}: no file can have a NUL in its name; leave it out")
 
 
 def _named(name: str, value: Any) -> Any:

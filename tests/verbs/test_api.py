@@ -267,6 +267,9 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
             "a configuration cannot be combined with others or with overrides",
         ),
         (lambda: archlab.compose("norm=rms", "norm=layer"), "norm=rms norm=layer: set norm twice; keep one of the two"),
+        (lambda: archlab.load("x" * 5000), "no file can have so long a name"),
+        (lambda: archlab.hub.load("x" * 5000), "no file can have so long a name"),
+        (lambda: archlab.hub.load("a\0b"), "path='a\\x00b': no file can have a NUL in its name"),
         (lambda: archlab.resume(3), "directory=3: should be a valid string or should be a path"),  # type: ignore[arg-type]
         (lambda: archlab.diff("size=nano", "size=nano", seq_len=0), "seq_len=0: should be greater than or equal to 1"),
         (lambda: archlab.compare(), "no run is named"),
