@@ -190,7 +190,7 @@ class XIELU(nn.Module):
     sec. 2.1 (Apertus), whose published code keeps the exponent below -1e-6.
     """
 
-    keeps = Activation(input=True)
+    keeps = Activation(input=True, between=3)  # exp(x) - 1, that less x, and x^2, for the gradients of c and a too
     B, BELOW = 0.5, -1e-6
 
     def __init__(self, start_p: Positive = 0.8, start_n: Positive = 0.8):

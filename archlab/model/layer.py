@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -112,7 +113,24 @@ def run_again_in_backward(
     call: LayerCall, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]
 ) -> Watched:
     """A layer's call that keeps its inputs alone; the backward pass runs it again."""
-    return checkpoint(call, layer, x, context, wanted, use_reentrant=False)
+    contexts = lambda: (nullcontext(), buffers_as_they_are(layer))  # noqa: E731
+    return checkpoint(call, layer, x, context, wanted, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def buffers_as_they_are(layer: Layer) -> Iterator[None]:
+    """Inside, what a layer keeps of batches, such as running statistics, may change; after it, it is what it was before.
+
+    So a batch counts once in it, however often the layer is run on it.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in layer.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.data.copy_(
+                before
+            )  # behind autograd's back, which may have saved the buffer with the batch's own statistics
 
 
 def make_layer(

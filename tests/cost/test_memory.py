@@ -297,6 +297,19 @@ WHOLE = [
     ["norm=none"],  # and instance hands its output on transposed, which each matrix then copies
     ["residual=hyper", "residual.dynamic=false"],
     ["residual=sub", "mixer=gqa", "ffn=gelu"],
+    *([f"ffn={name}", "dropout=0"] for name in options("ffn") if name != "none"),
+    *(
+        [f"mixer.{option}"]
+        for option in (
+            "gate=elementwise",
+            "conv=4",
+            "qk_norm=head",
+            "qk_factors=true",
+            "clip=1",
+            "weighting=scalable_softmax",
+            "value_residual=true",
+        )
+    ),
     ["embed.width=16"],
     ["embed.width=16", "mtp.form=chained", "mtp.tokens=3"],
 ]

@@ -243,3 +243,32 @@ def test_the_stream_is_as_wide_as_the_table_under_autocast(words, dtype):
     with torch.autocast("cpu", dtype):
         decoder.compute(tokens, decoder.read(tokens), ahead=decoder.ahead)
     assert seen == [torch.float32] * len(decoder.trained_layers)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("norm=batch", "mask=full"),
+        ("norm=batch", "mask=full", "loop.times=3"),
+        ("ffn=experts", "ffn.balance_rate=0.1"),
+        ("dropout=0.3",),
+    ],
+    ids=" ".join,
+)
+def test_a_layer_that_is_run_again_counts_each_batch_once(words):
+    """Gradients, and what a layer keeps from step to step, such as a norm's running statistics, are those of running it once."""
+    tokens = torch.randint(256, (3, SEQ))
+
+    def after_a_step(again: bool) -> dict[str, torch.Tensor]:
+        decoder = built("size=nano", *words).train()
+        if again:
+            decoder.recompute_activations()
+        torch.manual_seed(0)
+        decoder(tokens).square().mean().backward()
+        return {
+            **decoder.state_dict(),
+            **{f"{name} gradient": weight.grad for name, weight in decoder.named_parameters()},
+        }
+
+    once, twice = after_a_step(False), after_a_step(True)
+    assert [name for name, kept in once.items() if not torch.equal(kept, twice[name])] == []
