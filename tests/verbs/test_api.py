@@ -284,6 +284,10 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         (lambda: archlab.sweep("seed=range(0,1000000000)"), "seed=range(0,1000000000): more than 10000 runs"),
         (lambda: archlab.sweep("seed=shuffle(range(0,1000000000))"), "more than 10000 runs; sweep over fewer values"),
         (lambda: archlab.sweep("seed=range(0,200)", "data_seed=range(0,200)"), "more than 10000 runs"),
+        (
+            lambda: archlab.generate("x", "a\udcff"),
+            "prompt='a\\udcff': has no letter at place 2, but a byte that is not UTF-8",
+        ),
         (lambda: archlab.sweep("resume=true"), "only the verb run takes it"),
         (lambda: archlab.verify("nrom=rms"), "nothing is called nrom; did you mean norm?"),
         (lambda: archlab.draw("size=nano").save(), "names no file"),
