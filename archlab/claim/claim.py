@@ -211,6 +211,12 @@ def read_claim(file: Path) -> Claim:
     for field, parts in (("parts", claim.parts), ("controls", claim.controls)):
         for number, part in enumerate(parts):
             check_part(f"claim/{name}.yaml: {field}.{number}", part, claim)
+    looked_at = {label for part in (*claim.parts, *claim.controls) for label in part.arms}
+    if unused := [label for label in claim.arms if label not in looked_at]:
+        raise UserError(
+            f"claim/{name}.yaml: arms.{unused[0]}: no part looks at it, so that it would change nothing; name it in one, or leave it"
+            " out"
+        )
     return claim
 
 
@@ -239,6 +245,8 @@ def refused(error: ValidationError) -> str:
         )
     where = ".".join(str(part) for part in first["loc"] if not ALTERNATIVE.match(str(part))) or "the file"
     why, kind, given = first["msg"].removeprefix("Input ").lower(), first["type"], in_yaml(first["input"])
+    if not first["loc"]:  # a file that is empty, or holds a text, a number or a list
+        return f"is {given}, and no claim; give fields, such as sentence: ..., source: ..., arms: ..., parts: ..."
     if kind == "missing":
         return f"{where}: {why}"
     if kind == "extra_forbidden":

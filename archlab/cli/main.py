@@ -6,6 +6,7 @@ Nothing here imports torch until a job starts.
 """
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, "")  # unlike python -m, a console script does not find the user's own blocks here
     threading.excepthook = _of_a_thread
+    _print_anywhere()
     try:
         try:
             with signals.raising():
@@ -94,6 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _say(full)
         sys.exit(1)
+
+
+def _print_anywhere() -> None:
+    """Has every terminal print something: a mark for what its encoding lacks, and 80 columns where it is said to have 0."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if os.environ.get("COLUMNS", "1").strip("0") == "":
+        del os.environ["COLUMNS"]  # rich would print nothing at all
 
 
 def _of_a_thread(raised: threading.ExceptHookArgs) -> None:

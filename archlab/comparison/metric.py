@@ -8,7 +8,7 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.messages import did_you_mean
 from archlab.base.metrics import Direction
-from archlab.comparison.failure import failed, quantity_of
+from archlab.comparison.failure import broke, failed, quantity_of
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS, AtLength, kinds
 
@@ -58,14 +58,19 @@ class Metric:
     def value(self, run: Run) -> float | None:
         """None where the run diverged, whatever it measured before, or where the number was not finite.
 
-        Raises UserError where the run has no such number.
+        Raises UserError where the run has no such number, or did not measure it, which is no failure.
         """
         there = dict(_numbers(run.summary)) | dict(_at_lengths(run))
-        if self.name not in there and not (run.diverged and self._measured_after_training):
+        unmeasured = self.name in there and there[self.name] is None and not self._not_finite(run)
+        if unmeasured or (self.name not in there and not (run.diverged and self._measured_after_training)):
+            there = {name: value for name, value in there.items() if value is not None}
             named = (name for name in there if name.rpartition(".")[2] == self.name)
-            hint = next((f"did you mean {name}? " for name in named), did_you_mean(self.name, there))
+            hint = (
+                "" if unmeasured else next((f"did you mean {name}? " for name in named), did_you_mean(self.name, there))
+            )
             raise UserError(
-                f"metric={self.name}: {run.directory.name} has no such number; {hint}it has {', '.join(sorted(there))}"
+                f"metric={self.name}: {run.directory.name} {'did not measure it' if unmeasured else 'has no such number'};"
+                f" {hint}it has {', '.join(sorted(there))}"
             )
         value = there.get(self.name)
         return None if run.diverged or value is None or not math.isfinite(value) else float(value)
@@ -73,6 +78,13 @@ class Metric:
     def failed(self, run: Run) -> bool:
         """Whether it counts as failed (`archlab.comparison.failure`), or has no value."""
         return self.value(run) is None or failed(run.summary, self.name)
+
+    def _not_finite(self, run: Run) -> bool:
+        """Whether a null says so, which a number also is that was not measured: the loss beside it tells which."""
+        _, at, multiple = self.name.partition("@")
+        if broke(run.summary) or not at:
+            return broke(run.summary)
+        return dict(_at_lengths(run)).get(f"loss@{multiple}") is None
 
     @property
     def _measured_after_training(self) -> bool:
@@ -88,7 +100,7 @@ def _numbers(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{path}{name}", value
         elif value is None and name in KINDS:
-            yield f"{path}{name}", None  # written where it was not finite
+            yield f"{path}{name}", None  # written where it was not finite, or not measured
 
 
 def _at_lengths(run: Run) -> Iterator[tuple[str, float | None]]:

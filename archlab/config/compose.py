@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from math import prod
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -10,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +28,9 @@ from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_c
 from archlab.config.plan import Plan, layer_plans
 from archlab.config.tuning import check_there, second_axis
 from archlab.config.whole import whole
+
+MOST_RUNS = 10_000
+"""Of one sweep: each is checked before the first one starts, which takes some milliseconds, and so minutes for so many."""
 
 
 @checked
@@ -67,11 +73,7 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
     with in_one_line():
         parser = OverridesParser.create(config_loader=options_within(own))
         parsed = parser.parse_overrides(words)
-        for override in parsed:
-            if override.is_interval_sweep():
-                raise UserError(
-                    f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
-                )
+        check_how_many([override for override in parsed if override.is_sweep_override()])
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
     refuse_the_same_run(made)
@@ -88,6 +90,36 @@ def refuse_the_same_run(made: Sequence[Plan]) -> None:
             raise UserError(
                 f"{' and '.join(both)}: the same run twice in one sweep, which changes nothing; name each once"
             )
+
+
+def check_how_many(swept: Sequence[Override]) -> None:
+    """Refuses a sweep without a run, and one of more than are made at a time, before their values are listed."""
+    counts = []
+    for override in swept:
+        counts.append(sum(1 for _ in islice(values_of(override), MOST_RUNS + 1)))
+        if not counts[-1]:
+            raise UserError(
+                f"{override.input_line}: has no value, so that there would be no run; list some, as in 1,2,3 or range(1,4)"
+            )
+    if prod(counts) > MOST_RUNS:
+        words = " ".join(str(override.input_line) for override in swept)
+        raise UserError(f"{words}: more than {MOST_RUNS} runs; sweep over fewer values at a time")
+
+
+def values_of(override: Override) -> Iterable[object]:
+    """What it sweeps over; of a range that is shuffled, in order, since Hydra would list all of it first."""
+    if override.is_interval_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval has infinitely many values; list some, as in 1,2,3 or range(1,4)"
+        )
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return override.sweep_iterator()
+    if not value.step:
+        raise UserError(
+            f"{override.input_line}: its step is 0, so that it never ends; give another, as in range(1,9,2)"
+        )
+    return value.range()
 
 
 def as_typed(word: str) -> str:

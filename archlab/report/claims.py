@@ -286,8 +286,11 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
 def draw_rates(axes: Axes, rates: Record) -> None:
     """Loss against learning rate, of each arm; a line through the means, and a dot for the one that was taken.
 
-    Where there was a second axis, an arm has a line for each of its values, the one that was taken drawn solid.
+    Where there was a second axis, an arm has a line for each of its values, the one that was taken drawn solid. Losses beyond
+    twice that of the arm that ends worst at its best rate are cut off, or none of the others could be told apart.
     """
+    every: list[float] = []
+    bests: list[float] = []
     for arm, (label, search) in enumerate(rates.items()):
         for name, taken, trials in lines_of_search(label, search):
             rows = [(rate, [loss for loss in losses if loss is not None]) for rate, losses in trials]
@@ -299,9 +302,15 @@ def draw_rates(axes: Axes, rates: Record) -> None:
                 axes.scatter([rate] * len(losses), losses, s=12, color=color)
             best = [mean for rate, mean in zip(xs, means, strict=True) if taken and rate == search["lr"]]
             axes.scatter([search["lr"]] * len(best), best, s=60, facecolors="none", edgecolors=color)
+            every += [loss for _, losses in there for loss in losses]
+            bests += best
+    highest = 2 * max(bests, default=math.inf)
+    cut = max(every, default=0.0) > highest
+    if cut:
+        axes.set_ylim(0.95 * min(every), highest)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss on the tuning part")
+    axes.set_ylabel("loss on the tuning part (nats per token)" + "\nhigher ones are cut off" * cut, fontsize=8)
     axes.set_title("the rate of each arm, found on seeds of its own", fontsize=8.5, wrap=True)
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)

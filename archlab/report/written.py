@@ -60,6 +60,7 @@ def write_report(
     maps = list(readable(records["stability_map.json"], read_record, notes))
     if not (runs or claims or maps):
         raise UserError(f"report: nothing that can be read; {notes[0]}")
+    notes = [note.removesuffix("; leave it out") for note in notes]
     for note in notes:
         print(f"archlab: note: left out: {note}", file=sys.stderr)
 

@@ -51,6 +51,12 @@ def generate(
     """
     if not prompt:
         raise UserError("prompt: is empty; give the text to continue, as in prompt='In the beginning'")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # as of bytes on the command line that are not UTF-8
+        raise UserError(
+            f"prompt={prompt!a}: has no letter at place {error.start + 1}, but a byte that is not UTF-8; give text"
+        ) from None
     cfg, decoder = load_run(run, config_dir=config_dir)
     check_bytes(str(run), cfg)
     head = [] if cfg.get("sink_token") is None else [cfg.sink_token]

@@ -161,6 +161,7 @@ def test_every_claim_is_whole_and_its_arms_can_be_made_at_every_budget(name, bud
         ({"parts": [part(over={"train.warmup": [0, 2]}, reduce="best_x")]}, "0 has no logarithm, which reduce: best_x takes"),
         ({"parts": [part(over={"train.warmup": [-1, 2]}, reduce="largest_stable")]}, "-1 has no logarithm, which reduce: largest_stable takes"),
         ({"parts": [part(over={"train.lr": ["4e-3", "2e-3"]}, reduce="best")]}, "parts.0.over.train.lr=[4e-3, 2e-3]: does not rise; give the values from the lowest up"),
+        ({"arms": {"a": [], "b": ["norm=none"], "more": ["norm=layer"]}}, "claim/mine.yaml: arms.more: no part looks at it, so that it would change nothing"),
         ({"kind": "exact"}, "claim/mine.yaml: kind: should be 'trained', 'initial' or 'identity'"),
     ],
 )  # fmt: skip
@@ -168,6 +169,15 @@ def test_a_claim_that_is_not_whole_is_refused_in_one_line(changes, told, tmp_pat
     with pytest.raises(UserError) as refusal:
         read_claim(written(tmp_path, **changes))
     assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [("", "null"), ("3", "3"), ("[a]", '["a"]'), ("words", '"words"')])
+def test_a_file_without_fields_is_no_claim(content, told, tmp_path):
+    file = written(tmp_path)
+    file.write_text(content)
+    with pytest.raises(UserError) as refusal:
+        read_claim(file)
+    assert str(refusal.value).startswith(f"claim/mine.yaml: is {told}, and no claim; give fields")
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):

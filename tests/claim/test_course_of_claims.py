@@ -326,7 +326,7 @@ def test_what_learned_nothing_is_the_worst_that_a_swept_run_counts_as(tmp_path, 
     over = {"train.lr": [1e-3, 1e-2]}
     measured = part(over=over, reduce="largest_stable", difference=None, value="a", than=0.0)
     parts = [measured, {**measured, "reduce": "best"}]
-    made, _ = gone_through(tmp_path, monkeypatch, parts=parts, tune=None)
+    made, _ = gone_through(tmp_path, monkeypatch, arms={"a": ["norm=layer"]}, parts=parts, tune=None)
     result, _ = made.decision(2).parts
     assert [value for _, value in sorted(result.values["a"].by_seed.items())] == pytest.approx([-2.5, -2.5])
 

@@ -290,7 +290,7 @@ def test_a_tie_says_whether_these_runs_were_seen_to_find_a_difference(planted, t
     monkeypatch.setattr("archlab.claim.course.LOOKS", (8,))
     made_up.of = lambda cfg: 2.0 + wiggle(cfg) + (cfg.choices.norm == "l2") * 0.5
     controls = [] if planted is None else [part(difference=["b", "worse"])]
-    arms = {"a": ["norm=layer"], "b": ["norm=rms"], "worse": ["norm=l2"]}
+    arms = {"a": ["norm=layer"], "b": ["norm=rms"]} | ({} if planted is None else {"worse": ["norm=l2"]})
     record = decided(tmp_path, None, quick={"seeds": 8}, arms=arms, controls=controls)
     assert record["verdict"] == "TIE"
     page, pages = ((tmp_path / "out" / where / "README.md").read_text() for where in ("mine", "."))

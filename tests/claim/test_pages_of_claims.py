@@ -256,3 +256,17 @@ def test_only_a_difference_changes_its_sign(form, than, means, told):
     rungs = [SimpleNamespace(rung=SimpleNamespace(label=f"x{n}")) for n in (1, 2)]
     reason = ladder.why(ladder.together(found), found, rungs, {})
     assert f"the effect {told}" in reason and ("sign" in reason) is (form == "difference" and than is None)
+
+
+def test_a_rate_that_broke_leaves_the_others_to_be_told_apart():
+    """Fault found: one loss of 430 made a line along the axis of all losses near 2.5."""
+    from matplotlib.figure import Figure
+
+    from archlab.report.claims import draw_rates
+
+    axes = Figure().subplots()
+    draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[1e-2, [2.5, 2.6]], [2e-2, [430.0, 50.0]]]}})
+    assert axes.get_ylim() == pytest.approx((0.95 * 2.5, 2 * 2.55)) and "cut off" in axes.get_ylabel()
+    axes = Figure().subplots()
+    draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[1e-2, [2.5, 2.6]], [2e-2, [3.0, 2.9]]]}})
+    assert axes.get_ylim()[1] < 3.1 and "cut off" not in axes.get_ylabel()

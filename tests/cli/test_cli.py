@@ -565,6 +565,15 @@ def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "0"}, {"COLUMNS": ""}])
+def test_any_terminal_is_printed_to(environment: dict[str, str], tmp_path: Path) -> None:
+    """Faults found: a tick that the encoding lacks was a traceback after all the work, and at 0 columns nothing was printed."""
+    words = [sys.executable, "-m", "archlab", "show", "size=nano"]
+    source = {"PYTHONPATH": str(Path(lab.__file__).parents[2])}
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=os.environ | source | environment)
+    assert done.returncode == 0 and not done.stderr and b"133k" in done.stdout, done.stderr[-300:]
+
+
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     for flags in (["--help"], ["--info", "all"]):
         process = subprocess.Popen(

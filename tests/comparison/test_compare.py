@@ -560,6 +560,37 @@ def test_a_diverged_run_has_no_value_whatever_it_measured_before(tmp_path, metri
     assert arm.values[1] is None and arm.against.failures.a == 1
 
 
+@pytest.mark.parametrize(
+    ("metric", "summary"),
+    [
+        ("stability.max_activation_rms", {"stability": {"max_activation_rms": None}}),  # probe.every=null
+        ("stability.clipped_share", {"stability": {"clipped_share": None}}),  # train.clip=null
+        ("n_active_params", {"n_active_params": None}),  # a token uses all of them
+        ("late_ratio@4", {"length": [{"eval_len": 128, "loss": 2.0, "late_ratio": None}]}),  # other targets there
+    ],
+)
+def test_what_a_run_did_not_measure_is_no_failure_of_it(tmp_path, metric, summary):
+    """Fault found: seven dense runs had failed to have active parameters, and lost to seven with experts."""
+    measured = {
+        "stability": {"max_activation_rms": 3.0, "clipped_share": 0.5},
+        "n_active_params": 7.0,
+        "length": [{"eval_len": 128, "loss": 2.0, "late_ratio": 1.0}],
+    }
+    for seed in range(7):
+        write_run(tmp_path, "norm=rms", seed=seed, **measured)
+        write_run(tmp_path, "norm=layer", seed=seed, **measured | summary)
+    with pytest.raises(UserError, match=f"^metric={metric}: .*norm=layer.* did not measure it; it has .*val_loss"):
+        compare(read_all([tmp_path])[0], metric=metric)
+
+
+def test_a_loss_that_was_not_finite_is_a_failure(tmp_path):
+    length = [{"eval_len": 128, "loss": None, "late_ratio": None}]
+    for seed in range(2):
+        write_run(tmp_path, seed=seed, length=length if seed else at_lengths(0.0))
+    for metric in ("loss@4", "late_ratio@4"):
+        assert compare(read_all([tmp_path])[0], metric=metric).arms[0].failed == {1}
+
+
 # ---------------------------------------------------------------- at equal steps, tokens, FLOPs, seconds
 
 

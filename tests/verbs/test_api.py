@@ -280,6 +280,17 @@ def test_a_strangers_sketch_is_data(swept: Sweep, tmp_path):
         (lambda: archlab.claims("x", budget="slow"), "budget='slow': should be 'quick', 'full' or 'gpu'"),  # type: ignore[arg-type]
         (lambda: archlab.claims("swiglu_beats_gelu", runs="/etc/passwd"), "runs=/etc/passwd: no run can be written"),
         (lambda: archlab.sweep("seed=interval(0,1)"), "an interval has infinitely many values"),
+        (lambda: archlab.sweep("seed=range(0,3,0)"), "seed=range(0,3,0): its step is 0, so that it never ends"),
+        (lambda: archlab.sweep("train.lr=range(0.1,1,0)"), "its step is 0, so that it never ends"),
+        (lambda: archlab.sweep("seed=range(5,5)"), "seed=range(5,5): has no value, so that there would be no run"),
+        (lambda: archlab.sweep("seed=glob(*)"), "seed=glob(*): has no value, so that there would be no run"),
+        (lambda: archlab.sweep("seed=range(0,1000000000)"), "seed=range(0,1000000000): more than 10000 runs"),
+        (lambda: archlab.sweep("seed=shuffle(range(0,1000000000))"), "more than 10000 runs; sweep over fewer values"),
+        (lambda: archlab.sweep("seed=range(0,200)", "data_seed=range(0,200)"), "more than 10000 runs"),
+        (
+            lambda: archlab.generate("x", "a\udcff"),
+            "prompt='a\\udcff': has no letter at place 2, but a byte that is not UTF-8",
+        ),
         (lambda: archlab.sweep("resume=true"), "only the verb run takes it"),
         (lambda: archlab.verify("nrom=rms"), "nothing is called nrom; did you mean norm?"),
         (lambda: archlab.draw("size=nano").save(), "names no file"),
