@@ -71,7 +71,9 @@ def explain(error: Exception) -> UserError:
             )
         case OmegaConfBaseException():
             where = f"{error.full_key}: " if error.full_key else ""
-            return UserError(where + one_line(str(error).partition("full_key:")[0]))
+            said = one_line(str(error).partition("full_key:")[0])
+            raised, there, cause = said.partition(" raised while resolving interpolation: ")
+            return UserError(where + (cause.strip("\"'") if there else raised))
         case HydraException() | yaml.YAMLError():
             return UserError(one_line(str(error)))
         case _:

@@ -191,9 +191,21 @@ def wanted(value: Any, error: ValidationError) -> str:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "should be a finite number"
+    if value == [] and all(e["type"] == "too_short" for e in error.errors()):
+        return "should have at least one item"
     found = {
         e["msg"].removeprefix("Input ").removeprefix("String ").lower()
         for e in error.errors()
         if e["type"] != "none_required"
     }
-    return " or ".join(sorted(found))
+    told = " or ".join(sorted(found))
+    if isinstance(value, str) and is_number(value):  # as in quotes, or what ${oc.env:...} stands for
+        told += ", and this is a text"
+    return told
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -53,7 +53,13 @@ WRONG_TYPES = [
     (["device=tpu"], ["device=tpu", "'cuda'"], ["device=cpu"]),
     (["train.steps=0"], ["train.steps=0", "greater than or equal to 1"], ["train.steps=1"]),
     (["probe.every=0"], ["probe.every=0", "greater than or equal to 1"], ["probe.every=null"]),
-    (["eval.lengths=[]"], ["eval.lengths=[]", "at least 1 item"], ["eval.lengths=[1]"]),
+    (["eval.lengths=[]"], ["eval.lengths=[]", "should have at least one item"], ["eval.lengths=[1]"]),
+    (["train.lr='3e-3'"], ["train.lr=3e-3", "should be a valid number, and this is a text"], ["train.lr=3e-3"]),
+    (
+        ["seed=${oc.env:NOT_THERE}"],
+        ["seed=${oc.env:NOT_THERE}", "Environment variable 'NOT_THERE' not found"],
+        ["seed=1"],
+    ),
     (["prefix=[0.5,1.5]"], ["prefix=[0.5, 1.5]", "less than or equal to 1"], ["prefix=[0.5,0.75]"]),
 ]
 
