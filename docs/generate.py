@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import yaml
@@ -89,7 +89,7 @@ def about_module(module: str) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """One value of a yaml, by its dotted name, and the comment on its line."""
+    """One value of a yaml, by its dotted name, and the comment on its line, which may go on below it."""
 
     name: str
     value: str
@@ -111,19 +111,21 @@ def fields_of(file: Path, prefix: str = "") -> Iterator[Field]:
                     yield Field(name, inner["_target_"].value, "")
                 yield from walk(value, name)
             elif not key.value.startswith("_"):
-                line = lines[value.end_mark.line]
-                comment = re.match(r"\s*#\s*(.*)", line[value.end_mark.column :])
-                written = text[value.start_mark.index : value.end_mark.index]
-                yield Field(name, written, comment[1] if comment else "")
+                end = value.end_mark
+                beside = re.match(r"\s*#\s*(.*)", lines[end.line][end.column :])
+                below = takewhile(bool, (re.match(r"\s+#\s*(.*)", line) for line in lines[end.line + 1 :]))
+                comment = " ".join(found[1] for found in (beside, *below) if found) if beside else ""
+                yield Field(name, text[value.start_mark.index : end.index], comment)
 
     yield from walk(yaml.compose(text), "" if "@package _global_" in lines[0] else prefix)
 
 
 def top_comment(file: Path) -> str:
-    """The first line of the comment a yaml begins with."""
+    """The first line of the comment a yaml begins with, and the end of its last sentence where that is on later lines."""
     lines = file.read_text(encoding="utf-8").splitlines()
     lines = lines[1:] if lines[0].startswith("# @package") else lines
-    return lines[0].removeprefix("# ") if lines[0].startswith("#") else ""
+    first, *others = [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)] or [""]
+    return first if first.endswith(".") or not others else f"{first} {first_sentence(' '.join(others))}"
 
 
 def target_of(group: str, file: Path) -> str:
@@ -186,11 +188,10 @@ def merged_fields(group: str, files: Sequence[Path]) -> list[list[str]]:
                 comments[entry.name][entry.comment].append(file.stem)
     rows = []
     for name, by_value in values.items():
+        having = {option for of in by_value.values() for option in of}
         everywhere = [*by_value.values()] == [[file.stem for file in files]]
         given = [f"`{value}`" + ("" if everywhere else f" ({', '.join(of)})") for value, of in by_value.items()]
-        said = [
-            text + (f" ({', '.join(of)})" if len(comments[name]) > 1 else "") for text, of in comments[name].items()
-        ]
+        said = [text + (f" ({', '.join(of)})" if {*of} != having else "") for text, of in comments[name].items()]
         rows.append([f"`{name}`", "; ".join(given), "; ".join(said)])
     return rows
 

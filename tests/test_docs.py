@@ -90,3 +90,36 @@ def test_a_part_without_markers_is_refused(generate):
         generate.filled("a page", {"norm": "a table"})
     with pytest.raises(ValueError, match="nothing writes it"):
         generate.filled("<!-- generated: norm -->\n<!-- end: norm -->", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("# One line.\n# Another.\nx: 1\n", "One line."),
+        ("# @package _global_\n# A first one. A second that\n# goes on. And more.\nx: 1\n", "A first one. A second that goes on."),
+        ("# a | b\nx: 1\n", "a | b"),
+        ("x: 1  # no comment of the file\n", ""),
+    ],
+)  # fmt: skip
+def test_an_options_sentence_ends(generate, tmp_path, text, said):
+    """Fault found: of a comment that goes on in the next line, the page had the first half."""
+    (tmp_path / "a.yaml").write_text(text)
+    assert generate.top_comment(tmp_path / "a.yaml") == said
+
+
+def test_a_fields_comment_goes_on_below_it(generate, tmp_path):
+    (tmp_path / "a.yaml").write_text("a: null  # one;\n         # two\nb: 1\nc: 2  # three\n# of d\nd: 3\n")
+    assert [(entry.name, entry.comment) for entry in generate.fields_of(tmp_path / "a.yaml", "group")] == [
+        ("group.a", "one; two"),
+        ("group.b", ""),
+        ("group.c", "three"),
+        ("group.d", ""),
+    ]
+
+
+def test_what_some_options_say_of_a_field_is_said_of_these(generate, tmp_path):
+    """Fault found: dropout stood there as that of the output, of mixers that drop weights too and said nothing."""
+    for name, text in {"a": "x: 1  # one\ny: 1  # all\n", "b": "x: 1\ny: 1  # all\n", "c": "z: 1  # alone\n"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    rows = generate.merged_fields("g", sorted(tmp_path.glob("*.yaml")))
+    assert {name: said for name, _, said in rows} == {"`g.x`": "one (a)", "`g.y`": "all", "`g.z`": "alone"}

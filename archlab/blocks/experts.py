@@ -101,7 +101,7 @@ class RoutedExperts(FeedForward):
 
     Raises UserError where these cannot be, or one of them would change nothing.
 
-        Source: arXiv:1701.06538, eq. 3 to 5 (top-k routing, without its noise); arXiv:2401.04088, sec. 2.1 (normalised);
+    Source: arXiv:1701.06538, eq. 3 to 5 (top-k routing, without its noise); arXiv:2401.04088, sec. 2.1 (normalised);
     arXiv:2401.06066, eq. 9 to 11 (shared experts), and the load as a share of all assignments; arXiv:2412.19437,
     sec. 2.1.2 (sigmoid, groups, scale) and eq. 16 (bias); arXiv:2101.03961, eq. 4 to 6 (balance_loss at top_k=1);
     arXiv:2408.15664, alg. 1 (balance_rate); arXiv:2202.08906, eq. 5 (z_loss). The numbers are those of the published code

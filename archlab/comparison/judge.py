@@ -433,7 +433,7 @@ def _needed_of_shares(d: np.ndarray, by_spread: int, margin: float, alpha: float
         inside = min(bounded_e(seen, -margin, largest), bounded_e(-seen, -margin, largest))
         return bool((above if effect > margin else below if effect < -margin else inside) >= 1 / alpha)
 
-    return least(enough, max(by_spread, len(d) + 1))
+    return least(enough, by_spread)  # which is more than there are
 
 
 def pair_up(a: Values, b: Values) -> tuple[tuple[int, ...], np.ndarray, np.ndarray, tuple[int, ...]]:

@@ -35,7 +35,7 @@ from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.base.nested import leaves, options_alone
 from archlab.base.plateau import on_plateau
-from archlab.comparison.arms import SAME, spelt
+from archlab.comparison.arms import NOT_THE_ARM, SAME, UNSAID, renamed, spelt
 from archlab.comparison.comparison import WORDS
 from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.many import survivors
@@ -50,7 +50,7 @@ MAPPED = ("train.lr", "train.steps", "train.warmup", "size.n_layers", "size.voca
 """What a run has to say to have a place on the map."""
 
 SWEPT = ("train.lr", "size.n_layers", "train.warmup", "seed")
-WITHOUT_MEANING = ("output", "probe.every", "train.log_every")
+WITHOUT_MEANING = (*NOT_THE_ARM, "probe.every", "train.log_every")
 """What two runs of one arm may differ in."""
 
 
@@ -223,16 +223,18 @@ def losses_by_seed(cells: Sequence[Record]) -> dict[int, list[float]]:
 
 
 def arm(run: Run) -> dict[str, Any]:
-    """Everything that was set but for what is swept and what follows from it, by dotted name."""
-    fields = dict(leaves(options_alone(run.config)))
+    """Everything that was set but for what is swept and what follows from it, by dotted name; null is as good as not set."""
+    fields = {**UNSAID, **{renamed(name): value for name, value in leaves(options_alone(run.config))}}
     if fields.get("match") is not None:  # the width that matches goes by the depth
         fields = {
             name: value for name, value in fields.items() if name != "size.d_ff" and not name.startswith("matched.")
         }
     if fields.get("budget") is not None or fields.get("train.tokens") is not None:
         fields.pop("train.steps", None)  # follows from the budget and the depth
-    kept = {name: value for name, value in fields.items() if name not in (*SWEPT, *WITHOUT_MEANING)}
-    return {**kept, "corpus": run.summary["corpus_sha256"][:8]}
+    apart = {
+        name: value for name, value in fields.items() if name not in (*SWEPT, *WITHOUT_MEANING) and value is not None
+    }
+    return {**dict(sorted(apart.items())), "corpus": run.summary["corpus_sha256"][:8]}
 
 
 def labelled(arms: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -316,7 +318,7 @@ def measure(cells: Sequence[Record], vocab_size: int) -> Record:
         "lrs": [one["lr"] for one in cells],
         "best_loss": best and best["loss"],
         "best_lr": best and best["lr"],
-        "lr_sensitivity": mean(capped) - min(best["loss"], ignorant) if best and trained else None,
+        "lr_sensitivity": mean(capped) - best["loss"] if best and trained else None,
         "largest_stable_lr": stable and stable["lr"],
         "stable_up_to": stable_up_to([one["lr"] for one in cells], ended, best["plateau"])
         if best and trained

@@ -483,10 +483,7 @@ def attending(c: Config) -> Words:
     if set(kinds) != {"linear_attention", "full_attention"} or len(kinds) != n_layers:
         can = f"linear_attention and full_attention, both of them, one for each of {n_layers} layers"
         raise read.unsupported("layer_types", ", ".join(dict.fromkeys(map(str, kinds))), can)
-    period = kinds.index("full_attention") + 1
-    if kinds == ["linear_attention" if (i + 1) % period else "full_attention" for i in range(n_layers)]:
-        return [f"layers[{period - 1}::{period}]"]
-    return [f"layers[{i}::{n_layers}]" for i, kind in enumerate(kinds) if kind == "full_attention"]
+    return say.slices([kind == "full_attention" for kind in kinds])
 
 
 def of_attention(c: Config, at: str, bias: bool) -> Words:

@@ -47,7 +47,7 @@ def llama4(c: Config) -> Words:
     Queries and keys are normed after they are rotated, which is the same before it: a rotation keeps their length. A
     scaling of RoPE that makes them longer is refused.
     """
-    rotates = rotating(c)
+    rotates = say.rotating(c)
     kind = (c.get("rope_scaling") or c.get("rope_parameters") or {}).get("rope_type", "default")
     normed = c.get("use_qk_norm", True) and any(rotates)
     if normed and kind in ("yarn", "longrope"):
@@ -66,15 +66,6 @@ def llama4(c: Config) -> Words:
     elsewhere = ["pos=none", *without_norms, *bare]
     at = say.slices([not turned for turned in rotates])
     return [*words, *(f"{where}.{word}" for where in at for word in elsewhere), *chunks(c, rotates)]
-
-
-def rotating(c: Config) -> list[bool]:
-    """Which layers have positions: all but each fourth, or as no_rope_layers says, whose 0 is a layer without."""
-    n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
-    said = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
-    if len(said) < n_layers:
-        raise read.unsupported("no_rope_layers", f"{len(said)} of them", f"one for each of {n_layers} layers")
-    return [bool(turned) for turned in said[:n_layers]]
 
 
 def temperature(c: Config) -> Words:

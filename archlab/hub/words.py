@@ -57,13 +57,18 @@ def phi3(c: Config) -> Words:
     return words + window(c) + read.rope({**c, "partial_rotary_factor": share}, 0.0)
 
 
+def rotating(c: Config) -> list[bool]:
+    """Which layers have positions: all but each fourth, or as no_rope_layers says, whose 0 is a layer without."""
+    n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
+    said = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
+    if len(said) < n_layers:
+        raise read.unsupported("no_rope_layers", f"{len(said)} of them", f"one for each of {n_layers} layers")
+    return [bool(turned) for turned in said[:n_layers]]
+
+
 def smollm3(c: Config) -> Words:
     """The layers of which no_rope_layers says 0 have no positions, and the window where there is one."""
-    n_layers, period = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
-    rotates = c.get("no_rope_layers") or [(i + 1) % period != 0 for i in range(n_layers)]
-    if len(rotates) < n_layers:
-        raise read.unsupported("no_rope_layers", f"{len(rotates)} of them", f"one for each of {n_layers} layers")
-    bare = [not turned for turned in rotates[:n_layers]]
+    bare = [not turned for turned in rotating(c)]
     asked = bool(c.get("layer_types")) or c.get("use_sliding_window", False)  # layer_types count without it
     words = [*without(llama(c), "mask"), *some_windows({**c, "use_sliding_window": asked}, bare)]
     if all(bare):

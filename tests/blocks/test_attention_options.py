@@ -279,6 +279,17 @@ def forgotten(attention, x):
     return lambda h, b, i, j: f[b, min(i, j) + 1 : max(i, j) + 1, h].log().sum()
 
 
+def test_scores_are_shown_with_the_sums_of_the_layers_own_gates():
+    attention, x = make_attention("gqa", forget=True).double(), draw_input()
+    context = make_reading("none", "causal", SEQ)
+    shown = attention.scores(x, context, context.everything)
+    q, k = (proj(x).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
+    sums = forgotten(attention, x)
+    for b, h, i, j in product(range(BATCH), range(HEADS), range(SEQ), range(SEQ)):
+        expected = q[b, h, i] @ k[b, h * k.shape[1] // HEADS, j] / math.sqrt(HEAD_DIM) + sums(h, b, i, j)
+        assert shown[b, h, i, j].item() == pytest.approx(expected.item() if j <= i else -math.inf, rel=1e-10, abs=1e-10)
+
+
 def test_scalable_softmax_keeps_its_fused_kernel_and_so_does_a_gate():
     words = composed("size=nano", "mixer.weighting=scalable_softmax", "mixer.gate=head", "kernel=sdpa")
     assert assemble_without_weights(words).layers[0].mixer.kernel.__name__ == "causal_kernel"

@@ -1,5 +1,7 @@
 """DyT, nGPT's and ScaleNorm's norms, RMS without gain and Apertus' activation, against formulas and torch and transformers."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,10 @@ def test_xielu_is_that_of_transformers():
     torch.testing.assert_close(out, expected, **EXACT)
     mine, others = [x, ours.alpha_p, ours.alpha_n], [x, theirs.alpha_p, theirs.alpha_n]
     torch.testing.assert_close(gradients(out, mine), gradients(expected, others), **EXACT)
+    large = torch.tensor([-1000.0, 1000.0], dtype=torch.float64, requires_grad=True)  # whose exponential is infinite
+    (slope,) = torch.autograd.grad(ours(large).sum(), large)
+    a, c = (math.log1p(math.exp(0.7 - number)) for number in (0, 1))
+    assert slope.tolist() == pytest.approx([-(0.5 + c) + 0.5, 2 * a * 1000 + 0.5], rel=1e-12)
     ffn = randomise(make("ffn", "xielu")(d_model=D_MODEL, d_ff=D_FF)).double()
     hidden = F.linear(x, ffn.up_proj.weight)
     a, c = F.softplus(ffn.activation.alpha_p), 0.5 + F.softplus(ffn.activation.alpha_n)

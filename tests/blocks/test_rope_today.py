@@ -46,6 +46,9 @@ CASES = {
         dict(factor=40.0, mscale=0.707, mscale_all_dim=1.0, trained_len=4096, head_dim=64),
         dict(factor=40.0, mscale=0.707, mscale_all_dim=1.0, original_max_position_embeddings=4096, head_dim=64),
     ),
+    "yarn, beyond the slowest pair": (  # which makes more than a rotation within so long a sequence
+        dict(factor=4.0, trained_len=100_000), dict(factor=4.0, original_max_position_embeddings=100_000)
+    ),
     "yarn, wide": (dict(factor=4.0, head_dim=128, base=1e6), dict(factor=4.0, head_dim=128, base=1e6)),
     "longrope": (dict(factor=4.0, short_factor=SHORT, long_factor=LONG), dict(factor=4.0, short_factor=SHORT, long_factor=LONG)),
     "longrope, own factor": (
@@ -97,7 +100,9 @@ def test_phi_3_rotates_so():
 # --- p-RoPE -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("p", "factor"), [(0.25, 1.0), (0.5, 4.0), (0.76, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize(
+    ("p", "factor"), [(0.25, 1.0), (0.5, 4.0), (0.76, 1.0), (0.78, 1.0), (1.0, 2.0)]
+)  # 0.78 of 24 pairs are 18.72, and 18 rotate
 def test_the_highest_frequencies_stay(p, factor):
     scaled = {} if factor == 1 else dict(scaling="linear", factor=factor)
     frequencies, _ = theirs("proportional", 9, fraction=p, factor=factor)

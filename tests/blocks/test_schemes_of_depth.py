@@ -182,6 +182,24 @@ def test_manifold_constrained_hyper_connections_are_deepseek_v4s(monkeypatch):
     torch.testing.assert_close(keep.sum(-1), ones, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "learned", "start"),
+    [
+        ("rezero", "alpha", 0.0),
+        ("layer_scale", "scales.1.scale", 0.1),
+        ("hyper", "mixings.0.read_scale", 0.01),
+        ("hyper", "mixings.1.write_scale", 0.01),
+        ("hyper", "mixings.1.write", 1.0),
+        ("mhc", "mixings.0.scale", 0.01),
+        ("mhc", "mixings.1.base", 0.0),
+    ],
+)
+def test_what_the_learned_numbers_of_a_scheme_start_at(name, learned, start):
+    """arXiv:2003.04887, eq. 1; arXiv:2103.17239; arXiv:2409.19606, sec. 4; arXiv:2512.24880."""
+    fresh = make_scheme(name, lambda: make("norm", "layer")(d_model=D_MODEL), n_layers=6)
+    assert fresh.get_parameter(learned).unique().tolist() == pytest.approx([start])
+
+
 def test_what_looks_at_the_streams_is_drawn_and_all_else_of_a_scheme_starts_as_made():
     weights = {weight.name: weight.role for weight in scheme("mhc").weights()}
     assert {name for name, role in weights.items() if role is Role.HIDDEN} == {"mixings.0.mix", "mixings.1.mix"}

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from archlab.base.errors import UserError
-from archlab.comparison.judge import judge
+from archlab.comparison.judge import judge, of_bounds
 from archlab.comparison.sequence import half_width, pairs_needed
 
 BASE = [2.01, 2.43, 2.20, 2.35, 2.11, 2.28, 2.19, 2.40]
@@ -156,6 +156,8 @@ def test_a_statistic_without_spread_is_no_certainty():
     assert judge([-2.0] * 6, [-2.0] * 6, better="higher", margin=0.0).reading == "open"
     rounded_only = [value * (1 + 2**-52) for value in BASE]
     assert judge(BASE, rounded_only, better="lower", margin=0.0).reading == "open"
+    small = judge([x + 1e-11 * i for i, x in enumerate(BASE, 10)], BASE, better="lower", margin=0.0)
+    assert (small.by, small.reading) == ("mean", "b"), "ten thousand times as much as rounding is a spread"
 
 
 def test_an_arm_that_fails_three_times_in_ten_never_ties_with_one_that_does_not():
@@ -355,3 +357,17 @@ def test_an_e_value_of_the_arm_that_fails_less_and_ends_lower_is_of_both():
     assert found.e == pytest.approx(found.failures.e_b_fails_more * (found.e_below + 1) / 2, rel=1e-12)
     turned = judge(b, a, better="lower", margin=0.0)
     assert turned.e == pytest.approx(found.e, rel=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_may_lie_further_out_than_it_was_seen_takes_as_long_and_what_may_lie_nearer_cannot_be_known(sign):
+    """Differences that are at least as large as seen: more of the same may decide for above, and none decides for below."""
+    found = judge(
+        [x + sign * d for x, d in zip(BASE, [0.3, 0.2, 0.4, 0.1], strict=False)], BASE[:4], better="lower", margin=0.05
+    )
+    assert found.reading == "open" and found.needed
+    further, nearer = ("at_least", "at_most") if sign > 0 else ("at_most", "at_least")
+    both = {"at_least": False, "at_most": False}
+    assert of_bounds(found, **both | {further: True}).needed == found.needed
+    assert of_bounds(found, **both | {nearer: True}).needed is None
+    assert of_bounds(found, at_least=True, at_most=True).needed is None

@@ -52,6 +52,16 @@ def only_row(runs):
     return row, arm["cells"]
 
 
+@pytest.mark.parametrize(
+    "more", [{"device": "cuda"}, {"sink_token": None}, {"kernel": "auto"}, {"eval": {"part": "test"}}]
+)
+def test_one_arm_is_one_on_any_device_and_with_runs_that_are_older_than_an_option(more):
+    """Fault found: each of these made two arms, which were then judged against each other."""
+    losses = {1e-3: 2.4, 3e-3: 2.0, 1e-2: 2.3}
+    (arm,) = stability_map(swept(losses, seed=0) + swept(losses, seed=1, **more))["arms"]
+    assert arm["label"] == "all" and [cell["seeds"] for cell in arm["cells"]] == [[0, 1]] * 3
+
+
 # ---------------------------------------------------------------- figures
 
 

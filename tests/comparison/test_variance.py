@@ -22,7 +22,7 @@ def test_a_table_worked_by_hand():
 
 def test_mean_squares_and_their_ratio_are_those_of_an_analysis_of_variance():
     rng = np.random.default_rng(3)
-    y = rng.normal(size=(4, 5)) + 2 * rng.normal(size=(4, 1)) + rng.normal(size=5)
+    y = rng.normal(size=(4, 5)) + 2 * rng.normal(size=(4, 1)) + 3 * rng.normal(size=5)
     frame = pd.DataFrame([(i, j, y[i, j]) for i in range(4) for j in range(5)], columns=["i", "j", "y"])
     rows, columns, both = anova_lm(ols("y ~ C(i) + C(j)", frame).fit())["mean_sq"]
     found = components(y.tolist())
@@ -30,8 +30,10 @@ def test_mean_squares_and_their_ratio_are_those_of_an_analysis_of_variance():
         ((rows - both) / 5, (columns - both) / 4, both), rel=1e-9
     )
     # At either end of the interval the ratio of mean squares, which is (1 + J A / E) F, lies at a 2.5% quantile.
-    for end, at in zip(found.rows_over_both, (0.975, 0.025), strict=True):
-        assert stats.f.cdf(rows / both / (1 + 5 * end), 3, 12) == pytest.approx(at)
+    assert min(*found.rows_over_both, *found.columns_over_both) > 0, "none is cut off at no variance"
+    for row_end, column_end, at in zip(found.rows_over_both, found.columns_over_both, (0.975, 0.025), strict=True):
+        assert stats.f.cdf(rows / both / (1 + 5 * row_end), 3, 12) == pytest.approx(at)
+        assert stats.f.cdf(columns / both / (1 + 4 * column_end), 4, 12) == pytest.approx(at)
 
 
 def test_the_estimates_are_unbiased_and_the_interval_covers():

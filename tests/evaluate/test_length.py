@@ -369,6 +369,14 @@ def test_without_two_figures_there_is_no_verdict(lengths):
 # ---------------------------------------------------------------- what context is worth
 
 
+def test_exact_match_and_token_accuracy_by_hand():
+    """Of three windows one is right wherever it is scored; of seven scored targets five are."""
+    scored = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 1]]).bool()
+    right = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]).bool()
+    seen = HeldOut(torch.zeros(3, 4), scored, right, step=4)
+    assert (seen.exact_match, seen.token_accuracy) == (pytest.approx(1 / 3), pytest.approx(5 / 7))
+
+
 def scored_as(nats: torch.Tensor, scored: torch.Tensor | None = None) -> HeldOut:
     scored = torch.ones(nats.shape, dtype=torch.bool) if scored is None else scored
     return HeldOut(nats, scored, torch.zeros_like(scored), nats.shape[1])
