@@ -72,8 +72,8 @@ def explain(error: Exception) -> UserError:
         case OmegaConfBaseException():
             where = f"{error.full_key}: " if error.full_key else ""
             said = one_line(str(error).partition("full_key:")[0])
-            raised, there, cause = said.partition(" raised while resolving interpolation: ")
-            return UserError(where + (cause.strip("\"'") if there else raised))
+            raised, _, why = said.partition(" raised while resolving interpolation: ")
+            return UserError(where + (why.strip("\"'") or raised))
         case HydraException() | yaml.YAMLError():
             return UserError(one_line(str(error)))
         case _:

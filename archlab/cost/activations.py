@@ -69,7 +69,7 @@ def numbers_in_norm(norm: nn.Module, d_model: int) -> int:
 
     Statistics, a number for all features, are left out.
     """
-    alone = copy.deepcopy(norm).float().to_empty(device="cpu")
+    alone = in_memory(norm, torch.float32)
     few = (torch.zeros(1, seq_len, d_model) for seq_len in (2, 3))
     two, three = (sum(tensor.untyped_storage().nbytes() for tensor in saved_by(alone, x) if tensor.shape[-1] != 1) for x in few)  # fmt: skip
     return (three - two) // FLOAT32
@@ -82,7 +82,7 @@ def kept_by_scheme(residual: Residual, d_model: int, n_branches: int, rules: Acc
     each branch, and of those that mix them by numbers of their own what these are computed from.
     """
     dtype = DTYPES[rules.e]
-    alone = copy.deepcopy(residual).to(dtype).to_empty(device="cpu")
+    alone = in_memory(residual, dtype)
     for module in list(alone.modules()):
         for name, child in module.named_children():
             if isinstance(child, Norm):
@@ -92,6 +92,13 @@ def kept_by_scheme(residual: Residual, d_model: int, n_branches: int, rules: Acc
     two, three = (sum(tensor.untyped_storage().nbytes() for tensor in tensors) for tensors in saved)
     if three > two:  # what it makes of its weights alone is kept once, however many tokens there are
         yield Term("residual: what it multiplies", three - two)
+
+
+def in_memory(module: Any, dtype: torch.dtype) -> Any:
+    """A copy whose weights have memory on the CPU, and any numbers; `to_empty` would import torch's compiler for that."""
+    return copy.deepcopy(module)._apply(
+        lambda tensor: torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+    )
 
 
 def saved_by(module: nn.Module, x: Tensor, *more: Any) -> list[Tensor]:
