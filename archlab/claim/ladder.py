@@ -231,7 +231,7 @@ def slopes_of(effects: Sequence[float | None], params: Sequence[int | None], tok
     rows = [(y, p, t) for y, p, t in zip(effects, params, tokens, strict=True) if y is not None and p]
     named = {"parameters": [p for _, p, _ in rows], "tokens": [t for *_, t in rows]}
     varying = {name: np.log2(xs) for name, xs in named.items() if len(set(xs)) > 1}
-    if not varying or len(rows) < len(varying) + 1:
+    if not varying:
         return {}
     table = add_constant(np.column_stack(list(varying.values())))
     if np.linalg.matrix_rank(table) < table.shape[1]:

@@ -331,7 +331,8 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
     """The optimizer's step; where `skip` is true, on the device, nothing has changed after it, and nobody has waited.
 
     Torch's fused kernels skip by themselves where `found_inf` is 1, as GradScaler has them do. For any other optimizer the
-    weights and what it keeps of them are copied before the step, and put back.
+    weights and what it keeps of them are copied before the step, and put back; what it begins to keep in a step that is skipped
+    begins with a gradient of zero, to which SGD adds its decay.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # What the kernel reads, and torch declares nowhere; torch's own GradScaler sets both.

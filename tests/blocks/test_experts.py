@@ -301,6 +301,24 @@ def test_the_balance_loss_is_switchs_and_a_top_k_th_of_transformers():
     assert Taps().losses == seen(experts(balance_loss=0.0), x).losses == {}
 
 
+def test_of_sigmoids_the_balance_loss_and_the_entropy_are_of_each_experts_share():
+    """arXiv:2412.19437, eq. 17 to 20, over the batch: sum of f_i P_i, P_i the mean of s_i / sum of s, f_i = N / (K T) times the count."""
+    ffn, x = experts(scores="sigmoid", balance_loss=0.3), draw_input()
+    tokens = [[1 / (1 + math.exp(-v)) for v in row] for row in (x @ ffn.router.weight.T).flatten(0, 1).tolist()]
+    counts, shares, entropy = [0] * N, [0.0] * N, 0.0
+    for scores in tokens:
+        for i in sorted(range(N), key=lambda i: -scores[i])[:3]:
+            counts[i] += 1
+        for i in range(N):
+            share = scores[i] / sum(scores)
+            shares[i] += share / len(tokens)
+            entropy -= share * math.log(share) / len(tokens)
+    taps = seen(ffn, x)
+    balance = sum(N / (3 * len(tokens)) * n * share for n, share in zip(counts, shares, strict=True))
+    assert taps.losses["balance"].item() == pytest.approx(0.3 * balance, rel=1e-12)
+    assert taps.seen["router_entropy"].item() == pytest.approx(entropy, rel=1e-12)
+
+
 WORDS = ("size=nano", "size.d_model=24", "size.n_heads=3", "ffn=experts", "ffn.n_experts=6", "size.d_ff=20", "ffn.balance_rate=0.1", "device=cpu")  # fmt: skip
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -465,3 +483,9 @@ def test_sub_norm_norms_what_an_experts_last_matrix_is_given():
         getattr(ffn, name).data[:] = getattr(dense, name).weight.data
     ffn.inner_norm.load_state_dict(dense.inner_norm.state_dict())
     torch.testing.assert_close(ffn(x), dense(x), **EXACT)
+
+
+def test_an_inner_norm_over_positions_keeps_to_each_sequences_own_assignments():
+    ffn = make("ffn", "experts", n_experts=N, top_k=3)(d_model=D_MODEL, d_ff=D_FF, inner_norm=make("norm", "instance"))
+    ffn, x = randomise(ffn).double(), draw_input()
+    torch.testing.assert_close(ffn(x), torch.cat([ffn(one[None]) for one in x]), **EXACT)

@@ -20,12 +20,13 @@ import archlab
 from archlab.base.errors import UserError
 from archlab.claim import course, jobs, ledger, measures
 from archlab.claim.claim import FORMS, ClaimFile, Part, known_claims, read_claim, tupled
-from archlab.claim.decide import Values, decide, decide_part
+from archlab.claim.decide import Values, decide, decide_part, largest_difference
 from archlab.claim.jobs import Measurement, RunJob
 from archlab.claim.record import part_record
 from archlab.claim.reductions import REDUCTIONS
 from archlab.claim.session import decide_claims
 from archlab.claim.store import JobStore
+from archlab.comparison.sequence import majority_e
 from archlab.runs import code, corpus, tune
 from archlab.runs.code import bare, code_of, reachable
 
@@ -670,6 +671,22 @@ def test_the_part_that_is_named_is_the_one_that_decided():
     open_ = decided("below", a=around(2.2, spread=5.0), b=FLAT)
     assert whole([strong, open_]).because is open_
     assert whole([strong, against]).because is against
+
+
+def test_failures_speak_against_that_there_is_no_difference_together_with_the_losses():
+    """a fails alone at two seeds of eight, b at one; each way of failing more, times one more than what losses say, halved."""
+    found = decided("equal", by=0.05, failed={"a": {0, 1}, "b": {2}}, a=around(2.3), b=FLAT)
+    more, less = (majority_e(*seen) for seen in ((2, 1), (1, 2)))
+    losses = max(found.judged.e_above, found.judged.e_below)
+    assert losses > 20 and found.e_for == 0.0
+    assert found.e_against == pytest.approx((more + less) * (losses + 1) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("than", "largest"), [(0.0, 1.0), (0.25, 1.25), (-0.25, 1.25)])
+def test_two_shares_are_one_apart_at_most_and_what_is_taken_off_one(than, largest):
+    part = Part(says="it", measure="exact_match@1", expect="above", by=0.1, than=than, difference=("a", "b"))
+    assert largest_difference(part) == largest
+    assert largest_difference(part.model_copy(update={"measure": "val_loss"})) is None
 
 
 def test_shares_are_judged_by_what_they_can_be_and_not_by_their_spread_alone():

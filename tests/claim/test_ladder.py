@@ -324,6 +324,7 @@ def test_what_the_rungs_do_not_determine_has_no_slope():
     assert slopes == {"parameters": {"per_doubling": pytest.approx(-0.1), "interval": None}}
     assert ladder.slopes_of([0.3, None], [10, 40], [5, 5]) == {} == ladder.slopes_of([0.3, 0.1], [None, None], [5, 5])
     assert ladder.slopes_of([0.3, 0.1, 0.0], [10, 20, 40], [5, 10, 20]) == {}, "both double together"
+    assert ladder.slopes_of([0.3, 0.1], [10, 20], [5, 20]) == {}, "two rungs for three numbers"
 
 
 def test_trials_stand_under_the_rates_they_were_made_at():

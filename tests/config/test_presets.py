@@ -13,6 +13,7 @@ from archlab.config import assemble as assembling
 from archlab.config.assemble import assemble_without_weights, build
 from archlab.config.compose import compose
 from archlab.config.overrides import normalise
+from archlab.config.presets import at_size
 from archlab.cost.describe import count_active_parameters, count_parameters
 
 PARAMETERS = {
@@ -456,3 +457,17 @@ def test_an_own_preset_that_is_no_list_of_overrides_is_answered_in_one_line(tmp_
     ) as error:
         compose("preset=mine", config_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "at_its_own", "at_another"),
+    [
+        ("layers[5::6].mask", "layers[5::6].mask", "layers[1::2].mask"),
+        ("layers[0::4].mixer.bias", "layers[0::4].mixer.bias", "layers[0::2].mixer.bias"),
+        ("layers[:3].ffn", "layers[:3].ffn", "layers[:3].ffn"),
+        ("norm.eps", "norm.eps", "norm.eps"),
+    ],
+)
+def test_a_rule_by_turns_is_for_every_second_layer_of_another_size(key, at_its_own, at_another):
+    """The first of each turn stays the first, so that the kinds of layers follow each other as they did."""
+    assert (at_size(key, {"norm"}), at_size(key, {"size"})) == (at_its_own, at_another)

@@ -16,7 +16,7 @@ from archlab.config.compose import compose
 from archlab.contract import decoder, kinds
 from archlab.contract import verify as verifying
 from archlab.contract.finding import findings
-from archlab.contract.subject import SMALL, Subject
+from archlab.contract.subject import SEQ, SMALL, Subject
 from archlab.contract.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -414,3 +414,15 @@ def test_the_verb(words, status, told, folder, capsys, monkeypatch, without_comp
     out, err = capsys.readouterr()
     assert left == status and told in (out if status < 2 else err)
     assert status < 2 or err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_leak_of_the_very_next_token_is_found_and_named(ahead):
+    embeddings = torch.randn(2, SEQ, 5, requires_grad=True)
+    everywhere = torch.ones(2, SEQ, dtype=torch.bool)
+    assert decoder.first_leak(embeddings.cumsum(dim=1), embeddings, everywhere) is None
+    leaking = embeddings + torch.cat((embeddings[:, ahead:], torch.zeros(2, ahead, 5)), dim=1)
+    assert decoder.first_leak(leaking, embeddings, everywhere) == (0, ahead)
+    unscored = everywhere.clone()
+    unscored[:, :2] = False
+    assert decoder.first_leak(leaking, embeddings, unscored) == (2, 2 + ahead)

@@ -369,6 +369,13 @@ def test_without_two_figures_there_is_no_verdict(lengths):
 # ---------------------------------------------------------------- what context is worth
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_left_in_the_mode_that_it_was_in(training):
+    decoder = built(*SIZE).train(training)
+    held_out(decoder, Tape(), CPU, 20, 40)
+    assert decoder.training is training
+
+
 def test_exact_match_and_token_accuracy_by_hand():
     """Of three windows one is right wherever it is scored; of seven scored targets five are."""
     scored = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 1]]).bool()

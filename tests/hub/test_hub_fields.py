@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import Qwen2Config
 
 import archlab
 from archlab import hub
 from archlab.base.errors import UserError
 from archlab.hub.fields import TYPES
+from archlab.hub.words import last_layers
 
 HUB = Path(archlab.__file__).parent / "hub"
 
@@ -153,3 +155,13 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_p
 )  # fmt: skip
 def test_what_newer_families_say_and_no_block_does_is_refused_by_name(said, match, folder):
     refused(folder, SMALL | said, match)
+
+
+@pytest.mark.parametrize(("first", "windowed"), [(0, 4), (1, 3), (3, 1), (4, 0), (28, 0)])
+def test_layers_have_a_window_from_max_window_layers_on_as_in_qwen2s_class(first, windowed):
+    """`layer_types` as Qwen2Config makes them: sliding where i >= max_window_layers, counted from 0."""
+    kinds = Qwen2Config(
+        num_hidden_layers=4, max_window_layers=first, use_sliding_window=True, sliding_window=8
+    ).layer_types
+    found = last_layers({"num_hidden_layers": 4, "max_window_layers": first})
+    assert found == [kind == "sliding_attention" for kind in kinds] and sum(found) == windowed

@@ -13,7 +13,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 import archlab
 from archlab.base.errors import UserError
-from archlab.model.generate import choose, generate, keep_top_k, keep_top_p
+from archlab.model.generate import choose, generate, keep_ended, keep_top_k, keep_top_p
 from archlab.runs import lab
 from archlab.runs.load import load_run
 
@@ -394,3 +394,9 @@ def test_a_run_whose_overrides_tell_another_story_can_be_loaded_but_not_changed(
     (copied / "overrides.yaml").write_text("- size=nano\n- pos=alibi\n")
     load_run(copied)
     assert "its overrides no longer compose to the pos in its config.yaml" in refused(copied, "mask=window")
+
+
+def test_a_sequence_that_has_ended_says_its_end_again_whatever_is_likeliest():
+    new, ended = keep_ended(torch.tensor([5, 7, 3, 4]), torch.tensor([True, False, False, True]), eos=3)
+    assert new.tolist() == [3, 7, 3, 3] and ended.tolist() == [True, False, True, True]
+    assert keep_ended(torch.tensor([3]), torch.tensor([False]), eos=None)[1].tolist() == [False]

@@ -140,4 +140,5 @@ def test_a_spike_is_measured_by_the_losses_before_it_alone():
     before = [1.0, 3.0] * 8
     assert not is_spike([*before, 7.99]) and is_spike([*before, 8.01]) and is_spike([*before, 9.0])
     long_ago = [50.0, *[1.0, 3.0] * 64]  # 128 steps are looked at, and this one was before them
+    assert not is_spike([*long_ago[:128], 8.01])  # 128 steps before, it is still one of them
     assert is_spike([*long_ago, 8.01]) and not is_spike([*long_ago[1:], 50.0, 8.01])

@@ -157,6 +157,7 @@ def test_what_diverged_counts_as_the_worst_that_did_not():
         (["tune={loss.z:[0.0,1e-4]}"], "tune.loss.z: is no second axis of tuning"),
         (["tune={init.gain:[1]}"], "tune.init.gain=[1]: should be two values or more, each once; for a single one set init.gain itself"),
         (["tune={init.gain:[1,1.0]}"], "tune.init.gain=[1, 1.0]: should be two values or more, each once"),
+        (["tune={init.gain:[0.5,1,0.5]}"], "tune.init.gain=[0.5, 1, 0.5]: should be two values or more, each once"),
         (["tune={init.gain:1}"], "tune.init.gain=1: should be a list of numbers"),
         (["tune={init.gain:[1,true]}"], "tune.init.gain=[1, True]: should be a list of numbers"),
         (["tune={init.gain:[1,nan]}"], "tune.init.gain=[1, nan]: should be a list of numbers"),

@@ -230,6 +230,25 @@ def test_a_step_that_breaks_reaches_no_weight(name):
             torch.testing.assert_close(weight, old, rtol=1e-12, atol=1e-12)
 
 
+@each_rule
+def test_a_first_step_that_is_skipped_leaves_nothing_behind(name):
+    """As one whose gradient overflows in float16: what an optimizer keeps must not begin with it."""
+    found = []
+    for skipped in (False, True):
+        decoder = model()
+        optimizer = rule_of(name)(decoder, told(rule_of(name), weight_decay=0.0))
+        for skip in [True] * skipped + [False]:
+            backward(decoder, Counting().train(3, 1, 6, 11), 1, CPU, CPU.scaler())
+            for p in decoder.parameters():
+                p.grad.fill_(torch.inf) if skip else None
+            rules.step_unless(optimizer, torch.tensor(skip))
+            optimizer.zero_grad()
+        found.append([p.detach().clone() for p in decoder.parameters()])
+    assert all(weight.isfinite().all() for weight in found[1])
+    if name not in ("adamw", "muon", "schedule_free"):  # these count their steps, the skipped one too
+        torch.testing.assert_close(found[1], found[0], **EXACT)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

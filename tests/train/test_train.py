@@ -9,6 +9,7 @@ from oracles import build, built
 from training import CPU, SMALL, Counting, settings
 
 from archlab.data.batch import Batch
+from archlab.train import clock
 from archlab.train.loop import train
 from archlab.train.objective import scored_targets, token_losses
 from archlab.train.optimizer import AdamW
@@ -90,6 +91,19 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(pieces):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)  # the total is kept in float32
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_what_blocks_add_to_the_loss_counts_once_in_however_many_pieces():
+    """A router's balance is a mean over the sequences; of three pieces that are the same, it is that of one."""
+    one, found = Counting().train(0, 1, 2, 11), []
+    batch = Batch(torch.cat([one.tokens] * 3), None, torch.cat([one.scored] * 3))
+    for pieces in (1, 3):
+        decoder = built(*SMALL, "ffn=experts", "ffn.balance_loss=1.0", "ffn.z_loss=0.1").double()
+        backward(decoder, batch, pieces, CPU, CPU.scaler())
+        found.append(gradients(decoder))
+    assert found[0]["layers.0.ffn.router.weight"].any()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-5, atol=1e-9, msg=name)
 
 
 def test_the_pieces_weigh_by_their_scored_targets():
@@ -175,6 +189,14 @@ def test_early_stopping_keeps_the_best_weights():
     outcome, _ = run(decoder, {"steps": 10, "eval_every": 2, "patience": 2}, validate=validate)
     assert (outcome.status, outcome.best_step, len(outcome.losses)) == ("stopped", 4, 8)
     torch.testing.assert_close(decoder.head.weight, seen[1], rtol=0, atol=0)
+
+
+def test_a_validation_that_is_no_better_is_waited_out():
+    patience, decoder = Patience(2), built(*SMALL)
+    for step, loss in ((1, 2.0), (2, 2.0), (3, 2.0)):
+        assert not patience.over
+        patience.see(step, loss, decoder)
+    assert patience.over and patience.best_step == 1
 
 
 def test_without_patience_nothing_is_kept():
@@ -280,3 +302,26 @@ def test_some_rows_of_a_batch_keep_what_it_has_not():
     rows = Batch(torch.arange(12).view(4, 3), None, torch.ones(4, 2, dtype=torch.bool)).rows(slice(1, 3))
     assert rows.tokens.tolist() == [[3, 4, 5], [6, 7, 8]] and rows.scored.shape == (2, 2)
     assert rows.prefix_len is rows.targets is rows.positions is None
+
+
+def test_tokens_per_second_are_those_of_the_steps_after_the_first_while_they_run(monkeypatch):
+    """Ten tokens a step: one step, 4 s, three more; then 3 s that are no training, and two steps more in 6 s."""
+    now = [100.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    told = clock.Clock(tokens_per_step=10)
+    told.steps_done(0)
+    now[0] += 50.0
+    told.steps_done(1)
+    assert told.tokens_per_second is None
+    now[0] += 4.0
+    told.steps_done(3)
+    assert told.tokens_per_second == 3 * 10 / 4
+    with told.paused():
+        now[0] += 3.0
+    now[0] += 6.0
+    told.steps_done(2)
+    assert told.tokens_per_second == 5 * 10 / 10
+    saved, again = told.state_dict(), clock.Clock(tokens_per_step=10)
+    now[0] += 1000.0
+    again.load_state_dict(saved)  # nothing ran in between
+    assert again.tokens_per_second == 5 * 10 / 10
