@@ -251,6 +251,13 @@ def test_norms_and_branches_are_counted_where_they_stand(residual, norms, inputs
     assert terms["attention: input"] + terms.get("ffn: input", 0) == inputs * 2 * d
 
 
+def test_a_scheme_of_streams_keeps_all_of_them_before_each_of_two_branches():
+    terms = layer_terms(
+        on_meta("size.d_model=48", "size.n_heads=6", "residual=hyper", "residual.streams=3"), 0, Accounting(2)
+    )
+    assert {term.what: term.token for term in terms}["residual: its streams"] == 2 * 3 * 2 * 48
+
+
 def test_without_norms_none_are_counted():
     terms = layer_terms(on_meta("norm=none"), 0, Accounting(2))
     assert sum(term.token for term in terms if term.what.startswith("norms")) == 0
@@ -543,7 +550,7 @@ REFUSED = {
     ("memory.lora_targets=[q_proj]",): "memory.lora_targets=['q_proj']: changes nothing without adapters; set memory.lora, such as memory.lora=8",
     ("memory.lora=4", "memory.lora_targets=[w_pack]"): "memory.lora_targets=['w_pack']: w_pack is no matrix of a layer; there are down_proj, "
     "gate_proj, k_proj, out_proj, q_proj, up_proj, v_proj",
-    ("memory.lora=500",): "memory.lora=500: a rank above the 128 rows or columns of a matrix; use at most that",
+    ("memory.lora=129",): "memory.lora=129: a rank above the 128 rows or columns of a matrix; use at most that",
     ("memory.budget=24",): "memory.budget=24: should be a size with its unit, such as 24GB or 16GiB",
     ("memory.budget=0GB",): "memory.budget=0GB: should be a size with its unit, such as 24GB or 16GiB",
     ("memory.attention=flash", "memory.checkpointing=selective"): "memory.checkpointing=selective: recomputes scores and weights, and "
@@ -559,6 +566,10 @@ def test_a_question_that_makes_no_sense_is_refused(overrides):
     with pytest.raises(UserError) as refusal:
         archlab.compose(*overrides)
     assert str(refusal.value) == REFUSED[overrides]
+
+
+def test_adapters_may_be_of_the_rank_of_their_smallest_matrix():
+    archlab.compose("memory.lora=128")
 
 
 def test_a_run_makes_no_use_of_memory(capsys):
