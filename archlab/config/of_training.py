@@ -12,7 +12,6 @@ from archlab.config.types import KINDS
 from archlab.model.decoder import Decoder
 from archlab.train.optimizer import check_library
 from archlab.train.options import TrainOptions
-from archlab.train.schedules import WarmupStableDecay
 
 MOST_TOKENS = 2**28
 """The largest number of tokens in one step or in one sequence."""
@@ -104,13 +103,7 @@ def check_numbers_used(cfg: DictConfig, explicit: Collection[str]) -> None:
 
 
 def check_schedule(cfg: DictConfig, explicit: Collection[str]) -> None:
-    schedule, options = made(cfg, "schedule"), TrainOptions(**plain_dict(cfg.train))
-    schedule.check(options)
-    if "schedule.shape" in explicit and isinstance(schedule, WarmupStableDecay) and schedule.decay_steps(options) == 1:
-        raise UserError(
-            f"schedule.shape={schedule.shape}: schedule.decay={schedule.decay} of {options.steps} steps is one step, which every"
-            " shape takes at train.min_lr, so it would change nothing; leave it out, or use a larger schedule.decay"
-        )
+    made(cfg, "schedule").check(TrainOptions(**plain_dict(cfg.train)), explicit)
     if target(cfg, "optimizer").constant_schedule and not target(cfg, "schedule").stays:
         raise UserError(
             f"optimizer={option(cfg, 'optimizer')}: is for a learning rate that stays as it is, and schedule={option(cfg, 'schedule')}"

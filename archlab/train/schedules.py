@@ -23,8 +23,8 @@ class Schedule(ABC):
     def share(self, step: int, options: TrainOptions) -> float:
         """Of `lr`, at a step after the warm-up and up to `options.steps`."""
 
-    def check(self, options: TrainOptions) -> None:  # noqa: B027 - most have nothing to refuse
-        """Raises UserError where a run of these options would have no such schedule."""
+    def check(self, options: TrainOptions, given: Collection[str] = ()) -> None:  # noqa: B027 - most have nothing to refuse
+        """Raises UserError where a run of these options would have no such schedule, or one of the fields given changes nothing."""
 
 
 class Cosine(Schedule):
@@ -35,7 +35,7 @@ class Cosine(Schedule):
 
     uses = ("min_lr",)
 
-    def check(self, options: TrainOptions) -> None:
+    def check(self, options: TrainOptions, given: Collection[str] = ()) -> None:
         check_comes_down(options)
 
     def share(self, step: int, options: TrainOptions) -> float:
@@ -84,7 +84,7 @@ class WarmupStableDecay(Schedule):
         begins = options.steps - self.decay_steps(options)
         return self.down(max(0.0, (step - begins) / self.decay_steps(options)), options.min_lr)
 
-    def check(self, options: TrainOptions) -> None:
+    def check(self, options: TrainOptions, given: Collection[str] = ()) -> None:
         check_comes_down(options)
         if options.warmup_steps + self.decay_steps(options) > options.steps > 1:
             raise UserError(
@@ -95,6 +95,11 @@ class WarmupStableDecay(Schedule):
             raise UserError(
                 "train.min_lr=0: schedule.shape=exponential never comes down to zero; use a larger one, or"
                 " schedule.shape=linear or sqrt"
+            )
+        if "schedule.shape" in given and self.decay_steps(options) == 1:
+            raise UserError(
+                f"schedule.shape={self.shape}: schedule.decay={self.decay} of {options.steps} steps is one step, which every shape"
+                " takes at train.min_lr, so it would change nothing; leave it out, or use a larger schedule.decay"
             )
 
 
