@@ -251,13 +251,6 @@ def test_norms_and_branches_are_counted_where_they_stand(residual, norms, inputs
     assert terms["attention: input"] + terms.get("ffn: input", 0) == inputs * 2 * d
 
 
-def test_a_scheme_of_streams_keeps_all_of_them_before_each_of_two_branches():
-    terms = layer_terms(
-        on_meta("size.d_model=48", "size.n_heads=6", "residual=hyper", "residual.streams=3"), 0, Accounting(2)
-    )
-    assert {term.what: term.token for term in terms}["residual: its streams"] == 2 * 3 * 2 * 48
-
-
 def test_without_norms_none_are_counted():
     terms = layer_terms(on_meta("norm=none"), 0, Accounting(2))
     assert sum(term.token for term in terms if term.what.startswith("norms")) == 0
