@@ -77,6 +77,7 @@ def with_defaults(config: Config) -> Config:
 LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6},
+    "phi3": {"original_max_position_embeddings": 4096},
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "mixtral": {"num_key_value_heads": 8, "rope_theta": 1e6},
