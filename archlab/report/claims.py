@@ -286,8 +286,8 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
 def draw_rates(axes: Axes, rates: Record) -> None:
     """Loss against learning rate, of each arm; a line through the means, and a dot for the one that was taken.
 
-    Where there was a second axis, an arm has a line for each of its values, the one that was taken drawn solid. Losses beyond
-    twice that of the arm that ends worst at its best rate are cut off, or none of the others could be told apart.
+    Where there was a second axis, an arm has a line for each of its values, the one that was taken drawn solid. Losses more
+    than two nats above that of the arm that ends worst at its best rate are cut off, or none of the others could be told apart.
     """
     every: list[float] = []
     bests: list[float] = []
@@ -304,7 +304,7 @@ def draw_rates(axes: Axes, rates: Record) -> None:
             axes.scatter([search["lr"]] * len(best), best, s=60, facecolors="none", edgecolors=color)
             every += [loss for _, losses in there for loss in losses]
             bests += best
-    highest = 2 * max(bests, default=math.inf)
+    highest = max(bests, default=math.inf) + 2
     cut = max(every, default=0.0) > highest
     if cut:
         axes.set_ylim(0.95 * min(every), highest)

@@ -266,7 +266,10 @@ def test_a_rate_that_broke_leaves_the_others_to_be_told_apart():
 
     axes = Figure().subplots()
     draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[1e-2, [2.5, 2.6]], [2e-2, [430.0, 50.0]]]}})
-    assert axes.get_ylim() == pytest.approx((0.95 * 2.5, 2 * 2.55)) and "cut off" in axes.get_ylabel()
+    assert axes.get_ylim() == pytest.approx((0.95 * 2.5, 2.55 + 2)) and "cut off" in axes.get_ylabel()
     axes = Figure().subplots()
     draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[1e-2, [2.5, 2.6]], [2e-2, [3.0, 2.9]]]}})
     assert axes.get_ylim()[1] < 3.1 and "cut off" not in axes.get_ylabel()
+    axes = Figure().subplots()
+    draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[5e-3, [0.4, 0.5]], [1e-2, [0.05, 0.1]]]}})  # a task that is learned
+    assert axes.get_ylim()[1] > 0.5 and "cut off" not in axes.get_ylabel()
