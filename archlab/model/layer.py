@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -113,8 +113,12 @@ def run_again_in_backward(
     call: LayerCall, layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]
 ) -> Watched:
     """A layer's call that keeps its inputs alone; the backward pass runs it again."""
-    contexts = lambda: (nullcontext(), buffers_as_they_are(layer))  # noqa: E731
-    return checkpoint(call, layer, x, context, wanted, use_reentrant=False, context_fn=contexts)
+
+    def around() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The first run, and the one in the backward pass."""
+        return nullcontext(), buffers_as_they_are(layer)
+
+    return checkpoint(call, layer, x, context, wanted, use_reentrant=False, context_fn=around)
 
 
 @contextmanager
@@ -128,9 +132,8 @@ def buffers_as_they_are(layer: Layer) -> Iterator[None]:
         yield
     finally:
         for buffer, before in kept:
-            buffer.data.copy_(
-                before
-            )  # behind autograd's back, which may have saved the buffer with the batch's own statistics
+            # Behind autograd's back, which may have saved the buffer with the batch's own statistics.
+            buffer.data.copy_(before)
 
 
 def make_layer(
