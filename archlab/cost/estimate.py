@@ -1,5 +1,6 @@
 """Weights, gradients, optimiser states and activations: what one GPU holds at the fullest moment of a training step."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -117,9 +118,21 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
 ATTENTION: tuple[Literal["unfused", "flash"], ...] = ("unfused", "flash")
 """Kernels, by what they keep of the scores."""
 
+RECOMPUTED: tuple[Literal["none", "selective"], ...] = ("none", "selective")
+"""Nothing, and the scores."""
+
 
 def keeps_scores(decoder: Decoder, settings: MemorySettings, seq_len: int) -> bool:
-    """Whether some mixer keeps something for every query and key, so that the kind of attention kernel makes a difference."""
+    """Whether some softmax attention keeps something for every query and key, computed as the settings have it."""
+    kept, without = (
+        activation_bytes(decoder, replace(settings, checkpointing=checkpointing), seq_len)[0]
+        for checkpointing in RECOMPUTED
+    )
+    return decoder.has_scores and not math.isclose(kept, without, rel_tol=1e-9)
+
+
+def may_be_fused(decoder: Decoder, settings: MemorySettings, seq_len: int) -> bool:
+    """Whether there is a fused kernel for some mixer, so that the kind of attention kernel makes a difference."""
     unfused, flash = (
         activation_bytes(decoder, replace(settings, attention=attention, checkpointing="none"), seq_len)
         for attention in ATTENTION

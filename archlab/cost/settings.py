@@ -54,11 +54,6 @@ def check_memory(settings: MemorySettings, decoder: Decoder, explicit: Collectio
     check_length(settings, decoder)
     check_sharding(settings)
     check_lora(settings, decoder, explicit)
-    if settings.checkpointing == "selective" and settings.attention == "flash":
-        raise UserError(
-            "memory.checkpointing=selective: recomputes scores and weights, and memory.attention=flash keeps none;"
-            " use none, full, or memory.attention=unfused"
-        )
 
 
 def check_length(settings: MemorySettings, decoder: Decoder) -> None:
