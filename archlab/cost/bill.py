@@ -22,6 +22,7 @@ def rows(memory: Memory) -> dict[str, float]:
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer states": memory.optimizer,
+        **({"copies of the weights": memory.copies} if memory.copies else {}),
         "activations of the layers": memory.activations,
         "activations outside them, loss included": memory.outside,
     }
@@ -37,6 +38,8 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
         f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} in"
         f" float32 for each trained parameter{half}"
     )
+    if settings.copies:
+        yield f"a float32 copy of the trained weights for {' and one for '.join(settings.copies)}"
     yield from attention_in_words(decoder, settings, settings.seq_len or seq_len)
     yield dropout_in_words(decoder, settings)
     yield {

@@ -25,6 +25,9 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    copies: float
+    """Of the weights, beside them: an average, or the best ones so far."""
+
     activations: float
     """What the layers keep for the backward pass."""
 
@@ -41,7 +44,7 @@ class Memory:
     @property
     def fixed(self) -> float:
         """What does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.copies
 
     @property
     def by_batch(self) -> float:
@@ -57,6 +60,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
     optimizer   4 bytes a trained parameter for each state (Adam two, momentum one, plain SGD none, Muon one of matrices
                 inside blocks and two of the rest), and 4 for a float32 copy of the weights where those are in half
                 precision: 2 + 2 + 12 bytes in all with Adam
+    copies      4 bytes a trained parameter for an average of the weights, and for the best ones so far; not shared by `zero`
     activations as `archlab.cost.activations` counts them. `selective` recomputes scores and weights; `full` keeps
                 each layer's input, and one layer's activations while it is gone through again
     lora        r * (d_in + d_out) more parameters per matrix, the only ones trained; r more numbers per token are kept
@@ -75,6 +79,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
         weights=weights / (settings.gpus if settings.zero >= 3 else 1),
         gradients=gradients / (settings.gpus if settings.zero >= 2 else 1),
         optimizer=optimizer / (settings.gpus if settings.zero >= 1 else 1),
+        copies=FLOAT32 * len(settings.copies) * trainable,
         activations=inside,
         outside=outside,
         trainable=trainable,
