@@ -13,6 +13,7 @@ from archlab.base.errors import UserError
 from archlab.config.groups import grows_by_layers
 from archlab.config.of_model import (
     check_ahead,
+    check_alone,
     check_anchor,
     check_apart,
     check_balance,
@@ -60,6 +61,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_embedding(cfg, decoder)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
+    check_alone(cfg, decoder)
     check_anchor(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
