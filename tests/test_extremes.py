@@ -195,6 +195,15 @@ def test_a_model_beyond_the_memory_is_refused_before_its_weights_are_made(words,
     )
 
 
+def test_an_average_of_the_weights_is_held_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("archlab.runs.holds.all_bytes", lambda device: 2.2e6)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["size=nano", "average=ema"])
+    said = "and what optimizer=adamw and average=ema keep take 0.00267 GB"
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_what_the_machine_cannot_hold_is_one_line():
     said = [
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 65536 bytes. Error code 12",

@@ -65,6 +65,8 @@ class Accounting:
     """Bytes of a number."""
 
     flash: bool = False
+    """Whether attention is computed by a fused kernel, wherever there is one."""
+
     dropout: bool | None = None
     """Whether dropout is counted everywhere or nowhere; None: where the model has it."""
 

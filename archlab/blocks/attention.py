@@ -40,6 +40,7 @@ from archlab.blocks.kernel import (
     explicit_kernel,
     explicit_scores,
     explicit_whatever_asks,
+    keeps_weights,
 )
 from archlab.blocks.norm import LayerNorm, MakeWidthNorm, RMSNorm, check_width_norm, no_norm
 from archlab.blocks.softcap import Softcap, leave, make_softcap
@@ -284,7 +285,7 @@ class Attention(Mixer):
             yield Term("attention: values before the first layer's are added", e * kv_width)
         if isinstance(self.own_bias, ForgetGate):
             yield Term("attention: forget gates", FLOAT32 * self.n_heads)
-        if rules.flash:
+        if rules.flash and not keeps_weights(self.kernel):
             yield Term("attention: queries, keys, values", e * (q_width + 2 * kv_width))
             yield Term("attention: sums of exponentials", FLOAT32 * self.n_heads)
             yield Term("attention: what the heads gather", e * q_width)

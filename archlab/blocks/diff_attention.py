@@ -15,7 +15,7 @@ from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.attention_parts import ON_REQUEST, seen_of
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Block, Mask, Mixer, Position, SomeHeads, Stream
-from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
+from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores, keeps_weights
 from archlab.blocks.norm import MakeWidthNorm, no_norm
 from archlab.blocks.precision import at_least_float32
 from archlab.blocks.rms import rms_norm
@@ -147,7 +147,7 @@ class Differential(Mixer):
         e, d_model, width = rules.e, self.out_proj.out_features, self.n_heads * self.head_dim
         kv_width = self.n_kv_heads * self.head_dim
         yield Term("attention: input", e * d_model, needed_by=("q_proj", "k_proj", "v_proj"), branch_input=True)
-        if rules.flash:
+        if rules.flash and not keeps_weights(self.kernel):
             yield Term("attention: queries, keys, values", e * (width + 3 * kv_width))
             yield Term("attention: sums of exponentials", FLOAT32 * self.n_heads)
             yield Term("attention: what the heads gather", e * 2 * width)

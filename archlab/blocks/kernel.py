@@ -161,6 +161,11 @@ def explicit_kernel(softcap: Softcap, weigh: Weigh = softmax) -> Kernel:
     return partial(written_out, softcap=softcap, weigh=weigh)
 
 
+def keeps_weights(kernel: Kernel) -> bool:
+    """Whether it keeps the weights of every query and key for its backward pass, on whatever device."""
+    return isinstance(kernel, partial) and kernel.func is written_out
+
+
 def as_wide_as_queries(attend: Kernel) -> Kernel:
     """The kernel for queries and keys of a wider dtype than the values: computes in theirs, returns that of the values."""
 

@@ -13,7 +13,7 @@ from archlab.blocks.activations import FLOAT32, MASK, Accounting, Term
 from archlab.blocks.attention_parts import ON_REQUEST, multiply, seen_of
 from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Mask, Mixer, Position, SomeHeads, Stream
-from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores
+from archlab.blocks.kernel import Kernel, explicit_kernel, explicit_scores, keeps_weights
 from archlab.blocks.norm import MakeWidthNorm, RMSNorm, no_norm
 from archlab.blocks.softcap import leave
 from archlab.blocks.steps import DrawnStep
@@ -151,7 +151,7 @@ class Latent(Mixer):
         )
         qk_width = self.n_heads * (self.nope_dim + self.rope_dim)
         yield Term("attention: queries, keys, values", e * (2 * qk_width + width))
-        if rules.flash:
+        if rules.flash and not keeps_weights(self.kernel):
             yield Term("attention: sums of exponentials", FLOAT32 * self.n_heads)
             yield Term("attention: what the heads gather", e * width)
         else:

@@ -217,6 +217,12 @@ def rotated_features(fraction: float, head_dim: int) -> int:
     return rotated
 
 
+def power_of_two(x: Tensor) -> Tensor:
+    """2^x, the same for a number wherever it stands: torch's exp2 in float32 rounds the last ones of a tensor otherwise."""
+    whole = x.round()
+    return torch.ldexp(((x - whole) * math.log(2)).exp(), whole)
+
+
 class XPos(Position):
     """RoPE whose pairs also fade with distance: queries times zeta^(p / scale_base), keys times zeta^(-p / scale_base).
 
@@ -255,7 +261,7 @@ class XPos(Position):
         pair = torch.arange(0, self.rotated, 2, device=positions.device, dtype=torch.float32)
         zeta = (pair + 0.4 * self.rotated) / (1.4 * self.rotated)
         exponent = (positions.float()[..., None] / self.scale_base * zeta.log2()).clamp(-self.LARGEST, self.LARGEST)
-        fading = torch.exp2(exponent)[:, None]
+        fading = power_of_two(exponent)[:, None]
         return torch.cat((waves(angles) * fading, waves(angles) / fading), dim=1)
 
     def rotate_queries(self, q: SomeHeads, rotation: Rotation) -> SomeHeads:

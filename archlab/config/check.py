@@ -4,6 +4,7 @@ Every error is one line that names the field, its value, why it is refused and w
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from omegaconf import DictConfig
 
@@ -12,6 +13,7 @@ from archlab.base.errors import UserError
 from archlab.config.groups import grows_by_layers
 from archlab.config.of_model import (
     check_ahead,
+    check_alone,
     check_anchor,
     check_apart,
     check_balance,
@@ -40,7 +42,7 @@ from archlab.config.of_training import (
     check_training,
 )
 from archlab.config.plan import loop_of
-from archlab.cost.estimate import keeps_scores
+from archlab.cost.estimate import keeps_scores, may_be_fused
 from archlab.cost.settings import MemorySettings, check_memory
 from archlab.initial.settings import PreflightSettings, check_preflight
 from archlab.model.decoder import Decoder
@@ -59,6 +61,7 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
     check_embedding(cfg, decoder)
     check_position(cfg, decoder.position.limit)
     check_ahead(cfg, decoder)
+    check_alone(cfg, decoder)
     check_anchor(cfg, decoder)
     check_prefix(cfg, decoder, explicit)
     check_documents(cfg, decoder)
@@ -85,15 +88,37 @@ def check_together(cfg: DictConfig, decoder: Decoder, explicit: Collection[str])
 
 
 def check_scores(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -> None:
-    """Refuses options about how scores are kept in memory where no mixer has scores."""
+    """Refuses options about how scores are kept in memory where no mixer has scores, or nothing would be kept otherwise."""
+    settings = MemorySettings(**plain_dict(cfg.memory))
+    seq_len = settings.seq_len or cfg.train.train_len
     about_scores = (("attention", "flash"), ("checkpointing", "selective"))
     asked = [
-        f"{name}={value}" for name, value in about_scores if f"memory.{name}" in explicit and cfg.memory[name] == value
+        f"memory.{name}={value}"
+        for name, value in about_scores
+        if f"memory.{name}" in explicit and cfg.memory[name] == value
     ]
-    if asked and not keeps_scores(decoder, MemorySettings(**plain_dict(cfg.memory)), cfg.train.train_len):
+    if not asked:
+        return
+    if not keeps_scores(decoder, replace(settings, attention="unfused"), seq_len):
         raise UserError(
-            f"memory.{asked[0]}: mixer={cfg.choices.mixer} keeps nothing for each query and key, so it would change nothing;"
+            f"{asked[0]}: mixer={cfg.choices.mixer} keeps nothing for each query and key, so it would change nothing;"
             " leave it out"
+        )
+    if settings.attention == "flash" and not may_be_fused(decoder, settings, seq_len):
+        why = (
+            "keeps the weights of every query and key"
+            if cfg.kernel == "dense"
+            else f"has no fused kernel for what the options of mixer={cfg.choices.mixer} ask for, such as sinks, sigmoid weights,"
+            " forget gates, or a softcap in narrow heads"
+        )
+        raise UserError(
+            f"memory.attention=flash: kernel={cfg.kernel} {why}, so it would change nothing; leave it out, or use"
+            " memory.checkpointing=selective or full"
+        )
+    if settings.checkpointing == "selective" and not keeps_scores(decoder, settings, seq_len):
+        raise UserError(
+            "memory.checkpointing=selective: recomputes scores and weights, and memory.attention=flash keeps none;"
+            " use none, full, or memory.attention=unfused"
         )
 
 

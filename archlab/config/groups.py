@@ -2,7 +2,7 @@
 
 import pydoc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from archlab.base.configuration import plain_dict
 from archlab.base.errors import UserError
 from archlab.config.plan import layer_plans, loop_of
-from archlab.cost.settings import MemorySettings
+from archlab.cost.settings import MemoryOfRun
 
 BLOCKS = ("norm", "residual", "ffn", "pos", "mask", "mixer", "head")
 OF_TRAINING = ("optimizer", "schedule", "average")
@@ -48,10 +48,18 @@ def made(cfg: DictConfig, group: str) -> Any:
     return target(cfg, group)(**{name: value for name, value in node.items() if not name.startswith("_")})
 
 
-def memory_settings(cfg: DictConfig) -> MemorySettings:
+def memory_settings(cfg: DictConfig) -> MemoryOfRun:
     """The section `memory`, in which the optimizer is the configuration's own unless another is named."""
-    asked = MemorySettings(**plain_dict(cfg.memory))
+    asked = MemoryOfRun(**plain_dict(cfg.memory), copies=tuple(copies_kept(cfg)))
     return asked if asked.optimizer else replace(asked, optimizer=made(cfg, "optimizer").keeps)
+
+
+def copies_kept(cfg: DictConfig) -> Iterator[str]:
+    """What a run keeps a copy of its weights for, beside them."""
+    if made(cfg, "average").averages:
+        yield f"average={option(cfg, 'average')}"
+    if cfg.train.patience is not None:
+        yield f"train.patience={cfg.train.patience}"
 
 
 def has_width(ffn: Mapping[str, Any]) -> bool:

@@ -1,12 +1,14 @@
 """Whether what describes a model goes together, and nothing of it is without effect."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
-from archlab.blocks.contracts import Norm, Position
+from archlab.blocks.contracts import Mask, Norm, Position
 from archlab.blocks.flex import LEAST_HEAD_DIM
 from archlab.config.groups import leaks, option, target
 from archlab.config.plan import course, layer_plans
@@ -92,6 +94,42 @@ def check_position(cfg: DictConfig, limit: int | None) -> None:
             f"train.train_len={cfg.train.train_len}: pos={option(cfg, 'pos')} is a table of {limit} positions; use at most"
             " that many, or a larger pos.max_positions"
         )
+
+
+def check_alone(cfg: DictConfig, decoder: Decoder) -> None:
+    """Refuses positions that queries, keys or scores go by in layers alone where every token attends to itself and to no other."""
+    longest = cfg.train.train_len * max(cfg.eval.lengths)
+    layers = [(plan, *decoder.pairs[pair]) for plan, pair in zip(layer_plans(cfg), decoder.pair_of_layer, strict=True)]
+    for plan, position, _ in layers:
+        sharing = [layer for layer in layers if layer[1] is position]
+        if position.embeds or not acts(position) or not all(attends_to_itself_alone(each) for _, _, each in sharing):
+            continue
+        turns_alike = position.rotates and position.goes_by_distance(longest)
+        if not turns_alike and any(weighs_one_key(each.mixer.node) for each, _, _ in sharing):
+            continue
+        named = next(
+            (f".{name}=1" for name in ("window", "chunk") if plan.mask.node.get(name) == 1), f"={plan.mask.name}"
+        )
+        raise UserError(
+            f"pos={plan.pos.name}: under mask{named} every token attends to itself alone, at distance 0, so positions would change"
+            f" nothing; use pos=none, or a mask that lets it attend to more"
+        )
+
+
+def attends_to_itself_alone(mask: Mask) -> bool:
+    """Whether this is so of each of a few tokens."""
+    index = torch.arange(FEW)
+    attended = mask.can_attend(index[None, :, None], index[None, None, :], torch.full((1, 1, 1), 2))
+    return bool(attended.expand(1, FEW, FEW).sum(dim=-1).eq(1).all())
+
+
+FEW = 256
+"""Tokens, more than there are between two that some mask lets attend to each other."""
+
+
+def weighs_one_key(mixer: Mapping[str, Any]) -> bool:
+    """Whether the weight of the one key there is depends on its score; a softmax's is 1."""
+    return bool(mixer.get("sinks")) or mixer.get("weighting") == "sigmoid"
 
 
 def check_ahead(cfg: DictConfig, decoder: Decoder) -> None:

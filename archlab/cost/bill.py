@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from archlab.cost.estimate import Memory, activation_bytes, growth, keeps_scores, largest_batch, remedies
+from archlab.cost.estimate import Memory, activation_bytes, growth, keeps_scores, largest_batch, may_be_fused, remedies
 from archlab.cost.settings import MemorySettings
 from archlab.model.decoder import Decoder
 
@@ -22,6 +22,7 @@ def rows(memory: Memory) -> dict[str, float]:
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer states": memory.optimizer,
+        **({"copies of the weights": memory.copies} if memory.copies else {}),
         "activations of the layers": memory.activations,
         "activations outside them, loss included": memory.outside,
     }
@@ -37,11 +38,9 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
         f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} in"
         f" float32 for each trained parameter{half}"
     )
-    if keeps_scores(decoder, settings, settings.seq_len or seq_len):
-        yield {
-            "unfused": "attention keeps its weights for every query and key, in the same precision",
-            "flash": "attention recomputes its weights and keeps one float32 sum for each query and head",
-        }[settings.attention]
+    if settings.copies:
+        yield f"a float32 copy of the trained weights for {' and one for '.join(settings.copies)}"
+    yield from attention_in_words(decoder, settings, settings.seq_len or seq_len)
     yield dropout_in_words(decoder, settings)
     yield {
         "none": "every activation is kept for the backward pass",
@@ -57,6 +56,16 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
         shared = ("optimizer states", "optimizer states and gradients", "optimizer states, gradients and weights")
         yield f"{shared[settings.zero - 1]} are shared among {settings.gpus} GPUs"
     yield "not counted: buffers of kernels and communication, the logits' copies, fragmentation"
+
+
+def attention_in_words(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Iterator[str]:
+    kept = "keeps its weights for every query and key, in the same precision"
+    scores = keeps_scores(decoder, settings, seq_len)
+    if settings.attention == "flash" and may_be_fused(decoder, settings, seq_len):
+        otherwise = f"; where no fused kernel computes it, it {kept}" if scores else ""
+        yield f"attention recomputes its weights and keeps one float32 sum for each query and head{otherwise}"
+    elif scores:
+        yield f"attention {kept}"
 
 
 def dropout_in_words(decoder: Decoder, settings: MemorySettings) -> str:
@@ -75,13 +84,15 @@ WAYS: tuple[tuple[Literal["unfused", "flash"], Literal["none", "selective", "ful
 def otherwise(decoder: Decoder, settings: MemorySettings, seq_len: int) -> dict[str, tuple[float, float, float]]:
     """The layers' activations for every way of keeping them, and their growth at twice the length and the batch."""
     ways = {}
-    scores = keeps_scores(decoder, settings, settings.seq_len or seq_len)
+    tokens = settings.seq_len or seq_len
+    scores = keeps_scores(decoder, replace(settings, attention="unfused"), tokens)
+    fused = may_be_fused(decoder, settings, tokens)
     for attention, checkpointing in WAYS:
-        if not scores and (attention == "flash" or checkpointing == "selective"):
-            continue  # without scores these are the same as the others
+        if (attention == "flash" and not fused) or (checkpointing == "selective" and not scores):
+            continue  # the same as another
         way = replace(settings, attention=attention, checkpointing=checkpointing)
-        kept, _ = activation_bytes(decoder, way, settings.seq_len or seq_len)
-        name = f"attention={attention}, checkpointing={checkpointing}" if scores else f"checkpointing={checkpointing}"
+        kept, _ = activation_bytes(decoder, way, tokens)
+        name = f"attention={attention}, checkpointing={checkpointing}" if fused else f"checkpointing={checkpointing}"
         ways[name] = (kept, *growth(decoder, way, seq_len))
     return ways
 

@@ -1,5 +1,6 @@
 """Weights, gradients, optimiser states and activations: what one GPU holds at the fullest moment of a training step."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -24,6 +25,9 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    copies: float
+    """Of the weights, beside them: an average, or the best ones so far."""
+
     activations: float
     """What the layers keep for the backward pass."""
 
@@ -40,7 +44,7 @@ class Memory:
     @property
     def fixed(self) -> float:
         """What does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.copies
 
     @property
     def by_batch(self) -> float:
@@ -56,6 +60,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
     optimizer   4 bytes a trained parameter for each state (Adam two, momentum one, plain SGD none, Muon one of matrices
                 inside blocks and two of the rest), and 4 for a float32 copy of the weights where those are in half
                 precision: 2 + 2 + 12 bytes in all with Adam
+    copies      4 bytes a trained parameter for an average of the weights, and for the best ones so far; not shared by `zero`
     activations as `archlab.cost.activations` counts them. `selective` recomputes scores and weights; `full` keeps
                 each layer's input, and one layer's activations while it is gone through again
     lora        r * (d_in + d_out) more parameters per matrix, the only ones trained; r more numbers per token are kept
@@ -74,6 +79,7 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
         weights=weights / (settings.gpus if settings.zero >= 3 else 1),
         gradients=gradients / (settings.gpus if settings.zero >= 2 else 1),
         optimizer=optimizer / (settings.gpus if settings.zero >= 1 else 1),
+        copies=FLOAT32 * len(settings.copies) * trainable,
         activations=inside,
         outside=outside,
         trainable=trainable,
@@ -117,9 +123,21 @@ def activation_bytes(decoder: Decoder, settings: MemorySettings, seq_len: int) -
 ATTENTION: tuple[Literal["unfused", "flash"], ...] = ("unfused", "flash")
 """Kernels, by what they keep of the scores."""
 
+RECOMPUTED: tuple[Literal["none", "selective"], ...] = ("none", "selective")
+"""Nothing, and the scores."""
+
 
 def keeps_scores(decoder: Decoder, settings: MemorySettings, seq_len: int) -> bool:
-    """Whether some mixer keeps something for every query and key, so that the kind of attention kernel makes a difference."""
+    """Whether some softmax attention keeps something for every query and key, computed as the settings have it."""
+    kept, without = (
+        activation_bytes(decoder, replace(settings, checkpointing=checkpointing), seq_len)[0]
+        for checkpointing in RECOMPUTED
+    )
+    return decoder.has_scores and not math.isclose(kept, without, rel_tol=1e-9)
+
+
+def may_be_fused(decoder: Decoder, settings: MemorySettings, seq_len: int) -> bool:
+    """Whether there is a fused kernel for some mixer, so that the kind of attention kernel makes a difference."""
     unfused, flash = (
         activation_bytes(decoder, replace(settings, attention=attention, checkpointing="none"), seq_len)
         for attention in ATTENTION

@@ -31,6 +31,9 @@ class MemorySettings:
     gpus: Count = 1
     budget: str | int | None = None
 
+    copies = tuple[str, ...]()  # no field, and so no option
+    """What a run keeps a float32 copy of its trained weights for, beside them: options, such as average=ema."""
+
     @property
     def bytes_per_number(self) -> int:
         return BYTES[self.weights]
@@ -38,6 +41,13 @@ class MemorySettings:
     @property
     def budget_bytes(self) -> int | None:
         return None if self.budget is None else bytes_of(self.budget)
+
+
+@dataclass(frozen=True)
+class MemoryOfRun(MemorySettings):
+    """With what follows from how the model is trained, and is no option of `memory`."""
+
+    copies: tuple[str, ...] = ()
 
 
 def bytes_of(written: str | int) -> int:
@@ -54,11 +64,6 @@ def check_memory(settings: MemorySettings, decoder: Decoder, explicit: Collectio
     check_length(settings, decoder)
     check_sharding(settings)
     check_lora(settings, decoder, explicit)
-    if settings.checkpointing == "selective" and settings.attention == "flash":
-        raise UserError(
-            "memory.checkpointing=selective: recomputes scores and weights, and memory.attention=flash keeps none;"
-            " use none, full, or memory.attention=unfused"
-        )
 
 
 def check_length(settings: MemorySettings, decoder: Decoder) -> None:

@@ -66,7 +66,7 @@ def difference(first: NamedModel, second: NamedModel, seq_len: int | None = None
         sizes=[(name, first.cfg.size[name], second.cfg.size[name]) for name in first.cfg.size],
         parts=beside(one["parts"], other["parts"]),
         costs=beside(one["costs"], other["costs"]),
-        memory=beside(one["memory"], other["memory"]),
+        memory=[*beside(one["memory"], other["memory"]), ("total", one["total"], other["total"])],
     )
 
 
@@ -142,5 +142,6 @@ def price(cfg: DictConfig, seq_len: int | None) -> dict[str, Any]:
             **costs(on_meta, length, settings.bytes_per_number),
             "token_budget": TOKENS_PER_PARAMETER * count_own_parameters(on_meta),
         },
-        "memory": bill.rows(held) | {"total": held.total},
+        "memory": bill.rows(held),
+        "total": held.total,
     }

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.groups import made
+from archlab.config.groups import copies_kept, made
 from archlab.cost.describe import count_parameters
 from archlab.cost.estimate import FLOAT32, kept_by_optimizer
 from archlab.cost.settings import MemorySettings
@@ -22,14 +22,15 @@ def all_bytes(device: torch.device) -> float:
 
 
 def check_fits(cfg: DictConfig, device: torch.device) -> None:
-    """Raises UserError where weights, gradients and what the optimizer keeps, all float32, are more than the device's memory."""
+    """Raises UserError where weights, copies of them, gradients and what the optimizer keeps, all float32, are more than the device's memory."""
     decoder = assemble_without_weights(cfg)
-    n_params = count_parameters(decoder)
+    n_params, copies = count_parameters(decoder), list(copies_kept(cfg))
     kept = kept_by_optimizer(decoder, MemorySettings(optimizer=made(cfg, "optimizer").keeps), n_params)
-    needs, there = FLOAT32 * (2 * n_params + kept), all_bytes(device)
+    needs, there = FLOAT32 * ((2 + len(copies)) * n_params + kept), all_bytes(device)
     if needs > there:
+        keeping = " and ".join((f"optimizer={cfg.choices.optimizer}", *copies))
         raise UserError(
-            f"memory: {count(n_params)} parameters, their gradients and what optimizer={cfg.choices.optimizer} keeps take"
+            f"memory: {count(n_params)} parameters, their gradients and what {keeping} {'keep' if copies else 'keeps'} take"
             f" {needs / 1e9:.3g} GB in float32, and this machine has {there / 1e9:.3g} GB; use a smaller size, such as size=tiny, which"
             " keeps a preset's blocks, or archlab show"
         )

@@ -43,6 +43,7 @@ from archlab.runs.compiling import whether_compiled
 from archlab.runs.holds import check_fits
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
+from archlab.train.compiling import programs_of
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.objective import scored_targets, targets_ahead
 from archlab.train.observers import Checkpoints, EveryStep, Observer
@@ -131,7 +132,7 @@ def prepared(
     decoder = build(cfg)
     check_further_tokens(cfg, decoder, first)
     price = costs(cfg, where, decoder)
-    compile, why = whether_compiled(cfg, where, len(set(decoder.kinds)), about, packed)
+    compile, why = whether_compiled(cfg, where, programs_of(decoder), about, packed)
     where = replace(where, compile=compile)
     if shown:
         Console().print(assembled(cfg, price, decoder))

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.groups import made
+from archlab.config.groups import made, memory_settings
 from archlab.config.plan import Plan
 from archlab.cost.estimate import estimate
-from archlab.cost.settings import MemorySettings
 from archlab.runs.holds import all_bytes
 from archlab.train.runtime import runtime
 
@@ -90,14 +90,15 @@ def refusal(plan: Plan) -> str | None:
 
 
 def bytes_each(plan: Plan) -> float:
-    """Of memory that a member takes: weights, gradients, AdamW's states and what the backward pass needs.
+    """Of memory that a member takes: weights, their copies, gradients, the optimizer's states and what the backward pass needs.
 
     Attention is counted as unfused, which is the most that it takes: its weights for every query and key.
     """
     cfg = plan.cfg
     where = runtime(cfg.device, cfg.precision)
     numbers: Literal["fp32", "bf16"] = "fp32" if where.dtype == torch.float32 else "bf16"
-    settings = MemorySettings(batch=cfg.train.batch_size // cfg.train.accumulate, weights=numbers, attention="unfused")
+    batch = cfg.train.batch_size // cfg.train.accumulate
+    settings = replace(memory_settings(cfg), batch=batch, weights=numbers, attention="unfused")
     return estimate(assemble_without_weights(cfg), settings, cfg.train.train_len).total
 
 

@@ -115,6 +115,24 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
 
 
+def programs_of(decoder: Decoder) -> int:
+    """How many programs torch compiles for a decoder's layers: of one kind it takes as one those that have the same numbers.
+
+    One more, which a first layer may need for what it makes for all of them, is left out.
+    """
+    both = zip(decoder.kinds_trained, decoder.trained_layers, strict=True)
+    return len({(kind, *written_into(layer)) for kind, layer in both})
+
+
+def written_into(layer: Layer) -> Iterator[tuple[Any, ...]]:
+    """What torch writes into a program of a layer: classes of its modules, their numbers and words, the functions they hold."""
+    for path, module in layer.named_modules():
+        yield path, type(module)
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str | FunctionType):
+                yield path, name, value
+
+
 def layer_calls(decoder: Decoder, compile: Compile) -> LayerCall:
     """How a training step calls the decoder's layers."""
     return Layer.watched if compile == "off" else CompiledLayers(decoder, strict=compile == "on")

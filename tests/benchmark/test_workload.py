@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import archlab
 from archlab.base.signals import Stop
 from archlab.benchmark import kinds, memory
 from archlab.benchmark.machine import machine_of, processor
@@ -258,3 +259,19 @@ def test_training_holds_weights_gradients_two_states_and_activations():
     few, many = (memory.peak_of_training(one, work.machine) for one in (cfg, in_turn(*NANO, "train.batch_size=32")))
     assert states <= few <= 1.2 * states
     assert many > 2 * few
+
+
+@pytest.mark.parametrize("average", ["average=ema", "average=tail"])
+def test_an_average_of_the_weights_is_one_more_number_each_as_the_bill_says(average):
+    short = (*NANO, "train.train_len=2", "train.batch_size=1", "memory.weights=fp32")
+    plain, averaged = in_turn(*short), in_turn(*short, average)
+    peaks = [memory.peak_of_training(cfg, Runtime(CPU, torch.float32)) for cfg in (plain, averaged)]
+    bills = [archlab.memory(cfg) for cfg in (plain, averaged)]
+    assert peaks[1] - peaks[0] == bills[1].total - bills[0].total == bills[1].to_pandas()["copies of the weights"] > 0
+    assert f"a float32 copy of the trained weights for {average}" in bills[1].bill.assumptions
+
+
+def test_the_best_weights_are_a_copy_too():
+    cfg = in_turn(*NANO, "memory.weights=fp32", "average=ema", "train.patience=2", "train.eval_every=1")
+    kept = archlab.memory(cfg).to_pandas()
+    assert kept["copies of the weights"] == 2 * kept["weights"]

@@ -295,3 +295,20 @@ def test_a_scheme_goes_by_distance_where_moving_all_positions_changes_nothing(wo
     there, moved = decoder(tokens, positions=positions), decoder(tokens, positions=positions + 9)
     change = float((there - moved).abs().max() / there.abs().max())
     assert (change < 1e-5) == decoder.position.goes_by_distance(15 + 9)
+
+
+@pytest.mark.parametrize("name", ["rope", "xpos", "rope_2d", "sinusoidal"])
+def test_what_a_position_is_rotated_by_does_not_depend_on_those_beside_it(name):
+    """So that tokens decoded one at a time are exactly those of the whole sequence."""
+    scheme, index = make("pos", name)(d_model=48, n_heads=3, head_dim=12).eval(), torch.arange(301)[None]
+    positions = scheme.default_positions(index, torch.tensor([5]))
+
+    def of(positions):
+        return (
+            scheme.embed(torch.zeros(1, positions.shape[-1], 48), positions)
+            if scheme.embeds
+            else scheme.rotation(positions)
+        )
+
+    pieces = [of(positions[..., start : start + 1]) for start in range(index.shape[1])]
+    assert torch.cat(pieces, dim=1 if scheme.embeds else 2).equal(of(positions))

@@ -33,7 +33,7 @@ WRONG_TYPES = [
     (
         ["mask=window", "mask.window=0"],
         ["mask.window=0", "greater than or equal to 1"],
-        ["mask=window", "mask.window=1"],
+        ["mask=window", "mask.window=1", "pos=none"],
     ),
     (["mixer.softcap=0"], ["mixer.softcap=0", "greater than 0"], ["mixer.softcap=null"]),
     (["mixer.dropout=-0.1"], ["mixer.dropout=-0.1", "greater than or equal to 0"], ["mixer.dropout=0.0"]),
@@ -117,6 +117,40 @@ DO_NOT_GO_TOGETHER = [
         ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=xpos"],
         ["mask.reset_positions=true", "pos=xpos goes by distances", "leave it out"],
         ["mask=document", "documents=true", "data=text", "mask.reset_positions=true", "pos=xpos", "pos.scale_base=0.3"],
+    ),
+    *(
+        (
+            [*asked, f"pos={pos}"],
+            [f"pos={pos}", f"under {said} every token attends to itself alone", "use pos=none"],
+            [*asked, f"pos={instead}"],
+        )
+        for pos, instead in (
+            ("rope", "none"),
+            ("xpos", "learned"),
+            ("alibi", "none"),
+            ("t5", "sinusoidal"),
+            ("kerple", "none"),
+            ("fire", "none"),
+        )
+        for asked, said in (
+            (["mask=window", "mask.window=1"], "mask.window=1"),
+            (["mask=document", "documents=true", "data=text", "mask.chunk=1"], "mask.chunk=1"),
+        )
+    ),
+    (
+        ["mask=window", "mask.window=1", "mixer.sinks=true"],
+        ["pos=rope", "under mask.window=1", "at distance 0"],
+        ["mask=window", "mask.window=1", "mixer.sinks=true", "pos=t5"],
+    ),
+    (
+        ["layers[0::2].mask=window", "layers[0::2].mask.window=1", "layers[0::2].pos=alibi"],
+        ["pos=alibi", "under mask.window=1"],
+        [
+            "layers[0::2].mask=window",
+            "layers[0::2].mask.window=1",
+            "layers[0::2].mask.sinks=1",
+            "layers[0::2].pos=alibi",
+        ],
     ),
     (
         ["mask=document", "mask.reset_positions=true", "pos=none"],

@@ -332,6 +332,39 @@ def test_a_whole_model_keeps_what_autograd_keeps(words):
     assert archlab.memory(composed("size=nano", *words))
 
 
+WRITTEN_OUT = [
+    ("mixer.sinks=true",),
+    ("mixer.weighting=sigmoid",),
+    ("mixer.forget=true",),
+    ("mixer.softcap=30", "size.n_heads=8"),
+    ("kernel=dense",),
+    ("kernel=dense", "mixer=diff"),
+    ("kernel=dense", "mixer=mla"),
+]
+
+
+@pytest.mark.parametrize("words", WRITTEN_OUT, ids=" ".join)
+def test_no_fused_kernel_is_counted_where_there_is_none(words):
+    """Heads of 8 features are too narrow for the one that soft-caps."""
+    decoder, flash = on_meta("size=nano", *words), MemorySettings(attention="flash")
+    assert activation_bytes(decoder, flash, 64) == activation_bytes(decoder, MemorySettings(), 64)
+    assert growth(decoder, flash, 64)[0] > 2
+    assert not any("flash" in way for way in bill.otherwise(decoder, MemorySettings(), 64))
+
+
+def test_of_layers_with_and_without_sinks_the_latter_are_fused():
+    words = ("size=nano", "layers[1::2].mixer.sinks=true")
+    unfused, flash = (memory_of_layers(*words, f"memory.attention={how}") for how in ("unfused", "flash"))
+    plain, both = (memory_of_layers("size=nano", f"memory.attention={how}") for how in ("unfused", "flash"))
+    assert unfused - flash == (plain - both) / 2
+    said = archlab.memory(*words, "memory.attention=flash").bill.assumptions
+    assert "where no fused kernel computes it, it keeps its weights for every query and key" in " ".join(said)
+
+
+def memory_of_layers(*words):
+    return archlab.memory(*words).to_pandas()["activations of the layers"]
+
+
 @pytest.mark.parametrize(("words", "wide"), [((), 64), (("residual=hyper",), 4 * 64), (("residual=mhc", "residual.streams=3"), 3 * 64), (("embed.width=16",), 64)])  # fmt: skip
 def test_a_layer_that_is_computed_again_keeps_all_that_it_is_given(words, wide):
     settings = MemorySettings(batch=3, weights="fp32", checkpointing="full")
@@ -550,6 +583,11 @@ REFUSED = {
     "memory.attention=flash keeps none; use none, full, or memory.attention=unfused",
     ("pos=learned", "memory.seq_len=513"): "memory.seq_len=513: pos.max_positions=512 is as far as the position table goes; use at most that "
     "many, or a larger table",
+    ("mixer.sinks=true", "memory.attention=flash"): "memory.attention=flash: kernel=auto has no fused kernel for what the options of "
+    "mixer=mha ask for, such as sinks, sigmoid weights, forget gates, or a softcap in narrow heads, so it would change nothing; leave it out, or use "
+    "memory.checkpointing=selective or full",
+    ("kernel=dense", "mixer=mla", "memory.attention=flash"): "memory.attention=flash: kernel=dense keeps the weights of every query and key, "
+    "so it would change nothing; leave it out, or use memory.checkpointing=selective or full",
     ("memory.optimizer=adma",): "memory.optimizer=adma: should be 'adam', 'momentum', 'sgd' or 'muon'",
 }  # fmt: skip
 

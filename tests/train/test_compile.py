@@ -12,9 +12,10 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from training import CPU, SMALL
 
 from archlab.base.errors import UserError
+from archlab.runs import lab
 from archlab.runs.compiling import whether_compiled
 from archlab.train import compiling
-from archlab.train.compiling import CompiledLayers
+from archlab.train.compiling import CompiledLayers, programs_of
 from archlab.train.runtime import runtime
 
 SAME = 2e-6
@@ -135,6 +136,29 @@ def test_a_layer_beyond_the_programs_that_torch_keeps_has_a_function_of_its_own(
 
 
 # --- whether it pays
+
+
+COMPILED = {  # with torch._dynamo's own count of graphs beside it, at four layers
+    "mixer=mha": 1,
+    "mixer=mha layers[1::2].mixer=gqa": 2,
+    "mixer=diff size.n_heads=2": 4,
+    "mixer=diff size.n_heads=2 loop.times=2": 4,
+    "mixer=mha mixer.value_residual=true": 2,
+    "residual=mix": 2,
+    "mtp.form=chained": 1,
+}
+
+
+@pytest.mark.parametrize("words", COMPILED)
+def test_the_programs_of_layers_are_counted(words):
+    assert programs_of(built(*SMALL, "size.n_layers=4", *words.split())) == COMPILED[words]
+
+
+@pytest.mark.parametrize(("words", "takes"), [("mixer=mha", "24.0 s"), ("mixer=diff", "1 min 36 s")])
+def test_a_run_says_what_compiling_all_of_them_takes(words, takes, capsys):
+    lab.prepared(composed("size=nano", "size.n_layers=4", "device=cpu", words), 0.0)
+    assert f"compiling takes up to {takes}; compile=on compiles all the same" in capsys.readouterr().out
+
 
 LONG = ("size=tiny", "train.steps=100000")
 

@@ -1,6 +1,7 @@
 """Memory on the device: how it grows with the length, and whether it is what `show` says."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -9,8 +10,8 @@ from archlab.benchmark.memory import peak_bytes, peak_of_training
 from archlab.benchmark.scaling import power
 from archlab.config.assemble import assemble_without_weights, build
 from archlab.config.compose import compose
+from archlab.config.groups import memory_settings
 from archlab.cost.estimate import estimate
-from archlab.cost.settings import MemorySettings
 from archlab.train.runtime import Runtime, runtime
 
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -56,7 +57,7 @@ def bill(
     attention.
     """
     cfg = compose(*words)
-    settings = MemorySettings(batch=cfg.train.batch_size, weights="fp32", attention="flash")
+    settings = replace(memory_settings(cfg), batch=cfg.train.batch_size, weights="fp32", attention="flash")
     said = estimate(assemble_without_weights(cfg), settings, cfg.train.train_len).total
     measured = peak_of_training(cfg, Runtime(device, torch.float32))
     off = measured / said - 1
