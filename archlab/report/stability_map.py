@@ -140,7 +140,7 @@ def _panel(axes: Axes, arm: Record, warmup: int, rates: Sequence[float], scale: 
             axes.plot([x, x], [y - 0.5, y + 0.5], color=VERMILLION, linewidth=3, solid_capstyle="butt")
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(-0.5, len(depths) - 0.5)
-    axes.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-") for rate in rates], rotation=45, fontsize=9)
+    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=45, fontsize=9)
     axes.set_yticks(range(len(depths)), depths)
     axes.set_ylabel("layers")
 

@@ -344,6 +344,13 @@ def test_the_picture_has_a_panel_an_arm_and_marks_failed_and_diverged_cells():
     assert faces[1] == faces[2]  # both above the plateau: clipped to the same colour
 
 
+def test_the_picture_says_each_rate_as_it_was_swept():
+    """Rounded to a digit, 1.2e-2 and 9.6e-2 stood there as 1e-2 and 1e-1, and 1.5e-3 and 2.5e-3 both as 2e-3."""
+    rates = (1.5e-3, 2.5e-3, 1.2e-2, 9.6e-2, 10.0)
+    (panel,) = (axes for axes in report.figure(stability_map(swept(dict.fromkeys(rates, 2.0)))).axes if axes.get_title())
+    assert [float(tick.get_text()) for tick in panel.get_xticklabels()] == list(rates)
+
+
 def test_a_page_has_a_maps_notes_and_which_verdicts_stand_alone_only():
     """It showed "better" of a verdict that does not survive among the others, and none of the notes."""
     chart = stability_map(two_arms(8))
