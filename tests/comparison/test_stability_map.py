@@ -347,7 +347,9 @@ def test_the_picture_has_a_panel_an_arm_and_marks_failed_and_diverged_cells():
 def test_the_picture_says_each_rate_as_it_was_swept():
     """Rounded to a digit, 1.2e-2 and 9.6e-2 stood there as 1e-2 and 1e-1, and 1.5e-3 and 2.5e-3 both as 2e-3."""
     rates = (1.5e-3, 2.5e-3, 1.2e-2, 9.6e-2, 10.0)
-    (panel,) = (axes for axes in report.figure(stability_map(swept(dict.fromkeys(rates, 2.0)))).axes if axes.get_title())
+    (panel,) = (
+        axes for axes in report.figure(stability_map(swept(dict.fromkeys(rates, 2.0)))).axes if axes.get_title()
+    )
     assert [float(tick.get_text()) for tick in panel.get_xticklabels()] == list(rates)
 
 
@@ -358,6 +360,14 @@ def test_a_page_has_a_maps_notes_and_which_verdicts_stand_alone_only():
     text = page([stability_section(chart | {"notes": ["rows were swept over different learning rates"]})], "map")
     assert ">better (alone)</span>" in text and ">better</span>" in text
     assert "Note: rows were swept over different learning rates." in text
+
+
+def test_a_pages_colours_end_at_the_plateau_as_the_pictures_do():
+    """A cell that ended at 60 nats, which is failed as one at 3.0 is, gave all the others one colour."""
+    chart = stability_map(swept({1e-3: 2.2, 3e-3: 2.0, 1e-2: 60.0}))
+    (heat_map,) = (view.traces[0] for view in stability_section(chart).parts[0].views)
+    assert (heat_map["zmin"], heat_map["zmax"]) == (2.0, PLATEAU)
+    assert heat_map["text"] == [["2.2000", "2.0000", "\u00d7 60.0000"]]
 
 
 # ---------------------------------------------------------------- the verb
