@@ -402,6 +402,16 @@ def test_a_loss_that_is_no_number_is_no_late_target_left_out():
     assert verdict(lengths, 8, exact=False, unigram=5.0)["verdict"] == "collapses"
 
 
+def test_a_model_that_is_broken_at_its_training_length_does_not_collapse_beyond_it():
+    """Its last update broke it, and it said that prediction breaks down on sequences longer than those of training."""
+    said = verdict(text(math.nan, math.nan, math.nan), 64, exact=False, unigram=5.0)
+    assert (said["verdict"], said["ratio"], said["reason"]) == (
+        "undecided",
+        None,
+        "the loss at train_len is not finite",
+    )
+
+
 def test_a_bigram_model_has_no_context_gain_however_good_it_is():
     """Each of 23 tokens stands once before every place of the windows, so that a loss of it alone is the same at all places."""
     given = (torch.arange(23)[:, None] + torch.arange(20)) % 23
