@@ -2,7 +2,7 @@
 
 A cell is one learning rate at one depth and warm-up, over its seeds. Losses are validation losses, nats per token.
 
-    diverged    a loss or gradient of one of its seeds was not finite
+    diverged    a loss or gradient of one of its seeds was not finite, or its last update left a model without a finite loss
     failed      one of its seeds ended within 0.05 nats of the unigram plateau (`unigram_loss`), or above it
     trained     every seed left the plateau
 
@@ -37,6 +37,7 @@ from archlab.base.nested import leaves, options_alone
 from archlab.base.plateau import on_plateau
 from archlab.comparison.arms import NOT_THE_ARM, SAME, UNSAID, renamed, spelt
 from archlab.comparison.comparison import WORDS
+from archlab.comparison.failure import broke
 from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.many import survivors
 from archlab.comparison.rates import at_edge, learned, stable_up_to
@@ -286,7 +287,7 @@ def place_of(run: Run) -> tuple[int, int, float]:
 def cell(place: tuple[int, int, float], runs: Sequence[Run]) -> Record:
     n_layers, warmup, lr = place
     runs = sorted(runs, key=lambda run: run.seed)
-    losses = [None if run.diverged else run.summary["val_loss"] for run in runs]
+    losses = [None if broke(run.summary) else run.summary["val_loss"] for run in runs]
     plateau = runs[0].summary["unigram_loss"]
     known = [loss for loss in losses if loss is not None]
     if len(known) < len(losses):
@@ -340,7 +341,7 @@ def stable_from(best: Record, cells: Sequence[Record]) -> Record:
 
 def is_whole(summary: Mapping[str, Any]) -> bool:
     """Whether a run says how well it ended, and how well one would that knows token frequencies alone."""
-    ended = summary["status"] == "diverged" or is_number(summary["val_loss"])
+    ended = is_number(summary["val_loss"]) or (broke(summary) and summary["status"] != "stopped")
     return ended and is_number(summary.get("unigram_loss"))
 
 

@@ -91,6 +91,14 @@ def test_a_model_that_never_trains_has_no_sensitivity_and_no_stable_rate():
     assert row["best_loss"] == 2.96 and row["lr_sensitivity"] is row["stable_up_to"] is None
 
 
+def test_a_run_that_its_last_update_broke_has_diverged():
+    """It was completed and had no validation loss, and was left out as if somebody had stopped it, so that 1e-2 was no rate swept."""
+    row, cells = only_row([*swept({1e-3: 2.2, 3e-3: 2.0}), run(None, "completed", lr=1e-2)])
+    assert [cell["status"] for cell in cells] == ["trained", "trained", "diverged"]
+    assert (row["largest_stable_lr"], row["at_edge"]) == (3e-3, False)
+    assert row["lr_sensitivity"] == pytest.approx((0.2 + 0 + IGNORANT - 2) / 3)
+
+
 def test_where_everything_diverged_there_is_no_best():
     row, _ = only_row(swept(dict.fromkeys((1e-3, 3e-3, 1e-2))))
     assert (row["best_loss"], row["best_lr"], row["lr_sensitivity"], row["largest_stable_lr"]) == (None,) * 4
