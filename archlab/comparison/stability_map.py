@@ -41,7 +41,7 @@ from archlab.comparison.failure import broke
 from archlab.comparison.judge import Judged, judge, of_bounds
 from archlab.comparison.many import survivors
 from archlab.comparison.rates import at_edge, learned, stable_up_to
-from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, RATE_MARGIN
+from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, LOOKS, RATE_MARGIN
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
 
@@ -151,9 +151,10 @@ def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:
             found.append(({"quantity": quantity, **place, "arm": other["label"], "baseline": first["label"]}, judged))
     if found and not any(judged.decided for _, judged in found):
         pairs = sorted({judged.n for _, judged in found})
+        more = ",".join(map(str, range(next((look for look in LOOKS if look > pairs[-1]), 0))))
         notes.append(
-            f"{pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} seeds decide nothing between the arms; run more, such as"
-            f" seed=0,1,2,3,4,5"
+            f"{pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} seeds decide nothing between the arms"
+            + (f"; run more, such as seed={more}" if more else "")
         )
     survive = survivors([judged.e for _, judged in found], ALPHA)
     return [

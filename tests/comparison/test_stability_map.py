@@ -192,6 +192,19 @@ def test_a_rate_that_is_only_a_lower_bound_decides_only_what_holds_beyond_it(pre
     assert (rate["e"] >= 20) is (verdict in ("better", "worse"))
 
 
+@pytest.mark.parametrize(("n_seeds", "advice"), [(2, range(6)), (6, range(8)), (7, range(8)), (24, None)])
+def test_the_seeds_that_are_advised_are_more_than_there_are(n_seeds, advice):
+    """At six seeds that decided nothing it advised these six."""
+    runs = []
+    for seed in range(n_seeds):
+        sign = (-1) ** seed
+        for residual, less in (("pre", 0.0), ("deep", 0.3 * sign)):
+            runs += swept({1e-3: 2.2, 1e-2: 2.0 - less, 1e-1: 3.1}, residual=residual, seed=seed)
+    (note,) = (note for note in stability_map(runs)["notes"] if "decide nothing" in note)
+    wanted = "" if advice is None else f"; run more, such as seed={','.join(map(str, advice))}"
+    assert note == f"{n_seeds} seeds decide nothing between the arms{wanted}"
+
+
 def test_two_seeds_of_a_map_decide_nothing_and_say_so():
     chart = stability_map(two_arms(2))
     assert [one["verdict"] for one in chart["verdicts"]] == ["open", "open"]
