@@ -22,8 +22,9 @@ A row is all learning rates of one arm, depth and warm-up:
 
 Verdicts: every other arm against the first one in each row, seed by seed, of the best loss over the rates and of
 log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them. Where an arm is stable up to
-the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said. Arms of other
-corpora, budgets or protocols are shown side by side, and not judged against each other (`archlab.comparison.arms.SAME`).
+the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said. Where the step
+that it lies in ends at a rate that learned nothing, it may be anywhere in that step, and a tie is one wherever it lies. Arms of
+other corpora, budgets or protocols are shown side by side, and not judged against each other (`archlab.comparison.arms.SAME`).
 """
 
 import math
@@ -38,9 +39,9 @@ from archlab.base.plateau import on_plateau
 from archlab.comparison.arms import NOT_THE_ARM, SAME, UNSAID, renamed, spelt
 from archlab.comparison.comparison import WORDS
 from archlab.comparison.failure import broke
-from archlab.comparison.judge import Judged, judge, of_bounds
+from archlab.comparison.judge import Judged, between, judge, of_bounds
 from archlab.comparison.many import survivors
-from archlab.comparison.rates import at_edge, learned, stable_up_to
+from archlab.comparison.rates import at_edge, learned, stable_up_to, stable_within
 from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, LOOKS, RATE_MARGIN
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
@@ -139,15 +140,12 @@ def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:
             judged = seen = judge(a, b, better=better, margin=margin, alpha=ALPHA)
             place = dict(zip(("n_layers", "warmup"), at, strict=True))
             if quantity == "log10_stable_lr":
-                larger, smaller = (bool(stable_throughout(one, at) & a.keys() & b.keys()) for one in (other, first))
-                judged = of_bounds(seen, at_least=larger, at_most=smaller)
-            if judged.reading != seen.reading:
-                which = " and ".join([other["label"]] * larger + [first["label"]] * smaller)
-                notes.append(
-                    f"{other['label']}: at n_layers={at[0]} and warmup={at[1]} the stable rates that were seen say {WORDS[seen.reading]},"
-                    f" which is not concluded: at some seed the largest rate swept is stable still in {which}, and so a lower bound;"
-                    " sweep larger ones"
-                )
+                judged, why = of_rates(seen, other, first, at)
+                if judged.reading != seen.reading:
+                    notes.append(
+                        f"{other['label']}: at n_layers={at[0]} and warmup={at[1]} the stable rates that were seen say"
+                        f" {WORDS[seen.reading]}, which is not concluded: {why}"
+                    )
             found.append(({"quantity": quantity, **place, "arm": other["label"], "baseline": first["label"]}, judged))
     if found and not any(judged.decided for _, judged in found):
         pairs = sorted({judged.n for _, judged in found})
@@ -199,6 +197,41 @@ def by_seed(arm: Record, at: tuple[int, int], quantity: str) -> dict[int, float]
         else:
             found[seed] = math.log10(stable_up_to([one["lr"] for one in cells], losses, plateau))
     return found
+
+
+def of_rates(seen: Judged, other: Record, first: Record, at: tuple[int, int]) -> tuple[Judged, str]:
+    """What is concluded of the stable rates of two arms, of which some are bounds, and some known to a step of the sweep; and why."""
+    ends, of_first = (rates_within(one, at) for one in (other, first))
+    shared = ends.keys() & of_first.keys()
+    larger, smaller = (bool(stable_throughout(one, at) & shared) for one in (other, first))
+    if larger or smaller:
+        which = " and ".join([other["label"]] * larger + [first["label"]] * smaller)
+        why = f"at some seed the largest rate swept is stable still in {which}, and so a lower bound; sweep larger ones"
+    else:
+        step = 10 ** max(high - low for one in (ends, of_first) for low, high in (one[seed] for seed in shared))
+        why = (
+            f"no more is known of them than the step of the sweep, up to a factor of {step:.3g}, at whose end nothing was learned;"
+            " sweep rates between"
+        )
+    least, most = (
+        judge(
+            {seed: ends[seed][mine] for seed in shared},
+            {seed: of_first[seed][its] for seed in shared},
+            better=seen.better,
+            margin=seen.margin,
+            alpha=seen.alpha,
+        )
+        for mine, its in ((0, 1), (1, 0))
+    )
+    return between(of_bounds(seen, at_least=larger, at_most=smaller), least, most), why
+
+
+def rates_within(arm: Record, at: tuple[int, int]) -> dict[int, tuple[float, float]]:
+    """By seed, log10 of the two rates between which it stops being stable; nan where nothing was learned at any rate."""
+    cells = cells_at(arm, at)
+    swept, plateau = [one["lr"] for one in cells], cells[0]["plateau"]
+    ends = {seed: stable_within(swept, losses, plateau) for seed, losses in losses_by_seed(cells).items()}
+    return {seed: (math.log10(low), math.log10(high)) for seed, (low, high) in ends.items()}
 
 
 def stable_throughout(arm: Record, at: tuple[int, int]) -> set[int]:

@@ -192,6 +192,43 @@ def test_a_rate_that_is_only_a_lower_bound_decides_only_what_holds_beyond_it(pre
     assert (rate["e"] >= 20) is (verdict in ("better", "worse"))
 
 
+TENFOLD = (1e-3, 1e-2, 1e-1)
+FINE = tuple(1e-2 * 1.3**i for i in range(-2, 11))
+
+
+@pytest.mark.parametrize(
+    ("rates", "breaks_at", "verdict", "told"),
+    [
+        (TENFOLD, {"pre": 0.0125, "deep": 0.08}, "open", True),  # it was a tie, of rates that lie a factor of 6.4 apart
+        (TENFOLD, {"pre": 0.02, "deep": 0.02}, "open", True),  # which nothing tells from the one above
+        (FINE, {"pre": 0.0125, "deep": 0.08}, "better", False),
+        (FINE, {"pre": 0.02, "deep": 0.02}, "tie", False),
+        ((1e-3, 1e-2, 1e-1, 1.0), {"pre": 0.02, "deep": 0.2}, "better", False),
+    ],
+)
+def test_a_step_at_whose_end_nothing_was_learned_is_too_coarse_for_a_tie(rates, breaks_at, verdict, told):
+    """A run learns below the rate that breaks it and ends above the plateau beyond, so that its loss does not say where that is."""
+    runs = []
+    for seed in range(8):
+        for residual, breaks in breaks_at.items():
+            losses = {rate: (2.0 if rate < breaks else 3.1) + (rate * 37 + seed) % 1 / 1000 for rate in rates}
+            runs += swept(losses, residual=residual, seed=seed)
+    chart = stability_map(runs)
+    rate = chart["verdicts"][1]
+    assert (rate["quantity"], rate["verdict"]) == ("log10_stable_lr", verdict)
+    assert any("up to a factor of 10, at whose end nothing was learned" in note for note in chart["notes"]) is told
+    assert (rate["seeds_needed"] is None) and (rate["e"] >= 20) is (verdict != "open")
+
+
+def test_a_step_between_two_rates_that_learned_is_read_off_its_line():
+    runs = []
+    for seed in range(8):
+        for residual in ("pre", "deep"):
+            losses = {1e-3: 2.2, 1e-2: 2.0, 1e-1: 2.8 + seed / 1000}
+            runs += swept(losses, residual=residual, seed=seed)
+    assert stability_map(runs)["verdicts"][1]["verdict"] == "tie"
+
+
 @pytest.mark.parametrize(("n_seeds", "advice"), [(2, range(6)), (6, range(8)), (7, range(8)), (24, None)])
 def test_the_seeds_that_are_advised_are_more_than_there_are(n_seeds, advice):
     """At six seeds that decided nothing it advised these six."""
