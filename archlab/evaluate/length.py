@@ -91,8 +91,13 @@ def record_of(
 
 
 def held_out_tokens(settings: EvalSettings, train_len: int) -> int:
-    """How many are scored, the same at every length: what was asked for, or one window of the longest."""
-    return max(settings.tokens, train_len * max(settings.lengths))
+    """How many are scored, the same at every length: of those asked for as many as make whole windows of each, or one of the longest.
+
+    Where so few are asked for that only the windows of the longest are whole, shorter ones may leave out the last of them.
+    """
+    longest, of_each = train_len * max(settings.lengths), train_len * math.lcm(*settings.lengths)
+    whole = of_each if of_each <= settings.tokens else longest
+    return max(settings.tokens // whole, 1) * whole
 
 
 def stride(settings: EvalSettings, train_len: int) -> int | None:
