@@ -11,7 +11,9 @@ from records import write_run
 
 from archlab.base.errors import UserError
 from archlab.cli.main import main
+from archlab.report.page.curves import seconds
 from archlab.report.written import write_report
+from archlab.train.clock import Clock
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 EVIL = "<script>document.title='hurt'</script>"
@@ -220,3 +222,13 @@ def test_in_a_browser_the_curves_toggle_the_tables_sort_and_nothing_is_asked_of_
     assert all(told["before"]) and not all(told["after"]) and told["again"] == told["before"]
     assert told["rising"] == told["falling"][::-1] and len(set(told["rising"])) > 1
     assert told["requests"] == [] and told["plots"] and all(told["plots"])
+
+
+def test_the_seconds_of_a_curve_are_those_since_the_first_step_was_done():
+    """Of two steps of 100 tokens the second took 4 s, in which 8 s were shown; after ten steps the error was a ninth."""
+    speed = Clock(tokens_per_step=100)
+    speed.steps, speed.last_done = 2, 4.0
+    assert seconds({"step": 2, "tokens": 200, "tokens_per_second": speed.tokens_per_second}) == pytest.approx(4.0)
+    speed.steps, speed.last_done = 10, 36.0
+    assert seconds({"step": 10, "tokens": 1000, "tokens_per_second": speed.tokens_per_second}) == pytest.approx(36.0)
+    assert seconds({"step": 1, "tokens": 100, "tokens_per_second": None}) is None

@@ -149,8 +149,9 @@ def finite(value: float | None) -> TypeGuard[float]:
 
 
 def seconds(record: Mapping[str, Any]) -> float | None:
-    speed = record.get("tokens_per_second")
-    return record["tokens"] / speed if speed else None
+    """Since the first step was done, of whose tokens the speed is none."""
+    speed, step = record.get("tokens_per_second"), record["step"]
+    return record["tokens"] * (step - 1) / step / speed if speed else None
 
 
 def mean(curves: Sequence[DrawnCurve]) -> DrawnCurve:
