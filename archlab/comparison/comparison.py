@@ -9,7 +9,7 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.comparison.arms import Arm, sort_into_arms
-from archlab.comparison.equal import AXES, HALF_LIFE, at_equal
+from archlab.comparison.equal import AXES, HALF_LIFE, at_equal, timed_unlike
 from archlab.comparison.judge import Judged, judge
 from archlab.comparison.many import survivors
 from archlab.comparison.metric import Metric
@@ -217,6 +217,8 @@ def compare(
     values = [dict(sorted(of_arm.items())) for of_arm in values]
     failed = [frozenset(seed for seed, run in arm.by_seed.items() if measure.failed(run)) for arm in arms]
     _ = measure.lower_is_better  # asked for here, of a number that is there
+    if measure.is_of_time and not mix:
+        refuse_unlike_times(runs_of(arms), metric)
     base = arms.index(reference)
     alone, judged = _against(base, values, failed, measure, smallest, alpha)
     if text and not judged:
@@ -243,6 +245,19 @@ def compare(
     found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes, mix)
     notes += _remarks(found, reached)
     return found
+
+
+def runs_of(arms: Sequence[Arm]) -> list[Run]:
+    return [run for arm in arms for run in arm.runs]
+
+
+def refuse_unlike_times(runs: Sequence[Run], metric: str) -> None:
+    """Raises UserError where a time would be compared that runs took under unlike conditions."""
+    for name, values in timed_unlike(runs).items():
+        raise UserError(
+            f"metric={metric}: the runs were not timed alike, {name} being {' and '.join(values)}, so their times do not compare;"
+            " leave some out, or add mix=true"
+        )
 
 
 def find_baseline(arms: Sequence[Arm], words: str | None) -> Arm:
@@ -339,13 +354,18 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
     notes += [*_price(found), *_untuned(found), *_unlike_searches(found)]
     if all(len(measured.values) < 2 for measured in found.arms):
         notes.append("one seed only, so nothing can be said of chance; run more, such as seed=0,1,2,3,4,5")
-    if all(reached[axis] is not None for axis in AXES):
+    runs = runs_of([measured.arm for measured in found.arms])
+    unlike = timed_unlike(runs)
+    if all(reached[axis] is not None for axis in AXES if not (unlike and axis == "seconds")):
+        seconds = "" if unlike else f" and {reached['seconds']:.3g} seconds"
         notes.append(
-            f"training losses are compared at {reached['steps']:.0f} steps, {reached['tokens']:.3g} tokens,"
-            f" {reached['flops']:.3g} FLOPs and {reached['seconds']:.3g} seconds, the most that all arms reach;"
+            f"training losses are compared at {reached['steps']:.0f} steps, {reached['tokens']:.3g} tokens"
+            f"{' and' if unlike else ','} {reached['flops']:.3g} FLOPs{seconds}, the most that all arms reach;"
             f" mean of the logged steps up to there, weighted with a half-life of {HALF_LIFE}"
         )
-    runs = [run for measured in found.arms for run in measured.arm.runs]
+    if unlike:
+        ways = "; ".join(f"{name}: {', '.join(values)}" for name, values in unlike.items())
+        notes.append(f"the runs were not timed alike ({ways}), so that their seconds do not compare")
     for name, get in PLACES.items():
         if len(places := {str(get(run.summary)) for run in runs}) > 1:
             notes.append(f"the runs come from more than one {name} ({', '.join(sorted(places))})")

@@ -11,7 +11,8 @@ from records import write_run
 
 from archlab.base.errors import UserError
 from archlab.cli.main import main
-from archlab.report.page.curves import seconds
+from archlab.records.reader import read_run
+from archlab.report.page.curves import ArmCurves, seconds, training
 from archlab.report.written import write_report
 from archlab.train.clock import Clock
 
@@ -232,3 +233,18 @@ def test_the_seconds_of_a_curve_are_those_since_the_first_step_was_done():
     speed.steps, speed.last_done = 10, 36.0
     assert seconds({"step": 10, "tokens": 1000, "tokens_per_second": speed.tokens_per_second}) == pytest.approx(36.0)
     assert seconds({"step": 1, "tokens": 100, "tokens_per_second": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("pack", "axes"), [(None, ["steps", "tokens", "FLOPs", "seconds"]), (4, ["steps", "tokens", "FLOPs"])]
+)
+def test_curves_over_seconds_are_those_of_runs_that_were_timed_alike(pack, axes, tmp_path):
+    """A run in a pack of four, which takes as long for each as for all, stood at four times the seconds of one by itself."""
+    arms = []
+    for word, of in (("pos=rope", None), ("pos=alibi", pack)):
+        directory = write_run(tmp_path, word, pack=of)
+        lines = [{"step": step, "tokens": 96 * step, "loss": 2.0, "tokens_per_second": 50.0} for step in (2, 4)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        arms.append(ArmCurves(word, [read_run(directory)]))
+    figure = training(arms)
+    assert figure is not None and [view.name for view in figure.views] == axes
