@@ -15,6 +15,7 @@ from archlab.comparison.many import survivors
 from archlab.comparison.metric import Metric
 from archlab.comparison.rule import ALPHA, LOOKS
 from archlab.comparison.text import OverText, on_other_text
+from archlab.records import summary
 from archlab.records.reader import Record, Run
 
 WORDS = {"a": "better", "b": "worse", "tie": "tie", "not a": "not better", "not b": "not worse", "open": "open"}
@@ -324,9 +325,8 @@ def more_runs(pairs: int, arm: Arm, reference: Arm) -> tuple[int, int]:
 
 def seconds_of(arm: Arm) -> float | None:
     """Mean time of one of its runs; those of a pack share its time. None where a run does not say."""
-    told = [(run.summary.get("wall_seconds"), run.summary.get("pack") or 1) for run in arm.runs]
-    known = [seconds / pack for seconds, pack in told if seconds is not None]
-    return statistics.fmean(known) if len(known) == len(told) else None
+    known = [seconds for run in arm.runs if (seconds := summary.seconds_of(run.summary)) is not None]
+    return statistics.fmean(known) if len(known) == len(arm.runs) else None
 
 
 def _ranks(values: Sequence[Values], failed: Sequence[frozenset[int]], metric: Metric) -> list[int]:

@@ -12,6 +12,7 @@ from records import write_run
 from archlab.base.errors import UserError
 from archlab.cli.main import main
 from archlab.records.reader import read_run
+from archlab.report.page.comparison import provenance
 from archlab.report.page.curves import ArmCurves, seconds, training
 from archlab.report.written import write_report
 from archlab.train.clock import Clock
@@ -248,3 +249,10 @@ def test_curves_over_seconds_are_those_of_runs_that_were_timed_alike(pack, axes,
         arms.append(ArmCurves(word, [read_run(directory)]))
     figure = training(arms)
     assert figure is not None and [view.name for view in figure.views] == axes
+
+
+def test_the_time_of_all_runs_counts_a_pack_once(tmp_path):
+    """A pack of three that took 30 s stood there as 90 s."""
+    packed = [read_run(write_run(tmp_path, "pos=rope", seed=seed, pack=3, wall_seconds=30.0)) for seed in (0, 1, 2)]
+    alone = read_run(write_run(tmp_path, "pos=alibi", wall_seconds=12.0))
+    assert dict(provenance([*packed, alone]))["time of all runs"] == "42.0 s"
