@@ -49,9 +49,11 @@ def made(cfg: DictConfig, group: str) -> Any:
 
 
 def memory_settings(cfg: DictConfig) -> MemorySettings:
-    """The section `memory`, in which the optimizer is the configuration's own unless another is named."""
+    """The section `memory`, in which optimizer and average are the configuration's own unless it says otherwise."""
     asked = MemorySettings(**plain_dict(cfg.memory))
-    return asked if asked.optimizer else replace(asked, optimizer=made(cfg, "optimizer").keeps)
+    if asked.optimizer is None:
+        asked = replace(asked, optimizer=made(cfg, "optimizer").keeps)
+    return asked if asked.average is not None else replace(asked, average=target(cfg, "average").averages)
 
 
 def has_width(ffn: Mapping[str, Any]) -> bool:
