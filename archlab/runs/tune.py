@@ -370,15 +370,15 @@ def find_rates(
     return time.time() - since
 
 
-def check_parts_apart(cfg: DictConfig) -> None:
-    """Raises UserError where a run would be scored on held-out text that its own rate is chosen by."""
+def check_parts_apart(cfg: DictConfig, where: str = "") -> None:
+    """Raises UserError, which begins with `where`, where a run would be scored on held-out text that its own rate is chosen by."""
     source, settings = open_source(cfg), section(cfg, "eval", EvalSettings)
     apart, scored = source.n_before_tuning, max(settings.tokens, held_out_tokens(settings, cfg.train.train_len))
     if settings.part == "tuning" or apart is None or scored <= apart:
         return
     longest = cfg.train.train_len * max(settings.lengths)
     raise UserError(
-        f"tune: the rate is chosen by the last quarter of what data={source.name} holds out, and a run would be scored on {scored}"
+        f"{where}tune: the rate is chosen by the last quarter of what data={source.name} holds out, and a run would be scored on {scored}"
         f" tokens, of which {apart} stand before it; use at most eval.tokens={apart}"
         + (f" and eval.lengths of at most {apart // cfg.train.train_len}" if longest > apart else "")
         + ", or hold out more"
