@@ -34,8 +34,9 @@ def table(chart: Record) -> RenderableType:
     title = Text("Stability map (validation loss, nats per token)", style="bold")
     meaning = (
         "Stable up to: from the best learning rate upwards, where the loss, a line between the rates swept, has lost half of the"
-        " best one's gain over the unigram plateau. Sensitivity: the mean loss over the learning rates of the sweep, each at most"
-        " ln vocab_size, minus the best loss; it is low too for a model that hardly trains at any."
+        " best one's gain over the unigram plateau; where the next rate learned nothing, no more than that step is known of it."
+        " Sensitivity: the mean loss over the learning rates of the sweep, each at most ln vocab_size, minus the best loss; it is low"
+        " too for a model that hardly trains at any."
     )
     judged = [verdicts(chart["verdicts"])] if chart.get("verdicts") else []
     return Group(title, body, Text(meaning), *judged, *(Text(f"Note: {note}.") for note in chart["notes"]))
