@@ -49,11 +49,9 @@ def made(cfg: DictConfig, group: str) -> Any:
 
 
 def memory_settings(cfg: DictConfig) -> MemorySettings:
-    """The section `memory`, in which optimizer and average are the configuration's own unless it says otherwise."""
+    """The section `memory`, in which the optimizer is the configuration's own unless another is named."""
     asked = MemorySettings(**plain_dict(cfg.memory))
-    if asked.optimizer is None:
-        asked = replace(asked, optimizer=made(cfg, "optimizer").keeps)
-    return asked if asked.average is not None else replace(asked, average=target(cfg, "average").averages)
+    return asked if asked.optimizer else replace(asked, optimizer=made(cfg, "optimizer").keeps)
 
 
 def has_width(ffn: Mapping[str, Any]) -> bool:

@@ -22,7 +22,6 @@ def rows(memory: Memory) -> dict[str, float]:
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer states": memory.optimizer,
-        **({"average of the weights": memory.average} if memory.average else {}),
         "activations of the layers": memory.activations,
         "activations outside them, loss included": memory.outside,
     }
@@ -36,7 +35,7 @@ def assumptions(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Ite
     assert settings.optimizer is not None, "what a configuration leaves open is its own optimizer's"
     yield (
         f"weights, gradients and activations in {settings.weights}; {OPTIMIZERS[settings.optimizer]} in"
-        f" float32 for each trained parameter{half}{', and a float32 average of the weights' if settings.average else ''}"
+        f" float32 for each trained parameter{half}"
     )
     if keeps_scores(decoder, settings, settings.seq_len or seq_len):
         yield {

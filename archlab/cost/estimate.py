@@ -24,9 +24,6 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    average: float
-    """Of the weights, where one is kept beside them."""
-
     activations: float
     """What the layers keep for the backward pass."""
 
@@ -43,7 +40,7 @@ class Memory:
     @property
     def fixed(self) -> float:
         """What does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def by_batch(self) -> float:
@@ -59,7 +56,6 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
     optimizer   4 bytes a trained parameter for each state (Adam two, momentum one, plain SGD none, Muon one of matrices
                 inside blocks and two of the rest), and 4 for a float32 copy of the weights where those are in half
                 precision: 2 + 2 + 12 bytes in all with Adam
-    average     4 bytes a trained parameter, where an average of the weights is evaluated; no GPU shares it
     activations as `archlab.cost.activations` counts them. `selective` recomputes scores and weights; `full` keeps
                 each layer's input, and one layer's activations while it is gone through again
     lora        r * (d_in + d_out) more parameters per matrix, the only ones trained; r more numbers per token are kept
@@ -78,7 +74,6 @@ def estimate(decoder: Decoder, settings: MemorySettings, seq_len: int) -> Memory
         weights=weights / (settings.gpus if settings.zero >= 3 else 1),
         gradients=gradients / (settings.gpus if settings.zero >= 2 else 1),
         optimizer=optimizer / (settings.gpus if settings.zero >= 1 else 1),
-        average=FLOAT32 * trainable if settings.average else 0.0,
         activations=inside,
         outside=outside,
         trainable=trainable,

@@ -22,7 +22,6 @@ class MemorySettings:
     seq_len: AtOnce | None = None
     weights: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: Literal["adam", "momentum", "sgd", "muon"] | None = "adam"
-    average: bool | None = None
     attention: Literal["unfused", "flash"] = "unfused"
     checkpointing: Literal["none", "selective", "full"] = "none"
     dropout: bool | None = None

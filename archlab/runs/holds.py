@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from archlab.base.errors import UserError
 from archlab.config.assemble import assemble_without_weights
-from archlab.config.groups import made, target
+from archlab.config.groups import made
 from archlab.cost.describe import count_parameters
 from archlab.cost.estimate import FLOAT32, kept_by_optimizer
 from archlab.cost.settings import MemorySettings
@@ -22,12 +22,11 @@ def all_bytes(device: torch.device) -> float:
 
 
 def check_fits(cfg: DictConfig, device: torch.device) -> None:
-    """Raises UserError where weights, gradients, what the optimizer keeps and an average, all float32, are more than the device's memory."""
+    """Raises UserError where weights, gradients and what the optimizer keeps, all float32, are more than the device's memory."""
     decoder = assemble_without_weights(cfg)
     n_params = count_parameters(decoder)
     kept = kept_by_optimizer(decoder, MemorySettings(optimizer=made(cfg, "optimizer").keeps), n_params)
-    average = n_params if target(cfg, "average").averages else 0
-    needs, there = FLOAT32 * (2 * n_params + kept + average), all_bytes(device)
+    needs, there = FLOAT32 * (2 * n_params + kept), all_bytes(device)
     if needs > there:
         raise UserError(
             f"memory: {count(n_params)} parameters, their gradients and what optimizer={cfg.choices.optimizer} keeps take"

@@ -471,22 +471,6 @@ def test_what_a_models_own_optimizer_keeps_is_counted(words):
     assert archlab.memory(cfg).to_pandas()["optimizer states"] == sum(kept.values())
 
 
-@pytest.mark.parametrize(("average", "copies"), [("none", 0), ("ema", 1), ("tail", 1)])
-def test_an_average_of_the_weights_is_counted(average, copies):
-    """Training keeps a copy of all weights for it, of which the bill said nothing."""
-    cfg = archlab.compose("size=nano", f"average={average}", "memory.weights=fp32")
-    decoder = archlab.build(cfg)
-    averaged = made(cfg, "average")(decoder)
-    held = 0 if averaged is None else sum(p.untyped_storage().nbytes() for p in averaged.module.parameters())
-    bill = archlab.memory(cfg).to_pandas()
-    assert held == copies * 4 * count_parameters(decoder) == bill.get("average of the weights", 0)
-    without = archlab.memory(
-        archlab.compose("size=nano", f"average={average}", "memory.weights=fp32", "memory.average=false")
-    )
-    assert bill.sum() - without.to_pandas().sum() == held
-    assert ("and a float32 average of the weights" in str(archlab.memory(cfg)).replace("\n", " ")) is bool(copies)
-
-
 def test_another_optimizer_may_be_asked_about():
     """`memory.optimizer` says what if, whatever the model is trained by; adapters are matrices, of which Muon keeps one."""
     assert memory_settings(archlab.compose("optimizer=muon", "memory.optimizer=sgd")).optimizer == "sgd"
