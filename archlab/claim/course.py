@@ -62,6 +62,8 @@ class Course:
         if isinstance(self.budget, str):
             return []
         if trials := [job for job in self.trials_to_make() if job.result is None]:
+            for label in self.tuned:
+                tune.check_parts_apart(self.composed(label), f"claim/{self.claim.name}.yaml: ")
             return [*trials]
         for n in self.looks():
             if missing := [job for job in self.jobs(n) if job.result is None]:

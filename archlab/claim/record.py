@@ -20,6 +20,7 @@ from archlab.claim.ledger import DECIDED, REGISTERED, history, registrations, st
 from archlab.claim.measures import parameters
 from archlab.config.assemble import assemble_without_weights
 from archlab.cost.measure import forward_flops_per_token
+from archlab.records import summary
 from archlab.records.logbook import git_state, versions
 from archlab.report.claims import claims_markdown, draw_claim, index_page, readme
 from archlab.runs import tune
@@ -250,8 +251,8 @@ def spread(values: Iterable[float]) -> str:
 
 
 def seconds_of(job: Job) -> float:
-    """What a job took in the process that did it."""
-    return job.record["wall_seconds" if isinstance(job, RunJob) else "seconds"]
+    """What a job took in the process that did it; of a pack, one run's share."""
+    return (summary.seconds_of(job.record) or 0.0) if isinstance(job, RunJob) else job.record["seconds"]
 
 
 def commits(jobs: Iterable[Job]) -> set[str]:

@@ -9,12 +9,13 @@ from typing import Any
 from archlab.base.errors import UserError
 from archlab.base.metrics import Direction
 from archlab.comparison.arms import Arm, sort_into_arms
-from archlab.comparison.equal import AXES, HALF_LIFE, at_equal
+from archlab.comparison.equal import AXES, HALF_LIFE, at_equal, timed_unlike
 from archlab.comparison.judge import Judged, judge
 from archlab.comparison.many import survivors
 from archlab.comparison.metric import Metric
 from archlab.comparison.rule import ALPHA, LOOKS
 from archlab.comparison.text import OverText, on_other_text
+from archlab.records import summary
 from archlab.records.reader import Record, Run
 
 WORDS = {"a": "better", "b": "worse", "tie": "tie", "not a": "not better", "not b": "not worse", "open": "open"}
@@ -217,6 +218,8 @@ def compare(
     values = [dict(sorted(of_arm.items())) for of_arm in values]
     failed = [frozenset(seed for seed, run in arm.by_seed.items() if measure.failed(run)) for arm in arms]
     _ = measure.lower_is_better  # asked for here, of a number that is there
+    if measure.is_of_time and not mix:
+        refuse_unlike_times(runs_of(arms), metric)
     base = arms.index(reference)
     alone, judged = _against(base, values, failed, measure, smallest, alpha)
     if text and not judged:
@@ -243,6 +246,19 @@ def compare(
     found = ComparedArms(measure, smallest, alpha, measured, measured[base], notes, mix)
     notes += _remarks(found, reached)
     return found
+
+
+def runs_of(arms: Sequence[Arm]) -> list[Run]:
+    return [run for arm in arms for run in arm.runs]
+
+
+def refuse_unlike_times(runs: Sequence[Run], metric: str) -> None:
+    """Raises UserError where a time would be compared that runs took under unlike conditions."""
+    for name, values in timed_unlike(runs).items():
+        raise UserError(
+            f"metric={metric}: the runs were not timed alike, {name} being {' and '.join(values)}, so their times do not compare;"
+            " leave some out, or add mix=true"
+        )
 
 
 def find_baseline(arms: Sequence[Arm], words: str | None) -> Arm:
@@ -309,9 +325,8 @@ def more_runs(pairs: int, arm: Arm, reference: Arm) -> tuple[int, int]:
 
 def seconds_of(arm: Arm) -> float | None:
     """Mean time of one of its runs; those of a pack share its time. None where a run does not say."""
-    told = [(run.summary.get("wall_seconds"), run.summary.get("pack") or 1) for run in arm.runs]
-    known = [seconds / pack for seconds, pack in told if seconds is not None]
-    return statistics.fmean(known) if len(known) == len(told) else None
+    known = [seconds for run in arm.runs if (seconds := summary.seconds_of(run.summary)) is not None]
+    return statistics.fmean(known) if len(known) == len(arm.runs) else None
 
 
 def _ranks(values: Sequence[Values], failed: Sequence[frozenset[int]], metric: Metric) -> list[int]:
@@ -339,13 +354,18 @@ def _remarks(found: ComparedArms, reached: dict[str, float | None]) -> list[str]
     notes += [*_price(found), *_untuned(found), *_unlike_searches(found)]
     if all(len(measured.values) < 2 for measured in found.arms):
         notes.append("one seed only, so nothing can be said of chance; run more, such as seed=0,1,2,3,4,5")
-    if all(reached[axis] is not None for axis in AXES):
+    runs = runs_of([measured.arm for measured in found.arms])
+    unlike = timed_unlike(runs)
+    if all(reached[axis] is not None for axis in AXES if not (unlike and axis == "seconds")):
+        seconds = "" if unlike else f" and {reached['seconds']:.3g} seconds"
         notes.append(
-            f"training losses are compared at {reached['steps']:.0f} steps, {reached['tokens']:.3g} tokens,"
-            f" {reached['flops']:.3g} FLOPs and {reached['seconds']:.3g} seconds, the most that all arms reach;"
+            f"training losses are compared at {reached['steps']:.0f} steps, {reached['tokens']:.3g} tokens"
+            f"{' and' if unlike else ','} {reached['flops']:.3g} FLOPs{seconds}, the most that all arms reach;"
             f" mean of the logged steps up to there, weighted with a half-life of {HALF_LIFE}"
         )
-    runs = [run for measured in found.arms for run in measured.arm.runs]
+    if unlike:
+        ways = "; ".join(f"{name}: {', '.join(values)}" for name, values in unlike.items())
+        notes.append(f"the runs were not timed alike ({ways}), so that their seconds do not compare")
     for name, get in PLACES.items():
         if len(places := {str(get(run.summary)) for run in runs}) > 1:
             notes.append(f"the runs come from more than one {name} ({', '.join(sorted(places))})")

@@ -24,15 +24,16 @@ def at_equal(arms: Sequence[Arm]) -> tuple[list[dict[str, float | None]], dict[s
     ewm), interpolated between logged steps, then the mean over the arm's runs. FLOPs are tokens times
     train_flops_per_token; seconds are tokens over tokens_per_second, so without the first step and validations.
     Runs that failed, as far as losses go (`archlab.comparison.failure`), play no part; None where an arm has no other, or a
-    run has no such axis.
+    run has no such axis, and of seconds where the runs were not timed alike (`timed_unlike`).
     """
+    runs = [run for arm in arms for run in arm.runs]
     losses: list[dict[str, float | None]] = [{} for _ in arms]
     reached: dict[str, float | None] = {}
     for axis in AXES:
         curves = [[curve(run, axis) for run in arm.runs if not failed(run.summary, "train_loss")] for arm in arms]
         everywhere = [one for arm in curves for one in arm]
         there = [one for one in everywhere if one is not None]
-        known = bool(there) and len(there) == len(everywhere)
+        known = bool(there) and len(there) == len(everywhere) and not (axis == "seconds" and timed_unlike(runs))
         x = reached[axis] = float(min(one[0][-1] for one in there)) if known else None
         for arm, its_losses in zip(curves, losses, strict=True):
             at_x = [] if x is None else [float(np.interp(x, *one)) for one in arm if one is not None]
@@ -59,3 +60,14 @@ def _scale(run: Run, axis: str) -> float | None:
         speed = run.summary.get("tokens_per_second")
         return 1 / speed if speed else None
     return 1.0
+
+
+TIMED = ("device", "threads", "pack")
+"""What seconds go by besides the arm. A pack of K runs takes as long for each of them as for all."""
+
+
+def timed_unlike(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Of these, what runs differ in so that their seconds do not compare, with its values; older runs may say nothing of one."""
+    said = {name: {run.summary.get(name) or (1 if name == "pack" else None) for run in runs} for name in TIMED}
+    values = {name: sorted(map(str, found - {None})) for name, found in said.items()}
+    return {name: found for name, found in values.items() if len(found) > 1}

@@ -286,14 +286,32 @@ def of_bounds(found: Judged, *, at_least: bool, at_most: bool) -> Judged:
     gone = {*(("e_below", "e_not_above") if at_least else ()), *(("e_above", "e_not_below") if at_most else ())}
     if not gone:
         return found
-    losses: dict[str, Any] = {
-        name: 0.0 if name in gone else getattr(found, name)
-        for name in ("e_above", "e_below", "e_not_above", "e_not_below")
-    }
-    of_losses = _read(losses, found.better, found.alpha)
-    reading = _with_failures(of_losses, found.failures, found.better, found.alpha)
     effect = found.effect or 0.0
     leaning = (effect > found.margin and not at_most) or (effect < -found.margin and not at_least)
+    return _read_again(found, dict.fromkeys(gone, 0.0), leaning)
+
+
+def between(found: Judged, least: Judged, most: Judged) -> Judged:
+    """The same where of each difference no more is known than that it lies between that of `least` and that of `most`.
+
+    That the mean is not beyond the margin, on one side or on both, then has to hold of the differences furthest out. What is
+    said of a difference is said of those that were seen. There is no interval of it; failures are what they are.
+    """
+    less = {
+        "e_not_above": min(found.e_not_above, most.e_not_above),
+        "e_not_below": min(found.e_not_below, least.e_not_below),
+    }
+    if all(e == getattr(found, name) for name, e in less.items()):
+        return found
+    return _read_again(found, less, abs(found.effect or 0.0) > found.margin)
+
+
+def _read_again(found: Judged, changed: Mapping[str, float], leaning: bool) -> Judged:
+    """With these e-values in the place of its own; `leaning`: whether more pairs like those seen would decide it."""
+    names = ("e_above", "e_below", "e_not_above", "e_not_below")
+    losses: dict[str, Any] = {name: getattr(found, name) for name in names} | dict(changed)
+    of_losses = _read(losses, found.better, found.alpha)
+    reading = _with_failures(of_losses, found.failures, found.better, found.alpha)
     needed = found.needed if reading not in DECIDED and (leaning or not found.failures.alike) else None
     return replace(found, **losses, of_losses=of_losses, reading=reading, interval=None, needed=needed)
 

@@ -15,6 +15,8 @@ from archlab.records.summary import KINDS, AtLength, kinds
 AT_LENGTH = tuple(name for name, _ in kinds(AtLength))
 """What is measured at each evaluation length."""
 
+OF_TIME = (KINDS["wall_seconds"].unit, KINDS["tokens_per_second"].unit)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -31,6 +33,11 @@ class Metric:
     @property
     def unit(self) -> str:
         return KINDS[self.quantity].unit if self.quantity in KINDS else ""
+
+    @property
+    def is_of_time(self) -> bool:
+        """Whether it goes by what a run was timed under."""
+        return self.unit in OF_TIME
 
     @property
     def lower_is_better(self) -> bool:

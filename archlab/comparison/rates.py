@@ -30,21 +30,37 @@ def stable_up_to(rates: Numbers, losses: Numbers, failed: float) -> float:
     if not learned(losses, failed):
         return math.nan
     x, capped = np.log(np.asarray(rates, dtype=float)), np.minimum(losses, failed)
-    at = int(np.argmin(capped))
-    limit = capped[at] + KEPT_GAIN * (failed - capped[at])
-    above = np.flatnonzero(capped[at:] > limit)
-    if not len(above):
+    i = first_unstable(losses, failed)
+    if i is None:
         return float(rates[-1])
-    i = at + int(above[0])
+    limit = capped.min() + KEPT_GAIN * (failed - capped.min())
     share = (limit - capped[i - 1]) / (capped[i] - capped[i - 1])
     return float(np.exp(x[i - 1] + share * (x[i] - x[i - 1])))
 
 
+def stable_within(rates: Numbers, losses: Numbers, failed: float) -> tuple[float, float]:
+    """Two rates between which `stable_up_to` is known to lie.
+
+    They are both that rate where the line it is read off is between two runs that learned. A run that learned nothing ends at
+    the plateau by however little its rate is too large, so that of a step up to it no more is known than its two ends.
+    """
+    i, seen = first_unstable(losses, failed), stable_up_to(rates, losses, failed)
+    if i is None or math.isnan(seen) or not on_plateau(losses[i], failed):
+        return seen, seen
+    return float(rates[i - 1]), float(rates[i])
+
+
 def at_edge(losses: Numbers, failed: float) -> bool:
     """Whether the largest rate that was run is stable still, so that `stable_up_to` is a lower bound only."""
+    return learned(losses, failed) and first_unstable(losses, failed) is None
+
+
+def first_unstable(losses: Numbers, failed: float) -> int | None:
+    """The place of the first loss, from the best one on, that has lost half of its gain; None where none has."""
     capped = np.minimum(losses, failed)
     at = int(np.argmin(capped))
-    return learned(losses, failed) and bool((capped[at:] <= capped[at] + KEPT_GAIN * (failed - capped[at])).all())
+    above = np.flatnonzero(capped[at:] > capped[at] + KEPT_GAIN * (failed - capped[at]))
+    return at + int(above[0]) if len(above) else None
 
 
 def sensitivity(losses: Numbers, cap: float, failed: float) -> float:

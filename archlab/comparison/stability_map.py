@@ -2,7 +2,7 @@
 
 A cell is one learning rate at one depth and warm-up, over its seeds. Losses are validation losses, nats per token.
 
-    diverged    a loss or gradient of one of its seeds was not finite
+    diverged    a loss or gradient of one of its seeds was not finite, or its last update left a model without a finite loss
     failed      one of its seeds ended within 0.05 nats of the unigram plateau (`unigram_loss`), or above it
     trained     every seed left the plateau
 
@@ -22,8 +22,9 @@ A row is all learning rates of one arm, depth and warm-up:
 
 Verdicts: every other arm against the first one in each row, seed by seed, of the best loss over the rates and of
 log10(stable_up_to), by the rule of comparisons (archlab.comparison.judge), e-BH over all of them. Where an arm is stable up to
-the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said. Arms of other
-corpora, budgets or protocols are shown side by side, and not judged against each other (`archlab.comparison.arms.SAME`).
+the largest rate at a seed, its number is a lower bound, and only what holds of whatever lies beyond is said. Where the step
+that it lies in ends at a rate that learned nothing, it may be anywhere in that step, and a tie is one wherever it lies. Arms of
+other corpora, budgets or protocols are shown side by side, and not judged against each other (`archlab.comparison.arms.SAME`).
 """
 
 import math
@@ -37,10 +38,11 @@ from archlab.base.nested import leaves, options_alone
 from archlab.base.plateau import on_plateau
 from archlab.comparison.arms import NOT_THE_ARM, SAME, UNSAID, renamed, spelt
 from archlab.comparison.comparison import WORDS
-from archlab.comparison.judge import Judged, judge, of_bounds
+from archlab.comparison.failure import broke
+from archlab.comparison.judge import Judged, between, judge, of_bounds
 from archlab.comparison.many import survivors
-from archlab.comparison.rates import at_edge, learned, stable_up_to
-from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, RATE_MARGIN
+from archlab.comparison.rates import at_edge, learned, stable_up_to, stable_within
+from archlab.comparison.rule import ALPHA, KEPT_GAIN, LEAST_RATES, LOOKS, RATE_MARGIN
 from archlab.records.reader import Run
 from archlab.records.summary import KINDS
 
@@ -138,21 +140,19 @@ def verdicts(arms: Sequence[Record], notes: list[str]) -> list[Record]:
             judged = seen = judge(a, b, better=better, margin=margin, alpha=ALPHA)
             place = dict(zip(("n_layers", "warmup"), at, strict=True))
             if quantity == "log10_stable_lr":
-                larger, smaller = (bool(stable_throughout(one, at) & a.keys() & b.keys()) for one in (other, first))
-                judged = of_bounds(seen, at_least=larger, at_most=smaller)
-            if judged.reading != seen.reading:
-                which = " and ".join([other["label"]] * larger + [first["label"]] * smaller)
-                notes.append(
-                    f"{other['label']}: at n_layers={at[0]} and warmup={at[1]} the stable rates that were seen say {WORDS[seen.reading]},"
-                    f" which is not concluded: at some seed the largest rate swept is stable still in {which}, and so a lower bound;"
-                    " sweep larger ones"
-                )
+                judged, why = of_rates(seen, other, first, at)
+                if judged.reading != seen.reading:
+                    notes.append(
+                        f"{other['label']}: at n_layers={at[0]} and warmup={at[1]} the stable rates that were seen say"
+                        f" {WORDS[seen.reading]}, which is not concluded: {why}"
+                    )
             found.append(({"quantity": quantity, **place, "arm": other["label"], "baseline": first["label"]}, judged))
     if found and not any(judged.decided for _, judged in found):
         pairs = sorted({judged.n for _, judged in found})
+        more = ",".join(map(str, range(next((look for look in LOOKS if look > pairs[-1]), 0))))
         notes.append(
-            f"{pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} seeds decide nothing between the arms; run more, such as"
-            f" seed=0,1,2,3,4,5"
+            f"{pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} seeds decide nothing between the arms"
+            + (f"; run more, such as seed={more}" if more else "")
         )
     survive = survivors([judged.e for _, judged in found], ALPHA)
     return [
@@ -197,6 +197,41 @@ def by_seed(arm: Record, at: tuple[int, int], quantity: str) -> dict[int, float]
         else:
             found[seed] = math.log10(stable_up_to([one["lr"] for one in cells], losses, plateau))
     return found
+
+
+def of_rates(seen: Judged, other: Record, first: Record, at: tuple[int, int]) -> tuple[Judged, str]:
+    """What is concluded of the stable rates of two arms, of which some are bounds, and some known to a step of the sweep; and why."""
+    ends, of_first = (rates_within(one, at) for one in (other, first))
+    shared = ends.keys() & of_first.keys()
+    larger, smaller = (bool(stable_throughout(one, at) & shared) for one in (other, first))
+    if larger or smaller:
+        which = " and ".join([other["label"]] * larger + [first["label"]] * smaller)
+        why = f"at some seed the largest rate swept is stable still in {which}, and so a lower bound; sweep larger ones"
+    else:
+        step = 10 ** max(high - low for one in (ends, of_first) for low, high in (one[seed] for seed in shared))
+        why = (
+            f"no more is known of them than the step of the sweep, up to a factor of {step:.3g}, at whose end nothing was learned;"
+            " sweep rates between"
+        )
+    least, most = (
+        judge(
+            {seed: ends[seed][mine] for seed in shared},
+            {seed: of_first[seed][its] for seed in shared},
+            better=seen.better,
+            margin=seen.margin,
+            alpha=seen.alpha,
+        )
+        for mine, its in ((0, 1), (1, 0))
+    )
+    return between(of_bounds(seen, at_least=larger, at_most=smaller), least, most), why
+
+
+def rates_within(arm: Record, at: tuple[int, int]) -> dict[int, tuple[float, float]]:
+    """By seed, log10 of the two rates between which it stops being stable; nan where nothing was learned at any rate."""
+    cells = cells_at(arm, at)
+    swept, plateau = [one["lr"] for one in cells], cells[0]["plateau"]
+    ends = {seed: stable_within(swept, losses, plateau) for seed, losses in losses_by_seed(cells).items()}
+    return {seed: (math.log10(low), math.log10(high)) for seed, (low, high) in ends.items()}
 
 
 def stable_throughout(arm: Record, at: tuple[int, int]) -> set[int]:
@@ -286,7 +321,7 @@ def place_of(run: Run) -> tuple[int, int, float]:
 def cell(place: tuple[int, int, float], runs: Sequence[Run]) -> Record:
     n_layers, warmup, lr = place
     runs = sorted(runs, key=lambda run: run.seed)
-    losses = [None if run.diverged else run.summary["val_loss"] for run in runs]
+    losses = [None if broke(run.summary) else run.summary["val_loss"] for run in runs]
     plateau = runs[0].summary["unigram_loss"]
     known = [loss for loss in losses if loss is not None]
     if len(known) < len(losses):
@@ -340,7 +375,7 @@ def stable_from(best: Record, cells: Sequence[Record]) -> Record:
 
 def is_whole(summary: Mapping[str, Any]) -> bool:
     """Whether a run says how well it ended, and how well one would that knows token frequencies alone."""
-    ended = summary["status"] == "diverged" or is_number(summary["val_loss"])
+    ended = is_number(summary["val_loss"]) or (broke(summary) and summary["status"] != "stopped")
     return ended and is_number(summary.get("unigram_loss"))
 
 

@@ -123,6 +123,11 @@ class Source(ABC):
         target is still scored once; the last window may advance by less, to end where the last disjoint one would.
         """
 
+    @property
+    def n_before_tuning(self) -> int | None:
+        """How many held-out tokens stand before those of `tuning`; None where these are other draws, or there are none."""
+        return None
+
     def tuning(self) -> "Source":
         """The same with other held-out data, for choosing settings by: what is chosen on it is not scored on it.
 
@@ -139,3 +144,7 @@ class ChangedSource(Source):
         self.source = source
         for said in Source.__annotations__:
             setattr(self, said, getattr(source, said))
+
+    @property
+    def n_before_tuning(self) -> int | None:
+        return self.source.n_before_tuning

@@ -84,6 +84,10 @@ class Blank(Source):
         for rows in slices(len(starts), batch_size):
             yield self._batch(rng, [self.valid_part[start : start + seq_len] for start in starts[rows]])
 
+    @property
+    def n_before_tuning(self) -> int:
+        return last_quarter(len(self.valid_part)).start
+
     def tuning(self) -> "Blank":
         other = copy(self)
         other.valid_part = self.valid_part[last_quarter(len(self.valid_part))]

@@ -62,6 +62,10 @@ class Corpus(Source):
         self._check_stride(stride, seq_len)
         return self._held_out_windows(seq_len, n_tokens, batch_size, stride or seq_len)
 
+    @property
+    def n_before_tuning(self) -> int:
+        return last_quarter(len(self.valid_part)).start
+
     def tuning(self) -> "Corpus":
         other, part = copy(self), last_quarter(len(self.valid_part))
         other.valid_part = self.valid_part[part]

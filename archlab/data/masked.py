@@ -71,6 +71,10 @@ class Masked(Source):
                 *(cut(part, starts[rows], seq_len) for part in (self.valid_part, self.hidden, self.kind, self.other))
             )
 
+    @property
+    def n_before_tuning(self) -> int:
+        return last_quarter(len(self.valid_part)).start
+
     def tuning(self) -> "Masked":
         other, part = copy(self), last_quarter(len(self.valid_part))
         for name in ("valid_part", "hidden", "kind", "other"):

@@ -6,6 +6,7 @@ Protocols:
                but the first window's have at least eval_len - stride tokens of context
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,8 +91,13 @@ def record_of(
 
 
 def held_out_tokens(settings: EvalSettings, train_len: int) -> int:
-    """How many are scored, the same at every length: what was asked for, or one window of the longest."""
-    return max(settings.tokens, train_len * max(settings.lengths))
+    """How many are scored, the same at every length: of those asked for as many as make whole windows of each, or one of the longest.
+
+    Where so few are asked for that only the windows of the longest are whole, shorter ones may leave out the last of them.
+    """
+    longest, of_each = train_len * max(settings.lengths), train_len * math.lcm(*settings.lengths)
+    whole = of_each if of_each <= settings.tokens else longest
+    return max(settings.tokens // whole, 1) * whole
 
 
 def stride(settings: EvalSettings, train_len: int) -> int | None:
@@ -147,14 +153,16 @@ def verdict(lengths: list[Record], train_len: int, exact: bool, unigram: float) 
     """improves, holds, degrades or collapses at the longest length there is a figure for, with the ratio that decided it.
 
     For text it is the ratio of the late targets' loss there to the loss of the very same targets at train_len, for
-    tasks the ratio of exact match. `undecided` where there is nothing to compare: no second figure, or a model that has
-    not learned. That is exact match below 0.1, or a loss within 0.05 nats of `unigram`, the held-out targets' entropy.
+    tasks the ratio of exact match. `undecided` where there is nothing to compare: no second figure, a loss at train_len that is
+    not finite, or a model that has not learned. That is exact match below 0.1, or a loss within 0.05 nats of `unigram`, the held-out targets' entropy.
     """
     defined = [record for record in lengths if record["loss"] is not None]
     at_train_len = next((record for record in defined if record["eval_len"] == train_len), None)
     longest = max(defined, key=lambda record: record["eval_len"], default=None)
     if at_train_len is None or longest is None or longest is at_train_len:
         return undecided("no figure both at train_len and beyond it")
+    if not math.isfinite(at_train_len["loss"]):
+        return undecided("the loss at train_len is not finite")
     if on_plateau(at_train_len["loss"], unigram):
         loss = at_train_len["loss"]
         return undecided(f"not learned: loss {loss:.3f} at train_len, {unigram:.3f} for token frequencies alone")

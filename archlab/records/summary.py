@@ -5,7 +5,7 @@ The run writes it, the reader checks it, and tables, comparisons and pages use i
 one where it is measured (`archlab.runs.lab.summary_of`); `archlab compare RUNS metric=its_name` then knows it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -190,3 +190,9 @@ ASKED_FOR = ("first_token_share",)
 
 KINDS: dict[str, Kind] = {name: kind for of in (Summary, AtLength, Stability) for name, kind in kinds(of)}
 """By the last part of a number's name in summary.json."""
+
+
+def seconds_of(summary: Mapping[str, Any]) -> float | None:
+    """What a run took; of a pack's seconds, which `wall_seconds` are for each of its runs, one run's share."""
+    seconds = summary.get("wall_seconds")
+    return None if seconds is None else seconds / (summary.get("pack") or 1)

@@ -34,8 +34,9 @@ def table(chart: Record) -> RenderableType:
     title = Text("Stability map (validation loss, nats per token)", style="bold")
     meaning = (
         "Stable up to: from the best learning rate upwards, where the loss, a line between the rates swept, has lost half of the"
-        " best one's gain over the unigram plateau. Sensitivity: the mean loss over the learning rates of the sweep, each at most"
-        " ln vocab_size, minus the best loss; it is low too for a model that hardly trains at any."
+        " best one's gain over the unigram plateau; where the next rate learned nothing, no more than that step is known of it."
+        " Sensitivity: the mean loss over the learning rates of the sweep, each at most ln vocab_size, minus the best loss; it is low"
+        " too for a model that hardly trains at any."
     )
     judged = [verdicts(chart["verdicts"])] if chart.get("verdicts") else []
     return Group(title, body, Text(meaning), *judged, *(Text(f"Note: {note}.") for note in chart["notes"]))
@@ -140,7 +141,7 @@ def _panel(axes: Axes, arm: Record, warmup: int, rates: Sequence[float], scale: 
             axes.plot([x, x], [y - 0.5, y + 0.5], color=VERMILLION, linewidth=3, solid_capstyle="butt")
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(-0.5, len(depths) - 0.5)
-    axes.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-") for rate in rates], rotation=45, fontsize=9)
+    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=45, fontsize=9)
     axes.set_yticks(range(len(depths)), depths)
     axes.set_ylabel("layers")
 

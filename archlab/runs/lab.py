@@ -282,10 +282,11 @@ def evaluated(work: Work, outcome: Outcome, stop: Stop) -> tuple[float | None, l
 
 def same_as_validation(cfg: DictConfig, lengths: list[Record]) -> Record | None:
     """The record of train_len, where it is of the very windows that the validation loss is of."""
-    settings = section(cfg, "eval", EvalSettings)
-    if settings.protocol != "disjoint" or held_out_tokens(settings, cfg.train.train_len) != settings.tokens:
+    settings, train_len = section(cfg, "eval", EvalSettings), cfg.train.train_len
+    of_lengths = held_out_tokens(settings, train_len)
+    if settings.protocol != "disjoint" or of_lengths // train_len != settings.tokens // train_len:
         return None
-    return next((one for one in lengths if one["eval_len"] == cfg.train.train_len and one["loss"] is not None), None)
+    return next((one for one in lengths if one["eval_len"] == train_len and one["loss"] is not None), None)
 
 
 def findings_of(outcome: Outcome) -> Record | None:

@@ -38,8 +38,10 @@ from archlab.base.signals import Stop, Stopped
 from archlab.config.assemble import build
 from archlab.config.plan import Plan, layer_plans
 from archlab.config.tuning import SecondAxis, second_axis
+from archlab.evaluate.length import held_out_tokens
+from archlab.evaluate.settings import EvalSettings
 from archlab.evaluate.validation import held_out
-from archlab.runs.assembled import machine_of, open_source, settings_of
+from archlab.runs.assembled import machine_of, open_source, section, settings_of
 from archlab.runs.beside import side_by_side
 from archlab.runs.code import code_of
 from archlab.runs.corpus import own_corpus
@@ -304,6 +306,7 @@ def lines_of(cfg: DictConfig) -> list[DictConfig]:
 
 def tuned_rate(cfg: DictConfig, tick: Callable[[Trial], None] = ignore) -> dict[str, Any]:
     """The record of an arm's search, which is made here as far as it was not; `tick` is told of each trial that ended."""
+    check_parts_apart(cfg)
     lines = lines_of(cfg)
     cells = [kept(line) for line in lines]
     while places := places_to_try(cells):
@@ -333,7 +336,8 @@ def find_rates(
 
     The arms try the same places of the grid. An arm whose trial failed is left alone: its first run fails as the trial
     did. `workers` and `pack` are those of `archlab.runs.sweep.carry_out`; trials of one program make a pack.
-    Raises UserError where a pack is asked for that can't be made, or a run has a seed at which its own rate is chosen.
+    Raises UserError where a pack is asked for that can't be made, or a run has a seed, or would be scored on text, by which its
+    own rate is chosen.
     """
     since = time.time()
     for cfg in cfgs:
@@ -342,6 +346,8 @@ def find_rates(
                 f"seed={cfg.seed}: tune chooses the rate at seeds {' and '.join(map(str, SEEDS))}, so that a run at one of them"
                 " would be among the trials that it was chosen by; use another seed, such as 0"
             )
+    for cfg in {repr((cfg.data, cfg.eval, cfg.train.train_len)): cfg for cfg in cfgs if cfg.tune}.values():
+        check_parts_apart(cfg)
     arms = {kept_in(line): line for cfg in cfgs if cfg.tune for line in lines_of(cfg)}
     cells = {file: kept(cfg) for file, cfg in arms.items()}
     if show:
@@ -362,6 +368,21 @@ def find_rates(
         for file, cfg in arms.items():
             keep(cfg, cells[file])
     return time.time() - since
+
+
+def check_parts_apart(cfg: DictConfig, where: str = "") -> None:
+    """Raises UserError, which begins with `where`, where a run would be scored on held-out text that its own rate is chosen by."""
+    source, settings = open_source(cfg), section(cfg, "eval", EvalSettings)
+    apart, scored = source.n_before_tuning, max(settings.tokens, held_out_tokens(settings, cfg.train.train_len))
+    if settings.part == "tuning" or apart is None or scored <= apart:
+        return
+    longest = cfg.train.train_len * max(settings.lengths)
+    raise UserError(
+        f"{where}tune: the rate is chosen by the last quarter of what data={source.name} holds out, and a run would be scored on {scored}"
+        f" tokens, of which {apart} stand before it; use at most eval.tokens={apart}"
+        + (f" and eval.lengths of at most {apart // cfg.train.train_len}" if longest > apart else "")
+        + ", or hold out more"
+    )
 
 
 def budget_of(axis: SecondAxis) -> str:

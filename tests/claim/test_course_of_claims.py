@@ -287,6 +287,20 @@ def test_a_claim_whose_runs_lack_its_number_is_named_and_the_others_are_decided(
     assert [line["claim"] for line in ledger.verdicts(folder).records()] == ["mine"]
 
 
+def test_a_claim_whose_runs_would_be_scored_on_what_their_rates_are_chosen_by_is_refused(tmp_path, made_up):  # noqa: F811
+    """Of 1000 bytes held out the last 250 choose the rates, and all were scored."""
+    (tmp_path / "own.txt").write_bytes(bytes(range(32, 112)) * 125)
+    own = [word for word in COMMON if not word.startswith("eval.tokens")] + [
+        "data=file",
+        f"data.path={tmp_path}/own.txt",
+    ]
+    written(tmp_path, common=[*own, "eval.tokens=751"], tune=None)
+    told = "^claim/mine.yaml: tune: the rate is chosen by .* scored on 751 tokens, of which 750 stand before it"
+    with pytest.raises(UserError, match=told):
+        session.decide_claims(["mine"], "quick", tmp_path / "runs", tmp_path / "out", 1, tmp_path)
+    assert not made_up.made
+
+
 # --- what a run is taken for ----------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from test_claims import SMALL, around, decided, part, whole, written
 from test_ladder import made_up, wiggle  # noqa: F401 (a fixture)
 
 from archlab.claim import ladder, ledger, session
-from archlab.claim.record import keep_index, part_record
+from archlab.claim.jobs import RunJob
+from archlab.claim.record import keep_index, part_record, seconds_of
 from archlab.report.claims import bought, draw_part, earlier, failed_here, part_lines, standing
 
 TODAY = "2026-01-05"
@@ -273,3 +274,10 @@ def test_a_rate_that_broke_leaves_the_others_to_be_told_apart():
     axes = Figure().subplots()
     draw_rates(axes, {"a": {"lr": 1e-2, "rates": [[5e-3, [0.4, 0.5]], [1e-2, [0.05, 0.1]]]}})  # a task that is learned
     assert axes.get_ylim()[1] > 0.5 and "cut off" not in axes.get_ylabel()
+
+
+@pytest.mark.parametrize(("pack", "seconds"), [(None, 30.0), (3, 10.0)])
+def test_the_time_that_a_claim_took_counts_a_pack_once(pack, seconds):
+    job = object.__new__(RunJob)
+    job.__dict__["record"] = {"wall_seconds": 30.0, "pack": pack}
+    assert seconds_of(job) == seconds

@@ -1,6 +1,7 @@
 """Runs into arms, and arms against a baseline: names, refusals, and numbers against the rule and the survivors of e-BH."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -611,6 +612,32 @@ def test_losses_are_compared_where_both_arms_have_had_the_same(tmp_path):
     # Each of alibi's tokens costs twice as much and takes twice as long, so rope's end is its step 20.
     assert (alibi["flops"], alibi["seconds"]) == pytest.approx((half_way, half_way))
     assert rope == pytest.approx(dict.fromkeys(("steps", "tokens", "flops", "seconds"), at_the_end + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("unlike", "words"),
+    [({"pack": 4}, "pack: 1, 4"), ({"threads": 7}, "threads: 2, 7"), ({"device": "cuda"}, "device: cpu, cuda")],
+)
+def test_seconds_of_runs_that_were_not_timed_alike_do_not_compare(unlike, words, tmp_path):
+    """An arm that was trained as a pack of four took four times as long, and lost at equal seconds and in tokens per second."""
+    for seed in range(8):
+        write_run(tmp_path, "pos=rope", seed=seed, threads=2, tokens_per_second=100.0 + seed)
+        write_run(tmp_path, "pos=alibi", seed=seed, **({"threads": 2, "tokens_per_second": 25.0 + seed / 2} | unlike))
+    runs = read_all([tmp_path])[0]
+    found = compare(runs)
+    assert [arm.at_equal["seconds"] for arm in found.arms] == [None, None]
+    assert all(arm.at_equal[axis] is not None for arm in found.arms for axis in ("steps", "tokens", "flops"))
+    assert f"the runs were not timed alike ({words}), so that their seconds do not compare" in found.notes
+    name, _, values = words.partition(": ")
+    for metric in ("tokens_per_second", "wall_seconds"):
+        with pytest.raises(
+            UserError,
+            match=f"^metric={metric}: the runs were not timed alike, {name} being {values.replace(', ', ' and ')}",
+        ):
+            compare([replace(run, summary=run.summary | {"wall_seconds": 1.0}) for run in runs], metric=metric)
+    assert compare(runs, metric="tokens_per_second", mix=True).arms[1].verdict in ("better", "worse")
+    alike = [run for run in runs if not unlike.items() <= run.summary.items()]
+    assert len(alike) == 8 and compare(alike, metric="tokens_per_second").arms[0].at_equal["seconds"] is not None
 
 
 def test_a_run_without_a_log_or_a_speed_has_no_loss_there(tmp_path):

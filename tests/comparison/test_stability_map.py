@@ -91,6 +91,14 @@ def test_a_model_that_never_trains_has_no_sensitivity_and_no_stable_rate():
     assert row["best_loss"] == 2.96 and row["lr_sensitivity"] is row["stable_up_to"] is None
 
 
+def test_a_run_that_its_last_update_broke_has_diverged():
+    """It was completed and had no validation loss, and was left out as if somebody had stopped it, so that 1e-2 was no rate swept."""
+    row, cells = only_row([*swept({1e-3: 2.2, 3e-3: 2.0}), run(None, "completed", lr=1e-2)])
+    assert [cell["status"] for cell in cells] == ["trained", "trained", "diverged"]
+    assert (row["largest_stable_lr"], row["at_edge"]) == (3e-3, False)
+    assert row["lr_sensitivity"] == pytest.approx((0.2 + 0 + IGNORANT - 2) / 3)
+
+
 def test_where_everything_diverged_there_is_no_best():
     row, _ = only_row(swept(dict.fromkeys((1e-3, 3e-3, 1e-2))))
     assert (row["best_loss"], row["best_lr"], row["lr_sensitivity"], row["largest_stable_lr"]) == (None,) * 4
@@ -182,6 +190,56 @@ def test_a_rate_that_is_only_a_lower_bound_decides_only_what_holds_beyond_it(pre
     told = "residual=deep: at n_layers=6 and warmup=0 the stable rates that were seen say tie, which is not concluded: "
     assert any(note.startswith(told) for note in chart["notes"]) is (verdict in ("open", "not worse"))
     assert (rate["e"] >= 20) is (verdict in ("better", "worse"))
+
+
+TENFOLD = (1e-3, 1e-2, 1e-1)
+FINE = tuple(1e-2 * 1.3**i for i in range(-2, 11))
+
+
+@pytest.mark.parametrize(
+    ("rates", "breaks_at", "verdict", "told"),
+    [
+        (TENFOLD, {"pre": 0.0125, "deep": 0.08}, "open", True),  # it was a tie, of rates that lie a factor of 6.4 apart
+        (TENFOLD, {"pre": 0.02, "deep": 0.02}, "open", True),  # which nothing tells from the one above
+        (FINE, {"pre": 0.0125, "deep": 0.08}, "better", False),
+        (FINE, {"pre": 0.02, "deep": 0.02}, "tie", False),
+        ((1e-3, 1e-2, 1e-1, 1.0), {"pre": 0.02, "deep": 0.2}, "better", False),
+    ],
+)
+def test_a_step_at_whose_end_nothing_was_learned_is_too_coarse_for_a_tie(rates, breaks_at, verdict, told):
+    """A run learns below the rate that breaks it and ends above the plateau beyond, so that its loss does not say where that is."""
+    runs = []
+    for seed in range(8):
+        for residual, breaks in breaks_at.items():
+            losses = {rate: (2.0 if rate < breaks else 3.1) + (rate * 37 + seed) % 1 / 1000 for rate in rates}
+            runs += swept(losses, residual=residual, seed=seed)
+    chart = stability_map(runs)
+    rate = chart["verdicts"][1]
+    assert (rate["quantity"], rate["verdict"]) == ("log10_stable_lr", verdict)
+    assert any("up to a factor of 10, at whose end nothing was learned" in note for note in chart["notes"]) is told
+    assert (rate["seeds_needed"] is None) and (rate["e"] >= 20) is (verdict != "open")
+
+
+def test_a_step_between_two_rates_that_learned_is_read_off_its_line():
+    runs = []
+    for seed in range(8):
+        for residual in ("pre", "deep"):
+            losses = {1e-3: 2.2, 1e-2: 2.0, 1e-1: 2.8 + seed / 1000}
+            runs += swept(losses, residual=residual, seed=seed)
+    assert stability_map(runs)["verdicts"][1]["verdict"] == "tie"
+
+
+@pytest.mark.parametrize(("n_seeds", "advice"), [(2, range(6)), (6, range(8)), (7, range(8)), (24, None)])
+def test_the_seeds_that_are_advised_are_more_than_there_are(n_seeds, advice):
+    """At six seeds that decided nothing it advised these six."""
+    runs = []
+    for seed in range(n_seeds):
+        sign = (-1) ** seed
+        for residual, less in (("pre", 0.0), ("deep", 0.3 * sign)):
+            runs += swept({1e-3: 2.2, 1e-2: 2.0 - less, 1e-1: 3.1}, residual=residual, seed=seed)
+    (note,) = (note for note in stability_map(runs)["notes"] if "decide nothing" in note)
+    wanted = "" if advice is None else f"; run more, such as seed={','.join(map(str, advice))}"
+    assert note == f"{n_seeds} seeds decide nothing between the arms{wanted}"
 
 
 def test_two_seeds_of_a_map_decide_nothing_and_say_so():
@@ -344,6 +402,15 @@ def test_the_picture_has_a_panel_an_arm_and_marks_failed_and_diverged_cells():
     assert faces[1] == faces[2]  # both above the plateau: clipped to the same colour
 
 
+def test_the_picture_says_each_rate_as_it_was_swept():
+    """Rounded to a digit, 1.2e-2 and 9.6e-2 stood there as 1e-2 and 1e-1, and 1.5e-3 and 2.5e-3 both as 2e-3."""
+    rates = (1.5e-3, 2.5e-3, 1.2e-2, 9.6e-2, 10.0)
+    (panel,) = (
+        axes for axes in report.figure(stability_map(swept(dict.fromkeys(rates, 2.0)))).axes if axes.get_title()
+    )
+    assert [float(tick.get_text()) for tick in panel.get_xticklabels()] == list(rates)
+
+
 def test_a_page_has_a_maps_notes_and_which_verdicts_stand_alone_only():
     """It showed "better" of a verdict that does not survive among the others, and none of the notes."""
     chart = stability_map(two_arms(8))
@@ -351,6 +418,14 @@ def test_a_page_has_a_maps_notes_and_which_verdicts_stand_alone_only():
     text = page([stability_section(chart | {"notes": ["rows were swept over different learning rates"]})], "map")
     assert ">better (alone)</span>" in text and ">better</span>" in text
     assert "Note: rows were swept over different learning rates." in text
+
+
+def test_a_pages_colours_end_at_the_plateau_as_the_pictures_do():
+    """A cell that ended at 60 nats, which is failed as one at 3.0 is, gave all the others one colour."""
+    chart = stability_map(swept({1e-3: 2.2, 3e-3: 2.0, 1e-2: 60.0}))
+    (heat_map,) = (view.traces[0] for view in stability_section(chart).parts[0].views)
+    assert (heat_map["zmin"], heat_map["zmax"]) == (2.0, PLATEAU)
+    assert heat_map["text"] == [["2.2000", "2.0000", "\u00d7 60.0000"]]
 
 
 # ---------------------------------------------------------------- the verb

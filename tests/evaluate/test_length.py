@@ -84,6 +84,18 @@ def test_records_and_curves_by_length():
     assert lengths[1]["loss_last"] == pytest.approx(float(expected[:, last].mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "multiples", "scored"),
+    [(199, [1, 2, 4], 160), (160, [1, 2, 4], 160), (399, [1, 3, 4], 360), (7, [1, 2, 4], 40), (199, [1], 190)],
+)
+def test_every_length_is_scored_on_the_same_tokens(tokens, multiples, scored):
+    """Of 199 tokens windows of 10 held 190 and windows of 40 held 160, and their losses stood side by side."""
+    tape = torch.arange(500).numpy() % 23
+    asked = settings(tokens=tokens, lengths=multiples)
+    lengths, _ = by_length(built(*SIZE).eval(), Corpus(tape, tape, 23, None), CPU, asked, 10, multiples[::-1])
+    assert [one["n_sequences"] * one["eval_len"] for one in lengths] == [scored] * len(multiples)
+
+
 def test_a_learned_table_ends_in_a_note_and_no_crash():
     decoder = built(*SIZE, "pos=learned", "pos.max_positions=20", "train.train_len=10")
     lengths, _ = by_length(decoder, Tape(), CPU, settings(), 10, [1, 2, 4])
@@ -400,6 +412,16 @@ def test_a_loss_that_is_no_number_is_no_late_target_left_out():
         {"eval_len": 32, "loss": seen.loss(), "loss_last": seen.loss(last=4)} | against(at_train_len, seen, 8),
     ]
     assert verdict(lengths, 8, exact=False, unigram=5.0)["verdict"] == "collapses"
+
+
+def test_a_model_that_is_broken_at_its_training_length_does_not_collapse_beyond_it():
+    """Its last update broke it, and it said that prediction breaks down on sequences longer than those of training."""
+    said = verdict(text(math.nan, math.nan, math.nan), 64, exact=False, unigram=5.0)
+    assert (said["verdict"], said["ratio"], said["reason"]) == (
+        "undecided",
+        None,
+        "the loss at train_len is not finite",
+    )
 
 
 def test_a_bigram_model_has_no_context_gain_however_good_it_is():

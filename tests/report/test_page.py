@@ -11,7 +11,11 @@ from records import write_run
 
 from archlab.base.errors import UserError
 from archlab.cli.main import main
+from archlab.records.reader import read_run
+from archlab.report.page.comparison import provenance
+from archlab.report.page.curves import ArmCurves, seconds, training
 from archlab.report.written import write_report
+from archlab.train.clock import Clock
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 EVIL = "<script>document.title='hurt'</script>"
@@ -220,3 +224,35 @@ def test_in_a_browser_the_curves_toggle_the_tables_sort_and_nothing_is_asked_of_
     assert all(told["before"]) and not all(told["after"]) and told["again"] == told["before"]
     assert told["rising"] == told["falling"][::-1] and len(set(told["rising"])) > 1
     assert told["requests"] == [] and told["plots"] and all(told["plots"])
+
+
+def test_the_seconds_of_a_curve_are_those_since_the_first_step_was_done():
+    """Of two steps of 100 tokens the second took 4 s, in which 8 s were shown; after ten steps the error was a ninth."""
+    speed = Clock(tokens_per_step=100)
+    speed.steps, speed.last_done = 2, 4.0
+    assert seconds({"step": 2, "tokens": 200, "tokens_per_second": speed.tokens_per_second}) == pytest.approx(4.0)
+    speed.steps, speed.last_done = 10, 36.0
+    assert seconds({"step": 10, "tokens": 1000, "tokens_per_second": speed.tokens_per_second}) == pytest.approx(36.0)
+    assert seconds({"step": 1, "tokens": 100, "tokens_per_second": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("pack", "axes"), [(None, ["steps", "tokens", "FLOPs", "seconds"]), (4, ["steps", "tokens", "FLOPs"])]
+)
+def test_curves_over_seconds_are_those_of_runs_that_were_timed_alike(pack, axes, tmp_path):
+    """A run in a pack of four, which takes as long for each as for all, stood at four times the seconds of one by itself."""
+    arms = []
+    for word, of in (("pos=rope", None), ("pos=alibi", pack)):
+        directory = write_run(tmp_path, word, pack=of)
+        lines = [{"step": step, "tokens": 96 * step, "loss": 2.0, "tokens_per_second": 50.0} for step in (2, 4)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        arms.append(ArmCurves(word, [read_run(directory)]))
+    figure = training(arms)
+    assert figure is not None and [view.name for view in figure.views] == axes
+
+
+def test_the_time_of_all_runs_counts_a_pack_once(tmp_path):
+    """A pack of three that took 30 s stood there as 90 s."""
+    packed = [read_run(write_run(tmp_path, "pos=rope", seed=seed, pack=3, wall_seconds=30.0)) for seed in (0, 1, 2)]
+    alone = read_run(write_run(tmp_path, "pos=alibi", wall_seconds=12.0))
+    assert dict(provenance([*packed, alone]))["time of all runs"] == "42.0 s"

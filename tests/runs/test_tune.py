@@ -167,6 +167,30 @@ def test_a_seed_at_which_the_rate_is_chosen_is_refused_before_anything_runs(tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("data", ["file", "blank", "masked"])
+def test_a_run_that_would_be_scored_on_what_its_rate_is_chosen_by_is_refused(data, tmp_path, monkeypatch):
+    """Of a file of 20 kB all 2000 bytes held out were scored, the 500 among them by which the rate had been chosen."""
+    tried = told(monkeypatch, lambda rate: abs(math.log2(rate / 3e-3)))
+    (tmp_path / "own.txt").write_bytes(bytes(range(32, 112)) * 250)
+    own = (f"data={data}", f"data.path={tmp_path}/own.txt")
+    own += ("mask=full", "head=mlm") if data == "masked" else ("mask=prefix",) if data == "blank" else ()
+    wrong = "tune: the rate is chosen by the last quarter of what .* scored on 1501 tokens, of which 1500 stand before it; use at most eval.tokens=1500, or"
+    for search in (tune.tuned_rate, lambda cfg: tune.find_rates([cfg])):
+        with pytest.raises(UserError, match=wrong):
+            search(
+                archlab.compose(
+                    *SMALL[:-3], f"output={tmp_path}", "tune=lr", "eval.tokens=1501", "eval.lengths=[1]", *own
+                )
+            )
+    assert tried == []
+    with pytest.raises(UserError, match="use at most eval.tokens=1500 and eval.lengths of at most 93, or"):
+        tune.tuned_rate(archlab.compose(*SMALL[:-3], f"output={tmp_path}", "tune=lr", "eval.lengths=[1,100]", *own))
+    found = tune.tuned_rate(
+        archlab.compose(*SMALL[:-3], f"output={tmp_path}", "tune=lr", "eval.tokens=1500", "eval.lengths=[1]", *own)
+    )
+    assert found["lr"] == 3e-3
+
+
 def test_an_arm_that_joins_later_tries_all_that_the_others_tried():
     """Its own best has a worse neighbour on both sides, and the other's search went further."""
     before = {place: [float(abs(place + 2))] * 2 for place in (-3, -2, -1, 0, 1)}

@@ -318,7 +318,11 @@ def test_tokens_per_second_are_those_of_the_steps_after_the_first_while_they_run
     assert told.tokens_per_second == 3 * 10 / 4
     with told.paused():
         now[0] += 3.0
+    assert told.tokens_per_second == 3 * 10 / 4
     now[0] += 6.0
+    assert told.tokens_per_second == 3 * 10 / 4, (
+        "that of the steps that were read: a bar of progress fell to half between reads"
+    )
     told.steps_done(2)
     assert told.tokens_per_second == 5 * 10 / 10
     saved, again = told.state_dict(), clock.Clock(tokens_per_step=10)

@@ -6,6 +6,7 @@ from typing import Any
 
 from archlab.base.words import sets
 from archlab.records.reader import Run
+from archlab.records.summary import seconds_of
 from archlab.report.page.curves import ArmCurves, figures, finite, rounded
 from archlab.report.page.parts import (
     Cell,
@@ -271,7 +272,7 @@ def provenance(runs: Sequence[Run]) -> list[tuple[str, str]]:
     rows = [
         (name, "; ".join(dict.fromkeys(text_of(run.summary) for run in runs))) for name, text_of in fields_shown.items()
     ]
-    spent = [run.summary.get("wall_seconds") for run in runs]
+    spent = [seconds_of(run.summary) for run in runs]
     total = duration(sum(s for s in spent if finite(s))) if any(map(finite, spent)) else "n/a"
     dates = sorted({run.directory.name[:8] for run in runs if run.directory.name[:8].isdigit()})
     made = " to ".join(dict.fromkeys(f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in (dates[0], dates[-1]))) if dates else "n/a"

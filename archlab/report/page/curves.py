@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from archlab.comparison.equal import timed_unlike
 from archlab.records.reader import Run
 from archlab.report.page.parts import Figure, View, figure_text
 from archlab.report.plots import binned
@@ -55,9 +56,12 @@ def figures(arms: Sequence[ArmCurves]) -> list[Figure]:
 
 
 def training(arms: Sequence[ArmCurves]) -> Figure | None:
-    """Training loss by step, token, FLOP and second."""
+    """Training loss by step, token, FLOP and, where the runs were timed alike, second."""
     views = []
+    timed_alike = not timed_unlike([run for arm in arms for run in arm.runs])
     for name, (title, place) in AXES.items():
+        if name == "seconds" and not timed_alike:
+            continue
         curves = [[training_curve(run, place) for run in arm.runs] for arm in arms]
         top = ceiling(curves)
         ends = [end for i, arm in enumerate(arms) for end in crosses(i, arm, curves[i], top)]
@@ -149,8 +153,9 @@ def finite(value: float | None) -> TypeGuard[float]:
 
 
 def seconds(record: Mapping[str, Any]) -> float | None:
-    speed = record.get("tokens_per_second")
-    return record["tokens"] / speed if speed else None
+    """Since the first step was done, of whose tokens the speed is none."""
+    speed, step = record.get("tokens_per_second"), record["step"]
+    return record["tokens"] * (step - 1) / step / speed if speed else None
 
 
 def mean(curves: Sequence[DrawnCurve]) -> DrawnCurve:

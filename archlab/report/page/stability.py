@@ -1,5 +1,6 @@
 """A stability map's record -> a section: learning rate by depth, a view for each arm and warm-up."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,10 @@ def line(label: str, row: Record) -> list[Cell]:
 
 
 def heat_maps(record: Record) -> Figure:
-    losses = [cell["loss"] for arm in record["arms"] for cell in arm["cells"] if finite(cell["loss"])]
-    scale = {"zmin": rounded(min(losses)), "zmax": rounded(max(losses))} if losses else {}
+    every = [cell for arm in record["arms"] for cell in arm["cells"]]
+    losses = [cell["loss"] for cell in every if finite(cell["loss"])]
+    plateau = max((cell["plateau"] for cell in every if finite(cell.get("plateau"))), default=math.inf)
+    scale = {"zmin": rounded(min(*losses, plateau)), "zmax": rounded(min(max(losses), plateau))} if losses else {}
     views = []
     for arm in record["arms"]:
         warmups = list(dict.fromkeys(cell["warmup"] for cell in arm["cells"]))
@@ -70,7 +73,10 @@ def heat_maps(record: Record) -> Figure:
             name = arm["label"] + (f", warm-up {warmup}" if len(warmups) > 1 else "")
             cells = [cell for cell in arm["cells"] if cell["warmup"] == warmup]
             views.append(View(name, [heat_map(cells) | scale], AXES))
-    caption = "Validation loss, nats per token, on one scale for all arms. A cross is a run that failed or diverged."
+    caption = (
+        "Validation loss, nats per token, on one scale for all arms, which ends at the unigram plateau. A cross is a run that"
+        " failed or diverged."
+    )
     return Figure("Stability map", caption, views, height=380)
 
 
