@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,7 @@ from rich.console import Console
 
 import archlab
 from archlab.base.configuration import plain_dict
-from archlab.base.errors import NoRoom, UserError
-from archlab.base.files import no_room
+from archlab.base.errors import UserError
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.config.assemble import build
 from archlab.config.groups import leaks, option
@@ -32,7 +31,7 @@ from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
 from archlab.model.decoder import Decoder
 from archlab.records.checkpoint import Checkpoint, newest
-from archlab.records.directory import hold, is_finished
+from archlab.records.directory import disk_explained, hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
@@ -180,7 +179,7 @@ def carried_out(
     with (
         listening() as stop,
         Logbook(work.cfg.output, work.cfg, overrides, again) as logbook,
-        full_disk_explained(logbook),
+        disk_explained(logbook.directory),
     ):
         outcome = trained(work, logbook, stop, saved)
         summary = written_down(work, logbook, outcome, stop, plots)
@@ -213,18 +212,6 @@ def written_down(
         write_sketch(logbook.directory, sketch(work.decoder, ""))
     logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
     return summary
-
-
-@contextmanager
-def full_disk_explained(logbook: Logbook) -> Iterator[None]:
-    """Turns a full disk into a NoRoom that names the run, and says how to finish it."""
-    try:
-        yield
-    except (NoRoom, OSError) as error:
-        if (full := no_room(error)) is None:
-            raise
-        what = str(full).partition("; make room")[0]
-        raise NoRoom(f"{what}; make room, and archlab resume {logbook.directory} finishes the run") from None
 
 
 def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:
