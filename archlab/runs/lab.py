@@ -42,6 +42,7 @@ from archlab.runs.compiling import whether_compiled
 from archlab.runs.holds import check_fits
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
+from archlab.train.clock import elapsed
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.objective import scored_targets, targets_ahead
 from archlab.train.observers import Checkpoints, EveryStep, Observer
@@ -120,7 +121,7 @@ def prepared(
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     since = time.time()
     tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
-    started += time.time() - since  # a search belongs to all runs of its arm
+    started += elapsed(since)  # a search belongs to all runs of its arm
     asked, cfg = cfg, tune.as_found(cfg, tuned)
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
@@ -207,7 +208,7 @@ def written_down(
         plotted(logbook, summary, positions, findings, outcome, stop)
     if outcome.interrupted:
         summary["status"] = "stopped"
-    summary["wall_seconds"] = time.time() - work.started
+    summary["wall_seconds"] = elapsed(work.started)
     with suppress(UserError):  # a block that cannot be run on the meta device is not drawn
         write_sketch(logbook.directory, sketch(work.decoder, ""))
     logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
@@ -239,7 +240,7 @@ def watching(work: Work, logbook: Logbook, stop: Stop) -> list[Observer]:
     """Who writes down each step, and who saves the state."""
 
     def save(state: TrainState) -> None:
-        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
+        logbook.save(state, {**work.about, "seconds": elapsed(work.started)})
 
     return [EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)]
 
@@ -315,8 +316,8 @@ def summary_of(
         tokens=len(outcome.losses) * settings.tokens_per_step,
         **work.price,
         tokens_per_second=outcome.tokens_per_second,
-        first_step_seconds=outcome.first_step_at and outcome.first_step_at - work.about["began"],
-        wall_seconds=time.time() - work.started,
+        first_step_seconds=outcome.first_step_at and elapsed(work.about["began"], outcome.first_step_at),
+        wall_seconds=elapsed(work.started),
         tf32=work.where.tf32,
         compiled=outcome.compiled,
         attention=work.where.attention,
@@ -393,7 +394,7 @@ def evaluate_again(directory: Path, cfg: DictConfig, trained: DictConfig) -> Rec
     return {
         "val_loss": known["loss"] if known else validation_loss(cfg, decoder, source, where),
         "length": lengths,
-        "seconds": time.time() - since,
+        "seconds": elapsed(since),
     }
 
 

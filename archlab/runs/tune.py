@@ -47,6 +47,7 @@ from archlab.runs.corpus import own_corpus
 from archlab.runs.expected import seconds_of_a_run
 from archlab.runs.packs import PackSize, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
+from archlab.train.clock import elapsed
 from archlab.train.loop import train
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import settled_precision
@@ -409,7 +410,7 @@ def find_rates(
                 arms.pop(file, None)
         for file, cfg in arms.items():
             keep(cfg, cells[file])
-    return time.time() - since
+    return elapsed(since)
 
 
 def budget_of(axis: SecondAxis) -> str:

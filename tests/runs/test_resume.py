@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -345,6 +346,14 @@ def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(NoRoom, match=r"page.html: cannot be written: no space left on device; make room"):
         files.write_text(tmp_path / "page.html", "the new one")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "the old one")]
+
+
+def test_a_clock_that_is_set_back_leaves_a_run_that_can_be_read(tmp_path, monkeypatch):
+    """Fault found: it ended after less than no seconds, and was called damaged by whoever read it."""
+    earlier = itertools.count(time.time(), -60)
+    monkeypatch.setattr(time, "time", lambda: next(earlier))
+    summary = read_run(run(tmp_path)).summary
+    assert summary["wall_seconds"] == summary["first_step_seconds"] == 0
 
 
 @pytest.fixture(scope="module")
