@@ -18,6 +18,9 @@ from archlab.base.errors import NoRoom, UserError, shortened
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a full disk, a full quota, and a file that may not grow."""
 
+KEPT_OUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ESTALE)
+"""What the system says of a file that this user may not write or read, or that its disk does not serve."""
+
 NOT_HERE = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 """What some network file systems say to being asked for safety or for a lock: they have none to give."""
 
@@ -25,16 +28,40 @@ PARTS = ".*.part*"
 """What a writer that was killed leaves behind, as a glob."""
 
 
-def no_room(error: BaseException, path: Path | str | None = None) -> NoRoom | None:
-    """The error as one of a full disk; None where it is another. Libraries in Rust put the number into their words."""
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error. Libraries in Rust put it into their words."""
+    if isinstance(error, OSError):
+        return error.errno
     said = re.search(r"os error (\d+)", str(error))
+    return int(said[1]) if said else None
+
+
+def named_by(error: BaseException) -> str | None:
+    """The file that an error of the system names, which some libraries give in bytes."""
+    name = getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else None
+
+
+def no_room(error: BaseException, path: Path | str | None = None) -> NoRoom | None:
+    """The error as one of a full disk; None where it is another."""
     if isinstance(error, NoRoom):
         return error
-    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    number = errno_of(error)
     if number not in FULL:
         return None
-    where = path or getattr(error, "filename", None) or "a file"
+    where = path or named_by(error) or "what is printed"
     return NoRoom(f"{where}: cannot be written: {os.strerror(number).lower()}; make room, then do it again")
+
+
+def kept_out(error: BaseException, path: Path | str | None = None) -> UserError | None:
+    """The error as one of a file that cannot be written or read here; None where it is another, or names no file."""
+    where, number = named_by(error) or path, errno_of(error)
+    if isinstance(error, UserError) or where is None or number not in KEPT_OUT:
+        return None
+    return UserError(
+        f"{where}: cannot be written or read: {os.strerror(number).lower()}; give it the rights that it needs, or use"
+        " another folder"
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from archlab.config.assemble import build
 from archlab.runs.assembled import machine_of, open_source, settings_of
 from archlab.runs.expected import seconds_of_a_step
 from archlab.runs.workers import makespan, pool_of, unless_stopped
+from archlab.train.clock import elapsed
 from archlab.train.state import TrainState
 from archlab.train.step import make_step
 
@@ -39,7 +40,7 @@ class Pace:
 
 def since_start() -> float:
     """What importing everything took, as it will every worker."""
-    return min(time.time() - archlab.STARTED, LONGEST_START)
+    return min(elapsed(archlab.STARTED), LONGEST_START)
 
 
 def measured(jobs: Sequence[Job | PackJob], start: float, workers: int = 1) -> Pace:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import archlab
 from archlab.base.errors import NoRoom, UserError
-from archlab.base.files import no_room
+from archlab.base.files import kept_out, no_room
 from archlab.base.messages import beyond_the_machine
 from archlab.base.quantities import Count
 from archlab.base.words import key_of, plain, sets, value_of
@@ -154,9 +154,10 @@ class Jobs:
         except OmegaConfBaseException as error:
             raise RuntimeError("a finished configuration was read wrongly") from error
         except (NoRoom, OSError) as error:
-            self.full = error if isinstance(error, NoRoom) else no_room(error)
-            if self.full is None or os.getpid() != self.process:
+            self.full, refused = no_room(error), kept_out(error)
+            if (self.full or refused) is None or os.getpid() != self.process:
                 raise
+            self.errors += [refused] if refused else []
 
     def raise_errors(self) -> None:
         """One line for all of them."""

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 import archlab
 from archlab.base import signals
 from archlab.base.errors import NoRoom, UserError, shortened
-from archlab.base.files import TOO_LONG, check_folder, no_room
+from archlab.base.files import TOO_LONG, check_folder, kept_out, no_room
 from archlab.base.messages import beyond_the_machine, did_you_mean
 from archlab.base.words import key_of, sets, value_of
 from archlab.cli import models, results
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with signals.raising():
                 _dispatch(list(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         _say(error)
         sys.exit(2)
@@ -92,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno == errno.ENAMETOOLONG:
             _say(UserError(f"{shortened(str(error.filename))}: {TOO_LONG}"))
             sys.exit(2)
+        if refused := kept_out(error):
+            _say(refused)
+            sys.exit(2)
         if (full := no_room(error)) is None:
             raise
         _say(full)
@@ -107,8 +111,9 @@ def _print_anywhere() -> None:
 
 
 def _of_a_thread(raised: threading.ExceptHookArgs) -> None:
-    """Stays silent where a logger's thread finds the disk full, since the run itself reports that."""
-    if raised.exc_value is None or no_room(raised.exc_value) is None:
+    """Stays silent where a logger's thread cannot write, since the run itself reports that."""
+    error = raised.exc_value
+    if error is None or not (isinstance(error, OSError) or no_room(error)):
         threading.__excepthook__(raised)
 
 

@@ -8,14 +8,15 @@ config.yaml, which the system releases when the process dies, however it dies.
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from archlab.base.errors import UserError
-from archlab.base.files import lock, no_room, sync, there
+from archlab.base.errors import NoRoom, UserError
+from archlab.base.files import kept_out, lock, named_by, no_room, sync, there
 from archlab.base.nested import options_alone
 
 CONFIG, SUMMARY, METRICS, STEPS = "config.yaml", "summary.json", "metrics.jsonl", "steps.jsonl"
@@ -41,6 +42,30 @@ def made(directory: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@contextmanager
+def disk_explained(directory: Path) -> Iterator[None]:
+    """Turns what the disk refuses a run into one line, which names the run and says how to finish it.
+
+    Raises NoRoom where the disk is full, and UserError where the directory may not be written, or is there no more.
+    """
+    try:
+        yield
+    except Exception as error:
+        finishes = f"archlab resume {directory} finishes the run"
+        if full := no_room(error, named_by(error) or directory):
+            what = str(full).partition("; make room")[0]
+            raise NoRoom(f"{what}; make room, and {finishes}") from None
+        if isinstance(error, OSError) and not directory.is_dir():
+            raise UserError(
+                f"{directory}: was moved or deleted while it was being written; archlab resume finishes it where it"
+                " is now"
+            ) from None
+        if refused := kept_out(error, directory):
+            what = str(refused).partition("; give")[0]
+            raise UserError(f"{what}; give it the rights that it needs, and {finishes}") from None
+        raise
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -154,7 +179,9 @@ def hold(directory: Path) -> int:
     """Locks an existing run; returns the descriptor that holds the lock. Raises UserError where another process has it."""
     try:
         descriptor = os.open(directory / CONFIG, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if there(directory / CONFIG) and (refused := kept_out(error)):
+            raise refused from None
         raise UserError(f"{directory}: has no {CONFIG}, so it is not a run; give a run's directory") from None
     if not lock(descriptor):
         os.close(descriptor)

@@ -40,7 +40,15 @@ from archlab.base.configuration import plain_dict
 from archlab.base.errors import NoRoom, UserError
 from archlab.base.files import PARTS, Lines, whole, write_text
 from archlab.records import checkpoint
-from archlab.records.directory import METRICS, STEPS, SUMMARY, as_written, new_directory, write_held
+from archlab.records.directory import (
+    METRICS,
+    STEPS,
+    SUMMARY,
+    as_written,
+    disk_explained,
+    new_directory,
+    write_held,
+)
 from archlab.records.loggers import Logger, open_loggers
 from archlab.train.state import TrainState
 
@@ -62,10 +70,11 @@ class Logbook:
         try:
             lengths = again.about.get("lengths", {})
             self.metrics = read_metrics(self.directory / METRICS, lengths.get(METRICS, 0))
-            again.clear()
-            self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
-            plain = plain_dict(cfg, resolve=True)
-            self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
+            with disk_explained(self.directory):
+                self.files = {name: Lines(self.directory / name, lengths.get(name, 0)) for name in (METRICS, STEPS)}
+                again.clear()
+                plain = plain_dict(cfg, resolve=True)
+                self.loggers = open_loggers(cfg.loggers, self.directory, plain, again.about.get("step", 0))
         except BaseException:
             self.__exit__()
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from archlab.base.errors import UNPRINTABLE, UserError
+from archlab.base.files import there
 from archlab.base.plain import SERIES, Unreadable, read_json, read_lines, read_whole_lines, read_yaml
 from archlab.records.directory import STEPS, unfinished
 from archlab.records.schema import (
@@ -133,7 +134,7 @@ def find(patterns: Sequence[str | Path]) -> list[Path]:
         raise UserError("no run is named; give directories of runs, or globs such as 'experiments/runs/*'")
     found: dict[Path, None] = {}
     for pattern in map(str, patterns):
-        matching = sorted(Path(path) for path in glob(pattern))
+        matching = named(pattern)
         if not matching:
             raise UserError(f"{pattern}: no such run; give directories of runs, or globs such as 'experiments/runs/*'")
         directories = [directory for path in matching for directory in inside(path)]
@@ -143,6 +144,11 @@ def find(patterns: Sequence[str | Path]) -> list[Path]:
             )
         found.update(dict.fromkeys(directories))
     return list(found)
+
+
+def named(pattern: str) -> list[Path]:
+    """What a path or a glob names; a name that is there is no glob, whatever brackets it has."""
+    return [Path(pattern)] if there(Path(pattern)) else sorted(Path(path) for path in glob(pattern))
 
 
 def inside(path: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from archlab.base.files import check_folder, write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.comparison.arms import identity
 from archlab.comparison.comparison import compare
-from archlab.records.reader import Run, find, inside, read_run
+from archlab.records.reader import Run, find, inside, named, read_run
 from archlab.report.page import page
 from archlab.report.page.claims import claim_sections
 from archlab.report.page.comparison import comparison_sections
@@ -107,9 +106,8 @@ def sorted_out(names: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]
     directories: list[Path] = []
     for name in names:
         by_name = CLAIMS / name / "result.json"
-        paths = (
-            [by_name.parent] if not glob(name) and by_name.is_file() else [Path(path) for path in sorted(glob(name))]
-        )
+        matching = named(name)
+        paths = [by_name.parent] if not matching and by_name.is_file() else matching
         kept = [(file, path / file) for path in paths for file in NEEDED if (path / file).is_file()]
         for file, path in kept:
             records[file].append(path)

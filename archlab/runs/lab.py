@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,7 @@ from rich.console import Console
 
 import archlab
 from archlab.base.configuration import plain_dict
-from archlab.base.errors import NoRoom, UserError
-from archlab.base.files import no_room
+from archlab.base.errors import UserError
 from archlab.base.signals import Stop, Stopped, listening
 from archlab.config.assemble import build
 from archlab.config.groups import leaks, option
@@ -32,7 +31,7 @@ from archlab.evaluate.stability import stability
 from archlab.evaluate.validation import held_out, unigram_entropy
 from archlab.model.decoder import Decoder
 from archlab.records.checkpoint import Checkpoint, newest
-from archlab.records.directory import hold, is_finished
+from archlab.records.directory import disk_explained, hold, is_finished
 from archlab.records.logbook import Again, Logbook, git_state, versions
 from archlab.records.reader import read_run
 from archlab.records.summary import AtLength, Stability, Summary
@@ -43,6 +42,7 @@ from archlab.runs.compiling import whether_compiled
 from archlab.runs.holds import check_fits
 from archlab.runs.load import saved_configuration
 from archlab.runs.weights import load_weights
+from archlab.train.clock import elapsed
 from archlab.train.compiling import programs_of
 from archlab.train.loop import Outcome, Record, train
 from archlab.train.objective import scored_targets, targets_ahead
@@ -122,7 +122,7 @@ def prepared(
     """Assembles the model, once, and prints what it is; nothing is written yet. `about` is a checkpoint's."""
     since = time.time()
     tuned = (about.get("tuned") or tune.tuned_rate(cfg)) if cfg.tune else None
-    started += time.time() - since  # a search belongs to all runs of its arm
+    started += elapsed(since)  # a search belongs to all runs of its arm
     asked, cfg = cfg, tune.as_found(cfg, tuned)
     where, settings, source = machine_of(cfg), settings_of(cfg), open_source(cfg)
     # Both also refuse, before anything is written, a train_len that the data can't serve.
@@ -181,7 +181,7 @@ def carried_out(
     with (
         listening() as stop,
         Logbook(work.cfg.output, work.cfg, overrides, again) as logbook,
-        full_disk_explained(logbook),
+        disk_explained(logbook.directory),
     ):
         outcome = trained(work, logbook, stop, saved)
         summary = written_down(work, logbook, outcome, stop, plots)
@@ -209,23 +209,11 @@ def written_down(
         plotted(logbook, summary, positions, findings, outcome, stop)
     if outcome.interrupted:
         summary["status"] = "stopped"
-    summary["wall_seconds"] = time.time() - work.started
+    summary["wall_seconds"] = elapsed(work.started)
     with suppress(UserError):  # a block that cannot be run on the meta device is not drawn
         write_sketch(logbook.directory, sketch(work.decoder, ""))
     logbook.close(summary, positions, work.decoder, to_be_continued=outcome.interrupted)
     return summary
-
-
-@contextmanager
-def full_disk_explained(logbook: Logbook) -> Iterator[None]:
-    """Turns a full disk into a NoRoom that names the run, and says how to finish it."""
-    try:
-        yield
-    except (NoRoom, OSError) as error:
-        if (full := no_room(error)) is None:
-            raise
-        what = str(full).partition("; make room")[0]
-        raise NoRoom(f"{what}; make room, and archlab resume {logbook.directory} finishes the run") from None
 
 
 def trained(work: Work, logbook: Logbook, stop: Stop, saved: Checkpoint | None) -> Outcome:
@@ -253,7 +241,7 @@ def watching(work: Work, logbook: Logbook, stop: Stop) -> list[Observer]:
     """Who writes down each step, and who saves the state."""
 
     def save(state: TrainState) -> None:
-        logbook.save(state, {**work.about, "seconds": time.time() - work.started})
+        logbook.save(state, {**work.about, "seconds": elapsed(work.started)})
 
     return [EveryStep(logbook.steps), Checkpoints(work.settings.save_every, stop, save)]
 
@@ -330,8 +318,8 @@ def summary_of(
         tokens=len(outcome.losses) * settings.tokens_per_step,
         **work.price,
         tokens_per_second=outcome.tokens_per_second,
-        first_step_seconds=outcome.first_step_at and outcome.first_step_at - work.about["began"],
-        wall_seconds=time.time() - work.started,
+        first_step_seconds=outcome.first_step_at and elapsed(work.about["began"], outcome.first_step_at),
+        wall_seconds=elapsed(work.started),
         tf32=work.where.tf32,
         compiled=outcome.compiled,
         attention=work.where.attention,
@@ -408,7 +396,7 @@ def evaluate_again(directory: Path, cfg: DictConfig, trained: DictConfig) -> Rec
     return {
         "val_loss": known["loss"] if known else validation_loss(cfg, decoder, source, where),
         "length": lengths,
-        "seconds": time.time() - since,
+        "seconds": elapsed(since),
     }
 
 

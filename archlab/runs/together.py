@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from archlab.base.messages import beyond_the_machine
 from archlab.base.signals import Stop, Stopped, listening
+from archlab.records.directory import disk_explained
 from archlab.records.logbook import Logbook
 from archlab.runs import lab
 from archlab.runs.assembled import training_seed
@@ -76,7 +77,7 @@ def finished(
 ) -> Callable[[], Path]:
     """Evaluates one member and writes its last files; what goes wrong there is that member's alone."""
     try:
-        with lab.full_disk_explained(logbook):
+        with disk_explained(logbook.directory):
             if error is not None:
                 raise error
             lab.written_down(work, logbook, outcome, stop, plots, pack)

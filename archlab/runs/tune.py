@@ -8,8 +8,9 @@ one rate and one of the tuning seeds, scored on the part of the held-out data th
 With a second axis (`archlab.config.tuning`) an arm is searched at each of its values as if that were an arm of its own: all of
 them try the same rates, which fills a rectangle, and the best of all is taken.
 
-Seeds from 1000 on are for tuning and development. What was found is kept beside the runs, every trial of it, so that
-an arm's seeds share one search and an interrupted one goes on.
+Seeds from 1000 on are for tuning and development. What was found is kept beside the runs, every trial of it as soon as it
+ended, so that an arm's seeds share one search and an interrupted one goes on. Of a search itself whole rounds are kept: what it
+tries next follows from all rates of the last round, so that an interrupted one tries what it would have tried.
 
 Source: why each arm needs its own, arXiv:2103.03098, sec. 2.1; a grid of factor two, arXiv:2509.02046; the best of k trials,
 arXiv:1909.03004.
@@ -22,7 +23,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from archlab.base.configuration import copied, plain_dict
 from archlab.base.errors import UserError
-from archlab.base.files import write_text
+from archlab.base.files import no_room, write_text
 from archlab.base.plain import Unreadable, read_json
 from archlab.base.signals import Stop, Stopped
 from archlab.config.assemble import build
@@ -48,6 +49,7 @@ from archlab.runs.corpus import own_corpus
 from archlab.runs.expected import seconds_of_a_run
 from archlab.runs.packs import PackSize, packs_of
 from archlab.runs.workers import default_workers, worth_their_start
+from archlab.train.clock import elapsed
 from archlab.train.loop import train
 from archlab.train.pack import Member, train_together
 from archlab.train.runtime import settled_precision
@@ -204,9 +206,21 @@ def kept(cfg: DictConfig) -> dict[int, list[float]]:
 
 
 def keep(cfg: DictConfig, cells: Cells) -> None:
-    file = kept_in(cfg)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(found(cells, cfg.train.lr)))
+    """Raises UserError where it cannot be written."""
+    with searchable(kept_in(cfg)):
+        write_text(kept_in(cfg), json.dumps(found(cells, cfg.train.lr)))
+
+
+@contextmanager
+def searchable(file: Path) -> Iterator[None]:
+    """Makes the folder of a file in which a search keeps something. Raises UserError where it cannot, here or inside."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise no_room(error, file.parent) or UserError(
+            f"{file.parent}: nothing that tune finds can be kept there: {error.strerror}; give another output=FOLDER"
+        ) from None
 
 
 # ---------------------------------------------------------------- trials
@@ -295,6 +309,38 @@ def ignore(*seen: object) -> None:
     pass
 
 
+# ---------------------------------------------------------------- trials that are kept
+
+
+def loss_kept_in(trial: Trial) -> Path:
+    arm = kept_in(trial.arm)
+    return arm.parent / "trials" / f"{arm.stem}.{trial.place}.{trial.seed}.json"
+
+
+def loss_kept(trial: Trial) -> float | None:
+    """What a trial came to that was made before; None where there is none, or it cannot be read."""
+    try:
+        loss = read_json(loss_kept_in(trial))["loss"]
+        return math.inf if loss is None else float(loss)
+    except (Unreadable, FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+
+
+def keep_loss(trial: Trial, loss: float) -> None:
+    """Raises UserError where it cannot be written."""
+    with searchable(loss_kept_in(trial)):
+        write_text(loss_kept_in(trial), json.dumps({"loss": finite_or_none(loss)}))
+
+
+def made(trial: Trial) -> float:
+    """What a trial comes to; one that was made before is not made again."""
+    loss = loss_kept(trial)
+    if loss is None:
+        loss = losses_of([trial])[0]
+        keep_loss(trial, loss)
+    return loss
+
+
 # ---------------------------------------------------------------- searches
 
 
@@ -312,12 +358,12 @@ def tuned_rate(cfg: DictConfig, tick: Callable[[Trial], None] = ignore) -> dict[
     while places := places_to_try(cells):
         for line, tried in zip(lines, cells, strict=True):
             for place in (place for place in places if place not in tried):
-                losses = []
+                tried[place] = []
                 for trial in [Trial(line, place, seed) for seed in SEEDS]:
-                    losses.append(losses_of([trial])[0])
+                    tried[place].append(made(trial))
                     tick(trial)
-                tried[place] = losses
-                keep(line, tried)
+        for line, tried in zip(lines, cells, strict=True):
+            keep(line, tried)
     return found_beside(cells, cfg.train.lr, second_axis(cfg.tune))
 
 
@@ -349,6 +395,9 @@ def find_rates(
     for cfg in {repr((cfg.data, cfg.eval, cfg.train.train_len)): cfg for cfg in cfgs if cfg.tune}.values():
         check_parts_apart(cfg)
     arms = {kept_in(line): line for cfg in cfgs if cfg.tune for line in lines_of(cfg)}
+    for file in arms:
+        with searchable(file):
+            pass
     cells = {file: kept(cfg) for file, cfg in arms.items()}
     if show:
         for told in dict.fromkeys(budget_of(axis) for cfg in cfgs if (axis := second_axis(cfg.tune))):
@@ -357,7 +406,7 @@ def find_rates(
         missing = [(file, place) for file in arms for place in places if place not in cells[file]]
         trials = [Trial(arms[file], place, seed) for file, place in missing for seed in SEEDS]
         losses: dict[tuple[Path, int], dict[int, float]] = {}
-        for trial, loss in carried_out(trials, workers, pack, show):
+        for trial, loss in outcomes(trials, workers, pack, show):
             losses.setdefault((kept_in(trial.arm), trial.place), {})[trial.seed] = loss
         for file, place in missing:
             of = losses.get((file, place), {})
@@ -367,7 +416,7 @@ def find_rates(
                 arms.pop(file, None)
         for file, cfg in arms.items():
             keep(cfg, cells[file])
-    return time.time() - since
+    return elapsed(since)
 
 
 def check_parts_apart(cfg: DictConfig, where: str = "") -> None:
@@ -392,6 +441,19 @@ def budget_of(axis: SecondAxis) -> str:
         f"tune: the rate is searched at {n} values of {axis.field} ({', '.join(f'{value:g}' for value in axis.values)}): at"
         f" least {3 * n * len(SEEDS)} trials for each arm, and {n * len(SEEDS)} more for each rate beyond the first three"
     )
+
+
+def outcomes(trials: Sequence[Trial], workers: int | None, pack: PackSize, show: bool) -> Iterator[tuple[Trial, float]]:
+    """Each trial that came to a loss, with it, those first that were made before; each of the others is kept when it ends."""
+    left = []
+    for trial in trials:
+        if (loss := loss_kept(trial)) is None:
+            left.append(trial)
+        else:
+            yield trial, loss
+    for trial, loss in carried_out(left, workers, pack, show) if left else ():
+        keep_loss(trial, loss)
+        yield trial, loss
 
 
 def carried_out(

@@ -18,6 +18,7 @@ from multiprocessing.context import BaseContext, ForkServerContext
 from threading import Thread
 from typing import Any, TypeVar
 
+from archlab.base.errors import UserError
 from archlab.base.signals import Stopped, deferred
 
 Result = TypeVar("Result")
@@ -34,10 +35,19 @@ START = 5.0
 
 
 def default_workers() -> int:
-    """One for each core; on a GPU one in all."""
+    """One for each core; one in all on a GPU, and where there can be no processes side by side."""
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() or why_none_beside() else os.cpu_count() or 1
+
+
+def why_none_beside() -> str | None:
+    """Why no processes can work side by side here, as where /dev/shm may not be written; None where they can."""
+    try:
+        get_context().Lock()
+    except (OSError, ImportError) as error:
+        return getattr(error, "strerror", None) or "the system has no semaphores"
+    return None
 
 
 def threads_each(workers: int) -> int:
@@ -69,6 +79,11 @@ def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
     (SIGTERM): a run then saves where it is. A request that comes before the first has begun is heard once it has: its start
     cannot be taken back, and a worker whose pool is gone would print what it misses.
     """
+    if why := why_none_beside():
+        raise UserError(
+            f"workers={workers}: no processes can work side by side here, since /dev/shm gives them no lock: {why.lower()}; use"
+            " workers=1"
+        )
     expect_workers()
     with ProcessPoolExecutor(workers, context(), start_worker, (threads_each(workers),)) as pool:
         try:

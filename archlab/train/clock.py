@@ -6,6 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def elapsed(since: float, now: float | None = None) -> float:
+    """Seconds since a time.time(), or between two of them; none where the clock was set back meanwhile."""
+    return max(0.0, (time.time() if now is None else now) - since)
+
+
 class Clock:
     """Tokens per second from the second step on, as of the last whose numbers are there: the first one pays for warming up."""
 

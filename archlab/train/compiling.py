@@ -6,7 +6,9 @@ the next process finds it. On CUDA no CUDA graphs are recorded: a graph keeps it
 next replay overwrites, and a graph of one layer is replayed for the next layer before the backward pass has read it.
 """
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -25,6 +27,9 @@ Compile = Literal["auto", "on", "off"]
 
 BACKEND = "inductor"
 
+KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
+"""The environment's word for the folder of what torch compiles."""
+
 
 def why_not_compiled(device: torch.device) -> str | None:
     """What torch.compile lacks to compile for this device, and what to do; None where it lacks nothing."""
@@ -40,7 +45,24 @@ def why_not_compiled(device: torch.device) -> str | None:
         get_cpp_compiler()
     except Exception:  # torch has a class of its own for it, whose place has moved between its versions
         return "needs a C++ compiler such as g++, and torch finds none here; install one, or use compile=off"
-    return None
+    return why_not_kept()
+
+
+def why_not_kept() -> str | None:
+    """Why what torch compiles cannot be written, and what to do; None where it can."""
+    from torch._inductor.codecache import cache_dir
+
+    folder = os.environ.get(KEPT_IN) or tempfile.gettempdir()
+    try:
+        folder = cache_dir()
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        return (
+            f"writes what it compiles to {folder}, which cannot be: {why}; give another folder in {KEPT_IN}, or use"
+            " compile=off"
+        )
 
 
 def one_layer(layer: Layer, x: Tensor, context: AttentionContext, wanted: Collection[str]) -> Watched:
@@ -109,8 +131,14 @@ def compile_errors(what: str) -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled anew: torch keeps what it compiled with a function's code, and counts it there for all models."""
+    """The function, compiled anew: torch keeps what it compiled with a function's code, and counts it there for all models.
+
+    From then on what torch compiles in this process draws as it does eagerly, so that dropout is the same either way.
+    """
+    from torch._inductor import config  # here: it takes part of a second to import
+
     assert isinstance(function, FunctionType)
+    config.fallback_random = True
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
     return torch.compile(own, backend=BACKEND, fullgraph=True, dynamic=False)
 

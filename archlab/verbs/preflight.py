@@ -60,7 +60,10 @@ class Start(Shown):
         if path.suffix not in PICTURES:
             raise UserError(f"preflight.plot={path}: should end in {ENDINGS}")
         check_folder("preflight.plot", path)
-        return tables.draw(self.record, path)
+        try:
+            return tables.draw(self.record, path)
+        except OSError as error:
+            raise UserError(f"preflight.plot={path}: cannot be written: {error.strerror}; give another file") from None
 
     def __rich__(self) -> RenderableType:
         first = tables.start(self.record, self.warnings)

@@ -590,6 +590,33 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "archlab: what is printed: cannot be written: no space left on device; make room, then do it again\n"),
+    ],
+)  # fmt: skip
+def test_output_that_goes_nowhere_is_no_traceback(tmp_path: Path, where: str, status: int, said: str) -> None:
+    """Fault found: with standard output closed every command ended in a traceback once its work was done."""
+    done = shell("sh", "-c", f"{sys.executable} -m archlab show size=nano {where}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_file_that_may_not_be_written_is_one_line(archlab: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(cfg: DictConfig, *rest: object, **options: object) -> Path:
+        raise OSError(30, "Read-only file system", "runs/lock")
+
+    monkeypatch.setattr(lab, "run", refused)
+    for words in (["seed=0"], ["-m", "seed=0,1"]):
+        done = archlab(*words)
+        assert done.status == 2 and done.err.startswith(
+            "archlab: runs/lock: cannot be written or read: read-only file system; give it the rights that it needs"
+        )
+        assert done.err.count("\n") == 1
+
+
 def test_one_name_for_the_module_and_the_script() -> None:
     assert cli.main is main
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import commands
 import pytest
@@ -97,6 +98,17 @@ def test_misuse_of_compare_is_one_line_and_status_two(swept, words, told, comman
     folder, _ = swept
     done = command("compare", *(word.replace("RUNS", f"{folder}/experiments/runs/*norm=*") for word in words))
     assert done.status == 2 and done.err.startswith(f"archlab: {told}") and done.err.count("\n") == 1
+
+
+def test_a_folder_whose_name_could_be_a_glob_is_found_by_its_name(swept, tmp_path, command):
+    """Fault found: a run that is there was no such run, where a folder above it had brackets in its name."""
+    folder, _ = swept
+    odd = tmp_path / "tries [2]"
+    shutil.copytree(folder / "experiments" / "runs", odd)
+    run = str(next(odd.glob("*norm=rms*")))
+    for words in (["compare", run], ["compare", f"{odd}/"], ["report", run]):
+        done = command(*words)
+        assert done.status == 0, done.err
 
 
 def test_a_sweep_that_cannot_be_compared_says_so_in_one_line_and_is_no_failure(command, tmp_path):

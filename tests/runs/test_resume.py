@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -19,6 +20,7 @@ import pytest
 import torch
 from killed import TIMES, WORDS, all_of, at_call, die, in_a_child, the_run
 from oracles import built, composed
+from safetensors import SafetensorError
 from training import CPU, SMALL, Counting, settings
 
 import archlab
@@ -268,6 +270,72 @@ def test_where_not_even_the_configuration_fits_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def rights(directory):
+    raise OSError(13, "Permission denied", str(directory / "events.out"))
+
+
+def rights_in_rust(directory):
+    raise SafetensorError("I/O error: Permission denied (os error 13)")
+
+
+def read_only(directory):
+    raise OSError(30, "Read-only file system", str(directory / "checkpoint.safetensors"))
+
+
+def moved(directory):
+    directory.rename(directory.with_name("moved"))
+    raise FileNotFoundError(2, "No such file or directory", str(directory / "checkpoint.safetensors"))
+
+
+def full_without_a_name(directory):
+    raise OSError(28, "No space left on device")
+
+
+REFUSED = {
+    rights: (UserError, r"events.out: cannot be written or read: permission denied; .* archlab resume \S+ finishes the run"),
+    rights_in_rust: (UserError, r"^/\S+: cannot be written or read: permission denied; .* archlab resume \S+ finishes"),
+    read_only: (UserError, r"cannot be written or read: read-only file system; .* archlab resume \S+ finishes the run"),
+    moved: (UserError, r"was moved or deleted while it was being written; archlab resume finishes it where it is now"),
+    full_without_a_name: (NoRoom, r"^/\S+: cannot be written: no space left on device; make room, and archlab resume"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's, of the run that moved
+@pytest.mark.parametrize("during", ["a checkpoint", "the beginning"])
+@pytest.mark.parametrize("refuse", REFUSED)
+def test_what_the_disk_refuses_a_run_is_one_line_that_names_it(refuse, during, tmp_path, monkeypatch, whole):
+    """Faults found: all but a full disk were tracebacks, and one that was full from the beginning was of "a file"."""
+    kind, says = REFUSED[refuse]
+    with monkeypatch.context() as patched:
+        if during == "a checkpoint":
+            patched.setattr(checkpoint, "save_file", lambda tensors, part, metadata: refuse(part.parent))
+        else:
+            patched.setattr(logbook, "open_loggers", lambda names, directory, *rest: refuse(directory))
+        with pytest.raises(kind, match=says) as told:
+            run(tmp_path)
+    assert "\n" not in str(told.value)
+    assert all_of(resume(the_run(tmp_path))) == whole
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "config.yaml"])
+def test_a_run_whose_file_this_user_may_not_open_is_left_as_it_is(name, cut, monkeypatch):
+    """Fault found: a traceback, or that there is no config.yaml."""
+    there = sorted(file.name for file in cut.iterdir())
+
+    def opened(path, *rest, real=os.open):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", opened)
+        with pytest.raises(UserError, match=f"{name}: cannot be .* permission denied"):
+            resume(cut)
+    assert sorted(file.name for file in cut.iterdir()) == there
+
+
 def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
     files.write_text(tmp_path / "page.html", "the old one")
 
@@ -278,6 +346,14 @@ def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(NoRoom, match=r"page.html: cannot be written: no space left on device; make room"):
         files.write_text(tmp_path / "page.html", "the new one")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "the old one")]
+
+
+def test_a_clock_that_is_set_back_leaves_a_run_that_can_be_read(tmp_path, monkeypatch):
+    """Fault found: it ended after less than no seconds, and was called damaged by whoever read it."""
+    earlier = itertools.count(time.time(), -60)
+    monkeypatch.setattr(time, "time", lambda: next(earlier))
+    summary = read_run(run(tmp_path)).summary
+    assert summary["wall_seconds"] == summary["first_step_seconds"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,37 @@ def test_a_search_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     assert {rate for rate, _ in tried} == {6e-3}
 
 
+ROUNDS = {3e-3: 2.0, 6e-3: 1.0, 1.2e-2: 4.0}
+"""Two rounds: the best of the first three rates is the last of them."""
+
+
+@pytest.mark.parametrize("trial", range(8))
+@pytest.mark.parametrize("beside", [False, True])
+def test_wherever_a_search_is_broken_off_it_goes_on_to_the_same_with_no_trial_twice(
+    beside, trial, tmp_path, monkeypatch
+):
+    def search(output):
+        cfg = composed(output)
+        if beside:
+            tune.find_rates([cfg], workers=1)
+        return tune.tuned_rate(cfg)
+
+    at_all = told(monkeypatch, lambda rate: ROUNDS.get(rate, 5.0))
+    undisturbed = search(tmp_path / "a")
+
+    def killed(rate):
+        if len(before) > trial:
+            raise KeyboardInterrupt
+        return ROUNDS.get(rate, 5.0)
+
+    before = told(monkeypatch, killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "b")
+    after = told(monkeypatch, lambda rate: ROUNDS.get(rate, 5.0))
+    assert search(tmp_path / "b") == undisturbed
+    assert before[:trial] + after == at_all
+
+
 def test_the_loss_of_a_trial_is_that_of_a_run_on_the_tuning_part(tmp_path):
     cfg = composed(tmp_path)
     (found,) = tune.losses_of([tune.Trial(cfg, 1, 1000)])
@@ -129,6 +160,17 @@ def test_seeds_of_an_arm_share_one_search_and_another_arm_has_its_own(tmp_path, 
     for overrides in (["seed=0"], ["seed=1"], ["seed=0", "norm=layer"]):
         tune.tuned_rate(composed(tmp_path, *overrides))
     assert len(tried) == 2 * 3 * 2
+
+
+def test_where_nothing_can_be_kept_no_trial_is_made(tmp_path, monkeypatch):
+    """Fault found: a traceback after the first round of trials."""
+    (tmp_path / ".tuned").write_text("no folder")
+    tried = told(monkeypatch, lambda rate: 2.0)
+    with pytest.raises(
+        UserError, match=r"\.tuned: nothing that tune finds can be kept there: .*; give another output=FOLDER"
+    ):
+        tune.find_rates([composed(tmp_path)])
+    assert not tried
 
 
 def test_a_damaged_record_of_a_search_is_made_again(tmp_path, monkeypatch):

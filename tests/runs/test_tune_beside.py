@@ -62,7 +62,7 @@ def test_an_arm_whose_trial_fails_is_left_to_its_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune, "losses_of", fails)
     tune.find_rates([composed(tmp_path, "norm=layer"), composed(tmp_path, "norm=rms")])
-    (kept,) = (tmp_path / ".tuned").iterdir()
+    (kept,) = (tmp_path / ".tuned").glob("*.json")
     assert kept == tune.kept_in(composed(tmp_path, "norm=rms"))
 
 

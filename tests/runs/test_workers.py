@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from archlab.base.errors import UserError
+from archlab.runs import workers
 
 INTERRUPTED = """
 import os, signal, threading, time
@@ -28,3 +32,15 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_workers_start_prints_nothing_of_them():
     ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.stderr) == ("['SIGINT']\nheard\n", "")
+
+
+def no_lock():
+    raise OSError(30, "Read-only file system")
+
+
+def test_without_locks_there_is_one_process_and_who_asks_for_more_is_told(monkeypatch):
+    """As where /dev/shm may not be written. Fault found: every sweep long enough for two processes ended in a traceback."""
+    monkeypatch.setattr(workers, "get_context", lambda: SimpleNamespace(Lock=no_lock))
+    assert workers.default_workers() == 1
+    with pytest.raises(UserError, match=r"^workers=2: no processes .* read-only file system; use workers=1$"):
+        workers.pool_of(2).__enter__()

@@ -89,7 +89,9 @@ def test_weights_are_held_beside_compiled_layers():
 
 @pytest.mark.slow
 def test_compiled_to_machine_code_it_trains_alike():
-    seen = told("inductor", "size.n_layers=3", "size.n_layers=3 norm=batch allow_leak=true", "size.n_layers=2 pack")
+    """Fault found: dropout drew otherwise in compiled layers, so that what `compile=auto` decided changed a run's numbers."""
+    rows = ("size.n_layers=3 dropout=0.1", "size.n_layers=3 norm=batch allow_leak=true", "size.n_layers=2 pack")
+    seen = told("inductor", *rows)
     check(seen, FUSED)
 
 
@@ -168,6 +170,18 @@ def test_without_a_compiler(monkeypatch):
     with pytest.raises(UserError, match=r"^compile=on: needs a C\+\+ compiler.*use compile=off$"):
         runtime("cpu", "fp32", compile="on")
     assert whether_compiled(composed(*LONG), CPU, 1)[0] == "off"
+
+
+@pytest.mark.parametrize("folder", ["a file", "a file/within"])
+def test_without_a_folder_for_what_is_compiled(folder, tmp_path, monkeypatch):
+    """Faults found: a traceback, or that a file could not be written whose use nobody was told."""
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / folder))
+    with pytest.raises(
+        UserError,
+        match=r"^compile=on: writes what it compiles to .*a file.*TORCHINDUCTOR_CACHE_DIR, or use compile=off$",
+    ):
+        runtime("cpu", "fp32", compile="on")
 
 
 def no_compiler():

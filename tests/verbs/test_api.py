@@ -154,6 +154,9 @@ def test_preflight_has_a_row_per_layer(tmp_path):
     with pytest.raises(UserError, match="preflight.plot=.*nowhere is not a folder; make it first"):
         start.save(tmp_path / "nowhere" / "start.png")
     assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="preflight.plot=.*folder.png: cannot be written: Is a directory; give another"):
+        start.save(tmp_path / "folder.png")
     assert "At initialisation" in str(start)
 
 
