@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,7 +26,7 @@ from archlab.base.nested import leaves
 from archlab.base.words import key_of, plain
 from archlab.config.messages import explain, in_one_line
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
-from archlab.config.plan import Plan, layer_plans
+from archlab.config.plan import Plan, course, layer_plans
 from archlab.config.tuning import check_there, second_axis
 from archlab.config.whole import whole
 
@@ -84,12 +85,24 @@ def refuse_the_same_run(made: Sequence[Plan]) -> None:
     """Raises UserError where two plans of a sweep settle to one configuration: one of them would change nothing."""
     earlier: dict[str, Plan] = {}
     for plan in made:
-        other = earlier.setdefault(json.dumps(plain_dict(plan.cfg), sort_keys=True, default=str), plan)
+        other = earlier.setdefault(json.dumps(shares_counted(plan.cfg), sort_keys=True, default=str), plan)
         if other is not plan:
             both = dict.fromkeys(" ".join(one.overrides) for one in (other, plan))
             raise UserError(
                 f"{' and '.join(both)}: the same run twice in one sweep, which changes nothing; name each once"
             )
+
+
+def shares_counted(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, with how many layers or steps in the place of a share that comes to so many."""
+    from archlab.config.groups import made, target
+
+    plain, steps = plain_dict(cfg), cfg.train.steps
+    if layers_of := getattr(target(cfg, "residual"), "n_post", None):
+        plain["residual"]["share"] = layers_of(cfg.residual.share, len(course(cfg)))
+    if "share" in plain["average"]:
+        plain["average"]["share"] = steps - made(cfg, "average").after(steps)
+    return plain
 
 
 def check_how_many(swept: Sequence[Override]) -> None:
