@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from archlab.base.configuration import copied, has_references, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
-from archlab.base.words import key_of, plain
+from archlab.base.words import key_of, plain, taken_apart, value_of
 from archlab.config.messages import explain, in_one_line
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, course, layer_plans
@@ -47,7 +48,8 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 def in_turn(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
     """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one."""
     cfg, words = composed(overrides, config_dir)
-    return finish(cfg, cfg.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
+    with numbers_as_typed(words):
+        return finish(cfg, cfg.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
 @checked
@@ -76,7 +78,8 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
         parsed = parser.parse_overrides(words)
         check_how_many([override for override in parsed if override.is_sweep_override()])
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
+    with numbers_as_typed(words):
+        made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
     refuse_the_same_run(made)
     return made
 
@@ -153,6 +156,28 @@ def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
     cfg = whole(words, own)
     settled = finish(cfg, cfg.hydra.runtime.choices, asked_for(words), own)
     return Plan(tuple(plain(word) for word in words), settled, tuple(layer_plans(settled)))
+
+
+@contextmanager
+def numbers_as_typed(words: Sequence[str]) -> Iterator[None]:
+    """Within it a UserError about an option shows its number as somebody typed it, such as 1e3, and not as it was read."""
+    try:
+        yield
+    except UserError as error:
+        shown, colon, why = str(error).partition(":")
+        said = taken_apart(shown)
+        for word in map(plain, words):
+            if key_of(word) == said.key:
+                for typed in value_of(word).split(","):
+                    if same_number(typed, said.value or ""):
+                        raise UserError(f"{said.key}={typed}{colon}{why}") from None
+        raise
+
+
+def same_number(one: str, other: str) -> bool:
+    with suppress(ValueError):
+        return float(one) == float(other)
+    return False
 
 
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:

@@ -626,3 +626,12 @@ def test_what_changes_nothing_is_refused_with_its_reason(words, says, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["train.steps=1e3"], ["show", "train.steps=1e3"], ["-m", "train.steps=1e3,20"]], ids=" ".join
+)
+def test_a_number_is_answered_as_it_was_typed(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert capsys.readouterr().err.endswith("archlab: train.steps=1e3: should be a valid integer\n")
