@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from archlab.base.errors import UserError
+from archlab.base.words import key_of, value_of
 from archlab.config.compose import in_turn
 from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out
 from archlab.hub.families import Family, kind_of
@@ -86,7 +87,7 @@ def of_a_null(family: Family, config: Config, there: Mapping[Path, Any]) -> User
 
 def of_a_number(family: Family, config: Config, there: Mapping[Path, Any], error: UserError) -> UserError | None:
     """Where what is refused goes by the number in a field: that it does, and why it is refused."""
-    option, _, refused = str(error).partition(":")[0].partition("=")
+    option, refused = key_of(shown := str(error).partition(":")[0]), value_of(shown)
     said = option_in(family, config, option)
     numbers = {path: n for path, n in there.items() if isinstance(n, int | float) and not isinstance(n, bool)}
     others = {path: [changed(config, {path: n + more}) for more in (1, 0.5, 2, 3)] for path, n in numbers.items()}
