@@ -24,7 +24,7 @@ from archlab.base.configuration import copied, has_references, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
-from archlab.base.words import key_of, plain, taken_apart, value_of
+from archlab.base.words import key_of, plain, value_of
 from archlab.config.messages import explain, in_one_line
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
 from archlab.config.plan import Plan, course, layer_plans
@@ -164,13 +164,12 @@ def numbers_as_typed(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        shown, colon, why = str(error).partition(":")
-        said = taken_apart(shown)
+        key, (shown, colon, why) = key_of(str(error)), value_of(str(error)).partition(":")
         for word in map(plain, words):
-            if key_of(word) == said.key:
+            if key_of(word) == key:
                 for typed in value_of(word).split(","):
-                    if same_number(typed, said.value or ""):
-                        raise UserError(f"{said.key}={typed}{colon}{why}") from None
+                    if same_number(typed, shown):
+                        raise UserError(f"{key}={typed}{colon}{why}") from None
         raise
 
 

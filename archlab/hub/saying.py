@@ -87,7 +87,7 @@ def of_a_null(family: Family, config: Config, there: Mapping[Path, Any]) -> User
 
 def of_a_number(family: Family, config: Config, there: Mapping[Path, Any], error: UserError) -> UserError | None:
     """Where what is refused goes by the number in a field: that it does, and why it is refused."""
-    option, refused = key_of(shown := str(error).partition(":")[0]), value_of(shown)
+    option, refused = key_of(str(error)), value_of(str(error)).partition(":")[0]
     said = option_in(family, config, option)
     numbers = {path: n for path, n in there.items() if isinstance(n, int | float) and not isinstance(n, bool)}
     others = {path: [changed(config, {path: n + more}) for more in (1, 0.5, 2, 3)] for path, n in numbers.items()}
