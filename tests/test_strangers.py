@@ -1,7 +1,9 @@
 """What a stranger's file says is data: run directories, presets and released folders that would run code, or break."""
 
 import json
+import math
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -363,6 +365,26 @@ def test_a_summary_of_which_one_field_is_wrong_is_told_or_left_out(every, copied
         (copied / "summary.json").write_text(json.dumps(record))
         verb = random_.choice(["compare", "report", "stability_map"])
         works_or_is_a_line([verb, str(copied), str(good)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "told"),
+    [
+        (("val_loss",), math.nan, "val_loss: holds NaN, which is no number; archlab writes null where there is none"),
+        (("length", 0, "loss"), math.inf, "length.0.loss: holds Infinity, which is no number"),
+        (("of_my_own",), -math.inf, "holds -Infinity, which is no number"),
+        (("n_params",), math.nan, "n_params: holds NaN, which is no number"),
+        (("val_loss",), 1e200, "val_loss: holds 1e+200, which is not a measurement"),
+    ],
+    ids=str,
+)
+def test_a_number_that_is_none_is_told_as_what_it_is(place, number, told, copied):
+    record = node = json.loads((copied / "summary.json").read_text())
+    for part in place[:-1]:
+        node = node[part]
+    node[place[-1]] = number
+    (copied / "summary.json").write_text(json.dumps(record))
+    refused(read_run, copied, match=f"its record is damaged: {re.escape(told)}")
 
 
 DAMAGED = {

@@ -209,7 +209,8 @@ class InstanceNorm(OverPositions):
         normed = rearrange(
             F.layer_norm(along_seq, along_seq.shape[-1:], eps=self.eps), "batch d_model seq -> batch seq d_model"
         )
-        return (self.gain * normed + self.shift).type_as(x)
+        # Features side by side again: each matrix that is given it would make, and keep, a copy of its own.
+        return (self.gain * normed + self.shift).type_as(x).contiguous()
 
 
 class SequenceNorm(OverPositions):

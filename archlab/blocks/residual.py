@@ -193,9 +193,14 @@ class MixedNorm(OneNormPerBranch):
 
     def __init__(self, norm: MakeNorm, n_layers: int, layer: int = 0, share: Share = 0.25, branches: int = BRANCHES):
         super().__init__(norm, n_layers, branches)
-        post = layer < share * n_layers
+        post = layer < self.n_post(share, n_layers)
         self.placed = add_then_norm if post else norm_then_add
         self.needs_final_norm, self.variant = not post, "post" if post else "pre"
+
+    @staticmethod
+    def n_post(share: float, n_layers: int) -> int:
+        """How many of so many layers a share of them comes to."""
+        return math.ceil(share * n_layers)
 
     def join(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return self.placed(x, norm, branch)

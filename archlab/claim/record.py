@@ -296,12 +296,12 @@ def keep_page(record: Record, folder: Path, picture: Path | None) -> None:
 
 
 def check_kept(output: Path) -> None:
-    """Raises UserError where one of the two ledgers is damaged, or lacks a line that a kept result rests on.
+    """Raises UserError where a kept result or one of the two ledgers is damaged, or lacks a line that a kept result rests on.
 
     A result names its lines by their hashes; an older one, that does not, has to have lines that say what it says. Results are
     read first: whoever writes one has written its lines before.
     """
-    results = [(file, record) for file in sorted(output.glob("*/result.json")) if (record := kept(file))]
+    results = [(file, unharmed(file)) for file in sorted(output.glob("*/result.json"))]
     for ledger, says in ((registrations(output), ("says", "ladder")), (verdicts(output), EVIDENCE)):
         lines = ledger.records()
         for file, record in results:
@@ -332,6 +332,15 @@ def keep_index(output: Path, known: Iterable[str] = ()) -> None:
         record["survives"] = survives.get(record["name"])
     records.sort(key=lambda record: (VERDICTS.index(record["verdict"]), record["name"]))
     write_text(output / "README.md", index_page(records, verdicts(output).records(), known))
+
+
+def unharmed(file: Path) -> Record:
+    """What was decided before. Raises UserError where the file is no such record."""
+    if record := kept(file):
+        return record
+    raise UserError(
+        f"{file}: is not what was written there; put back what was, or remove it, and the claim is decided again from its runs"
+    )
 
 
 def kept(file: Path) -> Record | None:

@@ -20,7 +20,7 @@ from archlab.base.messages import beyond_the_machine
 from archlab.base.quantities import Count
 from archlab.base.words import key_of, plain, sets, value_of
 from archlab.cli.arguments import read
-from archlab.config.compose import asked_for, finish
+from archlab.config.compose import asked_for, finish, numbers_as_typed
 from archlab.config.messages import explain
 from archlab.config.plan import Plan
 from archlab.records.reader import read_run
@@ -186,7 +186,8 @@ def finished(cfg: DictConfig) -> DictConfig:
     try:
         own = [folder for folder in (own_of_job(),) if folder]
         words = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # a reference in them as it was typed
-        return finish(cfg, settings.runtime.choices, asked_for(words), own)
+        with numbers_as_typed(words):
+            return finish(cfg, settings.runtime.choices, asked_for(words), own)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
 

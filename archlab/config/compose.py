@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,10 +24,10 @@ from archlab.base.configuration import copied, has_references, plain_dict
 from archlab.base.errors import UserError
 from archlab.base.messages import beyond_the_machine
 from archlab.base.nested import leaves
-from archlab.base.words import key_of, plain
+from archlab.base.words import key_of, plain, value_of
 from archlab.config.messages import explain, in_one_line
 from archlab.config.overrides import Known, conf_dir, normalise, refuse_of_the_command_line, refuse_twice
-from archlab.config.plan import Plan, layer_plans
+from archlab.config.plan import Plan, course, layer_plans
 from archlab.config.tuning import check_there, second_axis
 from archlab.config.whole import whole
 
@@ -46,7 +48,8 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
 def in_turn(*overrides: str, config_dir: str | Path | None = None) -> DictConfig:
     """The same of words from more than one hand, as a claim's and then an arm's, where a later one takes the place of an earlier one."""
     cfg, words = composed(overrides, config_dir)
-    return finish(cfg, cfg.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
+    with numbers_as_typed(words):
+        return finish(cfg, cfg.hydra.runtime.choices, asked_for(words), [Path(config_dir)] if config_dir else [])
 
 
 @checked
@@ -75,7 +78,8 @@ def plans(*overrides: str, config_dir: str | Path | None = None) -> list[Plan]:
         parsed = parser.parse_overrides(words)
         check_how_many([override for override in parsed if override.is_sweep_override()])
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
+    with numbers_as_typed(words):
+        made = [plan_of([as_typed(word) for word in job], own) for job in jobs]
     refuse_the_same_run(made)
     return made
 
@@ -84,12 +88,24 @@ def refuse_the_same_run(made: Sequence[Plan]) -> None:
     """Raises UserError where two plans of a sweep settle to one configuration: one of them would change nothing."""
     earlier: dict[str, Plan] = {}
     for plan in made:
-        other = earlier.setdefault(json.dumps(plain_dict(plan.cfg), sort_keys=True, default=str), plan)
+        other = earlier.setdefault(json.dumps(shares_counted(plan.cfg), sort_keys=True, default=str), plan)
         if other is not plan:
             both = dict.fromkeys(" ".join(one.overrides) for one in (other, plan))
             raise UserError(
                 f"{' and '.join(both)}: the same run twice in one sweep, which changes nothing; name each once"
             )
+
+
+def shares_counted(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, with how many layers or steps in the place of a share that comes to so many."""
+    from archlab.config.groups import made, target
+
+    plain, steps = plain_dict(cfg), cfg.train.steps
+    if layers_of := getattr(target(cfg, "residual"), "n_post", None):
+        plain["residual"]["share"] = layers_of(cfg.residual.share, len(course(cfg)))
+    if "share" in plain["average"]:
+        plain["average"]["share"] = steps - made(cfg, "average").after(steps)
+    return plain
 
 
 def check_how_many(swept: Sequence[Override]) -> None:
@@ -140,6 +156,27 @@ def plan_of(words: Sequence[str], own: Sequence[Path]) -> Plan:
     cfg = whole(words, own)
     settled = finish(cfg, cfg.hydra.runtime.choices, asked_for(words), own)
     return Plan(tuple(plain(word) for word in words), settled, tuple(layer_plans(settled)))
+
+
+@contextmanager
+def numbers_as_typed(words: Sequence[str]) -> Iterator[None]:
+    """Within it a UserError about an option shows its number as somebody typed it, such as 1e3, and not as it was read."""
+    try:
+        yield
+    except UserError as error:
+        key, (shown, colon, why) = key_of(str(error)), value_of(str(error)).partition(":")
+        for word in map(plain, words):
+            if key_of(word) == key:
+                for typed in value_of(word).split(","):
+                    if same_number(typed, shown):
+                        raise UserError(f"{key}={typed}{colon}{why}") from None
+        raise
+
+
+def same_number(one: str, other: str) -> bool:
+    with suppress(ValueError):
+        return float(one) == float(other)
+    return False
 
 
 def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[DictConfig, list[str]]:

@@ -5,7 +5,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,12 +27,13 @@ from archlab.config.assemble import MADE_FROM, assemble_without_weights
 from archlab.config.compose import in_turn
 from archlab.config.overrides import conf_dir
 from archlab.config.presets import in_rules_too, overruled
-from archlab.hub.classes import as_its_class_has_it, check_nothing_left_out, known_to_transformers
+from archlab.hub.classes import known_to_transformers
 from archlab.hub.experts import in_one_piece, in_pieces
 from archlab.hub.families import FAMILIES, Family, kind_of
 from archlab.hub.fields import check_fields
-from archlab.hub.reading import Words
+from archlab.hub.reading import Config
 from archlab.hub.rows import Row
+from archlab.hub.saying import by_field, said_by
 from archlab.hub.writing import as_released
 from archlab.model.decoder import Decoder
 
@@ -193,23 +193,9 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
             " are read; use the release in bf16 or fp16, or dequantise it first"
         )
     try:
-        words = words_of(family, config)
-    except KeyError as error:
-        raise UserError(f"config.json: {error.args[0]} is missing; a {kind} model needs it") from None
-    except MISREAD as error:
-        raise UserError(f"config.json: holds a value of the wrong type for a {kind} model: {error}") from None
-    taken = {key_of(word) for word in overrides}
-    if "preset" in taken:
-        raise UserError(
-            "preset: config.json already describes the model of these weights; override single options instead"
-        )
-    for key in taken:
-        if key != "train.train_len" and key.split(".")[0] in OF_A_RUN:
-            raise UserError(
-                f"{key}: changes nothing of a decoder whose weights are loaded; override options of its blocks, as in mask=window"
-            )
-    kept = [word for word in words if not overruled(key_of(word), taken)]
-    cfg = in_turn(*in_rules_too(kept, overrides, [conf_dir()]), *overrides)
+        cfg = as_configured(family, config, overrides)
+    except UserError as error:
+        raise by_field(family, config, error) from None
     decoder = assemble_without_weights(cfg)
     tensors = without_beyond(family.beyond(config), tensors)
     check_numbers(family, tensors)
@@ -222,35 +208,21 @@ def assembled(config: Mapping[str, Any], tensors: Mapping[str, Tensor], override
     return decoder.requires_grad_().eval()
 
 
-MISREAD = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""What reading a config.json raises that lacks a field, or holds one that it cannot go by."""
-
-
-def words_of(family: Family, config: Mapping[str, Any]) -> Words:
-    """A config.json as overrides, read as its class has it.
-
-    Raises UserError. Of one that its class refuses, what no block does or no model can have is said first, since that
-    names the field.
-    """
-    try:
-        whole_config = as_its_class_has_it(config)
-    except UserError:
-        with suppress(*MISREAD):  # of which the class has said what there is to say
-            in_turn(*plain_words(family, config))
-        raise
-    return plain_words(family, whole_config)
-
-
-def plain_words(family: Family, config: Mapping[str, Any]) -> Words:
-    check_nothing_left_out(config)
-    return [plain_word(word) for word in family.words(config)]
-
-
-def plain_word(word: str) -> str:
-    """An override made from a config.json: its value must be a name or a number, with no other syntax in it."""
-    if not re.fullmatch(r"(layers\[\d*:\d*(:\d+)?\]\.)?[a-z_0-9.]+=([A-Za-z0-9_.+-]+|\[[0-9.e,+-]+\])", word):
-        raise UserError(f"config.json: {word[:120]}: is neither a name nor a number; fetch it again")
-    return word
+def as_configured(family: Family, config: Config, overrides: Sequence[str]) -> DictConfig:
+    """What a config.json says, under other options. Raises UserError."""
+    words = said_by(family, config)
+    taken = {key_of(word) for word in overrides}
+    if "preset" in taken:
+        raise UserError(
+            "preset: config.json already describes the model of these weights; override single options instead"
+        )
+    for key in taken:
+        if key != "train.train_len" and key.split(".")[0] in OF_A_RUN:
+            raise UserError(
+                f"{key}: changes nothing of a decoder whose weights are loaded; override options of its blocks, as in mask=window"
+            )
+    kept = [word for word in words if not overruled(key_of(word), taken)]
+    return in_turn(*in_rules_too(kept, overrides, [conf_dir()]), *overrides)
 
 
 def rows_of(family: Family, ours: Mapping[str, Tensor], cfg: DictConfig) -> list[Row]:
@@ -332,7 +304,8 @@ def renamed(family: Family, decoder: Decoder, cfg: DictConfig, tensors: Mapping[
         found["head.weight"] = found.get("embedding.weight", torch.empty(0))
         used |= {name for name in tensors if name == "lm_head.weight"}
     missing = [name for name in shapes if name not in found]
-    unused = [name for name in tensors if name not in used and not name.endswith(family.skipped)]
+    # Without numbers are such as the shared experts of a model that has none.
+    unused = [n for n, tensor in tensors.items() if n not in used and tensor.numel() and not n.endswith(family.skipped)]
     if missing:
         raise UserError(
             f"weights: {', '.join(missing[:5])} of {len(missing)} missing; the weights are incomplete, or of another model"

@@ -5,6 +5,7 @@ has the fields of summary.json.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -112,8 +113,8 @@ def check_summary(content: object) -> Mapping[str, Any]:
         raise Unreadable(f"lacks {', '.join(sorted(missing))}")
     summary = checked(Summary, content)
     for _, part in within(summary):
-        if isinstance(part, int | float) and not -BOUND <= part <= BOUND:
-            raise Unreadable(f"holds {part}, which is not a measurement")
+        if not measured(part):
+            raise Unreadable(no_measurement(part))
     return summary
 
 
@@ -143,6 +144,18 @@ def check_overrides(content: object) -> list[str]:
     return words
 
 
+def measured(value: object) -> bool:
+    """False of a number that no measurement comes to."""
+    return not isinstance(value, int | float) or -BOUND <= value <= BOUND
+
+
+def no_measurement(value: float) -> str:
+    """Why it is refused, in the words of JSON."""
+    if math.isfinite(value):
+        return f"holds {value:g}, which is not a measurement"
+    return f"holds {json.dumps(value)}, which is no number; archlab writes null where there is none"
+
+
 def checked(kind: Any, content: Any) -> Any:
     """The content, if it is of this kind. Raises Unreadable, with the first field that is not."""
     try:
@@ -153,5 +166,7 @@ def checked(kind: Any, content: Any) -> Any:
         where = ".".join(map(str, first["loc"])) or "it"
         if kind in (list[Logged], list[StepLine]):  # whose items are lines
             where = re.sub(r"^(\d+)\.?", lambda number: f"line {int(number[1]) + 1}: ", where).rstrip(": ")
+        if not measured(first["input"]):
+            raise Unreadable(f"{where}: {no_measurement(first['input'])}") from None
         raise Unreadable(f"{where}: {first['msg'].removeprefix('Input ').lower()}") from None
     return content

@@ -92,6 +92,10 @@ def assembled(cfg: DictConfig, price: Mapping[str, Any], decoder: Decoder) -> Re
 
 def structure(decoder: Decoder) -> Iterator[tuple[str, str]]:
     """What there is besides one layer after the other: a loop, and skips over layers."""
+    variants = [layer.residual.variant for layer in decoder.layers]
+    if len(set(variants)) > 1:
+        counted_by_variant = (f"{variants.count(variant)} {variant}" for variant in dict.fromkeys(variants))
+        yield "residual", f"of {len(variants)} layers {', '.join(counted_by_variant)}"
     if looped := looped_layers(decoder.course):
         deep = f"so that {len(decoder.course)} follow each other with the weights of {len(decoder.layers)}"
         yield looped_in_words(looped), f"applied {times_of(decoder.course)} times in turn, {deep}"

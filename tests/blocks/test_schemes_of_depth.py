@@ -9,6 +9,7 @@ from torch import nn
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
 
+import archlab
 from archlab.base.errors import UserError
 from archlab.blocks.roles import DECAYING, Role
 
@@ -233,3 +234,9 @@ def test_packed_members_have_schemes_of_their_own(name):
     packed = torch.vmap(lambda own: torch.func.functional_call(decoders[0], own, (tokens,)))(weights)
     torch.testing.assert_close(packed, torch.stack([decoder(tokens) for decoder in decoders]), **MANY_LAYERS)
     assert LAYERS != 2
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.25, "of 2 layers 1 post, 1 pre"), (0.5, "of 2 layers 1 post, 1 pre")])
+def test_how_many_layers_a_share_comes_to_is_shown(share, told, capsys):
+    print(archlab.show("size=nano", "size.n_layers=2", "residual=mix", f"residual.share={share}"))
+    assert told in " ".join(capsys.readouterr().out.split())

@@ -1247,6 +1247,27 @@ def test_a_line_at_the_end_that_was_taken_out_is_found_by_what_rests_on_it(regis
         decide_again()
 
 
+@pytest.mark.parametrize("damaged", ["cut off", "", "{}", "[1]", "another verdict"])
+def test_a_kept_result_that_is_damaged_is_refused_and_not_decided_again_in_silence(registered, damaged):
+    folder, decide_again = registered
+    kept = folder / "out" / "mine" / "result.json"
+    whole = kept.read_text()
+    verdict = json.loads(whole)["verdict"]
+    kept.write_text(
+        {"cut off": whole[: len(whole) // 2], "another verdict": whole.replace(verdict, "TRUE")}.get(damaged, damaged)
+    )
+    before, lines = kept.read_text(), (folder / "out" / "verdicts.jsonl").read_text()
+    with pytest.raises(UserError) as refused:
+        decide_again()
+    assert str(refused.value) == (
+        f"{kept}: is not what was written there; put back what was, or remove it, and the claim is decided again from its runs"
+    )
+    assert kept.read_text() == before and (folder / "out" / "verdicts.jsonl").read_text() == lines
+    kept.unlink()
+    decide_again()
+    assert json.loads(kept.read_text())["verdict"] == verdict
+
+
 def test_a_last_verdict_that_was_taken_back_is_found_though_an_earlier_one_is_like_it(registered):
     folder, decide_again = registered
     written(folder, quick="nor here")

@@ -653,3 +653,18 @@ def test_what_changes_nothing_is_refused_with_its_reason(words, says, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["train.steps=1e3"], ["show", "train.steps=1e3"], ["-m", "train.steps=1e3,20"]], ids=" ".join
+)
+def test_a_number_is_answered_as_it_was_typed(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert capsys.readouterr().err.endswith("archlab: train.steps=1e3: should be a valid integer\n")
+
+
+def test_a_number_of_some_layers_too(capsys):
+    with pytest.raises(SystemExit):
+        main(["layers[0::2].size.d_ff=1e1"])
+    assert capsys.readouterr().err == "archlab: layers[0::2].size.d_ff=1e1: should be a whole number, 1 or more\n"

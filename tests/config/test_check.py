@@ -24,6 +24,8 @@ WRONG_TYPES = [
         ["residual.gains=deepest", "'deepnet'", "'glm'"],
         ["residual=deep", "residual.gains=glm"],
     ),
+    (["train.steps=1e3"], ["train.steps=1e3", "should be a valid integer"], ["train.steps=1000"]),
+    (["train.lr=-1e-3"], ["train.lr=-1e-3", "greater than 0"], ["train.lr=1e-3"]),
     (["ffn.bias=perhaps"], ["ffn.bias=perhaps", "boolean"], ["ffn.bias=true"]),
     (["ffn.dropout=1.0"], ["ffn.dropout=1.0", "less than 1"], ["ffn.dropout=0.5"]),
     (["pos.layout=thirds"], ["pos.layout=thirds", "'half'", "'interleaved'"], ["pos.layout=interleaved"]),

@@ -90,7 +90,21 @@ def test_what_changes_an_operation_or_a_shape_is_another_program(word, one):
     assert one.program_key != other.program_key
 
 
-@pytest.mark.parametrize("words", [["seed=0,0"], ["pos.base=1e4,10000.0"], ["norm=rms,layer", "pos=rope,alibi,rope"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=0,0"],
+        ["pos.base=1e4,10000.0"],
+        ["norm=rms,layer", "pos=rope,alibi,rope"],
+        ["residual=mix", "size.n_layers=2", "residual.share=0.25,0.5"],
+        ["average=tail", "train.steps=30", "average.share=0.2,0.21"],
+    ],
+)
 def test_the_same_run_twice_in_a_sweep_is_refused(words):
     with pytest.raises(UserError, match="the same run twice in one sweep"):
         plans(*SMALL[:1], *words)
+
+
+def test_shares_of_other_numbers_of_layers_or_steps_are_other_runs():
+    assert len(plans(*SMALL[:1], "residual=mix", "size.n_layers=4", "residual.share=0.25,0.5")) == 2
+    assert len(plans(*SMALL[:1], "average=tail", "train.steps=30", "average.share=0.2,0.25")) == 2

@@ -9,7 +9,7 @@ from archlab.base.errors import UserError
 from archlab.config.compose import in_turn
 from archlab.hub import classes
 from archlab.hub.families import FAMILIES
-from archlab.hub.files import MISREAD, words_of
+from archlab.hub.saying import MISREAD, words_of
 from archlab.hub.writing import unlike
 
 transformers = pytest.importorskip("transformers")

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from oracles import built
-from test_hub import NEW, OLD, InFloat64, angles_of, changed, folder, refused, relative, tokens  # noqa: F401
+from test_hub import LATENT, MANY, NEW, OLD, InFloat64, angles_of, changed, folder, refused, relative, tokens  # noqa: F401
 
 from archlab import hub
 from archlab.base.errors import UserError
-from archlab.hub import classes
+from archlab.hub import classes, files
 
 transformers = pytest.importorskip("transformers")
 
@@ -89,6 +89,7 @@ FOUND = {
     "longrope, a length beside another inside": ("Llama", NEW, dict(rope_parameters=None, rope_scaling=dict(rope_type="longrope", short_factor=[1.0] * 4, long_factor=[1.5] * 4, original_max_position_embeddings=48), original_max_position_embeddings=16)),
     "gemma 3, a length that its layer types do not read": ("Gemma3Text", GEMMA, dict(rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4)), original_max_position_embeddings=8)),
     "gemma 3, untruncated beside its layer types": ("Gemma3Text", GEMMA, dict(rope_parameters=dict(truncate=False, full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
+    "deepseek 3 without shared experts": ("DeepseekV3", MANY | LATENT | dict(n_routed_experts=6, n_group=1, topk_group=1, n_shared_experts=0)),
     "relu squared": ("Phi", NEW, dict(hidden_act="relu2")),
 }  # fmt: skip
 
@@ -150,6 +151,38 @@ def test_a_field_of_a_class_that_no_family_reads_is_refused_where_it_is_not_its_
 def test_what_transformers_reads_and_no_family_is_refused_by_name(said, told, folder):  # noqa: F811
     changed(folder, **said)
     refused(folder, told)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (dict(rope_parameters=None, rope_theta=None), "rope_theta=null: a llama model goes by it; give a number, or leave the field out"),
+        (dict(rope_parameters=dict(rope_type="default", rope_theta=None)), "rope_parameters.rope_theta=null: a llama model goes by it; give a number, or leave the field out"),
+        (dict(rope_parameters=YARN | dict(factor=None)), None),
+        (dict(rms_norm_eps=None), "rms_norm_eps=null: a llama model goes by it; give a number, or leave the field out"),
+        (dict(num_attention_heads=None), "num_attention_heads=null: a llama model goes by it; give a whole number"),
+        (dict(rms_norm_eps=0.0), "rms_norm_eps=0.0: norm.eps=0.0: should be greater than 0"),
+        (dict(intermediate_size=0), "intermediate_size=0: size.d_ff=0: should be 'matched' or should be greater than or equal to 1"),
+        (dict(rms_norm_eps=None, intermediate_size=None), "intermediate_size=null: a llama model goes by it"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_refused_has_the_name_that_it_has_in_config_json(said, told, folder):  # noqa: F811
+    """A null too, but for one that transformers takes as left out."""
+    changed(folder, **said)
+    if told is None:
+        hub.load(folder)
+    else:
+        refused(folder, f"^config.json: {told}")
+
+
+@pytest.mark.parametrize("said", ["rms_norm_eps", "num_attention_heads", "hidden_size"])
+def test_without_a_class_of_transformers_too(said):
+    """Of Baichuan there is none."""
+    c = dict(model_type="baichuan", vocab_size=61, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, intermediate_size=40,
+             hidden_act="silu", rms_norm_eps=1e-5, max_position_embeddings=64)  # fmt: skip
+    with pytest.raises(UserError, match=f"^config.json: {said}=null: a baichuan model goes by it; give a"):
+        files.assembled(c | {said: None}, {})
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Bloom"])
