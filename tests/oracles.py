@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import archlab
 from archlab.blocks.context import AttentionContext
-from archlab.blocks.kernel import fused_kernel
+from archlab.blocks.kernel import explicit_scores, fused_kernel
 from archlab.blocks.token_positions import at_the_start
 from archlab.config.compose import in_turn
 from archlab.model.decoder import Decoder
@@ -45,7 +45,7 @@ def options(group: str) -> list[str]:
 
 def attentions() -> list[str]:
     """The mixers with softmax scores; another's numbers are held to an oracle in a test file of its own."""
-    return [name for name in options("mixer") if hasattr(block_and_options("mixer", name)[0], "scores")]
+    return [name for name in options("mixer") if hasattr(block_and_options("mixer", name)[0], "queries_and_keys")]
 
 
 def admits(pos: str, mask: str, mixer: str) -> bool:
@@ -267,3 +267,9 @@ def gradients(output: Tensor, inputs, seed: int = 5) -> tuple[Tensor, ...]:
     """Of a random direction of the output, the same one for every output of one shape."""
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.autograd.grad((output * direction.to(output.dtype)).sum(), list(inputs))
+
+
+def scores_of(attention, x, context, block):
+    """The scores of a block of queries, biases included, before they become weights; float32, -inf where a key is masked."""
+    q, k = attention.queries_and_keys(x, context)
+    return explicit_scores(q, k, attention.own_bias(x, context).of(block), attention.cap)

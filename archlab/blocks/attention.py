@@ -32,7 +32,7 @@ from archlab.blocks.attention_parts import (
     without_own_bias,
 )
 from archlab.blocks.causal_conv import Canon, CausalConv
-from archlab.blocks.context import AttentionContext, QueryBlock
+from archlab.blocks.context import AttentionContext
 from archlab.blocks.contracts import Mask, Mixer, Norm, Position, Stream
 from archlab.blocks.kernel import (
     Kernel,
@@ -239,11 +239,6 @@ class Attention(Mixer):
         k = self.clip(self.norm_and_split(self.k_norm, self.heads, self.k_conv(self.k_proj(x), context)))
         q = self.factors(self.rescale(context.rotate_queries(q)))
         return self.tune(self.sharpen(q, context), context), context.rotate_keys(k)
-
-    def scores(self, x: Stream, context: AttentionContext, block: QueryBlock) -> Float[Tensor, "batch heads query key"]:
-        """The scores of a block of queries, biases included, before they become weights; float32, -inf where a key is masked."""
-        q, k = self.queries_and_keys(x, context)
-        return explicit_scores(q, k, self.own_bias(x, context).of(block), self.cap)
 
     def look(self, q: Tensor, k: Tensor, context: AttentionContext) -> Mapping[str, Tensor]:
         """What `seen_of` says of the first sequence's last block of queries."""

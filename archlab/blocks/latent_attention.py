@@ -130,7 +130,7 @@ class Latent(Mixer):
         return seen_of(scores, scores.softmax(dim=-1), block)
 
     def for_packs(self) -> None:
-        """Takes the explicit kernel, since torch 2.13 has no vmap rule for fused attention, forward or backward."""
+        """Takes the explicit kernel: `archlab.blocks.folded`, which is fused under vmap, is for values as wide as queries."""
         self.kernel = explicit_kernel(leave)
 
     # ------------------------------------------------------------ what it says of itself

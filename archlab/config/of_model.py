@@ -12,6 +12,7 @@ from archlab.blocks.contracts import Mask, Norm, Position
 from archlab.blocks.flex import LEAST_HEAD_DIM
 from archlab.config.groups import leaks, option, target
 from archlab.config.plan import course, layer_plans
+from archlab.data.corpus import check_prefix as check_shares
 from archlab.model.decoder import Decoder
 
 
@@ -172,8 +173,7 @@ def check_prefix(cfg: DictConfig, decoder: Decoder, explicit: Collection[str]) -
                 "prefix=null: mask=prefix needs a prefix to attend to in both directions; give two shares, such as [0.25,0.75]"
             )
         return
-    if len(cfg.prefix) != 2 or not 0 <= cfg.prefix[0] <= cfg.prefix[1] < 1:
-        raise UserError(f"prefix={list(cfg.prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")
+    check_shares(cfg.prefix)
     if target(cfg, "mask").bidirectional:
         raise UserError(
             f"prefix={list(cfg.prefix)}: changes nothing under mask=full, which scores only the last target; leave it out"

@@ -220,7 +220,6 @@ def hash_of(*parts: Integer[np.ndarray, " _"]) -> str:
 
 
 def check_prefix(prefix: Sequence[float] | None) -> None:
-    if prefix is not None and not (len(prefix) == 2 and 0 <= prefix[0] <= prefix[1] <= 1):
-        raise UserError(
-            f"prefix={list(prefix)}: not a range of shares of the sequence; use [low, high] with 0 <= low <= high <= 1"
-        )
+    """Raises UserError where a prefix is no range of shares of a sequence that leave some of it."""
+    if prefix is not None and not (len(prefix) == 2 and 0 <= prefix[0] <= prefix[1] < 1):
+        raise UserError(f"prefix={list(prefix)}: should be two shares [low,high] with 0 <= low <= high < 1")

@@ -92,11 +92,14 @@ def refusal(plan: Plan) -> str | None:
 def bytes_each(plan: Plan) -> float:
     """Of memory that a member takes: weights, their copies, gradients, the optimizer's states and what the backward pass needs.
 
-    Attention is counted as unfused, which is the most that it takes: its weights for every query and key.
+    Attention is counted as unfused, which is the most that it takes: its weights for every query and key. So are numbers of
+    bf16 on a CPU as float32 ones: its streams and norms are, and so is what fused attention keeps there
+    (`archlab.blocks.kernel.torchs_own`).
     """
     cfg = plan.cfg
     where = runtime(cfg.device, cfg.precision)
-    numbers: Literal["fp32", "bf16"] = "fp32" if where.dtype == torch.float32 else "bf16"
+    wide = where.dtype == torch.float32 or where.device.type == "cpu"
+    numbers: Literal["fp32", "bf16"] = "fp32" if wide else "bf16"
     batch = cfg.train.batch_size // cfg.train.accumulate
     settings = replace(memory_settings(cfg), batch=batch, weights=numbers, attention="unfused")
     return estimate(assemble_without_weights(cfg), settings, cfg.train.train_len).total

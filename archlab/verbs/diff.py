@@ -89,14 +89,11 @@ class Ladder(Shown):
         return tables.ladder([(rung.about, rung.words, n_params) for rung, n_params in rows])
 
 
-def climb(first: str, second: str, *, config_dir: str | Path | None = None) -> Ladder:
-    """The overrides from the first model to the second, change by change. Raises UserError."""
-    own = Path(config_dir) if config_dir else None
-    return way_between(*two("diff", (first, second), own), own)
-
-
 def way_between(first: NamedModel, second: NamedModel, own: Path | None = None) -> Ladder:
-    """The same for models that are already found; `own` is the folder of the user's own options."""
+    """The overrides from the first model to the second, change by change; `own` is the folder of the user's own options.
+
+    Raises UserError.
+    """
     n_changes = len(list(changes(first.cfg, second.cfg, own)))
     rungs = list(track(ladder(first, second, own), "ladder", n_changes + 1))
     return Ladder(rungs, [count_parameters(assemble_without_weights(rung.cfg)) for rung in rungs])

@@ -17,8 +17,9 @@ from archlab.benchmark.machine import machine_of, processor
 from archlab.benchmark.peak import matrix_product
 from archlab.benchmark.speed import MODES, rates, speed
 from archlab.benchmark.workload import OneBatch, Workload
-from archlab.config.compose import compose, in_turn
+from archlab.config.compose import compose, in_turn, plans
 from archlab.data.batch import Batch
+from archlab.runs.packs import bytes_each
 from archlab.train.loop import train
 from archlab.train.runtime import Runtime
 
@@ -275,3 +276,10 @@ def test_the_best_weights_are_a_copy_too():
     cfg = in_turn(*NANO, "memory.weights=fp32", "average=ema", "train.patience=2", "train.eval_every=1")
     kept = archlab.memory(cfg).to_pandas()
     assert kept["copies of the weights"] == 2 * kept["weights"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pack_takes_no_more_than_what_its_size_goes_by(precision):
+    (plan,) = plans("size=nano", "train.train_len=64", "train.batch_size=8", "device=cpu", f"precision={precision}")
+    machine = Runtime(CPU, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    assert memory.peak_of_pack(plan.cfg, 4, machine) <= 4 * bytes_each(plan)

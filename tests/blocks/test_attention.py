@@ -22,6 +22,7 @@ from oracles import (
     make_reading,
     options,
     randomise,
+    scores_of,
 )
 from torch import nn
 
@@ -79,7 +80,7 @@ def test_agrees_with_torchs_multihead_attention():
     expected, weights = theirs(x, x, x, attn_mask=hidden, average_attn_weights=False)
     torch.testing.assert_close(ours(x, context), expected, **EXACT)
     torch.testing.assert_close(gradients(ours(x, context), [x]), gradients(expected, [x]), **EXACT)
-    torch.testing.assert_close(ours.scores(x, context, context.everything).softmax(dim=-1), weights, **EXACT)
+    torch.testing.assert_close(scores_of(ours, x, context, context.everything).softmax(dim=-1), weights, **EXACT)
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_agrees_with_torchs_multihead_attention():
 def test_scores_are_what_the_output_is_made_of(name, pos, mask):
     attention = make_attention(name, pos=pos, mask=mask).double()
     x, context = draw_input(), read_of(pos, mask)
-    scores = attention.scores(x, context, context.everything)
+    scores = scores_of(attention, x, context, context.everything)
     assert torch.equal(scores.isneginf().any(dim=1), ~context.everything.can_attend.expand(BATCH, SEQ, SEQ))
     v = attention.heads(attention.v_proj(x)).repeat_interleave(
         HEADS // KV_HEADS_OF.get(name, attention.k_proj.out_features // HEAD_DIM), dim=1
@@ -102,7 +103,7 @@ def test_scores_are_what_the_output_is_made_of(name, pos, mask):
 
 def test_first_row_of_a_causal_mask_reads_itself_alone():
     attention, x, context = make_attention("mha").double(), draw_input(), make_reading("none", "causal", SEQ)
-    weights = attention.scores(x, context, context.everything).softmax(dim=-1)
+    weights = scores_of(attention, x, context, context.everything).softmax(dim=-1)
     assert torch.equal(weights[:, :, 0, 0], torch.ones(BATCH, HEADS).double())
     assert not weights[:, :, 0, 1:].any()
     own = attention.out_proj(attention.v_proj(x))
@@ -111,7 +112,7 @@ def test_first_row_of_a_causal_mask_reads_itself_alone():
 
 def test_scores_are_float32_in_a_bfloat16_model():
     attention, context = make_attention("mha", pos="alibi").bfloat16(), make_reading("alibi", "causal", SEQ)
-    assert attention.scores(draw_input().bfloat16(), context, context.everything).dtype == torch.float32
+    assert scores_of(attention, draw_input().bfloat16(), context, context.everything).dtype == torch.float32
 
 
 def test_softcap_keeps_scores_within_it_and_little_ones_as_they_were():
@@ -121,9 +122,9 @@ def test_softcap_keeps_scores_within_it_and_little_ones_as_they_were():
         make_attention("mha", mask="full", softcap=2.0).double(),
     )
     capped.load_state_dict(plain.state_dict())
-    scores, squashed = (attention.scores(50 * x, context, context.everything) for attention in (plain, capped))
+    scores, squashed = (scores_of(attention, 50 * x, context, context.everything) for attention in (plain, capped))
     assert scores.abs().max() > 100 and squashed.abs().max() <= 2.0
-    scores, squashed = (attention.scores(0.01 * x, context, context.everything) for attention in (plain, capped))
+    scores, squashed = (scores_of(attention, 0.01 * x, context, context.everything) for attention in (plain, capped))
     torch.testing.assert_close(squashed, scores, rtol=1e-6, atol=1e-12)  # tanh(x) = x (1 - x^2/3), x below 1e-3
 
 
@@ -217,7 +218,7 @@ def test_a_scale_of_the_users_stands_in_the_place_of_one_over_the_root_of_head_d
     x, context = draw_input(), read_of(pos, "causal")
     torch.testing.assert_close(scaled(x, context), plain(x, context), **EXACT)
     rows = context.everything
-    torch.testing.assert_close(scaled.scores(x, context, rows), plain.scores(x, context, rows), **EXACT)
+    torch.testing.assert_close(scores_of(scaled, x, context, rows), scores_of(plain, x, context, rows), **EXACT)
 
 
 # --- dropout ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from oracles import (  # fmt: skip
     make_attention,
     make_reading,
     randomise,
+    scores_of,
 )
 from torch import nn
 from torch.func import functional_call, stack_module_state
@@ -282,7 +283,7 @@ def forgotten(attention, x):
 def test_scores_are_shown_with_the_sums_of_the_layers_own_gates():
     attention, x = make_attention("gqa", forget=True).double(), draw_input()
     context = make_reading("none", "causal", SEQ)
-    shown = attention.scores(x, context, context.everything)
+    shown = scores_of(attention, x, context, context.everything)
     q, k = (proj(x).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj))
     sums = forgotten(attention, x)
     for b, h, i, j in product(range(BATCH), range(HEADS), range(SEQ), range(SEQ)):
@@ -417,7 +418,7 @@ def test_the_first_tokens_share_is_recorded_for_who_asks():
     decoder.layers[0].mixer.register_forward_pre_hook(lambda module, given: read.update(x=given[0]))
     decoder(tokens)
     attention = decoder.layers[0].mixer
-    exponentials = attention.scores(read["x"], context, context.everything).exp()
+    exponentials = scores_of(attention, read["x"], context, context.everything).exp()
     weights = exponentials / (exponentials.sum(-1, keepdim=True) + attention.weigh.sinks.view(-1, 1, 1).exp())
     torch.testing.assert_close(seen["first_token_share"], weights[..., 0].mean(), **EXACT)
 

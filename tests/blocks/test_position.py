@@ -19,6 +19,7 @@ from oracles import (
     make_attention,
     make_reading,
     randomise,
+    scores_of,
 )
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -212,7 +213,7 @@ def test_alibi_rewards_no_key_for_being_far_even_ahead():
     attention = make_attention("mha", pos="alibi", mask="prefix")
     attention.k_proj.weight.data.zero_()
     context = make_reading("alibi", "prefix", SEQ, prefix)
-    weights = attention.scores(torch.randn(1, SEQ, D_MODEL), context, context.everything).softmax(dim=-1)
+    weights = scores_of(attention, torch.randn(1, SEQ, D_MODEL), context, context.everything).softmax(dim=-1)
     for query in range(SEQ):
         readable = [key for key in range(SEQ) if key <= query or key < prefix]
         for near in readable:

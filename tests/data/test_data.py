@@ -116,7 +116,7 @@ def test_prefix_lengths_cover_their_range_evenly():
     assert counts[5:16].min() > 120 and counts.sum() == counts[5:16].sum() == 2000  # 182 each on average
 
 
-@pytest.mark.parametrize(("share", "seq_len", "expected"), [(0.0, 10, 1), (1.0, 10, 9), (0.5, 1, 1)])
+@pytest.mark.parametrize(("share", "seq_len", "expected"), [(0.0, 10, 1), (0.999, 10, 9), (0.5, 1, 1)])
 def test_a_prefix_has_a_token_and_leaves_some_to_score(share, seq_len, expected):
     batch = Offsets([share, share]).train(0, 0, 3, seq_len)
     assert batch.prefix_len.tolist() == [expected] * 3
@@ -129,7 +129,7 @@ def test_prefix_lengths_of_validation_do_not_depend_on_the_batch_size():
     assert torch.equal(one, many) and len(set(one.tolist())) > 3
 
 
-@pytest.mark.parametrize("prefix", [[0.5], [0.1, 0.2, 0.3], [0.6, 0.5], [-0.1, 0.5], [0.5, 1.1]])
+@pytest.mark.parametrize("prefix", [[0.5], [0.1, 0.2, 0.3], [0.6, 0.5], [-0.1, 0.5], [0.5, 1.0], [0.5, 1.1]])
 def test_a_wrong_prefix_is_named(prefix):
     with pytest.raises(UserError, match="^prefix="):
         check_prefix(prefix)

@@ -116,6 +116,14 @@ def test_infinity_is_read_as_transformers_writes_it(tmp_path):
     assert error(path) < 1e-9
 
 
+def test_a_mamba_2_is_what_its_file_holds_where_its_class_rescales_it_at_each_load(tmp_path):
+    given = dict(vocab_size=61, hidden_size=30, num_hidden_layers=2, num_heads=6, head_dim=10, expand=2, state_size=14, n_groups=3)  # fmt: skip
+    path = written(tmp_path, "Mamba2", given)
+    before = hub.load(path)(tokens())
+    changed(path, rescale_prenorm_residual=True)
+    assert torch.equal(hub.load(path)(tokens()), before)
+
+
 def test_a_number_for_llama_4s_switch_counts_as_true(tmp_path):
     """Its releases say 4, which their own class refuses."""
     path = written(tmp_path, "Llama4Text", NEW | HD | dict(num_local_experts=3, intermediate_size_mlp=20, no_rope_layers=[1, 0, 1], floor_scale=5))  # fmt: skip

@@ -16,6 +16,8 @@ from archlab.base.errors import UserError
 from archlab.cli import main as cli
 from archlab.contract import decoder
 from archlab.contract import verify as verifying
+from archlab.runs.named_model import two
+from archlab.verbs.diff import way_between
 from archlab.verbs.run import Sweep, TrainedRun
 
 SMALL = (
@@ -124,9 +126,7 @@ def test_diff_prints_what_the_command_prints(monkeypatch):
 
 
 def test_a_ladder_has_one_row_per_rung():
-    from archlab.verbs.diff import climb
-
-    way = climb("size=nano", "size=nano norm=layer ffn=gelu")
+    way = way_between(*two("diff", ("size=nano", "size=nano norm=layer ffn=gelu"), None))
     assert list(way.to_pandas()["changed"]) == ["", "norm", "ffn"]
 
 
