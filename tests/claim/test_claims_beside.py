@@ -119,7 +119,7 @@ def test_runs_that_are_not_packed_unasked_say_why(tmp_path, monkeypatch):
 def test_a_look_is_at_the_lengths_its_measure_reads_and_its_numbers_stay(tmp_path):
     (run,) = runs(tmp_path, rates=(1e-2,))
     run.do()
-    cfg = composed(*SMALL, "mask=window", "mask.window=5", "train.lr=1e-2")
+    cfg = composed(*SMALL, "eval.tokens=84", "mask=window", "mask.window=5", "train.lr=1e-2")
     for measure, lengths in (("loss_last@3", [3]), ("late_ratio@2", [1, 2]), ("val_loss", [1]), ("loss@7", [1, 2, 3])):
         whole, some = LookJob(run, cfg), LookJob(run, looked_at(measure, cfg))
         assert list(some.cfg.eval.lengths) == lengths and list(cfg.eval.lengths) == [1, 2, 3]
@@ -128,6 +128,8 @@ def test_a_look_is_at_the_lengths_its_measure_reads_and_its_numbers_stay(tmp_pat
             some.do()
             # A window that a longer one begins with is computed within it, in float32.
             assert course.value_of(some, measure) == pytest.approx(course.value_of(whole, measure), rel=1e-6)
+    unlike = composed(*SMALL, "eval.tokens=56")  # 42 are whole windows of each length, 56 of the first two
+    assert list(looked_at("loss@2", unlike).eval.lengths) == [1, 2, 3]
     few = composed(*SMALL, "eval.tokens=20")  # fewer than a window of the longest, which then says how many are scored
     assert list(looked_at("loss@2", few).eval.lengths) == [1, 2, 3]
 

@@ -170,7 +170,7 @@ def test_sliding_windows_and_a_prefix_are_refused_before_training():
     [
         ("eval.lengths=[2,1]", r"use \[1,2\]"),
         ("eval.lengths=[1,1,2]", r"use \[1,2\]"),
-        ("norm.eps=1e400", "norm.eps=inf: should be a finite number"),
+        ("norm.eps=1e400", "norm.eps=1e400: should be a finite number"),
         ("seed=9223372036854775808", "seed=9223372036854775808: should be less than"),
     ],
 )

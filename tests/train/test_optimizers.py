@@ -481,7 +481,7 @@ REFUSED = [
     (["optimizer.independent_decay=0"], "optimizer.independent_decay=0: ", ["optimizer.independent_decay=1e-4"]),
     (["optimizer.independent_decay=1.0"], "optimizer.independent_decay=1.0: ", ["optimizer.independent_decay=0.9"]),
     (["optimizer=muon", "optimizer.independent_decay=1e-4"], "optimizer.independent_decay=1e-4: optimizer=muon has no field", ["optimizer.independent_decay=1e-4"]),
-    (["residual=ngpt", "init=unit", "optimizer.independent_decay=1e-4"], "optimizer.independent_decay=0.0001: shortens weights", ["residual=ngpt", "init=unit", "train.weight_decay=0"]),
+    (["residual=ngpt", "init=unit", "optimizer.independent_decay=1e-4"], "optimizer.independent_decay=1e-4: shortens weights", ["residual=ngpt", "init=unit", "train.weight_decay=0"]),
     (["loss.label_smoothing=1"], "loss.label_smoothing=1: ", ["loss.label_smoothing=0.1"]),
 ]  # fmt: skip
 
