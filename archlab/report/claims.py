@@ -1,6 +1,7 @@
 """Decided claims -> a table, a plot of every value that was compared, and a page in words."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -226,6 +227,16 @@ def interval(part: Record) -> str:
 
 
 def draw_claim(record: Record, path: Path) -> Path | None:
+    """Saves the `figure_of` a claim; None where there is nothing to draw."""
+    figure = figure_of(record)
+    if figure is None:
+        return None
+    with whole(path) as part:
+        figure.savefig(part, dpi=110)
+    return path
+
+
+def figure_of(record: Record) -> Figure | None:
     """One panel per part: a dot for each arm and seed, the dots of a seed joined, and the value they are compared with; and
     one of the losses at each rate that was tried, where rates were."""
     everything = [*record["parts"], *record.get("controls", [])]
@@ -244,9 +255,16 @@ def draw_claim(record: Record, path: Path) -> Path | None:
         draw_part(axes, part)
     if rates:
         draw_rates(panels[-1], rates)
-    with whole(path) as part:
-        figure.savefig(part, dpi=110)
-    return path
+    return figure
+
+
+TITLE = 54
+"""Characters of a line of a panel's title: matplotlib itself wraps at the figure's edge, so that two titles would overlap."""
+
+
+def entitle(axes: Axes, *sentences: str) -> None:
+    lines = (line for sentence in sentences for line in textwrap.wrap(sentence, TITLE))
+    axes.set_title(in_plot("\n".join(lines)), fontsize=8.5)
 
 
 SCALES = {"n_params": ("parameters", "steps"), "tokens": ("tokens", "width")}
@@ -278,7 +296,7 @@ def draw_ladder(axes: Axes, rungs: Sequence[Record], scale: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel(name)
     axes.set_ylabel(in_plot(quantity(first)), wrap=True, fontsize=8)
-    axes.set_title(in_plot(f"{first['text']}, by {name}"), fontsize=8.5, wrap=True)
+    entitle(axes, f"{first['text']}, by {name}")
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -311,7 +329,7 @@ def draw_rates(axes: Axes, rates: Record) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss on the tuning part (nats per token)" + "\nhigher ones are cut off" * cut, fontsize=8)
-    axes.set_title("the rate of each arm, found on seeds of its own", fontsize=8.5, wrap=True)
+    entitle(axes, "the rate of each arm, found on seeds of its own")
     axes.legend(fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -345,7 +363,7 @@ def draw_part(axes: Axes, part: Record) -> None:
     axes.set_xticks(range(len(arms)), [in_plot(arm) for arm in arms])
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_ylabel(in_plot(measured(part)))
-    axes.set_title(in_plot(f"{part['text']}\n{part['verdict']}"), fontsize=8.5, wrap=True)
+    entitle(axes, part["text"], part["verdict"])
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -1,6 +1,7 @@
 """What pages say of decided claims: when they were registered, what survives, what costs as much, and where there is no number."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from test_ladder import made_up, wiggle  # noqa: F401 (a fixture)
 from archlab.claim import ladder, ledger, session
 from archlab.claim.jobs import RunJob
 from archlab.claim.record import keep_index, part_record, seconds_of
-from archlab.report.claims import bought, draw_part, earlier, failed_here, part_lines, standing
+from archlab.report.claims import bought, draw_part, earlier, failed_here, figure_of, part_lines, standing
 
 TODAY = "2026-01-05"
 
@@ -281,3 +282,19 @@ def test_the_time_that_a_claim_took_counts_a_pack_once(pack, seconds):
     job = object.__new__(RunJob)
     job.__dict__["record"] = {"wall_seconds": 30.0, "pack": pack}
     assert seconds_of(job) == seconds
+
+
+KEPT = sorted(Path(__file__).parents[2].glob("experiments/claims/*/result.json"))
+
+
+@pytest.mark.parametrize("kept", [pytest.param(file, id=file.parent.name) for file in KEPT])
+def test_no_title_of_a_plot_overlaps_another_or_leaves_the_picture(kept):
+    figure = figure_of(json.loads(kept.read_text()))
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    titles = sorted((axes.title.get_window_extent() for axes in figure.axes), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(titles))
+    assert (
+        titles[0].x0 >= 0 and titles[-1].x1 <= figure.bbox.width and max(box.y1 for box in titles) <= figure.bbox.height
+    )
