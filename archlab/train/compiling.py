@@ -153,12 +153,17 @@ def programs_of(decoder: Decoder) -> int:
 
 
 def written_into(layer: Layer) -> Iterator[tuple[Any, ...]]:
-    """What torch writes into a program of a layer: classes of its modules, their numbers and words, the functions they hold."""
+    """What torch writes into a program of a layer: classes of its modules, their numbers and words, the code of functions they hold.
+
+    A kernel that is made for each layer has one code in all of them.
+    """
     for path, module in layer.named_modules():
         yield path, type(module)
         for name, value in vars(module).items():
-            if isinstance(value, int | float | str | FunctionType):
+            if isinstance(value, int | float | str):
                 yield path, name, value
+            elif isinstance(value, FunctionType):
+                yield path, name, value.__code__
 
 
 def layer_calls(decoder: Decoder, compile: Compile) -> LayerCall:
